@@ -1,0 +1,136 @@
+"""The contract that every attention fulfils: ours, the baselines', and a user's own.
+
+Dimension suffixes used throughout ``danon``: B batch, H query heads, G key/value heads
+(G divides H), N tokens, D head width.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from danon.config import AttentionConfig
+
+__all__ = ["BaseAttention", "check_inputs"]
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class BaseAttention(nn.Module):
+    """A drop-in for scaled dot-product attention, and what the suites ask of one.
+
+    A subclass needs ``forward`` and a constructor that takes one
+    :class:`~danon.config.AttentionConfig`; everything else has a default.
+    """
+
+    semantics: ClassVar[str] = "not stated"
+    """What is computed, for the tables: ``exact``, ``window 256 + 64 sinks``, ``low rank`` ..."""
+
+    oracle_kind: ClassVar[str] = "self in float64"
+    """What :meth:`oracle` is: ``definition``, or the same code run in float64."""
+
+    config: AttentionConfig
+
+    def setup_attention(self, config: AttentionConfig) -> None:
+        """Keep the configuration (the seed's extension point)."""
+        self.config = config
+
+    def compute_attention(self, q: Tensor, k: Tensor) -> Tensor:
+        """Dense logits ``q k^T / sqrt(D)`` (B, H, N, N), later tokens hidden when causal.
+
+        Seed section 1.2. For short inputs: the matrix is materialised.
+        """
+        k_BHND = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        logits = q @ k_BHND.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if self.config.is_causal:
+            rows, cols = logits.shape[-2:]
+            later = torch.ones(rows, cols, dtype=torch.bool, device=q.device).triu(1)
+            logits = logits.masked_fill(later, -torch.inf)
+        return logits
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            q: queries (B, H, N, D).
+            k: keys (B, G, N, D).
+            v: values (B, G, N, D).
+            mask: key padding (B, N); nonzero or True marks a real token.
+
+        Returns:
+            (B, H, N, D) in the dtype of ``q``; a query that sees no token gets zeros.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    @classmethod
+    def build(cls, shape: AttentionConfig) -> Self:
+        """The instance the suites measure at this shape, with its default settings."""
+        return cls(shape)  # type: ignore[call-arg]
+
+    @classmethod
+    def unavailable(
+        cls, shape: AttentionConfig, *, length: int, dtype: torch.dtype, device: torch.device,
+        backward: bool,
+    ) -> str | None:  # fmt: skip
+        """Why this case cannot run here (a missing package, no CUDA ...), or None if it can."""
+        return None
+
+    def oracle(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The same result in float64, from the definition where there is one.
+
+        Args:
+            rows: query positions to compute, (R,) int64; None computes all.
+
+        Returns:
+            (B, H, R, D) float64, differentiable in q, k, v.
+        """
+        exact = copy.deepcopy(self).double()
+        out: Tensor = exact(q.double(), k.double(), v.double(), mask)
+        return out if rows is None else out[:, :, rows]
+
+    def visible_pairs(self, length: int) -> int | None:
+        """(query, entry) pairs of one head in a forward pass; None where that has no meaning."""
+        return None
+
+
+def check_inputs(
+    config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> None:
+    """Reject wrong shapes, dtypes and devices with an error that names what is allowed.
+
+    Raises:
+        ValueError: naming the tensor, what it is and what it must be.
+    """
+    if q.dim() != 4:
+        raise ValueError(f"q has shape {tuple(q.shape)}: must be (B, H, N, D)")
+    B, H, N, D = q.shape
+    if H != config.num_heads or D != config.head_dim:
+        raise ValueError(
+            f"q has shape {tuple(q.shape)}: must be (B, {config.num_heads}, N, {config.head_dim}) "
+            "as configured"
+        )
+    if N == 0:
+        raise ValueError(f"q has shape {tuple(q.shape)}: N must be at least 1")
+    want = (B, config.kv_heads, N, D)
+    for name, x in (("k", k), ("v", v)):
+        if tuple(x.shape) != want:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}: must be {want} to go with q")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(
+                f"{name} is {x.dtype} on {x.device}: must be {q.dtype} on {q.device} like q"
+            )
+    if q.dtype not in FLOAT_DTYPES:
+        raise ValueError(f"q is {q.dtype}: must be one of {', '.join(map(str, FLOAT_DTYPES))}")
+    if mask is not None:
+        if tuple(mask.shape) != (B, N):
+            raise ValueError(f"mask has shape {tuple(mask.shape)}: must be (B, N) = {(B, N)}")
+        if mask.device != q.device:
+            raise ValueError(f"mask is on {mask.device}: must be on {q.device} like q")
+        if mask.dtype.is_complex or (mask.dtype.is_floating_point and bool(mask.isnan().any())):
+            raise ValueError(f"mask is {mask.dtype} with NaN or complex: must be bool or 0 / 1")

@@ -1,0 +1,93 @@
+"""The one table of attentions: a name registered here appears in every suite."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from danon.attention.base import BaseAttention
+
+__all__ = ["get", "load", "names", "register"]
+
+_TABLE: dict[str, type[BaseAttention]] = {}
+_T = TypeVar("_T", bound=type[BaseAttention])
+
+
+def register(name: str) -> Callable[[_T], _T]:
+    """Class decorator: make the class known to every suite under ``name``.
+
+    Raises:
+        ValueError: the name is taken by another class.
+    """
+
+    def add(cls: _T) -> _T:
+        known = _TABLE.get(name)
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise ValueError(f"attention {name!r} is already registered: {known!r}")
+        _TABLE[name] = cls
+        return cls
+
+    return add
+
+
+def names() -> tuple[str, ...]:
+    """Registered names, in order of registration."""
+    return tuple(_TABLE)
+
+
+def get(name: str) -> type[BaseAttention]:
+    """The class behind a name.
+
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+    """
+    try:
+        return _TABLE[name]
+    except KeyError:
+        raise ValueError(f"unknown attention {name!r}; known: {', '.join(_TABLE)}") from None
+
+
+def load(target: str) -> str:
+    """Import ``path/to/file.py:Class`` or ``package.module:Class`` and register the class.
+
+    Returns:
+        The name it is registered under: the class name.
+
+    Raises:
+        ValueError: the target cannot be imported or is no attention class; says why.
+    """
+    place, _, attr = target.rpartition(":")
+    if not place or not attr:
+        raise ValueError(f"attention {target!r}: must be a registered name or 'file.py:Class'")
+    try:
+        if place.endswith(".py"):
+            path = Path(place).resolve()
+            spec = importlib.util.spec_from_file_location(f"danon_user_{path.stem}", path)
+            if spec is None or spec.loader is None or not path.is_file():
+                raise ValueError(f"attention {target!r}: no such file {path}")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses and pickling look classes up here
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"attention {target!r} does not import: {error!r}") from error
+    cls = getattr(module, attr, None)
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        classes = [n for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, nn.Module)]
+        raise ValueError(f"attention {target!r}: {attr} is not an nn.Module class; found: {classes}")
+    if not issubclass(cls, BaseAttention):
+        raise ValueError(
+            f"attention {target!r}: {attr} must subclass danon.BaseAttention (forward(q, k, v, "
+            "mask=None), constructor taking one config)"
+        )
+    register(attr)(cls)
+    return attr

@@ -1,0 +1,75 @@
+"""What is measured (:class:`Case`) and what came out (:class:`CaseResult`): plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+__all__ = ["Case", "CaseResult", "Phase", "Status"]
+
+Phase = Literal["forward", "forward+backward"]
+Status = Literal["measured", "unavailable", "over budget", "failed"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the scoreboard.
+
+    Attributes:
+        suite: speed, memory or scaling.
+        attention: registered name.
+        length: tokens N; 0 for a figure fitted over several lengths.
+        dtype: float32, bfloat16 or float16.
+        phase: forward, or forward+backward.
+        device: cpu or cuda.
+    """
+
+    suite: str
+    attention: str
+    length: int
+    dtype: str
+    phase: Phase
+    device: str = "cpu"
+    batch: int = 1
+    heads: int = 4
+    head_dim: int = 64
+    causal: bool = True
+
+    @property
+    def id(self) -> str:
+        return (
+            f"{self.suite}/{self.attention}/N{self.length}/{self.dtype}/{self.phase}/{self.device}"
+        )
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """The outcome of a case: figures, or the reason there are none.
+
+    Attributes:
+        status: measured; unavailable (cannot run here); over budget (would take longer than the
+            profile allows); failed (raised, or its correctness check did not pass).
+        reason: why there are no figures, in one line; empty when measured.
+        semantics: what the attention computes, in its own words.
+        metrics: scalar figures, names carry their unit: ``time_s``, ``time_ratio`` ...
+        samples: raw samples behind the metrics, in order of measurement.
+        check: the correctness check of this very case: kind, error, tolerance, rows.
+    """
+
+    case: Case
+    status: Status
+    reason: str = ""
+    semantics: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    check: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        values = json.loads(line)
+        return cls(case=Case(**values.pop("case")), **values)
