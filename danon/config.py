@@ -54,6 +54,8 @@ class AttentionConfig:
             rates (r_t, w_t, c_t) use it, so they never depend on how long an input happens to be.
             Longer inputs work.
         gradient_checkpointing: recompute each block in the backward pass.
+        kernel: attention kernel of every branch, a name of :mod:`danon.attention.kernels`;
+            ``auto`` follows the rule stated there.
     """
 
     hidden_size: int = 768
@@ -64,6 +66,7 @@ class AttentionConfig:
     vocab_size: int = 32000
     max_sequence_length: int = 1_000_000
     gradient_checkpointing: bool = False
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -113,6 +116,184 @@ class AttentionConfig:
     def shared(self) -> dict[str, Any]:
         """The fields of :class:`AttentionConfig` alone, to build another mechanism's from."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(AttentionConfig)}
+
+
+def _rate(alpha: float, length: int, largest: int) -> float:
+    """min(alpha * ln L, largest): the seed's form of every length-dependent size."""
+    return min(alpha * math.log(max(length, 2)), largest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MSRAConfig(AttentionConfig):
+    """Multi-scale recursive attention (:class:`danon.attention.msra.MSRA`).
+
+    Attributes:
+        num_levels: coarse scales with parameters of their own; deeper recursion reuses the last.
+        window: block length of level 0, in tokens; a multiple of the compression rate.
+        global_tokens: first tokens, visible to every query at full resolution.
+        compression_factor: r_max of r = min(compression_alpha * ln L, r_max), rounded (seed 1.3).
+        compression_alpha: alpha of the same.
+        feature_fusion: ``adaptive``: scale weights w_l = softmax(beta_l) per query (seed 1.1);
+            ``uniform``: none.
+        bidirectional_flow: both sides of the query at every scale; the opposite of ``causal``.
+            None follows ``causal``; without either, bidirectional.
+        calibration_factor: temperature of the coarse levels, 0 to 1. Averaging shortens keys and so
+            flattens the softmax over nodes; a node's key is scaled by (rms length of the keys under
+            it / its own length) ** calibration_factor.
+        stability_factor: soft cap of the learned scores: beta becomes tanh(s * beta) / s, so no
+            score can weigh more than e^(2/s) against another. 0: no cap.
+        memory_efficient: recompute the pooled nodes in the backward pass instead of keeping them.
+    """
+
+    num_levels: int = 3
+    window: int = 512
+    global_tokens: int = 64
+    compression_factor: int = 4
+    compression_alpha: float = 1.0
+    feature_fusion: Literal["adaptive", "uniform"] = "adaptive"
+    bidirectional_flow: bool | None = None
+    calibration_factor: float = 0.0
+    stability_factor: float = 0.5
+    memory_efficient: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.num_levels >= 1, self, "num_levels", ">= 1")
+        _require(self.compression_factor >= 2, self, "compression_factor", ">= 2")
+        _require(self.compression_alpha > 0, self, "compression_alpha", "> 0")
+        _require(self.global_tokens >= 0, self, "global_tokens", ">= 0")
+        _require(0 <= self.calibration_factor <= 1, self, "calibration_factor", "in [0, 1]")
+        _require(self.stability_factor >= 0, self, "stability_factor", ">= 0")
+        _require(self.window >= 1 and self.window % self.rate == 0, self, "window",
+                 f"a positive multiple of the compression rate {self.rate}")  # fmt: skip
+        _require(self.bidirectional_flow is None or self.causal is None
+                 or self.bidirectional_flow != self.causal, self, "bidirectional_flow",
+                 f"None or {not self.causal}, since causal = {self.causal}")  # fmt: skip
+
+    @property
+    def is_causal(self) -> bool:
+        return bool(self.causal) or self.bidirectional_flow is False
+
+    @property
+    def rate(self) -> int:
+        """r_t of seed section 1.3: nodes of one level under a node of the next."""
+        rate = _rate(self.compression_alpha, self.max_sequence_length, self.compression_factor)
+        return max(2, round(rate))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DALAConfig(AttentionConfig):
+    """Dynamic adaptive long-range attention (:class:`danon.attention.dala.DALA`).
+
+    Attributes:
+        block_size: tokens of a block.
+        state_update_frequency: blocks of a period; memory and state are updated once a period, and
+            the near window is the query's period and the one before.
+        memory_size: important tokens kept, at most.
+        importance_threshold: a token is kept only if sigmoid(importance) is larger, in [0, 1).
+        global_tokens: first tokens, visible to every query at full resolution.
+        window_beta: beta of w = min(window_max, ceil(beta * ln L)), tokens (seed 2.3). Head h
+            has w * 2 ** (h mod 4).
+        window_max: w_max of the same.
+        decay_rate: lambda of the decay exp(-lambda |i - j|), per token (seed 2.2).
+        decay: ``renormalized``: the decay is a logit bias; ``literal``: it multiplies after the
+            softmax, as the seed writes it.
+        use_adaptive_router: weigh the paths {near, memory, state} per query (seed 2.1).
+        router_temperature: tau of the router, > 0.
+        router_iterations: agreement updates b += y.a, >= 0.
+        attention_dropout: probability, while training, that a key is hidden from all queries
+            (dropped before the softmax).
+    """
+
+    block_size: int = 64
+    state_update_frequency: int = 8
+    memory_size: int = 512
+    importance_threshold: float = 0.5
+    global_tokens: int = 64
+    window_beta: float = 64.0
+    window_max: int = 512
+    decay_rate: float = 1e-4
+    decay: Literal["renormalized", "literal"] = "renormalized"
+    use_adaptive_router: bool = True
+    router_temperature: float = 0.1
+    router_iterations: int = 2
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("block_size", "state_update_frequency", "memory_size", "window_max"):
+            _require(getattr(self, name) >= 1, self, name, ">= 1")
+        for name in ("global_tokens", "decay_rate", "router_iterations"):
+            _require(getattr(self, name) >= 0, self, name, ">= 0")
+        for name in ("window_beta", "router_temperature"):
+            _require(getattr(self, name) > 0, self, name, "> 0")
+        for name in ("importance_threshold", "attention_dropout"):
+            _require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
+
+    @property
+    def period(self) -> int:
+        """Tokens between two updates of memory and state."""
+        return self.block_size * self.state_update_frequency
+
+    @property
+    def base_window(self) -> int:
+        """w_t of seed section 2.3, in tokens."""
+        return math.ceil(_rate(self.window_beta, self.max_sequence_length, self.window_max))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UCSAConfig(AttentionConfig):
+    """Unified compressed sparse attention (:class:`danon.attention.ucsa.UCSA`).
+
+    Attributes:
+        local_window_size: block length of the local window, tokens; a multiple of ``query_block``
+            and of the leaf size. A query sees its own block and the one before.
+        global_tokens: first tokens, visible to every query at full resolution.
+        compression_ratio: nodes of a level per node of the level below, in (0, 0.5]: 0.25 makes
+            every node the mean of four.
+        leaf_max: c_max of the leaf size c = min(leaf_alpha * ln L, c_max), tokens, rounded to a
+            power of two (seed 3.1).
+        leaf_alpha: alpha of the same.
+        query_block: queries that share their candidates, which the queries before them chose.
+        candidate_blocks: leaf blocks a query may choose from (also the width of the descent).
+        selected_blocks: leaf blocks a query refines to single tokens, at most.
+        sparsity_factor: bound on the share of the far leaf blocks that a query refines, in (0, 1].
+    """
+
+    local_window_size: int = 256
+    global_tokens: int = 64
+    compression_ratio: float = 0.25
+    leaf_max: int = 16
+    leaf_alpha: float = 1.2
+    query_block: int = 64
+    candidate_blocks: int = 64
+    selected_blocks: int = 16
+    sparsity_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("leaf_max", "query_block", "selected_blocks"):
+            _require(getattr(self, name) >= 1, self, name, ">= 1")
+        _require(self.leaf_alpha > 0, self, "leaf_alpha", "> 0")
+        _require(self.global_tokens >= 0, self, "global_tokens", ">= 0")
+        _require(0 < self.compression_ratio <= 0.5, self, "compression_ratio", "in (0, 0.5]")
+        _require(0 < self.sparsity_factor <= 1, self, "sparsity_factor", "in (0, 1]")
+        _require(self.candidate_blocks >= 2 * self.fanout, self, "candidate_blocks",
+                 f">= {2 * self.fanout}, twice the fan-out")  # fmt: skip
+        unit = math.lcm(self.leaf, self.query_block)
+        _require(self.local_window_size >= 1 and self.local_window_size % unit == 0, self,
+                 "local_window_size", f"a positive multiple of query_block and leaf size: of {unit}")  # fmt: skip
+
+    @property
+    def fanout(self) -> int:
+        """Children of a node."""
+        return round(1 / self.compression_ratio)
+
+    @property
+    def leaf(self) -> int:
+        """c_t of seed section 3.1: tokens of a leaf block, a power of two."""
+        rate = _rate(self.leaf_alpha, self.max_sequence_length, self.leaf_max)
+        return 1 << max(0, int(math.log2(max(rate, 1))))
 
 
 def _describe(hint: object) -> str:

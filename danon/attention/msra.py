@@ -1,0 +1,226 @@
+"""MSRA, multi-scale recursive attention: recent past exact, older past in ever coarser nodes."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from danon.attention.base import BaseAttention, check_inputs
+from danon.attention.kernels import HIDDEN
+from danon.attention.pooling import ImportancePool, sinusoid, soft_cap
+from danon.attention.registry import register
+from danon.attention.tiles import Rect, batch, near_rects
+from danon.attention.union import Call, Source, union
+from danon.config import AttentionConfig, MSRAConfig
+
+__all__ = ["MSRA"]
+
+
+@lru_cache(maxsize=64)
+def far_rects(
+    length: int, window: int, rate: int, sinks: int, causal: bool
+) -> tuple[tuple[list[Rect], list[Rect]], ...]:
+    """Which nodes of each level l = 1, 2, ... which queries see: (past, future) rectangles.
+
+    With W_l = window * rate^l and B_l(i) = (i - sinks) // W_l, level l covers the past tokens from
+    (B_l - 1) W_l up to (B_{l-1} - 1) W_{l-1}, and the future ones from (B_{l-1} + 2) W_{l-1} up to
+    (B_l + 2) W_l. Rectangles have keys in nodes of that level, which start at token ``sinks``.
+    """
+    g = min(sinks, length)
+    levels = []
+    group = window  # W_{l-1}: queries that see the same nodes of level l
+    while (length - g) > 2 * group:
+        past, future = [], []
+        nodes = math.ceil((length - g) / (group // window * rate))
+        for i in range(math.ceil((length - g) / group)):
+            rows = (0 if i == 0 and not causal else g + i * group), min(g + (i + 1) * group, length)
+            outer = i // rate
+            past.append(Rect(*rows, max(0, (outer - 1) * window), (i - 1) * window // rate))
+            if not causal:
+                last = min(nodes, (outer + 2) * window)
+                future.append(Rect(*rows, (i + 2) * window // rate, last))
+        levels.append((past, future))
+        group *= rate
+    return tuple(levels)
+
+
+@register("msra")
+class MSRA(BaseAttention):
+    """Multi-scale recursive attention (seed section 1).
+
+    A query sees, under one softmax: the first ``global_tokens`` tokens; its own block of ``window``
+    tokens and the block before; and nodes of level l = 1, 2, ... that partition everything older,
+    each the learned mean of ``rate`` nodes of the level below, O(window) of them per level. A
+    node's logit carries log(mass), so equal tokens under it make it exact. O(N log N) time.
+
+    Learned: the pooling scores, the gain of the level's positional encoding on node keys (starts
+    at zero), and per query and level the scale weight log w_l = log softmax_l(beta_l) with
+    beta_l = v^T tanh(W_h q + W_x e_l + b), v starting at zero.
+    """
+
+    oracle_kind = "definition"
+
+    def __init__(self, config: MSRAConfig) -> None:
+        super().__init__()
+        self.setup_attention(config)
+        self.cfg = config
+        D, levels, hidden = config.head_dim, config.num_levels, 16
+        self.semantics = (
+            f"window {config.window} + pyramid of rate {config.rate} + {config.global_tokens} sinks"
+        )
+        self.pool = ImportancePool(D, config.rate, levels, config.stability_factor)
+        self.pe_gain = nn.Parameter(torch.zeros(levels))
+        if config.feature_fusion == "adaptive":
+            bound = D**-0.5
+            self.fuse_h = nn.Parameter(torch.empty(hidden, D).uniform_(-bound, bound))
+            self.fuse_x = nn.Parameter(torch.empty(levels + 1, hidden).uniform_(-bound, bound))
+            self.fuse_v = nn.Parameter(torch.zeros(hidden))
+
+    @classmethod
+    def build(cls, shape: AttentionConfig) -> Self:
+        return cls(MSRAConfig(**shape.shared()))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        c = self.cfg
+        check_inputs(c, q, k, v, mask)
+        B, H, N, D = q.shape
+        q_, k_, v_ = (x.reshape(-1, N, D) for x in (q, k, v))
+        seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
+        bias = None if seen is None else torch.where(seen, 0.0, HIDDEN)
+        levels = far_rects(N, c.window, c.rate, c.global_tokens, c.is_causal)
+        sources = [Source(k_, v_, bias), *self._nodes(k_, v_, seen, len(levels))]
+        shifts = self._scale_weights(q_) if levels and c.feature_fusion == "adaptive" else []
+        weighed = bool(shifts)
+        calls = [
+            Call(0, qt, kt, causal=causal, shift=0 if weighed else None)
+            for part in near_rects(N, c.window, c.global_tokens, c.is_causal)
+            for qt, kt, causal in batch(part)
+        ]
+        for level, sides in enumerate(levels, 1):
+            shift = min(level, c.num_levels) if weighed else None
+            # Where every visible node is whole its log(mass) is one number for the whole level.
+            offset = level * math.log(c.rate) if sources[level].bias is None else 0.0
+            calls += [
+                Call(level, qt, kt, offset=offset, shift=shift)
+                for side in sides
+                for qt, kt, _ in batch(side)
+            ]
+        out, _ = union(q_, sources, calls, shifts, scale=D**-0.5, kernel=c.kernel)
+        return out.view(B, H, N, D)
+
+    def _scale_weights(self, q: Tensor) -> list[Tensor]:
+        """log w_l of each query, for level 0 and every scale: (X, N) each."""
+        wide = torch.promote_types(q.dtype, torch.float32)
+        hidden = F.linear(q, self.fuse_h.to(q.dtype)).to(wide)
+        beta = [torch.tanh(hidden + x) @ self.fuse_v.to(wide) for x in self.fuse_x]
+        capped = soft_cap(torch.stack(beta), self.cfg.stability_factor)
+        return list(capped.log_softmax(0))
+
+    def _nodes(self, k: Tensor, v: Tensor, seen: Tensor | None, levels: int) -> list[Source]:
+        if self.cfg.memory_efficient and torch.is_grad_enabled():
+            flat = checkpoint(self._pyramid, k, v, seen, levels, use_reentrant=False)
+        else:
+            flat = self._pyramid(k, v, seen, levels)
+        return [Source(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+
+    def _pyramid(self, k: Tensor, v: Tensor, seen: Tensor | None, levels: int) -> list[Any]:
+        """Key, value and log(mass) of the nodes of each level, one after the other.
+
+        log(mass) is None if all visible nodes are whole: causal, without padding.
+        """
+        c, dtype = self.cfg, k.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        k, v = k[:, c.global_tokens :], v[:, c.global_tokens :]
+        mass = None
+        if seen is not None:
+            mass = seen[:, c.global_tokens :].to(wide)
+        elif not c.is_causal:
+            mass = torch.ones(k.shape[:2], dtype=wide, device=k.device)
+        square = k.to(wide).square().sum(-1, keepdim=True) if c.calibration_factor else None
+        flat: list[Any] = []
+        for level in range(levels):
+            weight, mass = self.pool.weights(k, v, level, mass)
+            k, v = self.pool.reduce(weight, k), self.pool.reduce(weight, v)
+            node = k
+            if square is not None:
+                square = self.pool.reduce(weight, square)
+                stretch = square / k.square().sum(-1, keepdim=True).clamp_min(1e-20)
+                node = node * stretch.clamp_min(1.0) ** (c.calibration_factor / 2)
+            pe = sinusoid(torch.arange(k.shape[1], device=k.device), k.shape[-1]).to(wide)
+            node = node + self.pe_gain[min(level, c.num_levels - 1)] * pe
+            log_mass = None
+            if mass is not None:
+                log_mass = torch.where(mass > 0, mass.clamp_min(1).log(), HIDDEN)
+            flat += [node.to(dtype), v.to(dtype), log_mass]
+        return flat
+
+    def visible_pairs(self, length: int) -> int:
+        c = self.cfg
+        near = near_rects(length, c.window, c.global_tokens, c.is_causal)
+        far = far_rects(length, c.window, c.rate, c.global_tokens, c.is_causal)
+        parts = [*near, *(side for sides in far for side in sides)]
+        return sum(r.pairs for part in parts for r in part if r.k1 > r.k0)
+
+    def oracle(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The definition, dense and in float64."""
+        c, N, g, r, W = self.cfg, q.shape[2], self.cfg.global_tokens, self.cfg.rate, self.cfg.window
+        rows = torch.arange(N, device=q.device) if rows is None else rows
+        p = {name: x.double() for name, x in self.named_parameters()}
+        q, k, v = q.double()[:, :, rows], k.double(), v.double()
+        mass = torch.ones(k.shape[0], 1, N, dtype=k.dtype, device=k.device)
+        mass = mass if mask is None else mass * (mask != 0)[:, None]
+        i, j = rows[:, None], torch.arange(N, device=q.device)
+        block = (i - g).clamp_min(0) // W  # sink queries see what block 0 sees
+        near = (j < g) | ((j - g) // W >= block - 1) & ((j - g) // W <= block + 1)
+        keys, values, masses, level_of = [k], [v], [mass], [torch.zeros_like(j)]
+        visible = [near & (j <= i) if c.is_causal else near]
+        square = k.square().sum(-1, keepdim=True)
+        k, v, mass, square = k[:, :, g:], v[:, :, g:], mass[..., g:], square[:, :, g:]
+        cap = lambda b: torch.tanh(b * c.stability_factor) / c.stability_factor if c.stability_factor else b  # noqa: E731
+        level, inner = 0, W
+        while 2 * inner < N - g:
+            level, n = level + 1, math.ceil(k.shape[2] / r)
+            s = min(level, c.num_levels) - 1
+            pad = n * r - k.shape[2]
+            k, v, square = (F.pad(x, (0, 0, 0, pad)) for x in (k, v, square))
+            mass = F.pad(mass, (0, pad))
+            score = torch.tanh(
+                k @ p["pool.w_h"][s].T + v @ p["pool.w_x"][s].T + p["pool.b"][s]
+            ) @ p["pool.v"][s]
+            w = (mass * cap(score).exp()).unflatten(-1, (n, r))
+            w = (w / w.sum(-1, keepdim=True).clamp_min(1e-300))[..., None]
+            k, v, square = ((x.unflatten(2, (n, r)) * w).sum(3) for x in (k, v, square))
+            mass = mass.unflatten(-1, (n, r)).sum(-1)
+            outer, node = inner * r, torch.arange(n, device=q.device)
+            first, last = node * r**level, (node + 1) * r**level  # tokens [first, last) past g
+            b_in, b_out = (i - g).clamp_min(0) // inner, (i - g).clamp_min(0) // outer
+            past = (first >= (b_out - 1) * outer) & (last <= (b_in - 1) * inner)
+            future = (first >= (b_in + 2) * inner) & (last <= (b_out + 2) * outer)
+            stretch = square / k.square().sum(-1, keepdim=True).clamp_min(1e-20)
+            calibrated = k * stretch.clamp_min(1.0) ** (c.calibration_factor / 2)
+            keys.append(calibrated + p["pe_gain"][s] * sinusoid(node, k.shape[-1]))
+            values.append(v)
+            masses.append(mass)
+            level_of.append(torch.full_like(node, s + 1))
+            visible.append(past if c.is_causal else past | future)
+            inner = outer
+        rep = c.num_heads // c.kv_heads
+        K, V = (torch.cat(x, 2).repeat_interleave(rep, 1) for x in (keys, values))
+        logits = q @ K.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if c.feature_fusion == "adaptive":
+            hidden = q @ p["fuse_h"].T
+            beta = torch.stack([torch.tanh(hidden + x) @ p["fuse_v"] for x in p["fuse_x"]], -1)
+            logits = logits + cap(beta).log_softmax(-1)[..., torch.cat(level_of)]
+        M = torch.cat(masses, -1).unsqueeze(2)
+        hidden_entries = ~torch.cat(visible, 1) | (M == 0)
+        logits = (logits + M.clamp_min(1).log()).masked_fill(hidden_entries, -torch.inf)
+        return logits.softmax(-1).nan_to_num(0.0) @ V

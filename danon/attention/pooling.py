@@ -1,0 +1,96 @@
+"""Learned pooling of keys and values into nodes, and positional encodings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["ImportancePool", "sinusoid", "soft_cap"]
+
+
+class ImportancePool(nn.Module):
+    """One node out of ``rate`` children: a weighted mean, recursively (seed section 1.1).
+
+    The weight of a child is the softmax, over the children of a node, of log(mass) + beta with
+
+        beta = v^T tanh(W_h h + W_x x + b)
+
+    where h is the child's key and x its value. ``v`` starts at zero: a plain mean of the tokens.
+    Scales have parameters of their own; levels beyond the last use the last.
+
+    Args:
+        head_dim: D.
+        rate: children of a node.
+        scales: sets of parameters.
+        cap: soft cap of beta, see :func:`soft_cap`.
+        hidden: width of the score network.
+    """
+
+    def __init__(
+        self, head_dim: int, rate: int, scales: int, cap: float = 0.0, hidden: int = 16
+    ) -> None:
+        super().__init__()
+        self.rate, self.cap = rate, cap
+        bound = head_dim**-0.5
+        self.w_h = nn.Parameter(torch.empty(scales, hidden, head_dim).uniform_(-bound, bound))
+        self.w_x = nn.Parameter(torch.empty(scales, hidden, head_dim).uniform_(-bound, bound))
+        self.b = nn.Parameter(torch.zeros(scales, hidden))
+        self.v = nn.Parameter(torch.zeros(scales, hidden))
+
+    def score(self, k: Tensor, v: Tensor, scale: int) -> Tensor:
+        """beta of each child: k, v (..., D) -> (...) float32 or wider."""
+        s = min(scale, len(self.b) - 1)
+        wide = torch.promote_types(k.dtype, torch.float32)
+        hidden = F.linear(k, self.w_h[s].to(k.dtype)) + F.linear(v, self.w_x[s].to(v.dtype))
+        hidden = torch.tanh(hidden.to(wide) + self.b[s])
+        return soft_cap(hidden @ self.v[s].to(wide), self.cap)
+
+    def weights(
+        self, k: Tensor, v: Tensor, scale: int, mass: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The share of each child in its node.
+
+        Args:
+            k: children's keys (X, n, D).
+            v: children's values (X, n, D).
+            scale: index of the level that is made, from 0.
+            mass: unmasked tokens under each child (X, n), or None if all are whole; then a tail
+                of fewer than ``rate`` children is dropped, since no node of it is complete.
+
+        Returns:
+            (X, m, rate) float32 or wider, and masses (X, m) or None; m is n / rate, rounded up
+            with masses and down without.
+        """
+        shape = (k.shape[0], -1, self.rate)
+        weight = self._whole(self.score(k, v, scale), mass is not None).reshape(shape)
+        if mass is None:
+            return weight.softmax(-1), None
+        mass = self._whole(mass, True).view(shape)
+        least = torch.finfo(weight.dtype).min / 2
+        return (weight + mass.log().clamp_min(least)).softmax(-1), mass.sum(-1)
+
+    def reduce(self, weight: Tensor, x: Tensor) -> Tensor:
+        """Weighted means of children x (X, n, D) -> (X, m, D), in the wider of the dtypes."""
+        X, m, r = weight.shape
+        x = x[:, : m * r]
+        if x.shape[1] < m * r:
+            x = F.pad(x, (0, 0, 0, m * r - x.shape[1]))
+        return (x.reshape(X, m, r, -1) * weight[..., None]).sum(2)
+
+    def _whole(self, x: Tensor, pad: bool) -> Tensor:
+        """x (X, n) with n made a multiple of the rate: padded with zeros, or cut."""
+        rest = x.shape[1] % self.rate
+        return F.pad(x, (0, -x.shape[1] % self.rate)) if pad else x[:, : x.shape[1] - rest]
+
+
+def soft_cap(beta: Tensor, s: float) -> Tensor:
+    """tanh(s * beta) / s, which stays within 1/s; beta itself for s = 0."""
+    return torch.tanh(beta * s) / s if s else beta
+
+
+def sinusoid(position: Tensor, dim: int) -> Tensor:
+    """PE of seed section 1.1: positions (n,) -> (n, dim) float, sines then cosines interleaved."""
+    half = torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim
+    angle = position.double()[:, None] / 10000.0**half
+    return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :dim]

@@ -1,0 +1,163 @@
+"""Where the queries and keys of a kernel call lie: strided views and gathered rows.
+
+A mechanism describes what is visible as rectangles (query range x key range). :func:`batch` turns
+them into few batched kernel calls over views, without copying a key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Rect", "Rows", "Tiles", "batch", "near_rects"]
+
+
+class Rect(NamedTuple):
+    """Queries [q0, q1) see keys [k0, k1); ``causal`` only up to their own place in the square."""
+
+    q0: int
+    q1: int
+    k0: int
+    k1: int
+    causal: bool = False
+
+    @property
+    def pairs(self) -> int:
+        n = self.q1 - self.q0
+        return n * (n + 1) // 2 if self.causal else n * (self.k1 - self.k0)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """``count`` ranges of ``length`` rows, the t-th from ``start + t * step``: one strided view."""
+
+    start: int
+    step: int
+    count: int
+    length: int
+
+    def load(self, x: Tensor, t0: int, t1: int) -> Tensor:
+        """View tiles [t0, t1) of x (X, N, ...) as (t1 - t0, X, length, ...)."""
+        s = x.stride()
+        return x.as_strided(
+            (t1 - t0, x.shape[0], self.length, *x.shape[2:]),
+            (self.step * s[1], s[0], s[1], *s[2:]),
+            x.storage_offset() + (self.start + t0 * self.step) * s[1],
+        )
+
+    def add_to(self, x: Tensor, tiles: Tensor, t0: int, t1: int) -> None:
+        """Adjoint of :meth:`load`: add tiles (t1 - t0, X, length, ...) onto x, overlaps summed."""
+        if t1 - t0 > 1 and self.step == 0:
+            tiles, t1 = tiles.sum(0, keepdim=True), t0 + 1
+        # Tiles that overlap are cut into pieces no longer than the step, which do not.
+        piece = self.length if t1 - t0 == 1 else min(self.step, self.length)
+        for cut in range(0, self.length, piece):
+            part = Tiles(self.start + cut, self.step, self.count, min(piece, self.length - cut))
+            part.load(x, t0, t1).add_(tiles[:, :, cut : cut + part.length])
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Gathered groups of rows: ``index`` (count, X, groups) int64, each ``size`` rows long."""
+
+    index: Tensor
+    size: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.index.shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.index.shape[2] * self.size
+
+    def _flat(self, x: Tensor, t0: int, t1: int) -> tuple[Tensor, Tensor]:
+        """x as rows of whole groups, and the row numbers of tiles [t0, t1)."""
+        X, N = x.shape[:2]
+        groups = N // self.size
+        rows = x[:, : groups * self.size].reshape(X * groups, -1)
+        head = torch.arange(X, device=x.device)[:, None] * groups
+        return rows, (self.index[t0:t1] + head).flatten()
+
+    def load(self, x: Tensor, t0: int, t1: int) -> Tensor:
+        """Gather tiles [t0, t1) of x (X, N, ...) to (t1 - t0, X, length, ...)."""
+        rows, index = self._flat(x, t0, t1)
+        return rows.index_select(0, index).view(t1 - t0, x.shape[0], self.length, *x.shape[2:])
+
+    def add_to(self, x: Tensor, tiles: Tensor, t0: int, t1: int) -> None:
+        """Adjoint of :meth:`load`; x must be contiguous."""
+        X, N = x.shape[:2]
+        if N % self.size:
+            whole = x[:, : N // self.size * self.size].contiguous()
+            self.add_to(whole, tiles, t0, t1)
+            x[:, : whole.shape[1]] = whole
+            return
+        rows, index = self._flat(x, t0, t1)
+        rows.index_add_(0, index, tiles.reshape(index.numel(), -1))
+
+
+def batch(rects: Iterable[Rect]) -> list[tuple[Tiles, Tiles, bool]]:
+    """Batch rectangles of equal size and regular spacing into (query tiles, key tiles, causal)."""
+    by_size: dict[tuple[int, int, bool], list[Rect]] = {}
+    for r in rects:
+        if r.q1 > r.q0 and r.k1 > r.k0:
+            by_size.setdefault((r.q1 - r.q0, r.k1 - r.k0, r.causal), []).append(r)
+    calls = []
+    for (q_len, k_len, causal), group in by_size.items():
+        group.sort()
+        first = 0
+        while first < len(group):
+            last, step = first, (q_len, k_len)
+            if first + 1 < len(group):
+                step = _gap(group[first], group[first + 1])
+                while last + 1 < len(group) and _gap(group[last], group[last + 1]) == step:
+                    last += 1
+            count = last - first + 1
+            calls.append(
+                (
+                    Tiles(group[first].q0, step[0], count, q_len),
+                    Tiles(group[first].k0, step[1], count, k_len),
+                    causal,
+                )
+            )
+            first = last + 1
+    return calls
+
+
+def _gap(a: Rect, b: Rect) -> tuple[int, int]:
+    return b.q0 - a.q0, b.k0 - a.k0
+
+
+def near_rects(length: int, window: int, sinks: int, causal: bool) -> Sequence[list[Rect]]:
+    """What all three mechanisms show at full resolution: sinks and the near blocks.
+
+    The first ``sinks`` tokens are visible to all. The rest is cut into blocks of ``window``
+    tokens; a query sees its own block and the one before (both neighbours when bidirectional).
+    In the bidirectional case the sink queries see what block 0 sees.
+
+    Returns:
+        [sink rectangles, own block, block before, block after]; queries appear at most once in each.
+    """
+    g = min(sinks, length)
+    blocks = math.ceil((length - g) / window)
+
+    def span(b: int) -> tuple[int, int]:
+        return g + b * window, min(g + (b + 1) * window, length)
+
+    def rows(b: int) -> tuple[int, int]:
+        return (0 if b == 0 and not causal else span(b)[0]), span(b)[1]
+
+    own, before, after = [], [], []
+    for b in range(blocks):
+        own.append(Rect(*rows(b), *span(b), causal))
+        if b > 0:
+            before.append(Rect(*rows(b), *span(b - 1)))
+        if not causal and b + 1 < blocks:
+            after.append(Rect(*rows(b), *span(b + 1)))
+    sink = [Rect(0, g, 0, g, True), Rect(g, length, 0, g)] if causal else [Rect(0, length, 0, g)]
+    return sink, own, before, after

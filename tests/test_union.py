@@ -1,0 +1,168 @@
+"""The union of branches against one dense float64 softmax."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from danon.attention import kernels
+from danon.attention.kernels import HIDDEN
+from danon.attention.tiles import Rect, Rows, Tiles, batch, near_rects
+from danon.attention.union import Call, Source, union
+
+N, D = 23, 8
+CPU = [name for name, why in kernels.available().items() if why is None]
+
+
+def inputs(X: int = 4, G: int = 2, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    shapes = [(X, N, D), (G, N, D), (G, N, D), (G, N), (X, N), (G, 6, D), (G, 6, D), (X, N, D)]
+    return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
+
+
+def plan(X: int) -> tuple[list[Call], Tensor]:
+    """Causal blocks of 5 with the block before, six far keys shifted, two gathered rows; and the mask."""
+    rects = [r for part in near_rects(N, 5, 2, True) for r in part]
+    calls = [Call(0, q, k, causal=c) for part in near_rects(N, 5, 2, True) for q, k, c in batch(part)]
+    seen = torch.zeros(N, N + 6 + N, dtype=torch.bool)
+    for r in rects:
+        block = torch.ones(r.q1 - r.q0, r.k1 - r.k0, dtype=torch.bool)
+        seen[r.q0 : r.q1, r.k0 : r.k1] |= block.tril() if r.causal else block
+    calls += [Call(1, q, k, offset=0.7, shift=0) for q, k, _ in batch([Rect(9, N, 0, 6)])]
+    seen[9:, N : N + 6] = True
+    index = torch.arange(4).view(2, 1, 2).expand(2, X // 2, 2)
+    calls.append(Call(0, Tiles(17, 3, 2, 3), Rows(index)))
+    seen[17:20, N + 6 : N + 8] = True
+    seen[20:23, N + 8 : N + 10] = True
+    return calls, seen
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, b: Tensor, shift: Tensor, k2: Tensor, v2: Tensor,
+          seen: Tensor, scale: float) -> tuple[Tensor, Tensor]:  # fmt: skip
+    rep = q.shape[0] // k.shape[0]
+    keys, values = (torch.cat(p, 1).repeat_interleave(rep, 0) for p in ((k, k2, k), (v, v2, v)))
+    bias = torch.cat([b, torch.zeros_like(b[:, :6]), b], 1).repeat_interleave(rep, 0)[:, None]
+    extra = torch.zeros(N, N + 6 + N, dtype=q.dtype)
+    extra[:, N : N + 6] = 0.7
+    s = q @ keys.transpose(1, 2) * scale + bias + extra
+    s = torch.cat([s[..., :N], s[..., N : N + 6] + shift[..., None], s[..., N + 6 :]], -1)
+    s = s.masked_fill(~seen, HIDDEN)
+    return s.softmax(-1) @ values, s.logsumexp(-1)
+
+
+@pytest.mark.parametrize("kernel", ["auto", *CPU])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_union_is_one_softmax_forward_and_backward(kernel: str, dtype: torch.dtype) -> None:
+    *x, grad = inputs(dtype=dtype)
+    leaves = [t.clone().requires_grad_() for t in x]
+    q, k, v, b, shift, k2, v2 = leaves
+    calls, seen = plan(4)
+    out, lse = union(q, [Source(k, v, b), Source(k2, v2)], calls, [shift], scale=0.3, kernel=kernel)
+    exact = [t.double().requires_grad_() for t in x]
+    want, want_lse = dense(*exact, seen, 0.3)
+    tol = 1e-12 if dtype == torch.float64 else 2e-6
+    assert (out - want).norm() <= tol * want.norm()
+    assert (lse - want_lse).norm() <= tol * want_lse.norm()
+    weight = torch.linspace(-1, 1, lse.numel(), dtype=dtype).view_as(lse)
+    got = torch.autograd.grad((out * grad).sum() + (lse * weight).sum(), leaves)
+    ref = torch.autograd.grad((want * grad).sum() + (want_lse * weight).sum(), exact)
+    for g, r in zip(got, ref, strict=True):
+        assert (g - r).norm() <= 10 * tol * r.norm()
+
+
+@pytest.mark.parametrize("mutant", ["no offset", "swapped weights", "one row too many", "no shift"])
+def test_the_comparison_rejects_wrong_unions(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    import danon.attention.union as module
+
+    *x, _ = inputs()
+    q, k, v, b, shift, k2, v2 = x
+    calls, seen = plan(4)
+    if mutant == "no offset":
+        calls = [dataclasses.replace(c, offset=0.0) for c in calls]
+    elif mutant == "no shift":
+        calls = [dataclasses.replace(c, shift=None) for c in calls]
+    elif mutant == "one row too many":
+        last = calls[0]
+        calls[0] = dataclasses.replace(last, causal=False)
+    else:
+        merge = module._merge
+        monkeypatch.setattr(module, "_merge", lambda o, l, p, pl: merge(o, l, p, pl - 2 * (pl - l).clamp(-1, 1)))
+    out, _ = union(q, [Source(k, v, b), Source(k2, v2)], calls, [shift], scale=0.3)
+    want, _ = dense(*x, seen, 0.3)
+    assert (out - want).norm() > 1e-3 * want.norm()
+
+
+def test_a_query_that_sees_nothing_gets_zeros_and_no_gradient() -> None:
+    q, k, v, b, *_ = (t.requires_grad_() for t in inputs())
+    hidden = torch.full_like(b, HIDDEN).detach()
+    calls = [Call(0, Tiles(3, 1, 1, 5), Tiles(0, 1, 1, N))]
+    out, lse = union(q, [Source(k, v, hidden)], calls, scale=1.0)
+    assert out.eq(0).all() and lse.eq(HIDDEN).all()
+    for g in torch.autograd.grad(out.sum() + lse.sum(), (q, k, v)):
+        assert g.eq(0).all()
+
+
+def test_chunked_calls_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    import danon.attention.union as module
+
+    q, k, v, b, shift, k2, v2, grad = inputs()
+    calls, _ = plan(4)
+    results = []
+    for limit in (1 << 25, 1):
+        monkeypatch.setattr(module, "CHUNK_BYTES", limit)
+        leaves = [t.clone().requires_grad_() for t in (q, k, v, b, shift)]
+        out, _ = union(leaves[0], [Source(*leaves[1:4]), Source(k2, v2)], calls, [leaves[4]], scale=1.0)
+        results.append([out, *torch.autograd.grad((out * grad).sum(), leaves)])
+    for one, many in zip(*results, strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-12, atol=1e-12)
+
+
+def test_tiles_add_to_is_the_adjoint_of_load() -> None:
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 40, 3, generator=g, dtype=torch.float64)
+    index = torch.randint(0, 10, (4, 2, 5), generator=g)
+    for part in (Tiles(1, 5, 6, 12), Tiles(0, 9, 4, 9), Tiles(3, 0, 5, 4), Tiles(2, 1, 1, 30), Rows(index, 4), Rows(index)):
+        loaded = part.load(x, 0, part.count)
+        y = torch.randn(loaded.shape, generator=g, dtype=torch.float64)
+        back = torch.zeros_like(x)
+        part.add_to(back, y, 0, part.count)
+        torch.testing.assert_close((loaded * y).sum(), (x * back).sum())
+
+
+def test_batch_covers_each_rectangle_once() -> None:
+    parts = near_rects(103, 8, 5, False)
+    want = torch.zeros(103, 103)
+    for r in (r for part in parts for r in part):
+        want[r.q0 : r.q1, r.k0 : r.k1] += 1
+    got = torch.zeros(103, 103)
+    calls = [call for part in parts for call in batch(part)]
+    for q, k, _ in calls:
+        for t in range(q.count):
+            a, b = q.start + t * q.step, k.start + t * k.step
+            got[a : a + q.length, b : b + k.length] += 1
+    assert got.equal(want) and want.max() == 1 and len(calls) <= 8
+
+
+def test_flex_agrees_with_the_dense_kernel_where_it_runs_forward() -> None:
+    g = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(2, 3, 7, 16, generator=g) for _ in range(3))
+    bias = torch.randn(1, 3, 1, 7, generator=g)
+    for causal, b in ((False, None), (True, None), (True, bias), (False, bias)):
+        with torch.no_grad():
+            got = kernels.Flex._run(q, k, v, b, causal, 0.2)
+        want = kernels.Dense().forward(q, k, v, b, causal, 0.2)
+        for x, y in zip(got, want, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_choose_names_what_is_allowed() -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match=r"unknown kernel 'fast'; known: auto, cpu-flash"):
+        kernels.choose("fast", cpu, torch.float32, False)
+    with pytest.raises(ValueError, match=r"'cuda-flash' cannot run this call: .*these can: cpu-flash"):
+        kernels.choose("cuda-flash", cpu, torch.float32, False)
+    assert kernels.choose("auto", cpu, torch.float32, True).name == "cpu-flash"
+    assert set(kernels.available()) == set(kernels.names())
