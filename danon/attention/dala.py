@@ -1,0 +1,216 @@
+"""DALA, dynamic adaptive long-range attention: a decayed window, a memory, a recurrent state."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from danon.attention.base import BaseAttention, check_inputs
+from danon.attention.dala_parts import (
+    GatedState,
+    ImportanceNetwork,
+    Router,
+    period_means,
+    remember,
+)
+from danon.attention.kernels import HIDDEN
+from danon.attention.oracles.dala import oracle
+from danon.attention.registry import register
+from danon.attention.tiles import Rect, Rows, Tiles, batch, near_rects
+from danon.attention.union import Call, Source, union
+from danon.config import AttentionConfig, DALAConfig
+
+__all__ = ["DALA"]
+
+NEAR, MEMORY, STATE = range(3)
+
+
+@register("dala")
+class DALA(BaseAttention):
+    """Dynamic adaptive long-range attention (seed section 2).
+
+    Tokens after the first ``global_tokens`` fall into periods. A query sees, under one softmax:
+
+    - near: the first tokens, its own period and the one before, the latter two with the bias
+      -lambda |i-j| - |i-j|^2 / (2 w^2) (seed 2.2, 2.3);
+    - memory: of the tokens older than that, the ``memory_size`` most important ones whose
+      sigmoid(s) passes the threshold, s = MLP(key + PE); ties to the more recent. Their logits get
+      log sigmoid(s), so the score learns;
+    - state: one entry made of a gated state h that takes one step per period over the period's
+      mean key and value (seed 2.2), up to the period before the near window.
+
+    The router gives each query a distribution over the three paths, whose logarithm is the bias of
+    the path. Bidirectional: the periods on both sides are near, the memory is chosen from both
+    sides, and a second state runs backwards with the same weights. O(N) time.
+    """
+
+    oracle_kind = "definition"
+
+    def __init__(self, config: DALAConfig) -> None:
+        super().__init__()
+        self.setup_attention(config)
+        self.cfg = config
+        D = config.head_dim
+        self.semantics = (
+            f"decayed window {config.period} + memory {config.memory_size} + state "
+            f"+ {config.global_tokens} sinks"
+        )
+        self.importance = ImportanceNetwork(D)
+        self.state = GatedState(D)
+        if config.use_adaptive_router:
+            self.router = Router(D, config.router_temperature, config.router_iterations)
+
+    @classmethod
+    def build(cls, shape: AttentionConfig) -> Self:
+        return cls(DALAConfig(**shape.shared()))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        c = self.cfg
+        check_inputs(c, q, k, v, mask)
+        B, H, N, D = q.shape
+        if self.training and c.attention_dropout:
+            keep = torch.rand(B, N, device=q.device) >= c.attention_dropout
+            mask = keep if mask is None else keep & (mask != 0)
+        q_, k_, v_ = (x.reshape(-1, N, D) for x in (q, k, v))
+        seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
+        paths = _Paths(self, q_, k_, v_, seen)
+        out, lse = union(
+            q_, paths.sources, paths.calls(decayed=True), paths.shifts, scale=D**-0.5,
+            kernel=c.kernel,
+        )  # fmt: skip
+        if c.decay == "literal":
+            # softmax(e) * gamma = softmax(e + log gamma) * exp(lse with decay - lse without).
+            _, plain = union(
+                q_, paths.sources, paths.calls(decayed=False), paths.shifts, scale=D**-0.5,
+                kernel=c.kernel,
+            )  # fmt: skip
+            out = out * (lse - plain).exp()[..., None].to(out.dtype)
+        return out.view(B, H, N, D)
+
+    def log_decay(self, distance: Tensor) -> Tensor:
+        """log gamma of every query head at the distances |i - j| (n,): (H, n)."""
+        c = self.cfg
+        heads = torch.arange(c.num_heads, device=distance.device)
+        w = (c.base_window * 2.0 ** (heads % 4))[:, None]
+        return -c.decay_rate * distance - distance.square() / (2 * w.square())
+
+    def visible_pairs(self, length: int) -> int:
+        """Pairs when the memory is as full as it can be."""
+        c, g = self.cfg, self.cfg.global_tokens
+        near = near_rects(length, c.period, g, c.is_causal)
+        pairs = sum(r.pairs for part in near for r in part)
+        for p in range(math.ceil((length - g) / c.period)):
+            rows = min(c.period, length - g - p * c.period)
+            older = max(0, (p - 1) * c.period)
+            later = 0 if c.is_causal else max(0, length - g - (p + 2) * c.period)
+            states = (older > 0) + (later > 0)
+            pairs += rows * (min(c.memory_size, older + later) + states)
+        return pairs
+
+    def oracle(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The definition, one period and head at a time, in float64.
+
+        Which tokens are remembered is decided by the importance scores as the network gives them,
+        in its own precision: a choice is either the same or another, never nearly the same.
+        """
+        return oracle(self, q, k, v, mask, rows)
+
+
+class _Paths:
+    """The entries of one forward pass: sources, router shifts, and the calls over them."""
+
+    def __init__(self, m: DALA, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> None:
+        c, N = m.cfg, q.shape[1]
+        self.m, self.q = m, q
+        self.near = near_rects(N, c.period, c.global_tokens, c.is_causal)
+        self.rows = [(r.q0, r.q1) for r in self.near[1]]  # the queries of each period
+        self.sources = [Source(k, v, None if seen is None else torch.where(seen, 0.0, HIDDEN))]
+        self.shifts: list[Tensor] = []
+        # Only from the third period on is there anything outside the near window.
+        self.far = len(self.rows) > 2
+        if self.far:
+            self._remember(k, v, seen)
+            keys, states = self._states(k, v, seen)
+            if c.use_adaptive_router:
+                self._route(k, keys, states)
+
+    def _remember(self, k: Tensor, v: Tensor, seen: Tensor | None) -> None:
+        c, g = self.m.cfg, self.m.cfg.global_tokens
+        score = self.m.importance(k)
+        choice = score.detach()
+        if c.importance_threshold:
+            limit = math.log(c.importance_threshold / (1 - c.importance_threshold))
+            choice = choice.masked_fill(choice <= limit, -torch.inf)
+        if seen is not None:
+            choice = choice.masked_fill(~seen, -torch.inf)
+        index, self.kept = remember(choice[:, g:], c.period, c.memory_size, c.is_causal)
+        self.index = index + g
+        self.sources.append(Source(k, v, F.logsigmoid(score)))
+
+    def _states(self, k: Tensor, v: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Adds the state sources; returns mean keys and state keys by period, (X, periods, D)."""
+        c, g = self.m.cfg, self.m.cfg.global_tokens
+        tail = None if seen is None else seen[:, g:]
+        keys, count = period_means(k[:, g:], tail, c.period)
+        means = torch.cat((keys, period_means(v[:, g:], tail, c.period)[0]), -1)
+        past = self.m.state(means, count, k.dtype, reverse=False)
+        self.sources.append(past)
+        state = F.pad(past.k, (0, 0, 2, 0))[:, :-2]  # period p sees the state after p - 2
+        if not c.is_causal:
+            future = self.m.state(means, count, k.dtype, reverse=True)
+            self.sources.append(future)
+            state = (state + F.pad(future.k, (0, 0, 0, 2))[:, 2:]) / 2
+        return F.pad(keys, (0, 0, 1, 0))[:, :-1], state
+
+    def _route(self, k: Tensor, near: Tensor, state: Tensor) -> None:
+        """One shift (X, N) per path."""
+        X, N, D = self.q.shape
+        c, g = self.m.cfg, self.m.cfg.global_tokens
+        kept = self.kept.to(near.dtype)[..., None]
+        chosen = Rows(self.index).load(k, 0, len(self.index)).to(near.dtype)
+        memory = ((chosen * kept).sum(2) / kept.sum(2).clamp_min(1)).transpose(0, 1)
+        paths = torch.stack((near, memory, state.to(near.dtype)), 2)  # (X, periods, 3, D)
+        paths = paths.repeat_interleave(X // paths.shape[0], 0)
+        tail = F.pad(self.q[:, g:], (0, 0, 0, -(N - g) % c.period)).unflatten(1, (-1, c.period))
+        log_p = self.m.router(tail, paths).flatten(1, 2)[:, : N - g]
+        sinks = self.m.router(self.q[:, :g], paths[:, 0])  # they see what the first period sees
+        self.shifts = list(torch.cat((sinks, log_p), 1).unbind(-1))
+
+    def calls(self, decayed: bool) -> list[Call]:
+        """What is visible, with the decay of the near window or without."""
+        shift: list[int | None] = list(range(3)) if self.shifts else [None] * 3
+        calls = []
+        for part, rects in enumerate(self.near):
+            for qt, kt, causal in batch(rects):
+                bias = self._decay(qt, kt) if decayed and part else None
+                calls.append(Call(0, qt, kt, causal, bias, shift=shift[NEAR]))
+        if not self.far:
+            return calls
+        periods = [Rect(*rows, p, p + 1) for p, rows in enumerate(self.rows)]
+        if self.m.cfg.is_causal:
+            periods = periods[2:]
+        for qt, kt, _ in batch(periods):
+            some = slice(kt.start, kt.start + kt.count * kt.step, kt.step)
+            hidden = torch.where(self.kept[some], 0.0, HIDDEN)[:, :, None]
+            hidden = hidden.repeat_interleave(len(self.q) // hidden.shape[1], 1)
+            calls.append(Call(1, qt, Rows(self.index[some]), bias=hidden, shift=shift[MEMORY]))
+        for source, away in ((2, -2), (3, 2))[: len(self.sources) - 2]:
+            rects = [Rect(*r[:2], r.k0 + away, r.k1 + away) for r in periods
+                     if 0 <= r.k0 + away < len(self.rows)]  # fmt: skip
+            calls += [Call(source, qt, kt, shift=shift[STATE]) for qt, kt, _ in batch(rects)]
+        return calls
+
+    def _decay(self, qt: Tiles, kt: Tiles) -> Tensor:
+        """log gamma (1, X, C, L) of tiles whose queries and keys keep their distance."""
+        C, L, away = qt.length, kt.length, qt.start - kt.start
+        # Row c is a window of one line of distances: |away + c - l| for l = 0 ... L-1.
+        line = torch.arange(away + C - 1, away - L, -1, device=self.q.device, dtype=torch.float32)
+        bias = self.m.log_decay(line.abs()).unfold(-1, L, 1).flip(-2)
+        return bias.repeat(len(self.q) // len(bias), 1, 1)[None]

@@ -1,0 +1,1 @@
+"""Each mechanism written straight from its definition: dense, float64, short."""

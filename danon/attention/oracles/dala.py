@@ -1,0 +1,119 @@
+"""The definition of DALA, dense and in float64."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from danon.attention.base import BaseAttention
+from danon.attention.pooling import sinusoid
+from danon.config import DALAConfig
+
+
+def oracle(
+    module: BaseAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+    rows: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Entries of a query: all tokens as near ones, all tokens as memories, all states, masked."""
+    c: DALAConfig = module.config
+    (B, _, N, D), G, g, P = q.shape, c.kv_heads, c.global_tokens, c.period
+    rows = torch.arange(N) if rows is None else rows
+    p = {name: x.double() for name, x in module.named_parameters()}
+    real = torch.ones(B, N, dtype=torch.bool) if mask is None else mask != 0
+    # What decides is the score in the network's own precision; what weighs is float64.
+    decides = module.importance(k.flatten(0, 1)).unflatten(0, (B, G)).detach().double()
+    q, k, v = q.double()[:, :, rows], k.double(), v.double()
+    i, j = rows[:, None], torch.arange(N)
+    mine, its = (i - g).clamp_min(0) // P, (j - g).clamp_min(-1).div(P, rounding_mode="floor")
+    periods = max(0, -(-(N - g) // P))
+    past, future = its < mine - 1, (its > mine + 1) & (not c.is_causal)
+    near = (j < g) | ~(past | (its > mine + 1))
+    near &= (j <= i) if c.is_causal else torch.tensor(True)
+    far = (j >= g) & (past | future)
+
+    hidden = torch.tanh((k + sinusoid(j, D)) @ p["importance.inner.weight"].T + p["importance.inner.bias"])
+    s = (hidden @ p["importance.outer.weight"].T + p["importance.outer.bias"]).squeeze(-1)
+    kept = torch.zeros(B, G, len(rows), N, dtype=torch.bool)
+    limit = math.log(c.importance_threshold / (1 - c.importance_threshold)) if c.importance_threshold else -math.inf
+    for b in range(B):
+        for h in range(G):
+            order = torch.arange(N - 1, -1, -1)  # the more recent of equals comes first
+            order = order[decides[b, h].flip(0).argsort(descending=True, stable=True)]
+            order = order[real[b, order] & (decides[b, h, order] > limit)]
+            for n in range(len(rows)):
+                kept[b, h, n, order[far[n, order]][: c.memory_size]] = True
+
+    def mean(x: Tensor, chosen: Tensor) -> Tensor:
+        """Mean of x (B, G, N, D) over the tokens chosen (B, N) or (B, G, N)."""
+        w = chosen.double().unsqueeze(1) if chosen.dim() == 2 else chosen.double()
+        return (w[..., None] * x).sum(2) / w.sum(2).clamp_min(1)[..., None]
+
+    means = [torch.cat((mean(k, real & (its == t)), mean(v, real & (its == t))), -1) for t in range(periods)]
+
+    def states(order: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        h, met, out = torch.zeros(B, G, 2 * D, dtype=k.dtype), torch.zeros(B, dtype=torch.bool), {}
+        gate = lambda name, x: x @ p[f"state.{name}.weight"].T + p[f"state.{name}.bias"]  # noqa: E731
+        for t in order:
+            hx = torch.cat((h, means[t]), -1)
+            z, r = gate("z", hx).sigmoid(), gate("r", hx).sigmoid()
+            new = (1 - z) * h + z * torch.tanh(gate("h", torch.cat((r * h, means[t]), -1)))
+            any_real = (real & (its == t)).any(1)
+            h = torch.where(any_real[:, None, None], new, h)
+            met = met | any_real
+            out[t] = h, met
+        return {t: (torch.stack((gate("key", h), gate("value", h))), m) for t, (h, m) in out.items()}
+
+    sides = [(states(list(range(periods))), -2)]
+    if not c.is_causal:
+        sides.append((states(list(range(periods))[::-1]), 2))
+    K, V = k.repeat_interleave(c.num_heads // G, 1), v.repeat_interleave(c.num_heads // G, 1)
+    up = lambda x: x.repeat_interleave(c.num_heads // G, 1)  # noqa: E731
+    scale = D**-0.5
+    dist = (i - j).abs().double()
+    w = (c.base_window * 2.0 ** (torch.arange(c.num_heads) % 4).double())[:, None, None]
+    gamma = torch.where(j < g, 0.0, -c.decay_rate * dist - dist.square() / (2 * w.square()))
+    logits = q @ K.transpose(-1, -2) * scale
+    entry_k, entry_v, entry_on = [], [], []
+    zero = torch.zeros(B, G, len(rows), D, dtype=k.dtype)
+    state_key = zero
+    for found, away in sides:
+        kv = [found.get(int(t) + away) for t in mine[:, 0]]
+        kk = torch.stack([zero[:, :, 0] if x is None else x[0][0] for x in kv], 2)
+        vv = torch.stack([zero[:, :, 0] if x is None else x[0][1] for x in kv], 2)
+        on = torch.stack([torch.zeros(B, dtype=torch.bool) if x is None else x[1] for x in kv], 1)
+        entry_k.append(kk)
+        entry_v.append(vv)
+        entry_on.append(on & (periods > 2))
+        state_key = state_key + kk / len(sides)
+    route = torch.zeros(B, c.num_heads, len(rows), 3, dtype=k.dtype)
+    if c.use_adaptive_router and periods > 2:
+        near_key = torch.stack([zero[:, :, 0] if t < 1 else means[int(t) - 1][..., :D] for t in mine[:, 0]], 2)
+        memory_key = torch.stack([mean(k, kept[:, :, n]) for n in range(len(rows))], 2)
+        paths = up(torch.stack((near_key, memory_key, state_key), 3))
+        match = torch.einsum("bhnd,bhnjd->bhnj", q @ p["router.weight"].T, paths)
+        agreement = torch.zeros_like(match)
+        for _ in range(c.router_iterations):
+            agreement = agreement + (match / c.router_temperature + agreement).softmax(-1) * match
+        route = (match / c.router_temperature + agreement).log_softmax(-1)
+    on_near = (near & real[:, None])[:, None].expand_as(logits)
+    on_memory = up(kept)
+    blocks = [
+        (logits + gamma + route[..., :1], on_near),
+        (logits + up(torch.nn.functional.logsigmoid(s))[:, :, None] + route[..., 1:2], on_memory),
+    ]
+    for kk, on in zip(entry_k, entry_on, strict=True):
+        state_logit = (q * up(kk)).sum(-1, keepdim=True) * scale + route[..., 2:]
+        blocks.append((state_logit, on[:, None, :, None].expand_as(state_logit)))
+    A = torch.cat([x.masked_fill(~on, -torch.inf) for x, on in blocks], -1)
+    A = A.softmax(-1).nan_to_num(0.0)
+    if c.decay == "literal":  # seed 2.2: the softmax without decay, then times gamma
+        blocks[0] = (blocks[0][0] - gamma, on_near)
+        A = torch.cat([x.masked_fill(~on, -torch.inf) for x, on in blocks], -1)
+        A = A.softmax(-1).nan_to_num(0.0)
+        A = torch.cat((A[..., :N] * gamma.exp(), A[..., N:]), -1)
+    out = A[..., :N] @ V + A[..., N : 2 * N] @ V
+    for n, vv in enumerate(entry_v):
+        out = out + A[..., 2 * N + n, None] * up(vv)
+    return out
