@@ -24,7 +24,9 @@ def inputs(X: int = 4, G: int = 2, dtype: torch.dtype = torch.float64) -> list[T
 def plan(X: int) -> tuple[list[Call], Tensor]:
     """Causal blocks of 5 with the block before, six far keys shifted, two gathered rows; and the mask."""
     rects = [r for part in near_rects(N, 5, 2, True) for r in part]
-    calls = [Call(0, q, k, causal=c) for part in near_rects(N, 5, 2, True) for q, k, c in batch(part)]
+    calls = [
+        Call(0, q, k, causal=c) for part in near_rects(N, 5, 2, True) for q, k, c in batch(part)
+    ]
     seen = torch.zeros(N, N + 6 + N, dtype=torch.bool)
     for r in rects:
         block = torch.ones(r.q1 - r.q0, r.k1 - r.k0, dtype=torch.bool)
@@ -89,7 +91,9 @@ def test_the_comparison_rejects_wrong_unions(mutant: str, monkeypatch: pytest.Mo
         calls[0] = dataclasses.replace(last, causal=False)
     else:
         merge = module._merge
-        monkeypatch.setattr(module, "_merge", lambda o, l, p, pl: merge(o, l, p, pl - 2 * (pl - l).clamp(-1, 1)))
+        monkeypatch.setattr(
+            module, "_merge", lambda o, l, p, pl: merge(o, l, p, pl - 2 * (pl - l).clamp(-1, 1))
+        )
     out, _ = union(q, [Source(k, v, b), Source(k2, v2)], calls, [shift], scale=0.3)
     want, _ = dense(*x, seen, 0.3)
     assert (out - want).norm() > 1e-3 * want.norm()
@@ -114,7 +118,9 @@ def test_chunked_calls_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None
     for limit in (1 << 25, 1):
         monkeypatch.setattr(module, "CHUNK_BYTES", limit)
         leaves = [t.clone().requires_grad_() for t in (q, k, v, b, shift)]
-        out, _ = union(leaves[0], [Source(*leaves[1:4]), Source(k2, v2)], calls, [leaves[4]], scale=1.0)
+        out, _ = union(
+            leaves[0], [Source(*leaves[1:4]), Source(k2, v2)], calls, [leaves[4]], scale=1.0
+        )
         results.append([out, *torch.autograd.grad((out * grad).sum(), leaves)])
     for one, many in zip(*results, strict=True):
         torch.testing.assert_close(one, many, rtol=1e-12, atol=1e-12)
@@ -124,7 +130,14 @@ def test_tiles_add_to_is_the_adjoint_of_load() -> None:
     g = torch.Generator().manual_seed(1)
     x = torch.randn(2, 40, 3, generator=g, dtype=torch.float64)
     index = torch.randint(0, 10, (4, 2, 5), generator=g)
-    for part in (Tiles(1, 5, 6, 12), Tiles(0, 9, 4, 9), Tiles(3, 0, 5, 4), Tiles(2, 1, 1, 30), Rows(index, 4), Rows(index)):
+    for part in (
+        Tiles(1, 5, 6, 12),
+        Tiles(0, 9, 4, 9),
+        Tiles(3, 0, 5, 4),
+        Tiles(2, 1, 1, 30),
+        Rows(index, 4),
+        Rows(index),
+    ):
         loaded = part.load(x, 0, part.count)
         y = torch.randn(loaded.shape, generator=g, dtype=torch.float64)
         back = torch.zeros_like(x)
@@ -143,9 +156,10 @@ def test_batch_covers_each_rectangle_once() -> None:
         for t in range(q.count):
             a, b = q.start + t * q.step, k.start + t * k.step
             got[a : a + q.length, b : b + k.length] += 1
-    assert got.equal(want) and want.max() == 1 and len(calls) <= 8
+    assert got.equal(want) and want.max() == 1 and len(calls) <= 9
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 def test_flex_agrees_with_the_dense_kernel_where_it_runs_forward() -> None:
     g = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(2, 3, 7, 16, generator=g) for _ in range(3))
@@ -162,7 +176,9 @@ def test_choose_names_what_is_allowed() -> None:
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"unknown kernel 'fast'; known: auto, cpu-flash"):
         kernels.choose("fast", cpu, torch.float32, False)
-    with pytest.raises(ValueError, match=r"'cuda-flash' cannot run this call: .*these can: cpu-flash"):
+    with pytest.raises(
+        ValueError, match=r"'cuda-flash' cannot run this call: .*these can: cpu-flash"
+    ):
         kernels.choose("cuda-flash", cpu, torch.float32, False)
     assert kernels.choose("auto", cpu, torch.float32, True).name == "cpu-flash"
     assert set(kernels.available()) == set(kernels.names())

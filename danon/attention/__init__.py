@@ -1,0 +1,9 @@
+"""Attention mechanisms: the contract, the union of branches, and MSRA, DALA and UCSA."""
+
+from danon.attention.base import BaseAttention
+from danon.attention.dala import DALA
+from danon.attention.msra import MSRA
+from danon.attention.registry import get, load, names, register
+from danon.attention.ucsa import UCSA
+
+__all__ = ["DALA", "MSRA", "UCSA", "BaseAttention", "get", "load", "names", "register"]

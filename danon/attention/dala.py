@@ -160,12 +160,12 @@ class _Paths:
         tail = None if seen is None else seen[:, g:]
         keys, count = period_means(k[:, g:], tail, c.period)
         means = torch.cat((keys, period_means(v[:, g:], tail, c.period)[0]), -1)
-        past = self.m.state(means, count, k.dtype, reverse=False)
-        self.sources.append(past)
+        past = self.m.state(means, count, reverse=False)
+        self.sources.append(Source(past.k.to(k.dtype), past.v.to(k.dtype), past.bias))
         state = F.pad(past.k, (0, 0, 2, 0))[:, :-2]  # period p sees the state after p - 2
         if not c.is_causal:
-            future = self.m.state(means, count, k.dtype, reverse=True)
-            self.sources.append(future)
+            future = self.m.state(means, count, reverse=True)
+            self.sources.append(Source(future.k.to(k.dtype), future.v.to(k.dtype), future.bias))
             state = (state + F.pad(future.k, (0, 0, 0, 2))[:, 2:]) / 2
         return F.pad(keys, (0, 0, 1, 0))[:, :-1], state
 

@@ -55,16 +55,16 @@ class GatedState(nn.Module):
         self.z, self.r, self.h = (nn.Linear(2 * S, S) for _ in range(3))
         self.key, self.value = nn.Linear(S, head_dim), nn.Linear(S, head_dim)
 
-    def forward(self, means: Tensor, count: Tensor, dtype: torch.dtype, *, reverse: bool) -> Source:
+    def forward(self, means: Tensor, count: Tensor, *, reverse: bool) -> Source:
         """Run over the periods, forwards or backwards.
 
         Args:
             means: mean keys and values (X, periods, 2 D).
             count: unmasked tokens of each period (X, periods); a period without any is no step.
-            dtype: of the entries.
 
         Returns:
-            Entry p is the state after period p; hidden while no token has been met.
+            Entry p is the state after period p, in the dtype of the means; hidden while no token
+            has been met.
         """
         S = means.shape[-1]
         order = range(means.shape[1])
@@ -83,9 +83,12 @@ class GatedState(nn.Module):
             met = met + count[:, p]
             states[p], known[p] = h, met
         every = torch.stack(states, 1)
-        key, value = (F.linear(every, m.weight.to(h.dtype), m.bias.to(h.dtype)) for m in (self.key, self.value))
+        key, value = (
+            F.linear(every, m.weight.to(h.dtype), m.bias.to(h.dtype))
+            for m in (self.key, self.value)
+        )
         bias = torch.where(torch.stack(known, 1) > 0, 0.0, HIDDEN)
-        return Source(key.to(dtype), value.to(dtype), bias)
+        return Source(key, value, bias)
 
 
 class Router(nn.Module):
@@ -104,7 +107,7 @@ class Router(nn.Module):
     def forward(self, q: Tensor, paths: Tensor) -> Tensor:
         """log p: queries (..., n, D) and path keys (..., J, D) -> (..., n, J)."""
         wide = torch.promote_types(q.dtype, torch.float32)
-        s = F.linear(q, self.weight.to(q.dtype)).to(wide)
+        s = F.linear(q.to(wide), self.weight.to(wide))  # tau magnifies rounding
         match = s @ paths.to(wide).transpose(-1, -2)
         b = torch.zeros_like(match)
         for _ in range(self.iterations):

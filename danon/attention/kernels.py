@@ -264,7 +264,10 @@ class XFormers(_Package):
     def _bias(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool) -> object:
         if not causal:
             return _aligned(bias, q, k)
-        from xformers.ops.fmha.attn_bias import LowerTriangularMask, LowerTriangularMaskWithTensorBias
+        from xformers.ops.fmha.attn_bias import (
+            LowerTriangularMask,
+            LowerTriangularMaskWithTensorBias,
+        )
 
         if bias is None:
             return LowerTriangularMask()

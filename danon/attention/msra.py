@@ -118,7 +118,7 @@ class MSRA(BaseAttention):
     def _scale_weights(self, q: Tensor) -> list[Tensor]:
         """log w_l of each query, for level 0 and every scale: (X, N) each."""
         wide = torch.promote_types(q.dtype, torch.float32)
-        hidden = F.linear(q, self.fuse_h.to(q.dtype)).to(wide)
+        hidden = F.linear(q.to(wide), self.fuse_h.to(wide))
         beta = [torch.tanh(hidden + x) @ self.fuse_v.to(wide) for x in self.fuse_x]
         capped = soft_cap(torch.stack(beta), self.cfg.stability_factor)
         return list(capped.log_softmax(0))

@@ -42,8 +42,8 @@ class ImportancePool(nn.Module):
         """beta of each child: k, v (..., D) -> (...) float32 or wider."""
         s = min(scale, len(self.b) - 1)
         wide = torch.promote_types(k.dtype, torch.float32)
-        hidden = F.linear(k, self.w_h[s].to(k.dtype)) + F.linear(v, self.w_x[s].to(v.dtype))
-        hidden = torch.tanh(hidden.to(wide) + self.b[s])
+        w_h, w_x, b = (x[s].to(wide) for x in (self.w_h, self.w_x, self.b))
+        hidden = torch.tanh(F.linear(k.to(wide), w_h, b) + F.linear(v.to(wide), w_x))
         return soft_cap(hidden @ self.v[s].to(wide), self.cap)
 
     def weights(

@@ -82,8 +82,12 @@ def load(target: str) -> str:
         raise ValueError(f"attention {target!r} does not import: {error!r}") from error
     cls = getattr(module, attr, None)
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        classes = [n for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, nn.Module)]
-        raise ValueError(f"attention {target!r}: {attr} is not an nn.Module class; found: {classes}")
+        classes = [
+            n for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, nn.Module)
+        ]
+        raise ValueError(
+            f"attention {target!r}: {attr} is not an nn.Module class; found: {classes}"
+        )
     if not issubclass(cls, BaseAttention):
         raise ValueError(
             f"attention {target!r}: {attr} must subclass danon.BaseAttention (forward(q, k, v, "

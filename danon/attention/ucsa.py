@@ -132,7 +132,9 @@ class UCSA(BaseAttention):
         fill = -n % self.cfg.leaf
         bias = None
         if seen is not None or (fill and not self.cfg.is_causal):
-            real = seen[:, g:] if seen is not None else torch.ones_like(k[:, g:, 0], dtype=torch.bool)
+            real = (
+                seen[:, g:] if seen is not None else torch.ones_like(k[:, g:, 0], dtype=torch.bool)
+            )
             bias = F.pad(torch.where(real, 0.0, HIDDEN), (0, fill), value=HIDDEN)
         return Source(F.pad(k[:, g:], (0, 0, 0, fill)), F.pad(v[:, g:], (0, 0, 0, fill)), bias)
 
@@ -147,7 +149,11 @@ class UCSA(BaseAttention):
         tail = F.pad(q[:, g:].to(wide), (0, 0, 0, blocks * C - (N - g)))
         # (blocks, G, heads of the group * C, D): the heads of a group choose together.
         grouped = tail.view(G, X // G, blocks, C, D).permute(2, 0, 1, 3, 4).flatten(2, 3)
-        vote = torch.ones(G, N - g, device=q.device, dtype=wide) if seen is None else seen[:, g:].to(wide)
+        vote = (
+            torch.ones(G, N - g, device=q.device, dtype=wide)
+            if seen is None
+            else seen[:, g:].to(wide)
+        )
         vote = F.pad(vote, (0, blocks * C - (N - g))).view(G, blocks, C).transpose(0, 1)
         vote = vote.repeat(1, 1, X // G)
         before = 1 if c.is_causal else 0
@@ -167,7 +173,9 @@ class UCSA(BaseAttention):
             whole = t1 if t1 * C <= N - g else t1 - 1
             calls += self._calls(cut, chosen, Tiles(g + t0 * C, C, whole - t0, C), 0, X)
             if whole < t1:
-                calls += self._calls(cut, chosen, Tiles(g + whole * C, C, 1, N - g - whole * C), whole - t0, X)
+                calls += self._calls(
+                    cut, chosen, Tiles(g + whole * C, C, 1, N - g - whole * C), whole - t0, X
+                )
             if t0 == 0 and not c.is_causal and g:  # the sink queries see what block 0 sees
                 sinks = q[:, :g].to(wide).reshape(1, G, -1, D)
                 one = Cut(*(x[:1] for x in (cut.coarse, cut.coarse_on, cut.leaf, cut.leaf_on)))

@@ -77,7 +77,9 @@ def descend(
     T, X, _, D = q.shape
     f, refine = config.fanout, config.candidate_blocks // config.fanout
     a, z, n = (bounds[:, i, None, None] for i in range(3))
-    top = math.ceil(int(bounds[:, 2].max() if not config.is_causal else bounds[:, 0].max()) / f**depth)
+    top = math.ceil(
+        int(bounds[:, 2].max() if not config.is_causal else bounds[:, 0].max()) / f**depth
+    )
     node = torch.arange(top - 1, -1, -1, device=q.device).expand(T, X, top)
     on = torch.ones_like(node, dtype=torch.bool)
     coarse, coarse_on = [], []
@@ -88,7 +90,9 @@ def descend(
             break
         split = on & (last > a) & (first < z)  # reaches into the near window
         number = tree.start[level] + node.clamp_max(tree.count[level] - 1)
-        votes = _votes(tree, number, on, q, weight, scale)
+        # A node that is split anyway has no part in the vote: its key holds tokens of the near
+        # window and, when causal, tokens later than the query.
+        votes = _votes(tree, number, on & ~split, q, weight, scale)
         votes = torch.where(split, REFINE_FIRST, torch.where(on, votes, -1.0))
         order = votes.sort(dim=-1, descending=True, stable=True).indices
         chosen, rest = order[..., :refine], order[..., refine:]

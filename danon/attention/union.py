@@ -136,7 +136,9 @@ class _Union(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_lse: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         q, out, lse, *tensors = ctx.saved_tensors
         calls, scale, kernel, n_shifts = ctx.plan
         shifts, flat = tensors[:n_shifts], tensors[n_shifts:]
@@ -179,7 +181,9 @@ class _Union(torch.autograd.Function):
                 if call.shift is not None and d_shifts[call.shift] is not None:
                     rows = dq[..., D + 1].to(wide) / scale
                     call.q.add_to(_not_none(d_shifts[call.shift]), rows, t0, t1)
-                for x, dx in zip(d_flat[3 * call.source : 3 * call.source + 2], (dk, dv), strict=True):
+                for x, dx in zip(
+                    d_flat[3 * call.source : 3 * call.source + 2], (dk, dv), strict=True
+                ):
                     call.k.add_to(_not_none(x), _fold(dx, k), t0, t1)
         grads: list[Tensor | None] = [d_q[..., :D].to(q.dtype), *d_shifts]
         for i, x in enumerate(flat):

@@ -33,10 +33,16 @@ def oracle(
     near &= (j <= i) if c.is_causal else torch.tensor(True)
     far = (j >= g) & (past | future)
 
-    hidden = torch.tanh((k + sinusoid(j, D)) @ p["importance.inner.weight"].T + p["importance.inner.bias"])
+    hidden = torch.tanh(
+        (k + sinusoid(j, D)) @ p["importance.inner.weight"].T + p["importance.inner.bias"]
+    )
     s = (hidden @ p["importance.outer.weight"].T + p["importance.outer.bias"]).squeeze(-1)
     kept = torch.zeros(B, G, len(rows), N, dtype=torch.bool)
-    limit = math.log(c.importance_threshold / (1 - c.importance_threshold)) if c.importance_threshold else -math.inf
+    limit = (
+        math.log(c.importance_threshold / (1 - c.importance_threshold))
+        if c.importance_threshold
+        else -math.inf
+    )
     for b in range(B):
         for h in range(G):
             order = torch.arange(N - 1, -1, -1)  # the more recent of equals comes first
@@ -50,7 +56,10 @@ def oracle(
         w = chosen.double().unsqueeze(1) if chosen.dim() == 2 else chosen.double()
         return (w[..., None] * x).sum(2) / w.sum(2).clamp_min(1)[..., None]
 
-    means = [torch.cat((mean(k, real & (its == t)), mean(v, real & (its == t))), -1) for t in range(periods)]
+    means = [
+        torch.cat((mean(k, real & (its == t)), mean(v, real & (its == t))), -1)
+        for t in range(periods)
+    ]
 
     def states(order: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
         h, met, out = torch.zeros(B, G, 2 * D, dtype=k.dtype), torch.zeros(B, dtype=torch.bool), {}
@@ -63,7 +72,9 @@ def oracle(
             h = torch.where(any_real[:, None, None], new, h)
             met = met | any_real
             out[t] = h, met
-        return {t: (torch.stack((gate("key", h), gate("value", h))), m) for t, (h, m) in out.items()}
+        return {
+            t: (torch.stack((gate("key", h), gate("value", h))), m) for t, (h, m) in out.items()
+        }
 
     sides = [(states(list(range(periods))), -2)]
     if not c.is_causal:
@@ -89,7 +100,9 @@ def oracle(
         state_key = state_key + kk / len(sides)
     route = torch.zeros(B, c.num_heads, len(rows), 3, dtype=k.dtype)
     if c.use_adaptive_router and periods > 2:
-        near_key = torch.stack([zero[:, :, 0] if t < 1 else means[int(t) - 1][..., :D] for t in mine[:, 0]], 2)
+        near_key = torch.stack(
+            [zero[:, :, 0] if t < 1 else means[int(t) - 1][..., :D] for t in mine[:, 0]], 2
+        )
         memory_key = torch.stack([mean(k, kept[:, :, n]) for n in range(len(rows))], 2)
         paths = up(torch.stack((near_key, memory_key, state_key), 3))
         match = torch.einsum("bhnd,bhnjd->bhnj", q @ p["router.weight"].T, paths)

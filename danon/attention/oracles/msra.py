@@ -39,9 +39,10 @@ def oracle(
         pad = n * r - k.shape[2]
         k, v, square = (F.pad(x, (0, 0, 0, pad)) for x in (k, v, square))
         mass = F.pad(mass, (0, pad))
-        score = torch.tanh(
-            k @ p["pool.w_h"][s].T + v @ p["pool.w_x"][s].T + p["pool.b"][s]
-        ) @ p["pool.v"][s]
+        score = (
+            torch.tanh(k @ p["pool.w_h"][s].T + v @ p["pool.w_x"][s].T + p["pool.b"][s])
+            @ p["pool.v"][s]
+        )
         w = (mass * soft_cap(score, c.stability_factor).exp()).unflatten(-1, (n, r))
         w = (w / w.sum(-1, keepdim=True).clamp_min(1e-300))[..., None]
         k, v, square = ((x.unflatten(2, (n, r)) * w).sum(3) for x in (k, v, square))
@@ -65,7 +66,9 @@ def oracle(
     if c.feature_fusion == "adaptive":
         hidden = q @ p["fuse_h"].T
         beta = torch.stack([torch.tanh(hidden + x) @ p["fuse_v"] for x in p["fuse_x"]], -1)
-        logits = logits + soft_cap(beta, c.stability_factor).log_softmax(-1)[..., torch.cat(level_of)]
+        logits = (
+            logits + soft_cap(beta, c.stability_factor).log_softmax(-1)[..., torch.cat(level_of)]
+        )
     M = torch.cat(masses, -1).unsqueeze(2)
     hidden_entries = ~torch.cat(visible, 1) | (M == 0)
     logits = (logits + M.clamp_min(1).log()).masked_fill(hidden_entries, -torch.inf)

@@ -48,11 +48,17 @@ def oracle(
                 mine = max(0, i - g) // W
                 near = (j < g) | ((block >= mine - 1) & (block <= mine + 1))
                 near &= (j <= i) if c.is_causal else torch.tensor(True)
-                tokens = torch.cat((j[near & real[b]], torch.tensor(choices[n].tokens, dtype=torch.long) + g))
+                tokens = torch.cat(
+                    (j[near & real[b]], torch.tensor(choices[n].tokens, dtype=torch.long) + g)
+                )
                 tokens = tokens[real[b, tokens]]
                 nodes = [(level, m) for level, m in choices[n].nodes if tree[level][2][b, m] > 0]
-                K = torch.cat((k[b, G, tokens], *(tree[level][0][b, G, m][None] for level, m in nodes)))
-                V = torch.cat((v[b, G, tokens], *(tree[level][1][b, G, m][None] for level, m in nodes)))
+                K = torch.cat(
+                    (k[b, G, tokens], *(tree[level][0][b, G, m][None] for level, m in nodes))
+                )
+                V = torch.cat(
+                    (v[b, G, tokens], *(tree[level][1][b, G, m][None] for level, m in nodes))
+                )
                 bias = torch.tensor([0.0] * len(tokens) + [float(tree[level][2][b, m]) for level, m in nodes],
                                     dtype=torch.float64)  # fmt: skip
                 bias[len(tokens) :] = bias[len(tokens) :].log()
@@ -80,18 +86,26 @@ def undecided(
     return close
 
 
-def _tree(module: BaseAttention, k: Tensor, v: Tensor, real: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _tree(
+    module: BaseAttention, k: Tensor, v: Tensor, real: Tensor
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(key, value, mass) of each level, leaves first: nodes past the global tokens."""
     c: UCSAConfig = module.config
     p = {name: x.double() for name, x in module.named_parameters()}
-    k, v, mass = k[:, :, c.global_tokens :], v[:, :, c.global_tokens :], real[:, c.global_tokens :].double()
+    k, v, mass = (
+        k[:, :, c.global_tokens :],
+        v[:, :, c.global_tokens :],
+        real[:, c.global_tokens :].double(),
+    )
     levels = []
     name, rate = "leaf_pool", c.leaf
     while k.shape[2] and (not levels or k.shape[2] > 1):
         pad = -k.shape[2] % rate
         k, v, mass = F.pad(k, (0, 0, 0, pad)), F.pad(v, (0, 0, 0, pad)), F.pad(mass, (0, pad))
         hidden = k @ p[f"{name}.w_h"][0].T + v @ p[f"{name}.w_x"][0].T + p[f"{name}.b"][0]
-        w = (mass[:, None] * (torch.tanh(hidden) @ p[f"{name}.v"][0]).exp()).unflatten(-1, (-1, rate))
+        w = (mass[:, None] * (torch.tanh(hidden) @ p[f"{name}.v"][0]).exp()).unflatten(
+            -1, (-1, rate)
+        )
         w = (w / w.sum(-1, keepdim=True).clamp_min(1e-300))[..., None]
         k, v = ((x.unflatten(2, (-1, rate)) * w).sum(3) for x in (k, v))
         mass = mass.unflatten(-1, (-1, rate)).sum(-1)
@@ -156,6 +170,7 @@ def _cut(
         inside = [x < z and (m + 1) * f**level > a for m, x, _ in span]
         at = [min(m, len(tree[level][0]) - 1) for m, _, _ in span]
         logit = voters @ tree[level][0][at].T * scale + _log(tree[level][1][at])
+        logit = logit.masked_fill(torch.tensor(inside), -1e30)  # split anyway: no part in the vote
         votes = logit.softmax(-1).sum(0).masked_fill(torch.tensor(inside), math.inf)
         order = votes.argsort(descending=True, stable=True).tolist()
         refine = c.candidate_blocks // f

@@ -1,0 +1,130 @@
+"""What the adapters share: input checks, lazy packages and reasons for not running.
+
+Dimension suffixes as in :mod:`danon.attention.base`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from baselines._memory import memory_reason
+from baselines._parts import quiet_import
+from danon.attention.base import BaseAttention, check_inputs
+from danon.config import AttentionConfig
+
+__all__ = ["Adapter"]
+
+
+class Adapter(BaseAttention):
+    """A baseline: checks its inputs, then calls :meth:`attend`.
+
+    A subclass states what it needs in class attributes, so that every reason for not running
+    is worded in one place.
+    """
+
+    causal_capable: ClassVar[bool] = True
+    """Whether a causal configuration hides every later token from a query."""
+    takes_mask: ClassVar[bool] = True
+    """Whether a padding mask with padded tokens is accepted."""
+    package: ClassVar[str] = ""
+    """Distribution to install; empty for none beyond torch."""
+    module: ClassVar[str] = ""
+    """What is imported from ``package``, by the constructor at the earliest."""
+    extra: ClassVar[str] = "baselines"
+    """Extra of danon that brings ``package``."""
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16, torch.float16)
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
+    def __init__(self, shape: AttentionConfig) -> None:
+        super().__init__()
+        self.setup_attention(shape)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; the contract of :meth:`BaseAttention.forward`.
+
+        Raises:
+            ValueError: wrong shapes, dtypes or devices; or padded tokens where the package has
+                no padding mask.
+        """
+        check_inputs(self.config, q, k, v, mask)
+        if mask is not None:
+            mask = mask != 0
+            if bool(mask.all()):  # nothing is padded: the unmasked kernel computes the same
+                mask = None
+        if mask is not None and not self.takes_mask:
+            raise ValueError(
+                f"{self.package} has no padding mask: mask must be None or mark every token real"
+            )
+        return self.attend(q, k, v, mask)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """:meth:`forward` after the checks; ``mask`` is boolean and hides at least one token."""
+        raise NotImplementedError(f"{type(self).__name__} defines no attend")
+
+    @classmethod
+    def load(cls) -> ModuleType:
+        """Import ``module``.
+
+        Raises:
+            ImportError: in one line, what is missing and the extra that brings it.
+        """
+        try:
+            with quiet_import():
+                return importlib.import_module(cls.module)
+        except ImportError as error:
+            why = f"{cls.package} does not import here: {' '.join(str(error).split())}"
+            raise ImportError(cls._missing() or why) from error
+
+    @classmethod
+    def _missing(cls) -> str | None:
+        if not cls.module or importlib.util.find_spec(cls.module.partition(".")[0]) is not None:
+            return None
+        return f"{cls.package} is not installed (pip install danon[{cls.extra}])"
+
+    @classmethod
+    def peak_bytes(
+        cls, shape: AttentionConfig, length: int, dtype: torch.dtype, backward: bool
+    ) -> int:
+        """About what one sequence needs beyond inputs and output; 0 where that is little."""
+        return 0
+
+    @classmethod
+    def limit(
+        cls, shape: AttentionConfig, length: int, dtype: torch.dtype, device: torch.device,
+        backward: bool,
+    ) -> str | None:  # fmt: skip
+        """A further reason of this baseline, asked once its package, device and dtype are fine."""
+        return None
+
+    @classmethod
+    def unavailable(
+        cls, shape: AttentionConfig, *, length: int, dtype: torch.dtype, device: torch.device,
+        backward: bool,
+    ) -> str | None:  # fmt: skip
+        missing = cls._missing()
+        if missing is not None:
+            return missing
+        if device.type not in cls.devices:
+            return f"runs on {' or '.join(cls.devices)} only, not on {device.type}"
+        if device.type == "cuda" and not torch.cuda.is_available():
+            return "no CUDA device"
+        if dtype not in cls.dtypes:
+            return f"takes {', '.join(map(_name, cls.dtypes))} only, not {_name(dtype)}"
+        if cls.module:
+            try:
+                cls.load()
+            except ImportError as error:
+                return str(error)
+        return cls.limit(shape, length, dtype, device, backward) or memory_reason(
+            cls.peak_bytes(shape, length, dtype, backward), length, device
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

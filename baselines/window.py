@@ -1,0 +1,106 @@
+"""Exact sliding window with sink tokens, in blocks of queries: the hard baseline.
+
+Each block of C queries is given the keys that any of them can see, ``back`` tokens before the
+block, the block, ``ahead`` tokens after it, and the sinks; a mask cuts the exact band. Blocks are
+handed to SDPA some thousands of queries at a time, so memory stays linear and small.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from baselines._adapter import Adapter
+from baselines._masked import Band, masked_attention
+from baselines._parts import expand_heads
+from baselines.sdpa import masked_sdpa
+from danon.attention.registry import register
+from danon.config import AttentionConfig
+
+__all__ = ["Window"]
+
+BLOCK = 256
+QUERIES_PER_CALL = 4096
+
+
+@register("window")
+class Window(Adapter):
+    """Query i sees tokens i-w+1 .. i (bidirectional: .. i+w-1) and the first g tokens."""
+
+    semantics: ClassVar[str] = "exact window 512 + 64 sinks (bidirectional: 512 on both sides)"
+    oracle_kind: ClassVar[str] = "definition"
+
+    def __init__(self, shape: AttentionConfig, width: int = 512, sinks: int = 64) -> None:
+        super().__init__(shape)
+        if width < 1 or sinks < 0:
+            raise ValueError(f"width = {width}, sinks = {sinks}: must be >= 1 and >= 0")
+        causal = shape.is_causal
+        self.band = Band(width - 1, 0 if causal else width - 1, sinks, causal)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
+        N = q.shape[2]
+        C = min(BLOCK, N)
+        back, ahead = min(self.band.back, N - 1), min(self.band.ahead, N - 1)
+        tail = -N % C
+        q = pad(q, (0, 0, 0, tail))
+        k_sink, v_sink = k[:, :, : self.band.sinks], v[:, :, : self.band.sinks]
+        k, v = pad(k, (0, 0, back, tail + ahead)), pad(v, (0, 0, back, tail + ahead))
+        blocks = torch.arange((N + tail) // C, device=q.device)
+        outs = []
+        for some in blocks.split(max(1, QUERIES_PER_CALL // C)):
+            start, end = int(some[0]) * C, (int(some[-1]) + 1) * C
+            span = slice(start, end + back + ahead)
+            out = masked_sdpa(
+                _blocks(q[:, :, start:end], C, C),
+                _with_sinks(_blocks(k[:, :, span], C + back + ahead, C), k_sink),
+                _with_sinks(_blocks(v[:, :, span], C + back + ahead, C), v_sink),
+                self._visible(some, C, back, ahead, N, mask, q.shape[0]),
+            )
+            outs.append(out.unflatten(0, (q.shape[0], -1)).transpose(1, 2).flatten(2, 3))
+        return torch.cat(outs, dim=2)[:, :, :N]
+
+    def _visible(
+        self, blocks: Tensor, C: int, back: int, ahead: int, N: int, mask: Tensor | None, B: int
+    ) -> Tensor:
+        """(1 or B * blocks, 1, C, keys): the keys of each block, then the sinks."""
+        start, end = int(blocks[0]) * C, (int(blocks[-1]) + 1) * C
+        sinks = min(self.band.sinks, N)
+        if mask is None and start - back >= sinks and end + ahead <= N:
+            blocks = blocks[:1]  # inside the sequence all blocks look alike
+        first = (blocks * C - back)[:, None, None]  # position of each block's first near key
+        width = back + C + ahead
+        row = first + back + torch.arange(C, device=first.device)[:, None]
+        near = first + torch.arange(width, device=first.device)
+        sink = torch.arange(sinks, device=first.device).expand(len(first), 1, -1)
+        seen_near = self.band(row, near) & (near >= 0) & (near < N)
+        again = (sink >= first) & (sink < first + width)  # is among the near keys already
+        seen_sink = self.band(row, sink) & ~again
+        if mask is None:
+            seen = torch.cat([seen_near, seen_sink], dim=-1)[:, None]
+            return seen if len(seen) == 1 else seen.repeat(B, 1, 1, 1)
+        seen_near = seen_near & mask[:, near.clamp(0, N - 1)]
+        seen_sink = seen_sink & mask[:, sink]
+        return torch.cat([seen_near, seen_sink], dim=-1).flatten(0, 1)[:, None]
+
+    def oracle(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        return masked_attention(q, k, v, self.band, mask, rows)
+
+    def visible_pairs(self, length: int) -> int:
+        return self.band.pairs(length)
+
+
+def _blocks(x: Tensor, size: int, step: int) -> Tensor:
+    """(B, H, M, D) -> (B * blocks, H, size, D), each block ``step`` tokens after the last."""
+    return x.unfold(2, size, step).permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+
+def _with_sinks(x: Tensor, sinks: Tensor) -> Tensor:
+    each = x.shape[0] // sinks.shape[0]
+    return torch.cat([x, sinks.repeat_interleave(each, dim=0)], dim=2)

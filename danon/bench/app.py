@@ -1,0 +1,103 @@
+"""The commands, as typer shows them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from danon.experiment.runs import Journal
+
+__all__ = ["app"]
+
+RESULTS = Path("results") / "runs"
+
+app = typer.Typer(
+    help="Measure attention mechanisms.", no_args_is_help=True, pretty_exceptions_enable=False,
+    add_completion=False,
+)  # fmt: skip
+
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Results = Annotated[Path, typer.Option(help="Folder of all runs.")]
+RunDir = Annotated[Path | None, typer.Argument(help="A folder under results/runs.")]
+
+
+@app.command()
+def bench(
+    profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
+    device: Device = "cpu",
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(help="file.py:Class of your own, measured beside everything else."),
+    ] = None,
+    only: Annotated[str, typer.Option(help="Registered names to keep, comma separated.")] = "",
+    results: Results = RESULTS,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
+) -> None:
+    """Measure every attention, print the scoreboard, record it."""
+    from danon.bench.command import Options
+    from danon.bench.command import bench as run
+
+    command = shlex.join(["danon", *sys.argv[1:]])
+    options = Options(profile, device, tuple(attention or ()), only, results, resume, command)
+    raise typer.Exit(run(options, Console()))
+
+
+@app.command()
+def report(run_dir: RunDir = None, results: Results = RESULTS) -> None:
+    """Show the scoreboard of a run again (the last one) and write its report."""
+    from danon.experiment.report import write_report
+    from danon.experiment.scoreboard import render
+
+    journal = _journal(run_dir, results)
+    path = journal.run_dir / "report.html"
+    found, info = journal.results(), journal.info()
+    write_report(found, info, path)
+    console = Console()
+    render(found, info, console)
+    console.print(f"\nReport    {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def record(run_dir: Annotated[Path, typer.Argument(help="A folder under results/runs.")]) -> None:
+    """Upload a run to MLflow, or what of it is not there yet."""
+    from danon.experiment.record import upload
+    from danon.experiment.store import StoreError
+
+    try:
+        print(upload(run_dir))
+    except (FileNotFoundError, StoreError) as error:
+        _refuse(str(error))
+
+
+@app.command()
+def doctor(device: Device = "cpu") -> None:
+    """Say what this machine can run, and why not the rest."""
+    from danon.bench.doctor import doctor as examine
+
+    if device not in ("cpu", "cuda"):
+        _refuse(f"unknown device {device!r}; known: cpu, cuda")
+    examine(device, Console())
+
+
+def _journal(run_dir: Path | None, results: Path) -> Journal:
+    from danon.bench.command import latest
+    from danon.experiment.runs import Journal
+
+    found = next(latest(results), None) if run_dir is None else None
+    if run_dir is None:
+        return found or _refuse(f"no run is recorded under {results}")
+    try:
+        return Journal(run_dir)
+    except FileNotFoundError as error:
+        _refuse(str(error))
+
+
+def _refuse(reason: str) -> NoReturn:
+    print(f"danon: {reason}", file=sys.stderr)
+    raise typer.Exit(2)

@@ -1,0 +1,23 @@
+"""The console script ``danon``: the bare package has it too, but not what it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+__all__ = ["main"]
+
+NEEDED = ("typer", "rich", "pytest", "pytest_benchmark", "pandas", "pyarrow", "filelock", "psutil")
+
+
+def main() -> None:
+    """Run ``danon bench | report | record | doctor``."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"danon: not installed: {', '.join(missing)}; pip install danon[bench]", file=sys.stderr
+        )
+        raise SystemExit(2)
+    from danon.bench.app import app
+
+    app()

@@ -1,0 +1,312 @@
+"""Results as tables: what the scoreboard, the report and the picture all show."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import pandas as pd
+
+from danon.experiment import words
+from danon.measure.case import Case
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from danon.experiment.runs import RunInfo
+    from danon.measure.case import CaseResult
+
+__all__ = [
+    "OURS", "REFERENCE", "Absence", "Board", "Figure", "Role", "Row", "View", "absences", "board",
+    "check_rows", "curve", "machine", "mechanism",
+ "origin", "role", "table", "views",
+]  # fmt: skip
+
+OURS = ("msra", "dala", "ucsa")
+REFERENCE = "sdpa"
+Role = Literal["ours", "yours", "reference", "baseline"]
+SHAPE = ("device", "batch", "heads", "head_dim", "causal")
+PHASES = ("forward", "forward+backward")
+
+
+def role(attention: str, command: str) -> Role:
+    """What an attention is in the comparison; "yours" came in by ``--attention place:Class``."""
+    if attention == REFERENCE:
+        return "reference"
+    if mechanism(attention) in OURS:
+        return "ours"
+    given = (word.strip("'\"") for word in command.replace("=", " ").replace(",", " ").split())
+    return "yours" if any(word.endswith(f":{attention}") for word in given) else "baseline"
+
+
+def mechanism(attention: str) -> str:
+    """The family of a variant: ``ucsa-shared`` -> ``ucsa``."""
+    return attention.replace("_", "-").partition("-")[0]
+
+
+def table(results: Sequence[CaseResult]) -> pd.DataFrame:
+    """One row a case: the fields of the case, status, reason, semantics, check and every metric."""
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        check = {f"check_{name}": value for name, value in result.check.items()}
+        rows.append({
+            **dataclasses.asdict(result.case), "status": result.status, "reason": result.reason,
+            "semantics": result.semantics, **check, **result.metrics,
+        })  # fmt: skip
+    names = [f.name for f in dataclasses.fields(Case)] + ["status", "reason", "semantics"]
+    return pd.DataFrame(rows, columns=None if rows else names)
+
+
+@dataclass(frozen=True)
+class View:
+    """What figures must share to stand in one table: phase, dtype and shape."""
+
+    phase: str
+    dtype: str
+    device: str
+    batch: int
+    heads: int
+    head_dim: int
+    causal: bool
+
+    @property
+    def shape(self) -> str:
+        kind = "causal" if self.causal else "bidirectional"
+        return f"{self.device}, batch {self.batch}, {self.heads} heads x {self.head_dim}, {kind}"
+
+    def of(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a table that belong to this view."""
+        keep = pd.Series(True, index=frame.index)
+        for name, value in dataclasses.asdict(self).items():
+            keep &= frame[name] == value
+        return frame[keep]
+
+
+def views(frame: pd.DataFrame) -> list[View]:
+    """Every view with a measured figure, forward before backward, then by dtype and shape."""
+    if frame.empty:
+        return []
+    measured = frame[frame["status"] == "measured"]
+    names = [f.name for f in dataclasses.fields(View)]
+    found = [View(*key) for key in measured[names].drop_duplicates().itertuples(index=False)]
+    return sorted(found, key=lambda v: (v.shape, PHASES.index(v.phase), v.dtype))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its interval; NaN where there is none.
+
+    Attributes:
+        extrapolated: the dense side was not measured at this length.
+        conclusive: the interval became narrow enough within the time budget.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    extrapolated: bool = False
+    conclusive: bool = True
+
+
+def curve(rows: pd.DataFrame, suite: str, attention: str, metric: str) -> dict[int, Figure]:
+    """Length -> figure of one attention in one view; ``speedup`` is derived from the time ratio."""
+    mine = rows[
+        (rows["suite"] == suite) & (rows["attention"] == attention) & (rows["status"] == "measured")
+    ]
+    found = {}
+    for record in mine.to_dict("records"):
+        figure = _speedup(record) if metric == "speedup" else _plain(record, metric)
+        if math.isfinite(figure.value):
+            found[int(record["length"])] = figure
+    return dict(sorted(found.items()))
+
+
+def _number(record: dict[Any, Any], name: str) -> float:
+    value = record.get(name)
+    return math.nan if value is None else float(value)
+
+
+def _plain(record: dict[Any, Any], metric: str) -> Figure:
+    return Figure(
+        _number(record, metric), _number(record, f"{metric}_low"), _number(record, f"{metric}_high")
+    )
+
+
+def _speedup(record: dict[Any, Any]) -> Figure:
+    conclusive = _number(record, "conclusive") != 0.0
+    ratio = _number(record, "time_ratio")
+    if math.isfinite(ratio):
+        low, high = _number(record, "time_ratio_high"), _number(record, "time_ratio_low")
+        return Figure(1 / ratio, 1 / low, 1 / high, conclusive=conclusive)
+    if record["attention"] == REFERENCE:
+        return Figure(1.0)
+    ratio = _number(record, "time_ratio_extrapolated")
+    return Figure(1 / ratio, extrapolated=True, conclusive=conclusive)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attention on the scoreboard.
+
+    Attributes:
+        speedups: length -> times faster than dense.
+        flops: useful FLOP/s at the headline length.
+        roofline: share of the matmul rate at the headline length, 0 to 1.
+        peak: peak bytes at the headline length.
+        exponent: of time in N.
+        error: relative, against dense, at the headline length.
+    """
+
+    attention: str
+    role: Role
+    semantics: str
+    speedups: dict[int, Figure] = field(default_factory=dict)
+    flops: float = math.nan
+    roofline: float = math.nan
+    peak: float = math.nan
+    exponent: Figure = Figure(math.nan)
+    error: float = math.nan
+
+    def standing(self, headline: int) -> tuple[bool, float]:
+        """Sorts rows: by speed-up at the headline length, those without one last."""
+        if headline in self.speedups:
+            return True, self.speedups[headline].value
+        return False, max((figure.value for figure in self.speedups.values()), default=0.0)
+
+
+@dataclass(frozen=True)
+class Board:
+    """The scoreboard of one view.
+
+    Attributes:
+        lengths: every length with a speed figure.
+        headline: the longest length at which dense attention itself was timed; figures that
+            stand alone are given there. Without it, the longest length of any figure.
+        dense_s: seconds of dense attention at the headline length; NaN where it was not measured.
+    """
+
+    view: View
+    lengths: tuple[int, ...]
+    headline: int
+    dense_s: float
+    rows: tuple[Row, ...]
+
+
+def board(frame: pd.DataFrame, view: View, command: str) -> Board:
+    """The scoreboard of a view, fastest first."""
+    mine = view.of(frame)
+    measured = mine[mine["status"] == "measured"]
+    speed = measured[measured["suite"] == "speed"]
+    lengths = tuple(sorted({int(n) for n in speed["length"]}))
+    dense_at = speed[speed["attention"] == REFERENCE]["length"]
+    headline = (
+        int((dense_at if len(dense_at) else measured["length"]).max()) if len(measured) else 0
+    )
+
+    def row(attention: str) -> Row:
+        def at_headline(suite: str, metric: str) -> float:
+            return curve(mine, suite, attention, metric).get(headline, Figure(math.nan)).value
+
+        stated = mine[(mine["attention"] == attention) & (mine["semantics"] != "")]["semantics"]
+        fitted = curve(mine, "scaling", attention, "time_exponent")
+        return Row(
+            attention=attention,
+            role=role(attention, command),
+            semantics=str(stated.iloc[0]) if len(stated) else "",
+            speedups=curve(mine, "speed", attention, "speedup"),
+            flops=at_headline("speed", "useful_flops_per_s"),
+            roofline=at_headline("speed", "roofline_fraction"),
+            peak=at_headline("memory", "peak_bytes"),
+            exponent=fitted.get(0, Figure(math.nan)),
+            error=at_headline("speed", "error_vs_dense"),
+        )
+
+    rows = [row(attention) for attention in dict.fromkeys(measured["attention"])]
+    rows.sort(key=lambda r: r.standing(headline), reverse=True)
+    dense = curve(mine, "speed", REFERENCE, "time_s").get(headline, Figure(math.nan))
+    return Board(view, lengths, headline, dense.value, tuple(rows))
+
+
+@dataclass(frozen=True)
+class Absence:
+    """Cases of one attention that share a reason for having no figures.
+
+    Attributes:
+        where: which cases, in words.
+    """
+
+    attention: str
+    status: str
+    reason: str
+    where: str
+
+
+def absences(frame: pd.DataFrame) -> list[Absence]:
+    """Every case without figures, grouped by reason; failures first.
+
+    Reasons that differ only in their numbers are one; the shortest length's is shown.
+    """
+    order = ("failed", "over budget", "unavailable")
+    if frame.empty:
+        return []
+    found = []
+    missing = frame[frame["status"] != "measured"].sort_values("length", kind="stable")
+    wording = missing["reason"].str.replace(r"\d+(\.\d+)?", "#", regex=True).rename("wording")
+    for key, group in missing.groupby(["status", "attention", wording], sort=False):
+        status, attention, _ = cast("tuple[str, str, str]", key)
+        mine = frame[frame["attention"] == attention]
+        found.append(Absence(attention, status, group["reason"].iloc[0], _where(group, mine)))
+    return sorted(found, key=lambda a: (order.index(a.status), a.attention))
+
+
+def _where(group: pd.DataFrame, everything: pd.DataFrame) -> str:
+    """``speed 8k to 128k (forward float32)``."""
+    if len(group) == len(everything):
+        return "everything"
+    parts = []
+    for suite, cases in group.groupby("suite", sort=False):
+        asked = everything[everything["suite"] == suite]["length"]
+        kinds = sorted({f"{p} {d}" for p, d in zip(cases["phase"], cases["dtype"], strict=True)})
+        spans = _spans(sorted(set(cases["length"]) - {0}), sorted(set(asked)))
+        parts.append(" ".join(filter(None, (str(suite), spans, f"({', '.join(kinds)})"))))
+    return "; ".join(parts)
+
+
+def _spans(lengths: list[int], asked: list[int]) -> str:
+    """Lengths in words; a run of neighbours among those asked for as ``first to last``."""
+    names = [words.length_label(n) for n in lengths]
+    neighbours = (
+        len(lengths) > 2 and [n for n in asked if lengths[0] <= n <= lengths[-1]] == lengths
+    )
+    return f"{names[0]} to {names[-1]}" if neighbours else ", ".join(names)
+
+
+def check_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of each attention, dtype and phase the check closest to its tolerance, and how many ran."""
+    if frame.empty or "check_error" not in frame:
+        return pd.DataFrame()
+    checked = frame[frame["check_error"].notna()].copy()
+    checked["used"] = checked["check_error"] / checked["check_tolerance"]
+    keys = ["attention", "phase", "dtype"]
+    checked["checks"] = checked.groupby(keys)["used"].transform("size")
+    return checked.sort_values("used", ascending=False).drop_duplicates(keys).sort_values(keys)
+
+
+def machine(info: RunInfo) -> str:
+    """The machine in one line; absolute figures compare only where it is the same."""
+    known = {name: str(value) for name, value in info.fingerprint.items()}
+    parts = [known[name] for name in ("gpu", "cpu") if name in known]
+    parts += [f"{known[n]} {n}" for n in ("cores", "threads") if n in known]
+    parts += [f"{known['memory_gib']} GiB"] if "memory_gib" in known else []
+    parts += [f"fingerprint {known['id']}"] if "id" in known else []
+    return ", ".join(parts) or "unknown machine"
+
+
+def origin(info: RunInfo) -> str:
+    """Commit, profile and date in one line."""
+    commit = info.commit if info.commit == "unknown" else info.commit[:10]
+    changed = " + uncommitted changes" if info.dirty else ""
+    when = info.started.replace("T", " ").replace("+00:00", " UTC")
+    return f"commit {commit}{changed}, profile {info.profile}, {when}"

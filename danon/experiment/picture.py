@@ -1,0 +1,173 @@
+"""The picture of a run: speed-up and memory against length, for a README."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from danon.experiment import frame, words
+from danon.experiment.runs import replace_file
+from danon.experiment.styles import styles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from danon.experiment.runs import RunInfo
+    from danon.experiment.styles import Style
+    from danon.measure.case import CaseResult
+
+__all__ = ["spread", "write_picture"]
+
+MARKS = ("o", "s", "D", "^", "P", "v", "p", "X")
+INK, SOFT, GRID = "#16191d", "#5b6470", "#e4e7eb"
+LABEL_GAP = 10.5  # points between the names at the ends of curves
+LEAST_MIB = 1 / 1024  # zero bytes have no place on a logarithmic axis
+
+
+def write_picture(results: Sequence[CaseResult], info: RunInfo, path: Path) -> None:
+    """Write a PNG: the first view (forward passes first) that has figures of each suite.
+
+    Raises:
+        ValueError: the results hold no figure of the speed suite.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    data = frame.table(results)
+    speed = _first_view(data, "speed", "speedup")
+    if speed is None:
+        raise ValueError("the results hold no figure of the speed suite: there is nothing to draw")
+    memory = _first_view(data, "memory", "peak_bytes")
+    names = list(dict.fromkeys(data["attention"]))
+    looks = styles(names, info.command)
+    figure = Figure(figsize=(10.5, 5.2), dpi=200, facecolor="white")
+    FigureCanvasAgg(figure)  # draws without a display, whatever the backend of the process
+    left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.055, right=0.89, top=0.87, bottom=0.185, wspace=0.5)
+    _panel(left, data, speed, looks, "speed", "speedup", 1.0)
+    left.axhline(1, color=SOFT, linewidth=0.8, linestyle=":", zorder=0)
+    _title(left, "Times faster than dense attention", speed, "dotted: dense extrapolated")
+    if memory is None:
+        right.text(
+            0.5, 0.5, "no figures of the memory suite", ha="center", transform=right.transAxes
+        )
+    else:
+        _panel(right, data, memory, looks, "memory", "peak_bytes", 1 / 2**20)
+        _title(right, "Peak memory in MiB", memory, "beyond inputs and output")
+    caption = f"{frame.machine(info)}\n{frame.origin(info)}; {speed.shape}"
+    figure.text(0.055, 0.022, caption, fontsize=7.5, color=SOFT, linespacing=1.5)
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png")
+    replace_file(path, sink.getvalue())
+
+
+def _first_view(data: pd.DataFrame, suite: str, metric: str) -> frame.View | None:
+    for view in frame.views(data):
+        rows = view.of(data)
+        if any(frame.curve(rows, suite, name, metric) for name in rows["attention"].unique()):
+            return view
+    return None
+
+
+def _title(axes: Axes, title: str, view: frame.View, note: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=20)
+    under = f"{view.phase}, {view.dtype}; {note}"
+    axes.text(0, 1.03, under, transform=axes.transAxes, fontsize=8.5, color=SOFT)
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where a curve ends, in data coordinates."""
+
+    name: str
+    look: Style
+    x: int
+    y: float
+
+    @property
+    def strong(self) -> bool:
+        return self.look.width > 2
+
+
+def _panel(
+    axes: Axes, data: pd.DataFrame, view: frame.View, looks: dict[str, Style], suite: str,
+    metric: str, scale: float,
+) -> None:  # fmt: skip
+    """Every curve of one metric over length, both axes logarithmic."""
+    rows = view.of(data)
+    ends = []
+    lengths: set[int] = set()
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for name, look in looks.items():
+        points = frame.curve(rows, suite, name, metric)
+        if not points:
+            continue
+        lengths |= points.keys()
+        xs = list(points)
+        ys = [max(point.value * scale, LEAST_MIB) for point in points.values()]
+        end = _End(name, look, xs[-1], ys[-1])
+        sure = sum(not point.extrapolated for point in points.values())
+        (line,) = axes.plot(
+            xs[:sure], ys[:sure], color=look.light, linewidth=look.width * 0.75,
+            marker=MARKS[look.mark], markersize=5 if end.strong else 3, zorder=2 + look.width,
+        )  # fmt: skip
+        if sure < len(xs):
+            start = max(sure - 1, 0)
+            axes.plot(
+                xs[start:], ys[start:], linestyle=(0, (1, 1.4)), color=look.light,
+                linewidth=line.get_linewidth(), zorder=line.get_zorder(),
+            )  # fmt: skip
+        ends.append(end)
+    ticks = sorted(lengths)
+    axes.set_xticks(ticks, [words.length_label(n) for n in ticks])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("tokens N", fontsize=9, color=SOFT)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", labelsize=8.5, colors=SOFT, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.autoscale_view()
+    _name_ends(axes, ends)
+
+
+def _name_ends(axes: Axes, ends: Sequence[_End]) -> None:
+    """Write each name where its curve ends, moved up or down where two would collide."""
+    import matplotlib.patheffects
+
+    point = 72 / axes.figure.dpi
+    halo = [matplotlib.patheffects.withStroke(linewidth=2.5, foreground="white")]
+    for x in {end.x for end in ends}:
+        column = sorted((end for end in ends if end.x == x), key=lambda end: end.y)
+        at = [axes.transData.transform((end.x, end.y))[1] * point for end in column]
+        for end, old, new in zip(column, at, spread(at, LABEL_GAP), strict=True):
+            line = {"arrowstyle": "-", "color": end.look.light, "linewidth": 0.6, "shrinkB": 2}
+            axes.annotate(
+                end.name, (x, end.y), xytext=(15, new - old), textcoords="offset points",
+                va="center", fontsize=10 if end.strong else 8, path_effects=halo,
+                fontweight="bold" if end.strong else "normal", annotation_clip=False,
+                color=end.look.light if end.strong else SOFT, arrowprops=line, zorder=9,
+            )  # fmt: skip
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Positions at least ``gap`` apart, in order, closest to the wanted (ascending) ones.
+
+    Without the gap this is isotonic regression: neighbours in each other's way share their mean.
+    """
+    blocks: list[tuple[float, int]] = []  # mean of the positions less their gaps, how many
+    for index, position in enumerate(wanted):
+        mean, count = position - index * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            before, number = blocks.pop()
+            mean, count = (before * number + mean * count) / (number + count), number + count
+        blocks.append((mean, count))
+    flat = [mean for mean, count in blocks for _ in range(count)]
+    return [mean + index * gap for index, mean in enumerate(flat)]

@@ -1,0 +1,332 @@
+"""Recording a run in MLflow, while it happens or later from its journal."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from danon.experiment import store
+from danon.experiment.process import Owner
+from danon.experiment.runs import Journal, RunInfo, RunStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mlflow import MlflowClient
+
+    from danon.measure.case import Case, CaseResult, Status
+
+__all__ = ["ARTIFACTS", "Recorder", "metric_name", "upload"]
+
+ARTIFACTS = ("benchmark.json", "samples.parquet", "results.json", "report.html")
+REASON_LENGTH = 1000  # characters; MLflow refuses tags above 8000
+PATIENCE = {"retries": 1, "timeout_s": 20}  # a bench must not wait minutes for a dead server
+
+# What a child run says about itself when its cases differ: the first that occurs.
+STATUS_ORDER: tuple[Status, ...] = ("failed", "measured", "over budget", "unavailable")
+
+_log = logging.getLogger(__name__)
+
+
+def metric_name(case: Case, name: str) -> str:
+    """``forward.float32.time_s``; MLflow allows no ``+`` in a name."""
+    return f"{case.phase.replace('+', '_')}.{case.dtype}.{name}"
+
+
+@dataclass
+class _Child:
+    """The run of one attention at one shape.
+
+    Attributes:
+        tags: as stored, the tags of the recorded cases among them.
+        described: its semantics parameter is stored.
+    """
+
+    run_id: str
+    tags: dict[str, str] = field(default_factory=dict)
+    described: bool = False
+
+
+@dataclass
+class _Parent:
+    run_id: str
+    experiment_id: str
+    children: dict[str, _Child] = field(default_factory=dict)
+
+
+class _Tree:
+    """The MLflow runs of one invocation, found or made; every method may raise store.failures()."""
+
+    def __init__(self, client: MlflowClient, uri: str, info: RunInfo) -> None:
+        self._client = client
+        self._uri = uri
+        self._info = info
+        self._parents: dict[str, _Parent] = {}
+        owner = Owner.current()
+        self._identity = {
+            "danon.run_id": info.run_id,
+            "danon.host": owner.host,
+            "danon.pid": str(owner.pid),
+            "danon.process_start": repr(owner.started),
+        }
+        started = dt.datetime.fromisoformat(info.started)
+        # One timestamp for all metrics of an invocation: MLflow drops an identical metric, so
+        # writing a case again after a kill between its metrics and its tag changes nothing.
+        self._timestamp = int(started.timestamp() * 1000)
+
+    def add(self, result: CaseResult) -> bool:
+        """Record a case; False if this very result was recorded before."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        case = result.case
+        child = self._child(result)
+        done, digest = _case_tag(case), _case_value(result)
+        if child.tags.get(done) == digest:
+            return False
+        metrics = [
+            Metric(metric_name(case, name), value, self._timestamp, case.length)
+            for name, value in sorted(result.metrics.items())
+        ]
+        tags = {done: digest, **_status_tags(child.tags, result)}
+        params = []
+        if result.semantics and not child.described:
+            params.append(Param("semantics", result.semantics[:REASON_LENGTH]))
+        self._client.log_batch(
+            child.run_id, metrics, params, [RunTag(*item) for item in tags.items()]
+        )
+        child.tags.update(tags)
+        child.described = child.described or bool(params)
+        return True
+
+    def close(self, status: RunStatus, run_dir: Path) -> None:
+        """Upload the files of the run and end every run of the tree."""
+        for parent in self._parents.values():
+            for name in ARTIFACTS:
+                if (run_dir / name).is_file():
+                    self._client.log_artifact(parent.run_id, str(run_dir / name))
+            for child in parent.children.values():
+                failed = child.tags.get("danon.status") == "failed"
+                self._client.set_terminated(child.run_id, "FAILED" if failed else status)
+            self._client.set_terminated(parent.run_id, status)
+
+    def _parent(self, suite: str) -> _Parent:
+        if suite not in self._parents:
+            self._parents[suite] = self._find(suite) or self._make(suite)
+        return self._parents[suite]
+
+    def _find(self, suite: str) -> _Parent | None:
+        """The runs that an interrupted recording of the same invocation left."""
+        from mlflow.entities import RunTag
+
+        experiment = store.experiment_id(self._client, self._uri, suite)
+        runs = store.runs_where(
+            self._client, [experiment], f"tags.`danon.run_id` = '{self._info.run_id}'"
+        )
+        roots = [run for run in runs if "danon.child" not in run.data.tags]
+        if not roots:
+            return None
+        parent = _Parent(roots[0].info.run_id, experiment)
+        for run in runs:
+            if key := run.data.tags.get("danon.child"):
+                described = "semantics" in run.data.params
+                parent.children[key] = _Child(run.info.run_id, dict(run.data.tags), described)
+        mine = [RunTag(*item) for item in self._identity.items()]
+        for run in runs:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+            self._client.log_batch(run.info.run_id, tags=mine)
+        return parent
+
+    def _make(self, suite: str) -> _Parent:
+        info = self._info
+        tags = {
+            **self._identity,
+            "danon.suite": suite,
+            "danon.commit": info.commit,
+            "danon.dirty": str(info.dirty).lower(),
+            "danon.profile": info.profile,
+            "danon.seed": str(info.seed),
+            "danon.command": info.command[:REASON_LENGTH],
+            "danon.fingerprint": json.dumps(info.fingerprint, sort_keys=True),
+            "danon.versions": json.dumps(info.versions, sort_keys=True),
+            "mlflow.source.git.commit": info.commit,
+        }
+        experiment = store.experiment_id(self._client, self._uri, suite)
+        run = self._client.create_run(
+            experiment, start_time=self._timestamp, tags=tags, run_name=info.run_id
+        )
+        return _Parent(run.info.run_id, experiment)
+
+    def _child(self, result: CaseResult) -> _Child:
+        from mlflow.entities import Param
+
+        case = result.case
+        parent = self._parent(case.suite)
+        shape = {
+            "device": case.device, "batch": case.batch, "heads": case.heads,
+            "head_dim": case.head_dim, "causal": case.causal,
+        }  # fmt: skip
+        key = json.dumps({"attention": case.attention, **shape})
+        if key not in parent.children:
+            tags = {
+                **self._identity,
+                "mlflow.parentRunId": parent.run_id,
+                "danon.child": key,
+                "danon.attention": case.attention,
+            }
+            run = self._client.create_run(
+                parent.experiment_id, start_time=self._timestamp, tags=tags,
+                run_name=case.attention,
+            )  # fmt: skip
+            params = [Param("attention", case.attention)]
+            params += [Param(name, str(value)) for name, value in shape.items()]
+            self._client.log_batch(run.info.run_id, params=params)
+            parent.children[key] = _Child(run.info.run_id, tags)
+        return parent.children[key]
+
+
+def _case_tag(case: Case) -> str:
+    return f"danon.case.{metric_name(case, f'N{case.length}')}"
+
+
+def _case_value(result: CaseResult) -> str:
+    """The outcome for a reader, and a digest that tells it from a later measurement."""
+    digest = hashlib.sha256(result.to_json().encode()).hexdigest()[:12]
+    outcome = f"{result.status}: {result.reason}" if result.reason else result.status
+    return f"{outcome[:REASON_LENGTH]} [{digest}]"
+
+
+def _status_tags(before: dict[str, str], result: CaseResult) -> dict[str, str]:
+    """The child's status and reason, where this case changes them."""
+    known = before.get("danon.status")
+    ranks: list[str] = list(STATUS_ORDER)
+    if known is not None and ranks.index(known) <= ranks.index(result.status):
+        return {}
+    return {"danon.status": result.status, "danon.reason": result.reason[:REASON_LENGTH]}
+
+
+@contextlib.contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """One process at a time records a run: two would each make its MLflow runs."""
+    try:
+        with FileLock(run_dir / ".recording.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise store.StoreError(f"{run_dir} is being recorded by another process") from error
+
+
+class Recorder:
+    """Records cases in MLflow as they come. The journal is the truth; this follows it.
+
+    A store that cannot be reached stops the recording, never the bench: ``danon record`` uploads
+    the rest from the journal.
+    """
+
+    def __init__(self, info: RunInfo, journal: Journal) -> None:
+        self._info = info
+        self._journal = journal
+        self._uri = store.tracking_uri()
+        self._tree: _Tree | None = None
+        self._recorded = 0
+        self._open = contextlib.ExitStack()
+
+    def start(self) -> str:
+        """Connect, and catch up with what a resumed journal already holds.
+
+        Returns:
+            One line for the user: where the run is recorded, or why it is not.
+        """
+        try:
+            self._open.enter_context(_alone(self._journal.run_dir))
+            self._tree = _Tree(store.connect(self._uri), self._uri, self._info)
+        except store.StoreError as error:
+            self._open.close()
+            return f"Not recording in MLflow: {error}. {self._later()}"
+        for result in self._journal.results():
+            self.log(result)
+        return f"Recording in MLflow: {self._uri}" if self._recording() else self._not_recorded()
+
+    def log(self, result: CaseResult) -> None:
+        """Record a case; without a store this does nothing."""
+        if self._tree is None:
+            return
+        try:
+            with store.patience(**PATIENCE):
+                self._recorded += self._tree.add(result)
+        except store.failures() as error:
+            self._stop(error)
+
+    def finish(self, status: RunStatus) -> str:
+        """Set the status of the journal and of the MLflow runs, and upload the files of the run.
+
+        Returns:
+            One line for the user: what was recorded, or how to do it later.
+        """
+        self._journal.set_status(status)
+        if self._tree is None:
+            return self._not_recorded()
+        try:
+            with store.patience(**PATIENCE):
+                self._tree.close(status, self._journal.run_dir)
+        except store.failures() as error:
+            self._stop(error)
+            return f"Recorded in part in MLflow. {self._later()}"
+        self._open.close()
+        return f"Recorded {self._recorded} cases in MLflow: {self._uri}"
+
+    def _recording(self) -> bool:
+        return self._tree is not None
+
+    def _not_recorded(self) -> str:
+        return f"Not recorded in MLflow. {self._later()}"
+
+    def _stop(self, error: Exception) -> None:
+        self._tree = None
+        self._open.close()
+        reason = store.first_line(error)
+        _log.warning("MLflow recording stopped: %s. %s", reason, self._later())
+
+    def _later(self) -> str:
+        return (
+            f"Results are on disk; `danon record {self._journal.run_dir}` uploads them when "
+            "MLflow can be reached."
+        )
+
+
+def upload(run_dir: Path) -> str:
+    """Record a run from its journal; what is recorded already stays as it is.
+
+    Returns:
+        One line for the user: how many cases were new.
+
+    Raises:
+        FileNotFoundError: ``run_dir`` holds no run.
+        StoreError: the store cannot be used, or the run is still going on.
+    """
+    journal = Journal(run_dir)
+    status = journal.status
+    if status == "RUNNING":
+        owner = journal.owner()
+        raise store.StoreError(
+            f"{run_dir} is still running (process {owner.pid} on {owner.host}): "
+            "upload it when it has ended"
+        )
+    uri = store.tracking_uri()
+    results = journal.results()
+    with _alone(journal.run_dir):
+        client = store.connect(uri)
+        tree = _Tree(client, uri, journal.info())
+        try:
+            with store.patience(**PATIENCE):
+                new = sum(tree.add(result) for result in results)
+                tree.close(status, journal.run_dir)
+        except store.failures() as error:
+            raise store.StoreError(f"{uri}: {store.first_line(error)}") from error
+    return f"{new} of {len(results)} cases were new; {journal.info().run_id} is recorded in {uri}"

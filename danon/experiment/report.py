@@ -1,0 +1,106 @@
+"""The report: one HTML file with everything in it, which asks nothing of the network."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import math
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup
+
+from danon.experiment import frame, words
+from danon.experiment.runs import replace_file
+from danon.experiment.styles import styles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+
+    from danon.experiment.runs import RunInfo
+    from danon.measure.case import CaseResult
+
+__all__ = ["write_report"]
+
+# (suite, metric) of every curve that the charts draw.
+CURVES = (
+    ("speed", "speedup"), ("speed", "time_s"), ("speed", "useful_flops_per_s"),
+    ("speed", "roofline_fraction"), ("speed", "matmul_flops_per_s"), ("speed", "error_vs_dense"),
+    ("memory", "peak_bytes"),
+)  # fmt: skip
+
+
+def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> None:
+    """Write the report of one run.
+
+    Args:
+        results: its cases; none at all makes a report that says so.
+        info: where they come from.
+        path: the HTML file, replaced as a whole.
+    """
+    from plotly.offline import get_plotlyjs
+
+    data = frame.table(results)
+    views = frame.views(data)
+    template = importlib.resources.files("danon.experiment") / "template"
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.globals.update(words=words, isfinite=math.isfinite)
+    page = environment.from_string((template / "report.html").read_text())
+    content = page.render(
+        info=info,
+        origin=frame.origin(info),
+        machine=frame.machine(info),
+        boards=[frame.board(data, view, info.command) for view in views],
+        absences=frame.absences(data),
+        checks=frame.check_rows(data).to_dict("records"),
+        counts=data["status"].value_counts().to_dict(),
+        payload=_payload(data, views, info),
+        css=Markup((template / "report.css").read_text()),
+        script=Markup((template / "report.js").read_text()),
+        plotly=Markup(get_plotlyjs()),
+    )
+    replace_file(path, content.encode())
+
+
+def _payload(data: pd.DataFrame, views: Sequence[frame.View], info: RunInfo) -> dict[str, Any]:
+    """What the charts draw, as plain data."""
+    order = ("reference", "ours", "yours", "baseline")
+    names = [] if data.empty else list(dict.fromkeys(data["attention"]))
+    names.sort(key=lambda name: order.index(frame.role(name, info.command)))
+    measured = data[data["status"] == "measured"]
+    names = [name for name in names if name in set(measured["attention"])]
+    looks = styles(names, info.command)
+    return {
+        "attentions": [
+            {
+                "name": name,
+                "role": frame.role(name, info.command),
+                **dataclasses.asdict(looks[name]),
+            }
+            for name in names
+        ],
+        "views": [_view_payload(view.of(data), names) for view in views],
+    }
+
+
+def _view_payload(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
+    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for suite, metric in CURVES:
+        found = {name: frame.curve(rows, suite, name, metric) for name in names}
+        curves[metric] = {
+            name: [{"n": n, **_finite(figure)} for n, figure in points.items() if n]
+            for name, points in found.items()
+            if points
+        }
+    lengths = {
+        point["n"] for metric in curves.values() for line in metric.values() for point in line
+    }
+    return {"lengths": sorted(lengths), "curves": curves}
+
+
+def _finite(figure: frame.Figure) -> dict[str, Any]:
+    values = dataclasses.asdict(figure)
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}

@@ -1,0 +1,226 @@
+"""One invocation of a bench on disk: what it was run with, and a journal of every case."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import secrets
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from danon.experiment.process import Owner
+from danon.measure.case import CaseResult
+
+__all__ = ["Journal", "RunInfo", "RunStatus", "replace_file"]
+
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+# Packages whose version can move a figure.
+PACKAGES = (
+    "danon", "torch", "triton", "numpy", "transformers", "xformers", "flash-attn",
+    "flash-linear-attention", "local-attention", "linformer", "performer-pytorch",
+    "native-sparse-attention-pytorch", "pytest-benchmark", "mlflow",
+)  # fmt: skip
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Where the figures of one invocation come from.
+
+    Attributes:
+        run_id: sorts by start time; unique without coordination.
+        started: ISO-8601, UTC.
+        commit: of the checkout the code was measured from; "unknown" outside one.
+        dirty: that checkout had changes that no commit holds.
+        fingerprint: the machine. Absolute times compare only where it is equal.
+        versions: installed package -> version.
+        command: as it was typed.
+    """
+
+    run_id: str
+    started: str
+    commit: str
+    dirty: bool
+    fingerprint: dict[str, Any]
+    versions: dict[str, str]
+    profile: str
+    seed: int
+    command: str
+
+    @classmethod
+    def capture(cls, profile: str, seed: int, command: str, fingerprint: dict[str, Any]) -> Self:
+        """Describe the invocation that starts now."""
+        now = dt.datetime.now(dt.UTC)
+        commit, dirty = _git_state()
+        return cls(
+            run_id=f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
+            started=now.isoformat(timespec="seconds"),
+            commit=commit,
+            dirty=dirty,
+            fingerprint=fingerprint,
+            versions=_versions(),
+            profile=profile,
+            seed=seed,
+            command=command,
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # absence is what the row "unavailable" is for
+    return found
+
+
+def _git(place: Path, *arguments: str) -> str | None:
+    """Output of a git command, or None where there is no git, no repository or no such thing."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(place), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _git_state() -> tuple[str, bool]:
+    """(commit, dirty) of the checkout that holds this very file, or of the current folder's.
+
+    An installed copy inside somebody else's repository must not borrow that one's commit.
+    """
+    here = Path(__file__).resolve()
+    for place in (here.parents[2], Path.cwd()):
+        top = _git(place, "rev-parse", "--show-toplevel")
+        name = "/".join(here.parts[-3:])
+        if top is None or _git(Path(top), "ls-files", "--error-unmatch", name) is None:
+            continue
+        commit = _git(Path(top), "rev-parse", "HEAD")
+        if commit is not None:
+            return commit, bool(_git(Path(top), "status", "--porcelain"))
+    return "unknown", False
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a whole file so that a reader, or a kill, sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class Journal:
+    """The folder of one invocation: ``run.json`` and ``cases.jsonl``, one line a case.
+
+    A line counts once its newline is on disk, so a kill costs at most the case being written.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        """Open an existing folder.
+
+        Raises:
+            FileNotFoundError: the folder holds no ``run.json``.
+        """
+        self.run_dir = Path(run_dir)
+        self._run = self.run_dir / "run.json"
+        self._cases = self.run_dir / "cases.jsonl"
+        if not self._run.is_file():
+            raise FileNotFoundError(f"{self.run_dir} is no recorded run: it has no run.json")
+        self._repaired = False
+
+    @classmethod
+    def create(cls, root: Path, info: RunInfo) -> Self:
+        """Make ``root/<run_id>`` with status RUNNING."""
+        run_dir = Path(root) / info.run_id
+        run_dir.mkdir(parents=True)
+        _write_run(run_dir / "run.json", dataclasses.asdict(info), "RUNNING", Owner.current())
+        return cls(run_dir)
+
+    def append(self, result: CaseResult) -> None:
+        """Add a case; it is on disk when this returns."""
+        if not self._repaired:
+            self._drop_torn_line()
+        with self._cases.open("ab") as file:
+            file.write(result.to_json().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def results(self) -> list[CaseResult]:
+        """Every case, in order of first measurement; of a case measured again the last line.
+
+        Raises:
+            ValueError: a line is not a case, naming the file and the line.
+        """
+        whole, torn = self._lines()
+        if torn:
+            _log.warning("%s", self._torn_message(torn))
+        found: dict[object, CaseResult] = {}
+        for number, line in enumerate(whole, start=1):
+            try:
+                result = CaseResult.from_json(line.decode())
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(f"{self._cases}, line {number}: not a case: {error!r}") from error
+            found[result.case] = result
+        return list(found.values())
+
+    def info(self) -> RunInfo:
+        return RunInfo(**self._read()["info"])
+
+    def owner(self) -> Owner:
+        """The process that runs, or ran, this invocation."""
+        return Owner(**self._read()["owner"])
+
+    @property
+    def status(self) -> RunStatus:
+        """A run whose process ended without saying so was killed."""
+        stored: RunStatus = self._read()["status"]
+        return "KILLED" if stored == "RUNNING" and self.owner().gone() else stored
+
+    def set_status(self, status: RunStatus) -> None:
+        """Store the status; RUNNING makes the calling process the owner (a resumed run)."""
+        if status not in get_args(RunStatus):
+            raise ValueError(f"status {status!r}: must be one of {', '.join(get_args(RunStatus))}")
+        owner = Owner.current() if status == "RUNNING" else self.owner()
+        _write_run(self._run, self._read()["info"], status, owner)
+
+    def _read(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(self._run.read_text())
+        return values
+
+    def _lines(self) -> tuple[list[bytes], bytes]:
+        """(complete lines, torn rest)."""
+        if not self._cases.exists():
+            return [], b""
+        *whole, rest = self._cases.read_bytes().split(b"\n")
+        return whole, rest
+
+    def _torn_message(self, torn: bytes) -> str:
+        return (
+            f"{self._cases}: the last line is incomplete ({len(torn)} bytes, the run was "
+            "interrupted while writing it); that case counts as not measured"
+        )
+
+    def _drop_torn_line(self) -> None:
+        _, torn = self._lines()
+        if torn:
+            _log.warning("%s", self._torn_message(torn))
+            os.truncate(self._cases, self._cases.stat().st_size - len(torn))
+        self._repaired = True
+
+
+def _write_run(path: Path, info: dict[str, Any], status: RunStatus, owner: Owner) -> None:
+    content = {"info": info, "status": status, "owner": dataclasses.asdict(owner)}
+    replace_file(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())

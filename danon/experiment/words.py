@@ -1,0 +1,75 @@
+"""How figures are written, everywhere alike."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from danon.experiment.frame import Figure
+
+__all__ = [
+    "bytes_text", "error_text", "interval", "length_label", "rate", "seconds", "share",
+    "times",
+]  # fmt: skip
+
+NOTHING = "-"
+
+
+def length_label(length: int) -> str:
+    """1024 -> 1k, 1048576 -> 1M, 1000 -> 1000."""
+    for unit, size in (("M", 2**20), ("k", 2**10)):
+        if length and length % size == 0:
+            return f"{length // size}{unit}"
+    return str(length)
+
+
+def _three_digits(value: float) -> str:
+    return (
+        f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+    )
+
+
+def times(figure: Figure | None) -> str:
+    """``3.42``; ``~8.1`` extrapolated; ``3.4?`` when its interval stayed wide."""
+    if figure is None or not math.isfinite(figure.value):
+        return NOTHING
+    before, after = "~" * figure.extrapolated, "?" * (not figure.conclusive)
+    return f"{before}{_three_digits(figure.value)}{after}"
+
+
+def interval(figure: Figure | None) -> str:
+    """``3.30-3.55``, empty where there is none."""
+    if figure is None or not (math.isfinite(figure.low) and math.isfinite(figure.high)):
+        return ""
+    return f"{_three_digits(figure.low)}-{_three_digits(figure.high)}"
+
+
+def rate(flops: float) -> str:
+    """GFLOP/s."""
+    return _three_digits(flops / 1e9) if math.isfinite(flops) else NOTHING
+
+
+def share(value: float) -> str:
+    """A fraction of one, in percent."""
+    return f"{value:.0%}" if math.isfinite(value) else NOTHING
+
+
+def bytes_text(value: float) -> str:
+    """MiB."""
+    return _three_digits(value / 2**20) if math.isfinite(value) else NOTHING
+
+
+def error_text(value: float) -> str:
+    """Two digits: ``0.20``, ``3.1e-07``."""
+    if not math.isfinite(value):
+        return NOTHING
+    return f"{value:#.2g}".rstrip(".") if value else "0"
+
+
+def seconds(value: float) -> str:
+    """``3.75 s``, ``118 ms``, ``45.0 us``."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if value >= size:
+            return f"{_three_digits(value / size)} {unit}"
+    return f"{_three_digits(value * 1e6)} us" if math.isfinite(value) else NOTHING

@@ -1,0 +1,281 @@
+"""Is a case computed correctly? Sampled rows against a float64 oracle, output and gradients.
+
+Errors are norms relative to the oracle's. fp32 has fixed tolerances; lower precision is allowed
+twice the error that dense attention makes in that dtype on the same rows.
+
+Shapes: q (B, H, N, D), k and v (B, G, N, D), rows (R,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "Check",
+    "Subject",
+    "Yardstick",
+    "check_case",
+    "check_causal",
+    "dense_rows",
+    "relative_error",
+    "sample_rows",
+    "tolerances",
+]
+
+FORWARD_FP32 = 1e-5
+GRADIENT_FP32 = 1e-4
+LOW_PRECISION_FACTOR = 2.0
+FLOAT64 = 1e-12
+UNDECIDED_AT_MOST = 0.1
+NEGLIGIBLE = 1e-3
+"""A gradient smaller than this share of the largest one is compared with that share instead."""
+
+Yardstick = Literal["fused", "plain"]
+"""Which dense attention sets the low-precision tolerance: the fused kernel, whose logits and
+accumulators are float32, or products and softmax each rounded to the dtype, as unfused code is."""
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Oracle = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked.
+
+    Attributes:
+        attend: (q, k, v) -> (B, H, N, D).
+        oracle: (q, k, v, rows), q, k, v in the dtype that is checked -> (B, H, R, D) float64,
+            differentiable in them.
+        kind: what the oracle is, in the attention's words.
+        parameters: of ``attend``, by name.
+        oracle_parameters: the same names; the tensors that ``oracle`` depends on.
+        undecided: (q, k, v, rows), in the dtype that is checked, -> (R,) bool: rows whose selection
+            rounding decides; or None.
+    """
+
+    attend: Attend
+    oracle: Oracle
+    kind: str
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    oracle_parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    undecided: Oracle | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome.
+
+    Attributes:
+        error: relative error of the tensor that is worst against its tolerance.
+        tolerance: of that tensor.
+        worst: which tensor: output, dq, dk, dv or the name of a parameter.
+        rows: query rows compared.
+        undecided: sampled rows left out.
+        reason: why not ok, in one line; empty when ok.
+        positions: of the rows compared, (R,).
+        output: what the attention gave there, (B, H, R, D).
+    """
+
+    ok: bool
+    error: float
+    tolerance: float
+    worst: str
+    rows: int
+    undecided: int
+    kind: str
+    reason: str = ""
+    positions: Tensor | None = None
+    output: Tensor | None = None
+
+
+def sample_rows(length: int, count: int = 64, *, seed: int = 0) -> Tensor:
+    """Sorted positions, (R,) int64: first, last, both sides of powers of two, and random ones."""
+    chosen = {0, length - 1}
+    border = 16
+    while border < length:
+        chosen |= {border - 1, border}
+        border *= 2
+    generator = torch.Generator().manual_seed(seed)
+    for row in torch.randperm(length, generator=generator).tolist():
+        if len(chosen) >= count:
+            break
+        chosen.add(row)
+    return torch.tensor(sorted(chosen))
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """Norm of the difference over the norm of ``wanted``; infinite where not finite."""
+    return _relative(found, wanted, floor=0.0)
+
+
+def dense_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, causal: bool) -> Tensor:
+    """Dense attention of some queries, by definition, in the dtype of q: (B, H, R, D)."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    logits: Tensor = q[:, :, rows] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if causal:
+        logits = logits.masked_fill(_later(rows, q.shape[2]), -torch.inf)
+    out: Tensor = logits.softmax(-1) @ v
+    return out
+
+
+def tolerances(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, causal: bool, backward: bool,
+    yardstick: Yardstick = "fused", seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
+    """Allowed relative error of ``output``, and with ``backward`` of ``dq``, ``dk``, ``dv``.
+
+    Low precision: dense attention runs in that dtype and is compared with float64 on the rows.
+    """
+    names = ("output", "dq", "dk", "dv") if backward else ("output",)
+    if q.dtype == torch.float64:
+        return dict.fromkeys(names, FLOAT64)
+    if q.dtype == torch.float32:
+        return {name: FORWARD_FP32 if name == "output" else GRADIENT_FP32 for name in names}
+    low = [x.detach().requires_grad_(backward) for x in (q, k, v)]
+    wide = [x.detach().double().requires_grad_(backward) for x in (q, k, v)]
+    rows = rows.to(q.device)
+    with torch.set_grad_enabled(backward):
+        if yardstick == "fused":
+            grouped = q.shape[1] != k.shape[1]
+            out = F.scaled_dot_product_attention(
+                low[0], low[1], low[2], is_causal=causal, enable_gqa=grouped
+            )[:, :, rows]
+        else:
+            out = dense_rows(low[0], low[1], low[2], rows, causal=causal)
+        exact = dense_rows(wide[0], wide[1], wide[2], rows, causal=causal)
+    found, wanted = {"output": out.detach()}, {"output": exact.detach()}
+    if backward:
+        grad = _upstream(out, seed)
+        found |= _gradients(out, low, {}, grad)
+        wanted |= _gradients(exact, wide, {}, grad.double())
+    once = torch.finfo(q.dtype).eps / 2  # nobody can do better than to round the result
+    return {n: max(LOW_PRECISION_FACTOR * e, once) for n, e in _errors(found, wanted).items()}
+
+
+def _upstream(like: Tensor, seed: int) -> Tensor:
+    """A gradient to start from, the same on every device."""
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+def check_case(
+    subject: Subject, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, tolerance: Mapping[str, float],
+    *, backward: bool, seed: int = 0,
+) -> Check:  # fmt: skip
+    """Compare output, and with ``backward`` the gradients, with the oracle on sampled rows.
+
+    The upstream gradient is random on the rows and zero elsewhere, so that an oracle which
+    computes those rows alone has the whole gradient of k, v and every parameter.
+
+    Args:
+        tolerance: of output, dq, dk and dv, from :func:`tolerances`; a parameter's gradient is
+            allowed what the worst of the three is.
+    """
+    sampled = len(rows)
+    if subject.undecided is not None:
+        rows = rows[~subject.undecided(q, k, v, rows).detach().to(rows.device)]
+    undecided = sampled - len(rows)
+
+    def outcome(ok: bool, error: float, tolerance: float, worst: str, reason: str) -> Check:
+        return Check(ok, error, tolerance, worst, len(rows), undecided, subject.kind, reason)
+
+    if undecided > UNDECIDED_AT_MOST * sampled:
+        reason = f"rounding decides the selection of {undecided} of {sampled} sampled rows"
+        return outcome(False, math.inf, 0.0, "selection", reason)
+
+    rows = rows.to(q.device)
+    leaves = [x.detach().requires_grad_(backward) for x in (q, k, v)]
+    twins = [x.detach().requires_grad_(backward) for x in (q, k, v)]
+    with torch.set_grad_enabled(backward):
+        out = subject.attend(*leaves)
+        if out.shape != q.shape or out.dtype != q.dtype:
+            reason = f"output is {tuple(out.shape)} {out.dtype}: must be {tuple(q.shape)} {q.dtype}"
+            return outcome(False, math.inf, 0.0, "output", reason)
+        if not bool(torch.isfinite(out).all()):
+            return outcome(False, math.inf, 0.0, "output", "output has values that are not finite")
+        exact = subject.oracle(twins[0], twins[1], twins[2], rows)
+    found, wanted = {"output": out.detach()[:, :, rows]}, {"output": exact.detach()}
+    grad = torch.zeros_like(out)
+    if backward:
+        grad[:, :, rows] = _upstream(out[:, :, rows], seed)
+        found |= _gradients(out, leaves, subject.parameters, grad)
+        wanted |= _gradients(exact, twins, subject.oracle_parameters, grad[:, :, rows].double())
+    largest = max(tolerance.values())
+    errors = _errors(found, wanted)
+    worst = max(errors, key=lambda name: errors[name] / tolerance.get(name, largest))
+    error, allowed = errors[worst], tolerance.get(worst, largest)
+    reason = ""
+    if not error <= allowed:
+        reason = f"{worst}: relative error {error:.1e}, tolerance {allowed:.1e} ({subject.kind})"
+    verdict = outcome(error <= allowed, error, allowed, worst, reason)
+    return replace(verdict, positions=rows, output=found["output"])
+
+
+def check_causal(attend: Attend, q: Tensor, k: Tensor, v: Tensor, *, seed: int = 0) -> str:
+    """Change every token after a random one: no output up to it may move.
+
+    An oracle that is the attention itself in float64 shares its leaks; this finds them.
+
+    Returns:
+        Why the attention is not causal, in one line; empty if it is.
+    """
+    length = q.shape[2]
+    generator = torch.Generator().manual_seed(seed)
+    high = max(length - 1, length // 2 + 1)
+    last = int(torch.randint(length // 2, high, (), generator=generator))
+
+    def change(x: Tensor) -> Tensor:
+        return torch.cat((x[:, :, : last + 1], x[:, :, last + 1 :].flip(2).neg()), dim=2)
+
+    with torch.no_grad():
+        before, after = attend(q, k, v), attend(change(q), change(k), change(v))
+    # Row by row: a leak of one token may touch a single row. Sums in another order may round
+    # differently, nothing more.
+    was, now = (x[:, :, : last + 1].double() for x in (before, after))
+    moved = (now - was).norm(dim=-1)
+    error = float((moved / was.norm(dim=-1)).masked_fill(moved == 0, 0.0).max())
+    allowed = FORWARD_FP32 if q.dtype == torch.float32 else torch.finfo(q.dtype).eps
+    if error <= allowed:
+        return ""
+    return f"not causal: tokens after {last} move earlier outputs by {error:.1e} (relative)"
+
+
+def _gradients(
+    out: Tensor, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor], grad: Tensor
+) -> dict[str, Tensor]:
+    names = ["dq", "dk", "dv", *parameters]
+    wrt = [*inputs, *parameters.values()]
+    found = torch.autograd.grad(out, wrt, grad, allow_unused=True, materialize_grads=True)
+    return dict(zip(names, found, strict=True))
+
+
+def _errors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
+    sizes = [float(wanted[name].norm()) for name in wanted if name != "output"]
+    floor = NEGLIGIBLE * max(sizes, default=0.0)
+    return {
+        name: _relative(found[name], wanted[name], floor=0.0 if name == "output" else floor)
+        for name in wanted
+    }
+
+
+def _relative(found: Tensor, wanted: Tensor, floor: float) -> float:
+    wide = wanted.double()
+    difference = float((found.double() - wide).norm())
+    size = max(float(wide.norm()), floor)
+    if not math.isfinite(difference):
+        return math.inf
+    if size == 0.0:
+        return 0.0 if difference == 0.0 else math.inf
+    return difference / size
+
+
+def _later(rows: Tensor, length: int) -> Tensor:
+    """(R, N) bool: the tokens after each row."""
+    return torch.arange(length, device=rows.device) > rows[:, None]

@@ -1,0 +1,61 @@
+"""Which machine measured: absolute times are never compared across fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+__all__ = ["fingerprint"]
+
+_ID_LENGTH = 12
+
+
+def fingerprint(device: torch.device) -> dict[str, str]:
+    """Everything about machine and runtime that moves a time, and ``id``, a short hash of it."""
+    facts = {
+        "cpu": _cpu_model(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "memory_gib": str(_memory_gib()),
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts["gpu"] = properties.name
+        facts["gpu_memory_gib"] = str(round(properties.total_memory / 2**30))
+        facts["cuda"] = str(torch.version.cuda)
+        facts["driver"] = _nvidia_driver()
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return {"id": digest[:_ID_LENGTH], **facts}
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _memory_gib() -> int:
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
+    return 0
+
+
+def _nvidia_driver() -> str:
+    version = Path("/proc/driver/nvidia/version")
+    if not version.is_file():
+        return "unknown"
+    words = version.read_text().split()
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")

@@ -1,0 +1,6 @@
+"""Models: one backbone with an injected attention, and a factory per mechanism."""
+
+from danon.models.backbone import Backbone
+from danon.models.factories import create_dala_model, create_msra_model, create_ucsa_model
+
+__all__ = ["Backbone", "create_dala_model", "create_msra_model", "create_ucsa_model"]

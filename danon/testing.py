@@ -1,0 +1,201 @@
+"""The attention contract as an inheritable test class (needs pytest).
+
+class TestMine(AttentionContract):
+    def make(self, causal, num_kv_heads=4):
+        return Mine(MyConfig(hidden_size=32, num_heads=4, num_kv_heads=num_kv_heads, causal=causal))
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from danon.attention.base import BaseAttention
+
+__all__ = [
+    "AttentionContract",
+    "Inputs",
+    "assert_causal",
+    "assert_matches_oracle",
+    "relative_error",
+]
+
+
+class Inputs(NamedTuple):
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+
+
+def make_inputs(
+    module: BaseAttention, length: int, *, batch: int = 2, padded: bool = False,
+    dtype: torch.dtype = torch.float32, seed: int = 0,
+) -> Inputs:  # fmt: skip
+    """Random q (B, H, N, D), k and v (B, G, N, D), and a mask with a third of the tokens padded."""
+    c, g = module.config, torch.Generator().manual_seed(seed)
+    shapes = [(batch, heads, length, c.head_dim) for heads in (c.num_heads, c.kv_heads, c.kv_heads)]
+    q, k, v = (torch.randn(s, generator=g).to(dtype) for s in shapes)
+    mask = torch.rand(batch, length, generator=g) > 1 / 3 if padded else None
+    return Inputs(q, k, v, mask)
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """||got - want|| / ||want||, in float64; the plain norm of the difference where want is zero."""
+    difference, size = (got.detach().double() - want.detach()).norm(), want.detach().double().norm()
+    return float(difference / size if size > 0 else difference)
+
+
+def assert_matches_oracle(
+    module: BaseAttention, x: Inputs, forward: float = 1e-5, backward: float = 1e-4
+) -> None:
+    """Output and gradients of q, k, v and every parameter agree with the float64 oracle.
+
+    Rows the module calls undecided (``oracle_margin``) are left out.
+    """
+    leaves = [t.clone().requires_grad_() for t in x[:3]]
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    rows = torch.arange(x.q.shape[2])
+    if hasattr(module, "oracle_margin"):
+        rows = rows[~module.oracle_margin(*x, rows)]
+    got, want = module(*leaves, x.mask)[:, :, rows], module.oracle(*wide, x.mask, rows)
+    assert got.dtype == x.q.dtype and got.isfinite().all()
+    error = relative_error(got, want)
+    assert error <= forward, f"forward error {error:.2e} > {forward:.2e}"
+    grad = torch.randn(want.shape, generator=torch.Generator().manual_seed(1), dtype=want.dtype)
+    grad = grad.to(got.dtype)
+    names = ["q", "k", "v", *(name for name, _ in module.named_parameters())]
+    parameters = list(module.parameters())
+    d_got = torch.autograd.grad((got * grad).sum(), [*leaves, *parameters], allow_unused=True)
+    d_want = torch.autograd.grad(
+        (want * grad.double()).sum(), [*wide, *parameters], allow_unused=True
+    )
+    # A gradient that is zero by symmetry is noise in any precision: compare to the largest.
+    floor = 1e-6 * max(float(d.norm()) for d in d_want if d is not None)
+    for name, a, b in zip(names, d_got, d_want, strict=True):
+        if a is None or b is None:
+            unused = b if a is None else a
+            assert unused is None or float(unused.norm()) <= floor, f"{name} lost its gradient"
+        elif float(b.norm()) > floor:
+            error = relative_error(a, b)
+            assert error <= backward, f"gradient of {name}: error {error:.2e} > {backward:.2e}"
+        else:
+            assert float(a.norm()) <= 10 * floor, f"gradient of {name} should vanish"
+
+
+def assert_causal(module: BaseAttention, x: Inputs, places: list[int]) -> None:
+    """Changing all tokens after a place, in q, k and v, leaves the output up to it unchanged."""
+    with torch.no_grad():
+        before = module(*x)
+        for place in places:
+            changed = [
+                torch.cat((t[:, :, : place + 1], -3 * t[:, :, place + 1 :] + 1), 2) for t in x[:3]
+            ]
+            after = module(*changed, x.mask)
+            moved = (after - before)[:, :, : place + 1].abs().amax(dim=(0, 1, 3))
+            first = int(moved.gt(1e-6).int().argmax())
+            assert float(moved.max()) <= 1e-6, f"output {first} sees a token after {place}"
+
+
+class AttentionContract:
+    """What every attention must do. Choose sizes in ``make`` so that N = 103 uses every branch."""
+
+    lengths = (1, 7, 8, 17, 40, 103)
+    half_lengths = (17, 103)
+
+    def make(self, causal: bool, num_kv_heads: int = 4) -> BaseAttention:
+        raise NotImplementedError("define make(causal, num_kv_heads)")
+
+    def trained(self, causal: bool, num_kv_heads: int = 4) -> BaseAttention:
+        """An instance whose parameters are all away from where they start."""
+        module = self.make(causal, num_kv_heads).eval()
+        g = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for p in module.parameters():
+                p.copy_(torch.randn(p.shape, generator=g) * 0.3)
+        return module
+
+    @pytest.mark.parametrize("length", lengths)
+    @pytest.mark.parametrize("padded", [False, True])
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_matches_oracle(self, causal: bool, padded: bool, length: int) -> None:
+        for heads in (4, 2):
+            module = self.trained(causal, heads)
+            assert_matches_oracle(module, make_inputs(module, length, padded=padded))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_low_precision_is_as_good_as_dense(self, causal: bool, dtype: torch.dtype) -> None:
+        for length in self.half_lengths:
+            module = self.trained(causal)
+            x = make_inputs(module, length, dtype=dtype)
+            dense = F.scaled_dot_product_attention(*x[:3], is_causal=causal)
+            exact = F.scaled_dot_product_attention(*(t.double() for t in x[:3]), is_causal=causal)
+            rows = torch.arange(length)
+            if hasattr(module, "oracle_margin"):
+                rows = rows[~module.oracle_margin(*x, rows)]
+            error = relative_error(module(*x)[:, :, rows], module.oracle(*x, rows))
+            assert error <= 2 * relative_error(dense, exact)
+
+    def test_no_causal_leak(self) -> None:
+        module = self.trained(True)
+        assert_causal(module, make_inputs(module, 103), [0, 6, 7, 30, 31, 50, 77, 101])
+
+    def test_oracle_rows_are_rows_of_the_whole(self) -> None:
+        for causal in (False, True):
+            module = self.trained(causal, 2)
+            x, rows = make_inputs(module, 103, padded=True), torch.tensor([0, 5, 64, 102])
+            torch.testing.assert_close(module.oracle(*x, rows), module.oracle(*x)[:, :, rows])
+
+    def test_padding_tokens_have_no_influence(self) -> None:
+        for causal in (False, True):
+            module = self.trained(causal)
+            x = make_inputs(module, 103, padded=True)
+            assert x.mask is not None
+            hole = ~x.mask[:, None, :, None]
+            changed = [torch.where(hole, 100.0 * t + 3, t) for t in x[:3]]
+            with torch.no_grad():
+                before, after = module(*x), module(*changed, x.mask)
+            torch.testing.assert_close(before.masked_fill(hole, 0), after.masked_fill(hole, 0))
+
+    def test_a_row_without_a_token_gives_zeros(self) -> None:
+        for causal in (False, True):
+            module = self.trained(causal)
+            q, k, v, _ = make_inputs(module, 40)
+            leaves = [t.requires_grad_() for t in (q, k, v)]
+            mask = torch.ones(2, 40, dtype=torch.int64)
+            mask[0] = 0
+            mask[1, :9] = 0
+            out = module(*leaves, mask)
+            assert out[0].eq(0).all() and out.isfinite().all()
+            if causal:
+                assert out[1, :, :9].eq(0).all()
+            for g in torch.autograd.grad(out.square().sum(), leaves):
+                assert g.isfinite().all() and g[0].eq(0).all()
+
+    def test_batch_and_layout_do_not_matter(self) -> None:
+        module = self.trained(True)
+        q, k, v, _ = make_inputs(module, 57, batch=3)
+        whole = module(q, k, v)
+        torch.testing.assert_close(whole[1:2], module(q[1:2], k[1:2], v[1:2]))
+        strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)]
+        torch.testing.assert_close(whole, module(*strided))
+
+    def test_bad_input_is_named(self) -> None:
+        module = self.make(True)
+        q, k, v, _ = make_inputs(module, 8)
+        for bad, message in (
+            ((q[0], k, v), r"q has shape \(4, 8, 8\): must be \(B, H, N, D\)"),
+            ((q, k[:, :, :7], v), r"k has shape .* must be"),
+            ((q, k, v.bfloat16()), r"v is torch.bfloat16 .* must be torch.float32"),
+            ((q.long(), k.long(), v.long()), r"q is torch.int64: must be one of"),
+            ((q[:, :, :0], k[:, :, :0], v[:, :, :0]), r"N must be at least 1"),
+            ((q, k, v, torch.ones(2, 7)), r"mask has shape \(2, 7\): must be \(B, N\) = \(2, 8\)"),
+            ((q.to("meta"), k, v), r"k is torch.float32 on cpu: must be .* meta"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                module(*bad)

@@ -1,0 +1,99 @@
+"""The commands of the project: ``nox -l`` lists them, arguments after ``--`` go through.
+
+Every session but lint works in one environment, .nox/danon: installed it takes gigabytes, and
+pip is asked again only when pyproject.toml or constraints.txt has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "virtualenv"  # pip: it alone reads pip's own settings
+nox.options.reuse_existing_virtualenvs = True
+
+ROOT = Path(__file__).parent
+ENVIRONMENT = ROOT / ".nox" / "danon"
+BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
+CODE = ("danon", "baselines", "suites", "tests", "noxfile.py")
+
+
+def run(session: nox.Session, *command: str, env: dict[str, str] | None = None) -> None:
+    """Run a program of the shared environment, as an activated one would."""
+    path = os.pathsep.join((str(BIN), os.environ.get("PATH", "")))
+    settings = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT), **(env or {})}
+    session.run(str(BIN / command[0]), *command[1:], env=settings)
+
+
+def install(session: nox.Session, extras: str) -> None:
+    """Bring the shared environment up to date with ``.[extras]``, pinned by constraints.txt."""
+    declared = (ROOT / "pyproject.toml").read_bytes() + (ROOT / "constraints.txt").read_bytes()
+    wanted = hashlib.sha256(declared + sys.version.encode()).hexdigest()
+    stamps = {name: ENVIRONMENT / f"installed-{name}" for name in (extras, "all")}
+    if any(stamp.is_file() and stamp.read_text() == wanted for stamp in stamps.values()):
+        return
+    session.run(sys.executable, "-m", "virtualenv", str(ENVIRONMENT))
+    run(session, "python", "-m", "pip", "install", "-c", "constraints.txt", "-e", f".[{extras}]")
+    stamps[extras].write_text(wanted)
+
+
+@nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """Measure every attention, print the scoreboard, record it: -- --profile full ..."""
+    install(session, "bench,baselines")
+    run(session, "danon", "bench", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Run the test suite."""
+    install(session, "all")
+    run(session, "python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests_slow(session: nox.Session) -> None:
+    """Run the tests marked slow."""
+    install(session, "all")
+    run(session, "python", "-m", "pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check formatting, rules and import arrows."""
+    session.install("-c", "constraints.txt", "ruff", "import-linter")
+    session.run("ruff", "format", "--check", *CODE)
+    session.run("ruff", "check", *CODE)
+    session.run("lint-imports")
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """Check types, strictly."""
+    install(session, "all")
+    run(session, "mypy", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def ui(session: nox.Session) -> None:
+    """Open MLflow on what was recorded: -- --port 5001 ..."""
+    install(session, "bench,baselines")
+    local = f"sqlite:///{ROOT / '.mlflow' / 'mlflow.db'}"  # as danon.experiment.store has it
+    store = os.environ.get("MLFLOW_TRACKING_URI", local)
+    run(session, "python", "-c", "from danon.experiment import store; store.prepare()")
+    quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    serve = ("mlflow", "ui", "--backend-store-uri", store, "--workers", "1")
+    run(session, *serve, *session.posargs, env=quick)
+
+
+@nox.session(venv_backend="none")
+def report(session: nox.Session) -> None:
+    """Write the HTML report again from what is recorded."""
+    install(session, "bench,baselines")
+    run(session, "danon", "report", *session.posargs)

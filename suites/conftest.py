@@ -1,0 +1,144 @@
+"""pytest's side of the suites: options, one test a case, and what becomes of an outcome."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from danon.experiment.runs import Journal
+from danon.measure.case import Case
+from danon.measure.fingerprint import fingerprint
+from suites.attentions import check_contract, gather
+from suites.channel import Channel
+from suites.guard import limit_memory
+from suites.lab import Lab
+from suites.profiles import PROFILES, Profile, visible_profiles
+from suites.replay import replay
+
+DEVICES = ("cpu", "cuda")
+_channel = pytest.StashKey[Channel]()
+_profile = pytest.StashKey[Profile]()
+_cases = pytest.StashKey[dict[str, Case]]()
+_names = pytest.StashKey[tuple[str, ...]]()
+_answer = pytest.StashKey[dict[str, Any]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("danon")
+    group.addoption("--danon-profile", default="quick", help=", ".join(visible_profiles()))
+    group.addoption("--danon-device", default="cpu", help=", ".join(DEVICES))
+    group.addoption(
+        "--danon-attention", action="append", default=[], help="file.py:Class to measure as well"
+    )
+    group.addoption("--danon-only", default="", help="registered names to keep, comma separated")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse whatever is wrong before anything is measured."""
+    channel = config.stash[_channel] = Channel()
+    try:
+        _prepare(config)
+    except ValueError as error:
+        channel.send(event="refused", reason=str(error))
+        raise pytest.UsageError(str(error)) from error
+
+
+def _prepare(config: pytest.Config) -> None:
+    name, device = config.getoption("--danon-profile"), config.getoption("--danon-device")
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}; known: {', '.join(visible_profiles())}")
+    if device not in DEVICES:
+        raise ValueError(f"unknown device {device!r}; known: {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': torch finds no CUDA device here; use --device cpu")
+    only = [word.strip() for word in config.getoption("--danon-only").split(",") if word.strip()]
+    names, own = gather(config.getoption("--danon-attention"), only)
+    profile = config.stash[_profile] = PROFILES[name]
+    dtypes = {d for block in (*profile.speed, *profile.memory) for d in block.dtypes}
+    for attention in own:
+        check_contract(attention, sorted(dtypes), device)
+    config.stash[_names], config.stash[_cases] = names, {}
+    if device == "cpu":
+        limit_memory()  # CUDA reserves more address space than it uses
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    config = metafunc.config
+    suite = metafunc.function.__name__.removeprefix("test_")
+    cases = config.stash[_profile].cases(config.stash[_names], config.getoption("--danon-device"))
+    # Identifiers, not cases: pytest-benchmark stores the parameters in its JSON.
+    mine = {case.id: case for case in cases if case.suite == suite}
+    config.stash[_cases] |= mine
+    metafunc.parametrize("case", mine, ids=[i.partition("/")[2] for i in mine], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Short lengths first, whatever the suite: long ones are forecast from them."""
+    items.sort(key=lambda item: _case(item).length or math.inf)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    config = session.config
+    if config.option.collectonly:
+        return
+    profile = config.stash[_profile]
+    plan = [(case.id, profile.weight(case)) for case in map(_case, session.items)]
+    device = torch.device(config.getoption("--danon-device"))
+    config.stash[_answer] = config.stash[_channel].ask(
+        event="plan", cases=plan, fingerprint=fingerprint(device)
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    result = yield
+    item.config.stash[_channel].send(event="done", case=_case(item).id)
+    return result
+
+
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    device = torch.device(config.getoption("--danon-device"))
+    machine_info["danon"] = fingerprint(device)
+
+
+@pytest.fixture(scope="session")
+def lab(pytestconfig: pytest.Config) -> Lab:
+    channel = pytestconfig.stash[_channel]
+    journal = pytestconfig.stash[_answer].get("journal")
+    return Lab(
+        pytestconfig.stash[_profile],
+        on_begin=lambda case: channel.send(event="begin", case=case.id),
+        on_result=lambda result: channel.ask(event="result", result=result.to_json()),
+        known=Journal(journal).results() if journal else (),
+    )
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.config.stash[_cases][request.param]
+
+
+@pytest.fixture
+def measure(lab: Lab, request: pytest.FixtureRequest) -> Callable[[Case], None]:
+    """Measure a case: figures go to pytest-benchmark, a reason instead becomes skip or failure."""
+
+    def run(case: Case) -> None:
+        result = lab.result(case)
+        if result.status == "failed":
+            pytest.fail(result.reason, pytrace=False)
+        if result.status != "measured":
+            pytest.skip(f"{result.status}: {result.reason}")
+        replay(result, lab.samples(result), request.getfixturevalue("benchmark"))
+
+    return run
+
+
+def _case(item: pytest.Item) -> Case:
+    assert isinstance(item, pytest.Function)
+    return item.config.stash[_cases][item.callspec.params["case"]]

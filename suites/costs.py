@@ -1,0 +1,55 @@
+"""What a longer case will take, from what shorter ones took."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+from danon.measure.case import Case
+
+__all__ = ["Costs", "Forecast"]
+
+MARGIN = 0.3
+"""Added to a measured exponent: fixed costs make short lengths look flat."""
+
+_Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds that a case should take at least, and the length this was concluded from."""
+
+    seconds: float
+    length: int
+
+
+class Costs:
+    """Seconds that cases took, by attention, dtype and phase."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[_Key, dict[int, float]] = defaultdict(dict)
+
+    def add(self, case: Case, seconds: float) -> None:
+        """The least that measuring this case takes: its check and a few calls."""
+        self._seconds[_key(case)][case.length] = seconds
+
+    def forecast(self, case: Case) -> Forecast | None:
+        """None where nothing shorter has been measured.
+
+        One shorter length: quadratic growth. Two or more: the growth between the last two, plus a
+        margin, and never taken for less than linear or more than quadratic.
+        """
+        known = {n: s for n, s in self._seconds[_key(case)].items() if n <= case.length}
+        if not known:
+            return None
+        *before, last = sorted(known)
+        power = 2.0
+        if before:
+            measured = math.log(known[last] / known[before[-1]]) / math.log(last / before[-1])
+            power = min(max(measured + MARGIN, 1.0), 2.0)
+        return Forecast(known[last] * (case.length / last) ** power, last)
+
+
+def _key(case: Case) -> _Key:
+    return case.attention, case.dtype, case.phase

@@ -1,0 +1,239 @@
+"""The lab measures each case once: can it run, is it affordable, is it right, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from danon.attention import registry
+from danon.measure.case import Case, CaseResult, Status
+from danon.measure.memory import peak_bytes, saved_bytes
+from danon.measure.paired import measure_pair, measure_single
+from danon.measure.roofline import matmul_rate
+from danon.measure.statistics import fit_exponent
+from suites.attentions import REFERENCE, one_line, shape_of
+from suites.costs import Costs
+from suites.guard import is_out_of_memory
+from suites.profiles import Profile
+from suites.specimen import Specimen
+from suites.verify import Verdict, Verifier
+
+__all__ = ["Lab"]
+
+CALLS = 4
+"""Calls of each side that the shortest timing makes: one to warm up, three rounds."""
+BACKWARD_FLOPS = 3.5
+"""Forward and backward, in forwards: seven matrix products instead of two."""
+FEWEST_LENGTHS = 3
+
+
+class Lab:
+    """Measures every case at most once in a session.
+
+    Args:
+        profile: decides lengths, budgets and caps.
+        on_begin: hears a case that is about to be measured.
+        on_result: hears its outcome, as soon as there is one.
+        known: outcomes of an interrupted session, which are not measured again.
+    """
+
+    def __init__(
+        self, profile: Profile, on_begin: Callable[[Case], None],
+        on_result: Callable[[CaseResult], None], known: Iterable[CaseResult] = (),
+    ) -> None:  # fmt: skip
+        self._profile = profile
+        self._on_begin, self._on_result = on_begin, on_result
+        self._results = {result.case: result for result in known}
+        self._verifier = Verifier()
+        self._rates: dict[tuple[str, str], float] = {}
+        self._costs = Costs()
+        for result in self._results.values():
+            if "time_s" in result.metrics:  # the check is taken to cost what the timing did
+                self._costs.add(result.case, 2 * CALLS * result.metrics["time_s"])
+
+    def result(self, case: Case) -> CaseResult:
+        """The outcome of a case, measured now if it is not known yet."""
+        if case not in self._results:
+            self._on_begin(case)
+            self._results[case] = result = self._outcome(case)
+            self._on_result(result)
+        return self._results[case]
+
+    def samples(self, result: CaseResult) -> list[float]:
+        """Seconds per call behind a result; of a scaling case those of its longest length."""
+        if result.case.suite != "scaling":
+            return result.samples["candidate_s"]
+        speed = self._over_lengths(result.case, "speed")
+        return [r for r in speed if r.status == "measured"][-1].samples["candidate_s"]
+
+    def _outcome(self, case: Case) -> CaseResult:
+        try:
+            if case.suite == "scaling":
+                return self._scaling(case)
+            if reason := self._unavailable(case, backward=case.phase != "forward"):
+                return _without(case, "unavailable", reason)
+            if reason := self._too_long(case):
+                return _without(case, "over budget", reason)
+            specimen = Specimen(case)
+            verdict = self._verifier.verdict(specimen)
+            self._costs.add(case, 2 * verdict.seconds)
+            if verdict.reason:
+                return replace(
+                    _without(case, "failed", verdict.reason),
+                    semantics=specimen.module.semantics, check=verdict.info,
+                )  # fmt: skip
+            suite = {"speed": self._speed, "memory": self._memory}[case.suite]
+            metrics, samples = suite(specimen, verdict)
+            return CaseResult(
+                case, "measured", "", specimen.module.semantics, metrics, samples, verdict.info
+            )
+        except Exception as error:  # noqa: BLE001  its row says so; the others go on
+            status: Status = "over budget" if is_out_of_memory(error) else "failed"
+            return _without(case, status, one_line(error))
+
+    def _unavailable(self, case: Case, *, backward: bool) -> str | None:
+        return registry.get(case.attention).unavailable(
+            shape_of(case), length=case.length, dtype=getattr(torch, case.dtype),
+            device=torch.device(case.device), backward=backward,
+        )  # fmt: skip
+
+    def _too_long(self, case: Case) -> str:
+        """Why the profile cannot afford the case; empty if it can."""
+        shorter = self._profile.shorter(case)
+        if shorter is not None and self.result(shorter).status == "over budget":
+            return f"{shorter.length} tokens are over budget already"
+        forecast, cap = self._costs.forecast(case), self._profile.cap_s
+        if forecast is None or forecast.seconds <= cap:
+            return ""
+        return (
+            f"estimated {forecast.seconds:.0f} s at least, going by {forecast.length} tokens; "
+            f"the profile allows {cap:.0f} s a case"
+        )
+
+    def _speed(
+        self, specimen: Specimen, verdict: Verdict
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        case, call, device = specimen.case, specimen.call(), specimen.device
+        budget = self._profile.seconds
+        metrics = {"error_vs_dense": verdict.error_vs_dense}
+        dense = None if case.attention == REFERENCE else self._dense(case, verdict)
+        if dense is not None and dense.case.length == case.length:
+            reference = Specimen(dense.case).call()
+            pair = measure_pair(call, reference, device, budget_s=budget, seed=case.length)
+            samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
+            metrics |= {
+                "time_ratio": pair.ratio.value,
+                "time_ratio_low": pair.ratio.low,
+                "time_ratio_high": pair.ratio.high,
+                "speedup": 1 / pair.ratio.value,
+                "reference_time_s": median(pair.reference),
+                "conclusive": float(pair.conclusive),
+            }
+        else:
+            single = measure_single(call, device, budget_s=budget)
+            samples = {"candidate_s": list(single.samples)}
+            metrics["conclusive"] = float(single.conclusive)
+        seconds = metrics["time_s"] = median(samples["candidate_s"])
+        self._costs.add(case, verdict.seconds + CALLS * seconds)
+        if case.attention == REFERENCE:
+            metrics |= dict.fromkeys(("time_ratio", "time_ratio_low", "time_ratio_high"), 1.0)
+            metrics |= {"speedup": 1.0, "reference_time_s": seconds}
+        elif dense is not None and dense.case.length != case.length:
+            growth = (case.length / dense.case.length) ** 2
+            ratio = seconds / (dense.metrics["time_s"] * growth)
+            metrics |= {"time_ratio_extrapolated": ratio, "speedup_extrapolated": 1 / ratio}
+            metrics["extrapolated_from_length"] = float(dense.case.length)
+        return metrics | self._flops(specimen, seconds), samples
+
+    def _dense(self, case: Case, verdict: Verdict) -> CaseResult | None:
+        """Dense attention at this length, or the longest affordable one; None if there is none."""
+        here = replace(case, attention=REFERENCE)
+        lengths = [here.length]
+        while (shorter := self._profile.shorter(replace(here, length=lengths[-1]))) is not None:
+            lengths.append(shorter.length)
+        for length in lengths:
+            dense = self.result(replace(here, length=length))
+            if dense.status != "measured":
+                continue
+            pair_s = verdict.seconds + CALLS * dense.metrics["time_s"]
+            if length < case.length or pair_s <= self._profile.cap_s:
+                return dense
+        return None
+
+    def _flops(self, specimen: Specimen, seconds: float) -> dict[str, float]:
+        """Useful FLOP/s beside what matrix products reach in this run."""
+        case = specimen.case
+        kind = (case.device, case.dtype)
+        if kind not in self._rates:
+            self._rates[kind] = matmul_rate(specimen.device, specimen.q.dtype)
+        rate = self._rates[kind]
+        pairs = specimen.module.visible_pairs(case.length)
+        if pairs is None:
+            return {"matmul_flops_per_s": rate}
+        useful = 4 * case.head_dim * case.heads * pairs * case.batch / seconds
+        if case.phase != "forward":
+            useful *= BACKWARD_FLOPS
+        return {
+            "matmul_flops_per_s": rate,
+            "useful_flops_per_s": useful,
+            "roofline_fraction": useful / rate,
+        }
+
+    def _memory(
+        self, specimen: Specimen, verdict: Verdict
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        case, call = specimen.case, specimen.call()
+        peak = peak_bytes(call, specimen.device)
+        metrics = {"peak_bytes": float(peak)}
+        if self._unavailable(case, backward=True) is None:
+            leaves = specimen.leaves()
+            kept = saved_bytes(
+                lambda: specimen.attend(*leaves), [*leaves, *specimen.parameters.values()]
+            )
+            metrics["saved_bytes"] = float(kept)
+        start = perf_counter()
+        call()
+        if specimen.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = perf_counter() - start
+        return metrics, {"candidate_s": [seconds]}
+
+    def _over_lengths(self, case: Case, suite: str) -> list[CaseResult]:
+        """Results of the lengths that a scaling case spans, short to long."""
+        lengths = self._profile.scaling_lengths(case)
+        return [self.result(replace(case, suite=suite, length=n)) for n in lengths]
+
+    def _scaling(self, case: Case) -> CaseResult:
+        metrics, semantics = {}, ""
+        for suite, metric, name in (
+            ("speed", "time_s", "time"),
+            ("memory", "peak_bytes", "memory"),
+        ):
+            results = self._over_lengths(case, suite)
+            for status in ("failed", "unavailable", "over budget"):
+                found = [r for r in results if r.status == status]
+                measured = [r for r in results if r.status == "measured"]
+                if found and (status == "failed" or len(measured) < FEWEST_LENGTHS):
+                    reason = found[0].reason
+                    if len(found) < len(results):
+                        reason = f"{suite} at {found[0].case.length} tokens: {reason}"
+                    return _without(case, status, reason)
+            semantics = results[0].semantics
+            values = [r.metrics[metric] for r in measured]
+            if min(values) > 0:  # nothing allocated: no exponent
+                fit = fit_exponent([r.case.length for r in measured], values)
+                metrics |= {
+                    f"{name}_exponent": fit.value,
+                    f"{name}_exponent_low": fit.low,
+                    f"{name}_exponent_high": fit.high,
+                }
+        return CaseResult(case, "measured", "", semantics, metrics)
+
+
+def _without(case: Case, status: Status, reason: str) -> CaseResult:
+    """A row without figures."""
+    return CaseResult(case, status, reason, registry.get(case.attention).semantics)

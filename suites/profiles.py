@@ -1,0 +1,153 @@
+"""How much is measured: lengths, dtypes, phases and the time a case may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from danon.measure.case import Case, Phase
+
+__all__ = ["HEADS", "HEAD_DIM", "PROFILES", "Block", "Profile", "visible_profiles"]
+
+HEADS, HEAD_DIM = 4, 64
+DENSE_4096_S = 0.07
+"""Dense forward pass in float32 on two cores; only the proportions between cases matter."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table of cases: every length in every dtype."""
+
+    phase: Phase
+    dtypes: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one invocation measures, for each attention.
+
+    Attributes:
+        speed: paired timing against dense attention.
+        memory: peak and saved bytes.
+        scaling: exponents over the lengths of a block; what speed and memory have not measured
+            is measured for it.
+        seconds: rounds of one case go on this long unless its interval is narrow before.
+        cap_s: a case that should take longer, its check included, is over budget.
+        hidden: not offered to users.
+    """
+
+    speed: tuple[Block, ...]
+    memory: tuple[Block, ...]
+    scaling: tuple[Block, ...]
+    seconds: float
+    cap_s: float
+    hidden: bool = False
+
+    def cases(self, attentions: tuple[str, ...], device: str) -> Iterator[Case]:
+        """Every case, in an order that measures short before long."""
+        suites = (("speed", self.speed), ("memory", self.memory))
+        cells = [
+            (n, suite, block.phase, dtype)
+            for suite, blocks in suites
+            for block in blocks
+            for dtype in block.dtypes
+            for n in block.lengths
+        ]
+        for length, suite, phase, dtype in sorted(cells, key=lambda cell: cell[0]):
+            for name in attentions:
+                yield _case(suite, name, length, dtype, phase, device)
+        for block in self.scaling:
+            for dtype in block.dtypes:
+                for name in attentions:
+                    yield _case("scaling", name, 0, dtype, block.phase, device)
+
+    def weight(self, case: Case) -> float:
+        """Seconds expected of a case, roughly: for the progress bar."""
+        if case.suite == "scaling":
+            return 0.1
+        dense_s = DENSE_4096_S * (case.length / 4096) ** 2
+        dense_s *= (0.5 if case.dtype != "float32" else 1) * (3.5 if case.phase != "forward" else 1)
+        share = self.seconds if case.suite == "speed" else 0.2
+        return min(share + 4 * dense_s, self.cap_s)
+
+    def shorter(self, case: Case) -> Case | None:
+        """The case of the next shorter length that this profile may measure, or None."""
+        blocks = (*(self.memory if case.suite == "memory" else self.speed), *self.scaling)
+        lengths = {
+            n for b in blocks if b.phase == case.phase and case.dtype in b.dtypes for n in b.lengths
+        }
+        below = [n for n in lengths if n < case.length]
+        return replace(case, length=max(below)) if below else None
+
+    def scaling_lengths(self, case: Case) -> tuple[int, ...]:
+        """Lengths of the block that a scaling case belongs to."""
+        found = [b for b in self.scaling if b.phase == case.phase and case.dtype in b.dtypes]
+        return found[0].lengths
+
+
+def _case(suite: str, name: str, length: int, dtype: str, phase: Phase, device: str) -> Case:
+    return Case(suite, name, length, dtype, phase, device, heads=HEADS, head_dim=HEAD_DIM)
+
+
+_BOTH = ("float32", "bfloat16")
+_LOW = ("bfloat16",)
+_FULL = ("float32",)
+
+PROFILES: dict[str, Profile] = {
+    "quick": Profile(
+        speed=(
+            Block("forward", _BOTH, (1024, 4096)),
+            Block("forward", _LOW, (16384,)),
+            Block("forward+backward", _FULL, (1024, 4096)),
+        ),
+        memory=(Block("forward", _LOW, (1024, 4096, 16384)),),
+        scaling=(Block("forward", _LOW, (1024, 4096, 16384)),),
+        seconds=0.8,
+        cap_s=8.0,
+    ),
+    "standard": Profile(
+        speed=(
+            Block("forward", _BOTH, (1024, 2048, 4096, 8192, 16384, 32768)),
+            Block("forward", _LOW, (65536,)),
+            Block("forward+backward", _BOTH, (1024, 4096, 16384)),
+        ),
+        memory=(
+            Block("forward", _LOW, (1024, 2048, 4096, 8192, 16384, 32768, 65536)),
+            Block("forward+backward", _LOW, (1024, 4096, 16384)),
+        ),
+        scaling=(Block("forward", _LOW, (1024, 2048, 4096, 8192, 16384, 32768, 65536)),),
+        seconds=3.0,
+        cap_s=60.0,
+    ),
+    "full": Profile(
+        speed=(
+            Block("forward", _BOTH, (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)),
+            Block("forward", _LOW, (262144, 524288, 1048576)),
+            Block("forward+backward", _BOTH, (1024, 2048, 4096, 8192, 16384, 32768)),
+        ),
+        memory=(
+            Block("forward", _BOTH, (1024, 4096, 16384, 32768, 65536, 131072, 262144)),
+            Block("forward+backward", _BOTH, (1024, 4096, 16384, 32768)),
+        ),
+        scaling=(
+            Block("forward", _BOTH, (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)),
+            Block("forward+backward", _BOTH, (1024, 2048, 4096, 8192, 16384)),
+        ),
+        seconds=6.0,
+        cap_s=240.0,
+    ),
+    "smoke": Profile(
+        speed=(Block("forward", _FULL, (64, 128)), Block("forward+backward", _FULL, (64,))),
+        memory=(Block("forward", _FULL, (64, 128)),),
+        scaling=(Block("forward", _FULL, (64, 128, 256)),),
+        seconds=0.1,
+        cap_s=30.0,
+        hidden=True,
+    ),
+}
+
+
+def visible_profiles() -> tuple[str, ...]:
+    """Names a user may choose from."""
+    return tuple(name for name, profile in PROFILES.items() if not profile.hidden)

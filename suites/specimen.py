@@ -1,0 +1,100 @@
+"""An attention built for one case, its inputs, and the ways the instruments call it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from danon.attention.base import BaseAttention
+from danon.measure.case import Case
+from danon.measure.correctness import Subject
+from suites.attentions import build
+from suites.inputs import Triple, text_qkv
+
+__all__ = ["Specimen"]
+
+
+class Specimen:
+    """Attributes: the module; q (B, H, N, D), k and v in dtype and device of the case."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.device = torch.device(case.device)
+        self.module = build(case)
+        self.parameters = _trained(self.module)
+        dtype = getattr(torch, case.dtype)
+        self.q, self.k, self.v = _inputs(
+            case.batch, case.heads, case.length, case.head_dim, dtype, self.device
+        )
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = self.module(q, k, v)
+        return out
+
+    def call(self) -> Callable[[], object]:
+        """What is timed: a forward pass, or forward and backward to q, k, v and parameters."""
+        if self.case.phase == "forward":
+            return self._forward
+        inputs = self.leaves()
+        wrt = [*inputs, *self.parameters.values()]
+        generator = torch.Generator().manual_seed(0)
+        grad = torch.randn(self.q.shape, generator=generator).to(self.q)
+
+        def both() -> object:
+            return torch.autograd.grad(self.attend(*inputs), wrt, grad, allow_unused=True)
+
+        return both
+
+    def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v that gradients flow to."""
+        q, k, v = (x.detach().requires_grad_() for x in (self.q, self.k, self.v))
+        return q, k, v
+
+    def subject(self) -> Subject:
+        """For the correctness check: the attention beside its oracle."""
+        module = self.module
+        margin = getattr(module, "oracle_margin", None)
+        if type(module).oracle is BaseAttention.oracle:
+            # The default oracle is a float64 copy; ours, so that its parameters can be asked.
+            exact = copy.deepcopy(module).double()
+
+            def oracle(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+                out: Tensor = exact(q.double(), k.double(), v.double())
+                return out[:, :, rows]
+
+            oracle_parameters = _trained(exact)
+        else:
+
+            def oracle(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+                return module.oracle(q, k, v, None, rows)
+
+            oracle_parameters = self.parameters
+
+        def undecided(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+            flagged: Tensor = margin(q, k, v, None, rows)
+            return flagged
+
+        return Subject(
+            self.attend, oracle, module.oracle_kind, self.parameters, oracle_parameters,
+            None if margin is None else undecided,
+        )  # fmt: skip
+
+    def _forward(self) -> object:
+        with torch.no_grad():
+            return self.module(self.q, self.k, self.v)
+
+
+def _trained(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+@lru_cache(maxsize=1)
+def _inputs(
+    batch: int, heads: int, length: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> Triple:
+    q, k, v = (x.to(device, dtype) for x in text_qkv(batch, heads, length, head_dim))
+    return q, k, v

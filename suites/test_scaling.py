@@ -1,0 +1,17 @@
+"""Exponents of time and peak memory in the length, fitted over what the others measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from danon.measure.case import Case
+from suites.replay import CLOCK
+
+pytestmark = pytest.mark.benchmark(timer=CLOCK)
+
+
+def test_scaling(case: Case, measure: Callable[[Case], None]) -> None:
+    """Two exponents; the time in pytest-benchmark's table is that of the longest length."""
+    measure(case)

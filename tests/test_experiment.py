@@ -1,0 +1,396 @@
+"""Journal, MLflow recording and export: what was measured is kept, once, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from danon.experiment import store
+from danon.experiment.export import write_results
+from danon.experiment.process import Owner
+from danon.experiment.record import Recorder, upload
+from danon.experiment.runs import Journal, RunInfo
+from danon.measure.case import Case, CaseResult
+
+ROOT = Path(__file__).parents[1]
+LENGTHS = (1024, 4096)
+
+
+def measured(attention: str, length: int, phase: str = "forward", **metrics: float) -> CaseResult:
+    return CaseResult(
+        Case("speed", attention, length, "float32", phase),  # type: ignore[arg-type]
+        "measured",
+        semantics="exact",
+        metrics={"time_s": length / 1e6, "speedup": 1.5, **metrics},
+        samples={"candidate_s": [0.1, 0.2], "reference_s": [0.3, 0.25]},
+        check={"kind": "definition", "error": 1e-6, "tolerance": 1e-5},
+    )
+
+
+def some_results() -> list[CaseResult]:
+    missing = CaseResult(
+        Case("speed", "xformers", 1024, "float32", "forward"), "unavailable", reason="needs CUDA"
+    )
+    return [
+        *(measured(name, n) for name in ("sdpa", "msra") for n in LENGTHS),
+        measured("msra", 1024, "forward+backward"),
+        missing,
+    ]
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its schema: making one takes seconds, copying it none."""
+    file = tmp_path_factory.mktemp("template") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+        store.connect(store.tracking_uri())
+    return file
+
+
+@pytest.fixture
+def sqlite(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    file = tmp_path / "store" / "mlflow.db"
+    file.parent.mkdir()
+    file.write_bytes(empty_store.read_bytes())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    return store.tracking_uri()
+
+
+@pytest.fixture
+def info() -> RunInfo:
+    return RunInfo.capture("quick", 7, "danon bench", {"cpu": "a processor", "cores": "2"})
+
+
+@pytest.fixture
+def journal(tmp_path: Path, info: RunInfo) -> Journal:
+    return Journal.create(tmp_path / "runs", info)
+
+
+def runs_of(uri: str, info: RunInfo) -> tuple[list, list]:
+    """(parent runs, child runs) of an invocation."""
+    client = store.connect(uri)
+    experiment = store.experiment_id(client, uri, "speed")
+    runs = store.runs_where(client, [experiment], f"tags.`danon.run_id` = '{info.run_id}'")
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    return [run for run in runs if run not in children], children
+
+
+def history(uri: str, info: RunInfo, attention: str, metric: str) -> list[tuple[int, float]]:
+    (child,) = [r for r in runs_of(uri, info)[1] if r.info.run_name == attention]
+    points = store.connect(uri).get_metric_history(child.info.run_id, metric)
+    return sorted((point.step, point.value) for point in points)
+
+
+# --- the journal
+
+
+def test_journal_returns_what_was_appended_and_the_last_line_of_a_case_wins(
+    journal: Journal, info: RunInfo
+) -> None:
+    for result in some_results():
+        journal.append(result)
+    again = measured("sdpa", 1024, speedup=2.5)
+    journal.append(again)
+    reopened = Journal(journal.run_dir)
+    assert reopened.results() == [again, *some_results()[1:]]
+    assert reopened.info() == info
+
+
+def test_a_torn_last_line_is_said_and_costs_that_case_only(
+    journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third, *_ = some_results()
+    journal.append(first)
+    with (journal.run_dir / "cases.jsonl").open("ab") as file:
+        file.write(second.to_json().encode()[:40])
+    resumed = Journal(journal.run_dir)
+    assert resumed.results() == [first]
+    assert "the last line is incomplete (40 bytes" in caplog.text
+    resumed.append(third)
+    assert resumed.results() == [first, third]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(journal: Journal) -> None:
+    journal.append(some_results()[0])
+    with (journal.run_dir / "cases.jsonl").open("ab") as file:
+        file.write(b'{"case": {"suite": "speed"}}\n')
+    with pytest.raises(ValueError, match=r"cases\.jsonl, line 2: not a case"):
+        journal.results()
+
+
+def test_status_of_a_run_whose_process_is_gone_is_killed(journal: Journal) -> None:
+    assert journal.status == "RUNNING"
+    path = journal.run_dir / "run.json"
+    content = json.loads(path.read_text())
+    content["owner"]["started"] -= 3600  # the pid lives, but belongs to another process
+    path.write_text(json.dumps(content))
+    assert journal.status == "KILLED"
+    journal.set_status("FINISHED")
+    assert journal.status == "FINISHED"
+    with pytest.raises(ValueError, match="'DONE': must be one of RUNNING, FINISHED"):
+        journal.set_status("DONE")  # type: ignore[arg-type]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="it has no run.json"):
+        Journal(tmp_path)
+
+
+def test_run_info_reads_git_and_says_unknown_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    tracked = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "danon/experiment/runs.py"],
+        capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    here = RunInfo.capture("quick", 0, "danon bench", {})
+    assert here.commit == (head if tracked else "unknown")
+    assert here.versions["torch"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert RunInfo.capture("quick", 0, "danon bench", {}).commit == "unknown"
+    ids = [RunInfo.capture("quick", 0, "", {}).run_id for _ in range(50)]
+    assert len(set(ids)) == len(ids)
+
+
+# --- files
+
+
+def test_results_json_is_stable_and_strict_and_samples_are_a_long_table(
+    tmp_path: Path, info: RunInfo
+) -> None:
+    results = [*some_results(), measured("nan", 1024, error_vs_dense=float("nan"))]
+    write_results(results, info, tmp_path)
+    first = (tmp_path / "results.json").read_bytes()
+    write_results(results[::-1], info, tmp_path)
+    assert (tmp_path / "results.json").read_bytes() == first
+    loaded = json.loads(first, parse_constant=lambda name: pytest.fail(f"not JSON: {name}"))
+    assert loaded["run"]["run_id"] == info.run_id
+    assert len(loaded["results"]) == len(results)
+    table = pq.read_table(tmp_path / "samples.parquet").to_pylist()
+    assert len(table) == 6 * 4
+    mine = [r for r in table if r["attention"] == "sdpa" and r["length"] == 4096]
+    assert [(r["side"], r["index"], r["seconds"]) for r in mine] == [
+        ("candidate", 0, 0.1), ("candidate", 1, 0.2), ("reference", 0, 0.3), ("reference", 1, 0.25)
+    ]  # fmt: skip
+    assert {r["run_id"] for r in table} == {info.run_id}
+
+
+def test_a_sample_series_without_a_unit_is_refused(tmp_path: Path, info: RunInfo) -> None:
+    wrong = replace(measured("sdpa", 1024), samples={"candidate": [1.0]})
+    with pytest.raises(ValueError, match="sample series 'candidate': must be seconds"):
+        write_results([wrong], info, tmp_path)
+
+
+# --- MLflow
+
+
+def test_a_run_is_recorded_with_one_child_per_attention_and_step_n(
+    sqlite: str, journal: Journal, info: RunInfo
+) -> None:
+    recorder = Recorder(info, journal)
+    assert recorder.start() == f"Recording in MLflow: {sqlite}"
+    for result in some_results():
+        journal.append(result)
+        recorder.log(result)
+    (journal.run_dir / "report.html").write_text("<p>report")
+    recorder.finish("FINISHED")
+
+    (parent,), children = runs_of(sqlite, info)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["danon.commit"] == info.commit
+    assert json.loads(parent.data.tags["danon.fingerprint"]) == info.fingerprint
+    artifacts = store.connect(sqlite).list_artifacts(parent.info.run_id)
+    assert [artifact.path for artifact in artifacts] == ["report.html"]
+    assert sorted(run.info.run_name for run in children) == ["msra", "sdpa", "xformers"]
+    assert history(sqlite, info, "msra", "forward.float32.time_s") == [(1024, 1024 / 1e6),
+                                                                      (4096, 4096 / 1e6)]  # fmt: skip
+    assert history(sqlite, info, "msra", "forward_backward.float32.speedup") == [(1024, 1.5)]
+    tags = {run.info.run_name: run.data.tags for run in children}
+    assert tags["xformers"]["danon.status"] == "unavailable"
+    assert tags["xformers"]["danon.reason"] == "needs CUDA"
+    params = {run.info.run_name: run.data.params for run in children}
+    assert params["msra"]["semantics"] == "exact"
+    assert params["msra"]["head_dim"] == "64"
+
+
+def test_upload_completes_a_partial_recording_and_a_second_one_adds_nothing(
+    sqlite: str, journal: Journal, info: RunInfo
+) -> None:
+    results = some_results()
+    for result in results:
+        journal.append(result)
+    interrupted = Recorder(info, Journal.create(journal.run_dir / "elsewhere", info))
+    interrupted.start()
+    for result in results[:3]:
+        interrupted.log(result)
+    with pytest.raises(store.StoreError, match="still running"):
+        upload(journal.run_dir)
+    journal.set_status("KILLED")
+    assert upload(journal.run_dir).startswith("3 of 6 cases were new")
+    assert upload(journal.run_dir).startswith("0 of 6 cases were new")
+    (parent,), children = runs_of(sqlite, info)
+    assert {run.info.status for run in (parent, *children)} == {"KILLED"}
+    assert len(children) == 3
+    for attention in ("sdpa", "msra"):
+        points = history(sqlite, info, attention, "forward.float32.time_s")
+        assert [step for step, _ in points] == list(LENGTHS)
+
+
+def test_a_store_that_dies_stops_the_recording_once_and_upload_finishes_it(
+    sqlite: str, journal: Journal, info: RunInfo, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("connection refused")
+
+    recorder = Recorder(info, journal)
+    recorder.start()
+    results = some_results()
+    with pytest.MonkeyPatch.context() as patch:
+        for number, result in enumerate(results):
+            if number == 2:
+                patch.setattr(MlflowClient, "log_batch", refuse)
+            journal.append(result)
+            recorder.log(result)
+        assert "danon record" in recorder.finish("FINISHED")
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warned) == 1
+    assert "MLflow recording stopped: connection refused" in warned[0]
+    assert upload(journal.run_dir).startswith("4 of 6 cases were new")
+    assert runs_of(sqlite, info)[0][0].info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "postgresql://127.0.0.1:9/danon", "sqlite:////dev/null/no/m.db"]
+)
+def test_an_unreachable_store_is_said_within_seconds_and_measuring_goes_on(
+    uri: str, journal: Journal, info: RunInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    recorder = Recorder(info, journal)
+    before = dict(os.environ)
+    begun = time.monotonic()
+    line = recorder.start()
+    assert time.monotonic() - begun < 5
+    assert line.startswith(f"Not recording in MLflow: {uri}")
+    assert f"danon record {journal.run_dir}" in line
+    assert before.items() <= os.environ.items()
+    result = some_results()[0]
+    journal.append(result)
+    recorder.log(result)
+    recorder.finish("FINISHED")
+    assert journal.results() == [result]
+    with pytest.raises(store.StoreError, match="127.0.0.1|/dev/null"):
+        upload(journal.run_dir)
+
+
+def test_a_file_that_is_no_database_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database, " * 100)
+    begun = time.monotonic()
+    with pytest.raises(store.StoreError, match="file is not a database"):
+        store.connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert time.monotonic() - begun < 5
+
+
+def test_reap_marks_runs_of_dead_processes_killed_and_leaves_the_living(
+    sqlite: str, tmp_path: Path, info: RunInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = replace(info, run_id="alive")
+    recorder = Recorder(alive, Journal.create(tmp_path, alive))
+    recorder.start()
+    recorder.log(some_results()[0])
+    dead = Owner(Owner.current().host, os.getpid(), Owner.current().started - 3600)
+    monkeypatch.setattr(Owner, "current", classmethod(lambda cls: dead))
+    other = Recorder(info, Journal.create(tmp_path, info))
+    other.start()
+    other.log(some_results()[0])
+    assert store.reap_stale() == 1
+    assert store.reap_stale() == 0
+    for which, status in ((info, "KILLED"), (alive, "RUNNING")):
+        parents, children = runs_of(sqlite, which)
+        assert [run.info.status for run in (*parents, *children)] == [status] * 2
+
+
+def test_the_default_store_stands_in_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    uri = store.tracking_uri()
+    assert uri == f"sqlite:///{tmp_path}/.mlflow/mlflow.db"
+    assert store.artifact_location(uri) == f"file://{tmp_path}/.mlflow/artifacts"
+
+
+BENCH = """
+import sys
+from pathlib import Path
+from danon.experiment.record import Recorder
+from danon.experiment.runs import Journal, RunInfo
+from danon.measure.case import Case, CaseResult
+
+info = RunInfo.capture("quick", 0, "bench", {})
+journal = Journal.create(Path(sys.argv[1]), info)
+recorder = Recorder(info, journal)
+line = recorder.start()
+assert line.startswith("Recording"), line
+for n in range(1, 41):
+    case = Case("speed", f"attention {n % 2}", n, "float32", "forward")
+    result = CaseResult(case, "measured", metrics={"time_s": n, "speedup": 2.0 * n})
+    journal.append(result)
+    recorder.log(result)
+print(recorder.finish("FINISHED"))
+"""
+
+
+def test_benches_that_start_at_once_on_a_fresh_store_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'fresh' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    benches = [
+        subprocess.Popen(
+            [sys.executable, "-c", BENCH, str(tmp_path / "runs")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )  # fmt: skip
+        for _ in range(3)
+    ]
+    for bench in benches:
+        out, err = bench.communicate(timeout=100)
+        assert bench.returncode == 0, err
+        assert out.startswith("Recorded 40 cases"), out + err
+        assert "WARNING" not in err
+    journals = [Journal(place) for place in (tmp_path / "runs").iterdir()]
+    assert len(journals) == 3
+    for journal in journals:
+        (parent,), children = runs_of(uri, journal.info())
+        assert parent.info.status == "FINISHED"
+        assert len(children) == 2
+        steps = [
+            step for odd in (0, 1)
+            for step, _ in history(uri, journal.info(), f"attention {odd}", "forward.float32.time_s")
+        ]  # fmt: skip
+        assert sorted(steps) == list(range(1, 41))
+    assert len(journals[0].results()) == 40

@@ -1,0 +1,276 @@
+"""MSRA, DALA and UCSA: the contract, their limits, and mutants that the checks must reject."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import danon.attention.msra as msra_module
+import danon.attention.tiles as tiles_module
+import danon.attention.ucsa as ucsa_module
+import danon.attention.union as union_module
+from danon.attention import DALA, MSRA, UCSA, BaseAttention
+from danon.attention.tiles import Rect
+from danon.config import ConfigError, DALAConfig, MSRAConfig, UCSAConfig
+from danon.testing import (
+    AttentionContract,
+    assert_causal,
+    assert_matches_oracle,
+    make_inputs,
+    relative_error,
+)
+
+SHAPE = {"hidden_size": 32, "num_heads": 4}
+SMALL_UCSA = {"leaf_max": 2, "local_window_size": 8, "query_block": 4, "candidate_blocks": 4,
+              "compression_ratio": 0.5, "selected_blocks": 2, "global_tokens": 3}  # fmt: skip
+
+
+def small_msra(causal: bool, num_kv_heads: int = 4, **kw: object) -> MSRA:
+    kw = {"window": 8, "global_tokens": 3, "compression_factor": 2, **kw}
+    return MSRA(MSRAConfig(**SHAPE, causal=causal, num_kv_heads=num_kv_heads, **kw))
+
+
+def small_dala(causal: bool, num_kv_heads: int = 4, **kw: object) -> DALA:
+    kw = {
+        "block_size": 4,
+        "state_update_frequency": 2,
+        "global_tokens": 3,
+        "memory_size": 10,
+        "window_max": 6,
+        **kw,
+    }
+    return DALA(DALAConfig(**SHAPE, causal=causal, num_kv_heads=num_kv_heads, **kw))
+
+
+def small_ucsa(causal: bool, num_kv_heads: int = 4, **kw: object) -> UCSA:
+    kw = {**SMALL_UCSA, **kw}
+    return UCSA(UCSAConfig(**SHAPE, causal=causal, num_kv_heads=num_kv_heads, **kw))
+
+
+class TestMSRA(AttentionContract):
+    def make(self, causal: bool, num_kv_heads: int = 4) -> BaseAttention:
+        return small_msra(causal, num_kv_heads, calibration_factor=0.3)
+
+
+class TestDALA(AttentionContract):
+    def make(self, causal: bool, num_kv_heads: int = 4) -> BaseAttention:
+        return small_dala(causal, num_kv_heads)
+
+
+class TestUCSA(AttentionContract):
+    def make(self, causal: bool, num_kv_heads: int = 4) -> BaseAttention:
+        return small_ucsa(causal, num_kv_heads)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("fields", [
+    {"feature_fusion": "uniform"}, {"stability_factor": 0.0}, {"global_tokens": 0}, {"memory_efficient": True},
+    {"compression_factor": 4, "num_levels": 1},
+])  # fmt: skip
+def test_msra_options_match_the_oracle(fields: dict[str, object], causal: bool) -> None:
+    module = small_msra(causal, 2, **fields)
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    assert_matches_oracle(module, make_inputs(module, 103, padded=True))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("fields", [
+    {"decay": "literal"}, {"use_adaptive_router": False}, {"importance_threshold": 0.0}, {"global_tokens": 0},
+    {"memory_size": 1000}, {"router_iterations": 0, "decay_rate": 0.1},
+])  # fmt: skip
+def test_dala_options_match_the_oracle(fields: dict[str, object], causal: bool) -> None:
+    module = small_dala(causal, 2, **fields)
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    assert_matches_oracle(module, make_inputs(module, 103, padded=True))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("fields", [
+    {"sparsity_factor": 0.3}, {"global_tokens": 0}, {"compression_ratio": 0.25, "candidate_blocks": 8},
+    {"selected_blocks": 1000},
+])  # fmt: skip
+def test_ucsa_options_match_the_oracle(fields: dict[str, object], causal: bool) -> None:
+    module = small_ucsa(causal, 2, **fields)
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    assert_matches_oracle(module, make_inputs(module, 150, padded=True))
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    return F.scaled_dot_product_attention(q.double(), k, v, is_causal=causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_ucsa_with_unlimited_budget_is_dense_attention(causal: bool) -> None:
+    module = small_ucsa(causal, 2, candidate_blocks=10**6, selected_blocks=10**6)
+    x = make_inputs(module, 149)
+    assert relative_error(module(*x), dense(*x[:3], causal)) <= 1e-6
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_msra_whose_window_covers_the_sequence_is_dense_attention(causal: bool) -> None:
+    for length in (3, 64, 67, 131):
+        module = small_msra(causal, 2, window=64)
+        x = make_inputs(module, length)
+        assert relative_error(module(*x), dense(*x[:3], causal)) <= 1e-6
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("calibration", [0.0, 1.0])
+def test_msra_is_dense_attention_where_tokens_under_each_node_are_equal(
+    causal: bool, calibration: float
+) -> None:
+    module = small_msra(causal, 2, calibration_factor=calibration)
+    q, k, v, _ = make_inputs(module, 3 + 8 * 16)
+    # Levels reach nodes of 8 tokens here: the same token under each of them.
+    same = [torch.cat((t[:, :, :3], t[:, :, 3::8].repeat_interleave(8, 2)), 2) for t in (k, v)]
+    assert relative_error(module(q, *same), dense(q, *same, causal)) <= 1e-6
+
+
+def test_selection_follows_no_later_query() -> None:
+    """No gradient shows a leak through chosen indices: change single later tokens instead."""
+    module = small_ucsa(True)
+    q, k, v, _ = make_inputs(module, 140)
+    with torch.no_grad():
+        before = module(q, k, v)
+        for place in range(60, 139, 3):
+            for tensor in range(3):
+                changed = [t.clone() for t in (q, k, v)]
+                changed[tensor][:, :, place + 1] *= -7
+                after = module(*changed)
+                assert after[:, :, : place + 1].equal(before[:, :, : place + 1])
+
+
+def test_ucsa_visible_pairs_counts_what_the_masks_show() -> None:
+    for length in (20, 90, 150, 203):
+        module = small_ucsa(True, selected_blocks=1)
+        x = make_inputs(module, length, batch=1)
+        x = x._replace(v=torch.ones_like(x.v))
+        seen = torch.zeros(4, length)
+        real = union_module._bias
+
+        def count(
+            call: union_module.Call, key_bias: Tensor | None, q: Tensor, t0: int, t1: int
+        ) -> Tensor | None:
+            bias = real(call, key_bias, q, t0, t1)
+            on = torch.ones(t1 - t0, 4, call.q.length, call.k.length) if bias is None else (bias > -1e29).float().expand(
+                t1 - t0, 4, call.q.length, call.k.length)  # fmt: skip
+            if call.causal:
+                on = on.tril()
+            call.q.load(seen, t0, t1).add_(on.sum(-1))
+            return bias
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(union_module, "_bias", count)
+            module(*x)
+        assert seen.eq(seen[0]).all()
+        assert int(seen[0].sum()) == module.visible_pairs(length)
+
+
+def test_msra_entries_grow_with_the_logarithm() -> None:
+    module = MSRA(MSRAConfig(hidden_size=64, num_heads=1, causal=True))
+    per_query = [module.visible_pairs(n) / n for n in (2**14, 2**16, 2**18, 2**20)]
+    steps = [b - a for a, b in zip(per_query, per_query[1:], strict=False)]
+    assert max(steps) <= 1.1 * 1.125 * 512 and per_query[-1] < 5000
+
+
+def off_by_one(rects: list[Rect]) -> list[Rect]:
+    return [
+        r._replace(k0=r.k0 - 1, k1=r.k1 - 1) if r.k0 > 2 and r.k1 - r.k0 > 1 else r for r in rects
+    ]
+
+
+def leaking(*args: object) -> list[list[Rect]]:
+    sinks, own, before, after = tiles_module.near_rects(*args)  # type: ignore[arg-type]
+    # One query sees the token after it.
+    return [
+        sinks,
+        own,
+        before,
+        [*after, *(Rect(r.q0, r.q0 + 1, r.q0 + 1, r.q0 + 2) for r in own[2:3])],
+    ]
+
+
+@pytest.mark.parametrize("make", [small_msra, small_dala, small_ucsa])
+@pytest.mark.parametrize(
+    "mutant", ["off-by-one mask", "missing log-mass", "swapped weights", "one token leaks"]
+)
+def test_the_checks_reject_wrong_kernels(
+    make, mutant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    import danon.attention.dala as dala_module
+
+    module = make(True)
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    for home in (msra_module, dala_module, ucsa_module):
+        if mutant == "off-by-one mask":
+            monkeypatch.setattr(home, "batch", lambda r, real=home.batch: real(off_by_one(list(r))))
+        elif mutant == "one token leaks":
+            monkeypatch.setattr(home, "near_rects", leaking)
+    if mutant == "missing log-mass":
+        real = union_module.union
+
+        def massless(q, sources, calls, *args, **kw):  # type: ignore[no-untyped-def]
+            # The entries' own biases (log-mass, log-importance) are dropped.
+            sources = [
+                s if i == 0 or s.bias is None else dataclasses.replace(s, bias=s.bias * 0.0)
+                for i, s in enumerate(sources)
+            ]
+            return real(
+                q, sources, [dataclasses.replace(c, offset=0.0) for c in calls], *args, **kw
+            )
+
+        for home in (msra_module, dala_module, ucsa_module):
+            monkeypatch.setattr(home, "union", massless)
+    elif mutant == "swapped weights":
+        merge = union_module._merge
+        monkeypatch.setattr(
+            union_module,
+            "_merge",
+            lambda o, l, p, pl: merge(o, l, p, torch.where(l > -1e29, 2 * l - pl, pl)),
+        )
+    x = make_inputs(module, 103)
+    with pytest.raises(AssertionError, match=r"error|sees a token"):
+        assert_matches_oracle(module, x)
+    if mutant == "one token leaks":
+        with pytest.raises(AssertionError, match="sees a token after"):
+            assert_causal(module, x, list(range(102)))
+
+
+@pytest.mark.parametrize(("kind", "field", "value", "message"), [
+    (MSRAConfig, "window", 510, "multiple of the compression rate 4"),
+    (MSRAConfig, "calibration_factor", 1.5, r"in \[0, 1\]"),
+    (MSRAConfig, "feature_fusion", "max", "'adaptive', 'uniform'"),
+    (DALAConfig, "importance_threshold", 1.0, r"in \[0, 1\)"),
+    (DALAConfig, "router_temperature", 0.0, "> 0"),
+    (DALAConfig, "memory_size", 0, ">= 1"),
+    (UCSAConfig, "local_window_size", 100, "multiple of query_block and leaf size: of 64"),
+    (UCSAConfig, "compression_ratio", 0.7, r"in \(0, 0.5\]"),
+    (UCSAConfig, "sparsity_factor", 0, r"in \(0, 1\]"),
+    (UCSAConfig, "num_heads", 7, "not a multiple"),
+    (UCSAConfig, "num_kv_heads", 5, "a divisor of num_heads"),
+])  # fmt: skip
+def test_configuration_errors_name_field_value_and_range(
+    kind: type, field: str, value: object, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        kind(**{field: value})
+    assert field in str(error.value) and str(value) in str(error.value)
+
+
+def test_configuration_round_trips_and_rejects_unknown_fields() -> None:
+    config = MSRAConfig(hidden_size=96, num_heads=3, causal=True)
+    assert MSRAConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ConfigError, match=r"no field 'windows'; its fields are: .*window"):
+        MSRAConfig.from_dict({"windows": 3})
+    with pytest.raises(ConfigError, match="bidirectional_flow = True"):
+        MSRAConfig(causal=True, bidirectional_flow=True)
+    assert MSRAConfig(bidirectional_flow=False).is_causal and not MSRAConfig().is_causal
