@@ -115,4 +115,5 @@ def _seen(visible: Visible, mask: Tensor | None, rows: Tensor, length: int) -> T
 
 
 def _group(x: Tensor, groups: int) -> Tensor:
-    return x.unflatten(1, (groups, x.shape[1] // groups))
+    out: Tensor = x.unflatten(1, (groups, -1))
+    return out

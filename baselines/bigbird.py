@@ -27,7 +27,7 @@ class BigBird(Adapter):
     by the first block; it has no dropout.
     """
 
-    semantics: ClassVar[str] = (
+    semantics = (
         "bidirectional block sparse, blocks of 64: 3 near, 2 global, 3 random; also when causal"
     )
     causal_capable: ClassVar[bool] = False

@@ -18,7 +18,7 @@ __all__ = ["FlashAttention"]
 class FlashAttention(SDPA):
     """``flash_attn_func``."""
 
-    semantics: ClassVar[str] = "exact (flash-attn flash_attn_func)"
+    semantics = "exact (flash-attn flash_attn_func)"
     takes_mask: ClassVar[bool] = False
     package: ClassVar[str] = "flash-attn"
     module: ClassVar[str] = "flash_attn"

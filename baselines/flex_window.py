@@ -8,7 +8,6 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,12 +47,10 @@ class FlexWindow(Window):
     """``torch.compile(flex_attention)`` with a block mask made from the band, not from N x N.
 
     The first call in a process compiles (half a minute, seconds when torch's cache is warm), the
-    first one with padding once more; other lengths, batches and heads reuse the graph.
+    first one with padding once more; other lengths reuse the graph.
     """
 
-    semantics: ClassVar[str] = (
-        "exact window 512 + 64 sinks (bidirectional: 512 on both sides), FlexAttention"
-    )
+    semantics = "exact window 512 + 64 sinks (bidirectional: 512 on both sides), FlexAttention"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         N = q.shape[2]

@@ -26,7 +26,7 @@ class GatedLinear(Adapter):
     normalises its output, which is left out here. A padded token neither adds nor decays.
     """
 
-    semantics: ClassVar[str] = "gated linear recurrence, gates from the keys; not normalised"
+    semantics = "gated linear recurrence, gates from the keys; not normalised"
     oracle_kind: ClassVar[str] = "definition"
     package: ClassVar[str] = "flash-linear-attention"
     module: ClassVar[str] = "fla.ops.gla"

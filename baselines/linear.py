@@ -29,7 +29,7 @@ class Linear(Adapter):
     bfloat16 and float16 are summed in float32: sums over all tokens need its digits.
     """
 
-    semantics: ClassVar[str] = "linear attention, features elu + 1 (half precision sums in float32)"
+    semantics = "linear attention, features elu + 1 (half precision sums in float32)"
     oracle_kind: ClassVar[str] = "definition"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

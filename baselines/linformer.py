@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,56 +14,38 @@ from danon.config import AttentionConfig
 
 __all__ = ["Linformer"]
 
-FIRST_LENGTH = 1024
+SLOTS = 256
 
 
 @register("linformer")
 class Linformer(Adapter):
     """``LinformerSelfAttention`` on given q, k, v; only its length projections are kept.
 
-    The projections have one row per position. They grow with the longest input seen, up to the
-    configured ``max_sequence_length``, and row t is the same at every length, so that a short
-    case does not pay for gradients of positions that it does not have. Padded keys and values
-    are set to zero before the projection.
+    They have a row for each of ``max_sequence_length`` positions, and that is the longest input.
+    Padded keys and values are set to zero before they are projected.
     """
 
-    semantics: ClassVar[str] = "low rank: keys and values projected to 256 slots; also when causal"
+    semantics = "low rank: keys and values projected to 256 slots; also when causal"
     oracle_kind: ClassVar[str] = "definition"
     causal_capable: ClassVar[bool] = False
     package: ClassVar[str] = "linformer"
     module: ClassVar[str] = "linformer"
 
-    def __init__(self, shape: AttentionConfig, slots: int = 256) -> None:
+    def __init__(self, shape: AttentionConfig) -> None:
         super().__init__(shape)
-        self.slots = slots
-        self.core: Any = self._core(min(FIRST_LENGTH, shape.max_sequence_length))
-
-    def _core(self, length: int) -> nn.Module:
         with seeded():
-            core: nn.Module = self.load().LinformerSelfAttention(
-                self.config.hidden_size, length, k=self.slots, heads=self.config.num_heads
+            self.core = self.load().LinformerSelfAttention(
+                shape.hidden_size, shape.max_sequence_length, k=SLOTS, heads=shape.num_heads
             )
         for name in ("to_q", "to_k", "to_v"):
-            setattr(core, name, Feed())
-        core.to_out = nn.Identity()
-        return core
-
-    def _grow(self, length: int) -> None:
-        limit = self.config.max_sequence_length
-        if length > limit:
-            raise ValueError(f"N = {length}: must be at most max_sequence_length = {limit}")
-        old = dict(self.core.named_parameters())
-        core = self._core(length).to(next(iter(old.values())))
-        with torch.no_grad():
-            for name, rows in core.named_parameters():
-                rows[: len(old[name])] = old[name]
-                rows.requires_grad_(old[name].requires_grad)
-        self.core = core
+            setattr(self.core, name, Feed())
+        self.core.to_out = nn.Identity()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         _, H, N, _ = q.shape
-        if N > self.core.seq_len:
-            self._grow(N)
+        longest = self.config.max_sequence_length
+        if longest < N:
+            raise ValueError(f"N = {N}: linformer takes at most max_sequence_length = {longest}")
         if mask is not None:
             k, v = k * mask[:, None, :, None], v * mask[:, None, :, None]
         fed = [merge_heads(x) for x in (q, expand_heads(k, H), expand_heads(v, H))]
@@ -78,14 +60,19 @@ class Linformer(Adapter):
         longest = shape.max_sequence_length
         return None if length <= longest else f"configured for at most {longest} tokens"
 
+    @classmethod
+    def peak_bytes(
+        cls, shape: AttentionConfig, length: int, dtype: torch.dtype, backward: bool
+    ) -> int:
+        projections = 2 * 4 * shape.max_sequence_length * SLOTS
+        return (3 if backward else 2) * projections  # themselves, in dtype, their gradients
+
     def oracle(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         q, k, v = q.double(), k.double(), v.double()
         N = q.shape[2]
-        if N > self.core.seq_len:
-            self._grow(N)
         if mask is not None:
             k, v = (x * (mask != 0)[:, None, :, None] for x in (k, v))
         q = q if rows is None else q[:, :, rows]
@@ -95,4 +82,4 @@ class Linformer(Adapter):
         return logits.softmax(-1) @ v
 
     def visible_pairs(self, length: int) -> int:
-        return length * self.slots
+        return length * SLOTS

@@ -20,7 +20,7 @@ __all__ = ["LocalAttention"]
 class LocalAttention(Adapter):
     """A query sees its own block of 256 and the one before (bidirectional: and the one after)."""
 
-    semantics: ClassVar[str] = "exact within its block of 256 and the block before (after)"
+    semantics = "exact within its block of 256 and the block before (after)"
     oracle_kind: ClassVar[str] = "definition"
     package: ClassVar[str] = "local-attention"
     module: ClassVar[str] = "local_attention"

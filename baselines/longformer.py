@@ -26,7 +26,7 @@ class Longformer(Adapter):
     Local attention only: without global tokens, which a task would have to choose.
     """
 
-    semantics: ClassVar[str] = "bidirectional window 512 (256 to each side), also when causal"
+    semantics = "bidirectional window 512 (256 to each side), also when causal"
     oracle_kind: ClassVar[str] = "definition"
     causal_capable: ClassVar[bool] = False
     package: ClassVar[str] = "transformers"

@@ -27,7 +27,7 @@ class NativeSparse(Adapter):
     window and the selection.
     """
 
-    semantics: ClassVar[str] = (
+    semantics = (
         "gated sum of window 512, 4 selected blocks of 64, compressed blocks of 32 (rotary inside)"
     )
     takes_mask: ClassVar[bool] = False

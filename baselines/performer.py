@@ -31,7 +31,7 @@ class Performer(Adapter):
     constants underflow and its running sums lose their digits: float32 only.
     """
 
-    semantics: ClassVar[str] = (
+    semantics = (
         "softmax approximated by D ln D random features; when causal, later tokens leak a little"
     )
     oracle_kind: ClassVar[str] = "definition"

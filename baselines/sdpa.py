@@ -28,7 +28,7 @@ class SDPA(Adapter):
     block of 1024 queries gets a boolean mask: linear memory; on CUDA the memory-efficient kernel).
     """
 
-    semantics: ClassVar[str] = "exact (torch SDPA, flash kernel; CUDA float32: memory-efficient)"
+    semantics = "exact (torch SDPA, flash kernel; CUDA float32: memory-efficient)"
     oracle_kind: ClassVar[str] = "definition"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,7 +19,7 @@ __all__ = ["SDPAMath"]
 class SDPAMath(SDPA):
     """``scaled_dot_product_attention`` with the math kernel: quadratic memory."""
 
-    semantics: ClassVar[str] = "exact (torch SDPA, math kernel, N x N matrix)"
+    semantics = "exact (torch SDPA, math kernel, N x N matrix)"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])

@@ -30,7 +30,7 @@ QUERIES_PER_CALL = 4096
 class Window(Adapter):
     """Query i sees tokens i-w+1 .. i (bidirectional: .. i+w-1) and the first g tokens."""
 
-    semantics: ClassVar[str] = "exact window 512 + 64 sinks (bidirectional: 512 on both sides)"
+    semantics = "exact window 512 + 64 sinks (bidirectional: 512 on both sides)"
     oracle_kind: ClassVar[str] = "definition"
 
     def __init__(self, shape: AttentionConfig, width: int = 512, sinks: int = 64) -> None:
@@ -42,49 +42,53 @@ class Window(Adapter):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
-        N = q.shape[2]
+        B, _, N, _ = q.shape
         C = min(BLOCK, N)
-        back, ahead = min(self.band.back, N - 1), min(self.band.ahead, N - 1)
+        back, ahead = self._reach(N)
         tail = -N % C
+        real = torch.ones(B, N, dtype=torch.bool, device=q.device) if mask is None else mask
         q = pad(q, (0, 0, 0, tail))
         k_sink, v_sink = k[:, :, : self.band.sinks], v[:, :, : self.band.sinks]
         k, v = pad(k, (0, 0, back, tail + ahead)), pad(v, (0, 0, back, tail + ahead))
-        blocks = torch.arange((N + tail) // C, device=q.device)
         outs = []
-        for some in blocks.split(max(1, QUERIES_PER_CALL // C)):
-            start, end = int(some[0]) * C, (int(some[-1]) + 1) * C
+        step = max(1, QUERIES_PER_CALL // C) * C
+        for start in range(0, N, step):
+            end = min(start + step, N + tail)
+            if mask is None and start - back >= self.band.sinks and end + ahead <= N:
+                visible = self._visible(start, start + C, C, real[:1])  # all blocks look alike
+            else:
+                visible = self._visible(start, end, C, real)
             span = slice(start, end + back + ahead)
             out = masked_sdpa(
                 _blocks(q[:, :, start:end], C, C),
                 _with_sinks(_blocks(k[:, :, span], C + back + ahead, C), k_sink),
                 _with_sinks(_blocks(v[:, :, span], C + back + ahead, C), v_sink),
-                self._visible(some, C, back, ahead, N, mask, q.shape[0]),
+                visible,
             )
-            outs.append(out.unflatten(0, (q.shape[0], -1)).transpose(1, 2).flatten(2, 3))
+            outs.append(out.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3))
         return torch.cat(outs, dim=2)[:, :, :N]
 
-    def _visible(
-        self, blocks: Tensor, C: int, back: int, ahead: int, N: int, mask: Tensor | None, B: int
-    ) -> Tensor:
-        """(1 or B * blocks, 1, C, keys): the keys of each block, then the sinks."""
-        start, end = int(blocks[0]) * C, (int(blocks[-1]) + 1) * C
-        sinks = min(self.band.sinks, N)
-        if mask is None and start - back >= sinks and end + ahead <= N:
-            blocks = blocks[:1]  # inside the sequence all blocks look alike
-        first = (blocks * C - back)[:, None, None]  # position of each block's first near key
-        width = back + C + ahead
-        row = first + back + torch.arange(C, device=first.device)[:, None]
-        near = first + torch.arange(width, device=first.device)
-        sink = torch.arange(sinks, device=first.device).expand(len(first), 1, -1)
+    def _reach(self, length: int) -> tuple[int, int]:
+        return min(self.band.back, length - 1), min(self.band.ahead, length - 1)
+
+    def _visible(self, start: int, end: int, C: int, real: Tensor) -> Tensor:
+        """(B * blocks, 1, C, keys) for the blocks of ``start .. end``: near keys, then sinks.
+
+        Args:
+            real: which tokens are no padding, (B, N) boolean.
+        """
+        N = real.shape[1]
+        back, ahead = self._reach(N)
+        first = torch.arange(start, end, C, device=real.device)[:, None, None] - back
+        width = back + C + ahead  # near keys of a block: positions first .. first + width - 1
+        row = first + back + torch.arange(C, device=real.device)[:, None]
+        near = first + torch.arange(width, device=real.device)
+        sink = torch.arange(min(self.band.sinks, N), device=real.device).expand(len(first), 1, -1)
         seen_near = self.band(row, near) & (near >= 0) & (near < N)
-        again = (sink >= first) & (sink < first + width)  # is among the near keys already
-        seen_sink = self.band(row, sink) & ~again
-        if mask is None:
-            seen = torch.cat([seen_near, seen_sink], dim=-1)[:, None]
-            return seen if len(seen) == 1 else seen.repeat(B, 1, 1, 1)
-        seen_near = seen_near & mask[:, near.clamp(0, N - 1)]
-        seen_sink = seen_sink & mask[:, sink]
-        return torch.cat([seen_near, seen_sink], dim=-1).flatten(0, 1)[:, None]
+        seen_sink = self.band(row, sink) & ((sink < first) | (sink >= first + width))
+        real_near, real_sink = real[:, near.clamp(0, N - 1)], real[:, sink]
+        seen = torch.cat([seen_near & real_near, seen_sink & real_sink], dim=-1)
+        return seen.flatten(0, 1)[:, None]
 
     def oracle(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,

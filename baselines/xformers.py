@@ -19,7 +19,7 @@ __all__ = ["XFormers"]
 class XFormers(SDPA):
     """``memory_efficient_attention``, the operator left to xformers' own choice."""
 
-    semantics: ClassVar[str] = "exact (xformers memory_efficient_attention)"
+    semantics = "exact (xformers memory_efficient_attention)"
     takes_mask: ClassVar[bool] = False
     package: ClassVar[str] = "xformers"
     module: ClassVar[str] = "xformers.ops"
@@ -49,5 +49,7 @@ class XFormers(SDPA):
         try:
             attention.attend(tokens, tokens, tokens, None)
         except NotImplementedError as error:
-            return " ".join(str(error).split())
+            text = " ".join(str(error).split())
+            _, cut, why = text.partition(" p : 0.0 ")  # before it: the shapes of the 16 tokens
+            return f"no operator: {why}" if cut else text
         return None

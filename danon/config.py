@@ -282,7 +282,8 @@ class UCSAConfig(AttentionConfig):
                  f">= {2 * self.fanout}, twice the fan-out")  # fmt: skip
         unit = math.lcm(self.leaf, self.query_block)
         _require(self.local_window_size >= 1 and self.local_window_size % unit == 0, self,
-                 "local_window_size", f"a positive multiple of query_block and leaf size: of {unit}")  # fmt: skip
+                 "local_window_size",
+                 f"a positive multiple of query_block and leaf size: of {unit}")  # fmt: skip
 
     @property
     def fanout(self) -> int:

@@ -45,7 +45,7 @@ def make_inputs(
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    """||got - want|| / ||want||, in float64; the plain norm of the difference where want is zero."""
+    """||got - want|| / ||want|| in float64; the norm of the difference where want is zero."""
     difference, size = (got.detach().double() - want.detach()).norm(), want.detach().double().norm()
     return float(difference / size if size > 0 else difference)
 
@@ -60,9 +60,11 @@ def assert_matches_oracle(
     leaves = [t.clone().requires_grad_() for t in x[:3]]
     wide = [t.detach().double().requires_grad_() for t in leaves]
     rows = torch.arange(x.q.shape[2])
-    if hasattr(module, "oracle_margin"):
-        rows = rows[~module.oracle_margin(*x, rows)]
-    got, want = module(*leaves, x.mask)[:, :, rows], module.oracle(*wide, x.mask, rows)
+    rows = rows[~module.oracle_margin(*x, rows=rows)]
+    got, want = (
+        module(*leaves, x.mask)[:, :, rows],
+        module.oracle(wide[0], wide[1], wide[2], x.mask, rows),
+    )
     assert got.dtype == x.q.dtype and got.isfinite().all()
     error = relative_error(got, want)
     assert error <= forward, f"forward error {error:.2e} > {forward:.2e}"
@@ -70,8 +72,10 @@ def assert_matches_oracle(
     grad = grad.to(got.dtype)
     names = ["q", "k", "v", *(name for name, _ in module.named_parameters())]
     parameters = list(module.parameters())
-    d_got = torch.autograd.grad((got * grad).sum(), [*leaves, *parameters], allow_unused=True)
-    d_want = torch.autograd.grad(
+    d_got: tuple[Tensor | None, ...] = torch.autograd.grad(
+        (got * grad).sum(), [*leaves, *parameters], allow_unused=True
+    )
+    d_want: tuple[Tensor | None, ...] = torch.autograd.grad(
         (want * grad.double()).sum(), [*wide, *parameters], allow_unused=True
     )
     # A gradient that is zero by symmetry is noise in any precision: compare to the largest.
@@ -133,12 +137,13 @@ class AttentionContract:
         for length in self.half_lengths:
             module = self.trained(causal)
             x = make_inputs(module, length, dtype=dtype)
-            dense = F.scaled_dot_product_attention(*x[:3], is_causal=causal)
-            exact = F.scaled_dot_product_attention(*(t.double() for t in x[:3]), is_causal=causal)
+            q, k, v, _ = x
+            dense = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+            q, k, v = q.double(), k.double(), v.double()
+            exact = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
             rows = torch.arange(length)
-            if hasattr(module, "oracle_margin"):
-                rows = rows[~module.oracle_margin(*x, rows)]
-            error = relative_error(module(*x)[:, :, rows], module.oracle(*x, rows))
+            rows = rows[~module.oracle_margin(*x, rows=rows)]
+            error = relative_error(module(*x)[:, :, rows], module.oracle(*x, rows=rows))
             assert error <= 2 * relative_error(dense, exact)
 
     def test_no_causal_leak(self) -> None:
@@ -149,7 +154,7 @@ class AttentionContract:
         for causal in (False, True):
             module = self.trained(causal, 2)
             x, rows = make_inputs(module, 103, padded=True), torch.tensor([0, 5, 64, 102])
-            torch.testing.assert_close(module.oracle(*x, rows), module.oracle(*x)[:, :, rows])
+            torch.testing.assert_close(module.oracle(*x, rows=rows), module.oracle(*x)[:, :, rows])
 
     def test_padding_tokens_have_no_influence(self) -> None:
         for causal in (False, True):

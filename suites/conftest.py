@@ -141,4 +141,6 @@ def measure(lab: Lab, request: pytest.FixtureRequest) -> Callable[[Case], None]:
 
 def _case(item: pytest.Item) -> Case:
     assert isinstance(item, pytest.Function)
-    return item.config.stash[_cases][item.callspec.params["case"]]
+    identifier = item.callspec.params["case"]
+    assert isinstance(identifier, str)
+    return item.config.stash[_cases][identifier]

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 from danon.measure.case import Case
 
-__all__ = ["Costs", "Forecast"]
+__all__ = ["CHECK_CALLS", "TIMING_CALLS", "Costs", "Forecast"]
+
+TIMING_CALLS = 4
+"""Calls of each side that the shortest timing makes: one to warm up, three rounds."""
+CHECK_CALLS = 6
+"""What a check costs, in calls: three of the attention, and its float64 oracle."""
 
 MARGIN = 0.3
 """Added to a measured exponent: fixed costs make short lengths look flat."""
@@ -25,14 +30,14 @@ class Forecast:
 
 
 class Costs:
-    """Seconds that cases took, by attention, dtype and phase."""
+    """Seconds of a call, by attention, dtype, phase and length."""
 
     def __init__(self) -> None:
-        self._seconds: dict[_Key, dict[int, float]] = defaultdict(dict)
+        self._calls: dict[_Key, dict[int, float]] = defaultdict(dict)
 
-    def add(self, case: Case, seconds: float) -> None:
-        """The least that measuring this case takes: its check and a few calls."""
-        self._seconds[_key(case)][case.length] = seconds
+    def add(self, case: Case, call_s: float) -> None:
+        """Note the shortest call of a case: what disturbs the machine only adds to it."""
+        self._calls[_key(case)][case.length] = call_s
 
     def forecast(self, case: Case) -> Forecast | None:
         """None where nothing shorter has been measured.
@@ -40,7 +45,7 @@ class Costs:
         One shorter length: quadratic growth. Two or more: the growth between the last two, plus a
         margin, and never taken for less than linear or more than quadratic.
         """
-        known = {n: s for n, s in self._seconds[_key(case)].items() if n <= case.length}
+        known = {n: s for n, s in self._calls[_key(case)].items() if n <= case.length}
         if not known:
             return None
         *before, last = sorted(known)
@@ -48,7 +53,8 @@ class Costs:
         if before:
             measured = math.log(known[last] / known[before[-1]]) / math.log(last / before[-1])
             power = min(max(measured + MARGIN, 1.0), 2.0)
-        return Forecast(known[last] * (case.length / last) ** power, last)
+        call_s = known[last] * (case.length / last) ** power
+        return Forecast((CHECK_CALLS + TIMING_CALLS) * call_s, last)
 
 
 def _key(case: Case) -> _Key:

@@ -16,7 +16,7 @@ from danon.measure.paired import measure_pair, measure_single
 from danon.measure.roofline import matmul_rate
 from danon.measure.statistics import fit_exponent
 from suites.attentions import REFERENCE, one_line, shape_of
-from suites.costs import Costs
+from suites.costs import CHECK_CALLS, TIMING_CALLS, Costs
 from suites.guard import is_out_of_memory
 from suites.profiles import Profile
 from suites.specimen import Specimen
@@ -24,8 +24,6 @@ from suites.verify import Verdict, Verifier
 
 __all__ = ["Lab"]
 
-CALLS = 4
-"""Calls of each side that the shortest timing makes: one to warm up, three rounds."""
 BACKWARD_FLOPS = 3.5
 """Forward and backward, in forwards: seven matrix products instead of two."""
 FEWEST_LENGTHS = 3
@@ -42,8 +40,8 @@ class Lab:
     """
 
     def __init__(
-        self, profile: Profile, on_begin: Callable[[Case], None],
-        on_result: Callable[[CaseResult], None], known: Iterable[CaseResult] = (),
+        self, profile: Profile, on_begin: Callable[[Case], object],
+        on_result: Callable[[CaseResult], object], known: Iterable[CaseResult] = (),
     ) -> None:  # fmt: skip
         self._profile = profile
         self._on_begin, self._on_result = on_begin, on_result
@@ -52,8 +50,8 @@ class Lab:
         self._rates: dict[tuple[str, str], float] = {}
         self._costs = Costs()
         for result in self._results.values():
-            if "time_s" in result.metrics:  # the check is taken to cost what the timing did
-                self._costs.add(result.case, 2 * CALLS * result.metrics["time_s"])
+            if result.samples:
+                self._costs.add(result.case, min(result.samples["candidate_s"]))
 
     def result(self, case: Case) -> CaseResult:
         """The outcome of a case, measured now if it is not known yet."""
@@ -80,14 +78,15 @@ class Lab:
                 return _without(case, "over budget", reason)
             specimen = Specimen(case)
             verdict = self._verifier.verdict(specimen)
-            self._costs.add(case, 2 * verdict.seconds)
             if verdict.reason:
+                self._costs.add(case, verdict.seconds / CHECK_CALLS)
                 return replace(
                     _without(case, "failed", verdict.reason),
                     semantics=specimen.module.semantics, check=verdict.info,
                 )  # fmt: skip
             suite = {"speed": self._speed, "memory": self._memory}[case.suite]
             metrics, samples = suite(specimen, verdict)
+            self._costs.add(case, min(samples["candidate_s"]))
             return CaseResult(
                 case, "measured", "", specimen.module.semantics, metrics, samples, verdict.info
             )
@@ -138,7 +137,6 @@ class Lab:
             samples = {"candidate_s": list(single.samples)}
             metrics["conclusive"] = float(single.conclusive)
         seconds = metrics["time_s"] = median(samples["candidate_s"])
-        self._costs.add(case, verdict.seconds + CALLS * seconds)
         if case.attention == REFERENCE:
             metrics |= dict.fromkeys(("time_ratio", "time_ratio_low", "time_ratio_high"), 1.0)
             metrics |= {"speedup": 1.0, "reference_time_s": seconds}
@@ -159,7 +157,7 @@ class Lab:
             dense = self.result(replace(here, length=length))
             if dense.status != "measured":
                 continue
-            pair_s = verdict.seconds + CALLS * dense.metrics["time_s"]
+            pair_s = verdict.seconds + TIMING_CALLS * dense.metrics["time_s"]
             if length < case.length or pair_s <= self._profile.cap_s:
                 return dense
         return None
@@ -208,7 +206,8 @@ class Lab:
         return [self.result(replace(case, suite=suite, length=n)) for n in lengths]
 
     def _scaling(self, case: Case) -> CaseResult:
-        metrics, semantics = {}, ""
+        metrics: dict[str, float] = {}
+        semantics = ""
         for suite, metric, name in (
             ("speed", "time_s", "time"),
             ("memory", "peak_bytes", "memory"),

@@ -104,7 +104,7 @@ PROFILES: dict[str, Profile] = {
         memory=(Block("forward", _LOW, (1024, 4096, 16384)),),
         scaling=(Block("forward", _LOW, (1024, 4096, 16384)),),
         seconds=0.8,
-        cap_s=8.0,
+        cap_s=10.0,
     ),
     "standard": Profile(
         speed=(

@@ -41,4 +41,4 @@ def replay(result: CaseResult, samples: list[float], benchmark: BenchmarkFixture
         attention=case.attention, semantics=result.semantics, check=result.check, **result.metrics
     )
     CLOCK.load(samples)
-    benchmark.pedantic(lambda: None, rounds=len(samples))
+    benchmark.pedantic(lambda: None, rounds=len(samples))  # type: ignore[no-untyped-call]

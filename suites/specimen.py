@@ -11,7 +11,7 @@ from torch import Tensor
 
 from danon.attention.base import BaseAttention
 from danon.measure.case import Case
-from danon.measure.correctness import Subject
+from danon.measure.correctness import Oracle, Subject
 from suites.attentions import build
 from suites.inputs import Triple, text_qkv
 
@@ -57,7 +57,6 @@ class Specimen:
     def subject(self) -> Subject:
         """For the correctness check: the attention beside its oracle."""
         module = self.module
-        margin = getattr(module, "oracle_margin", None)
         if type(module).oracle is BaseAttention.oracle:
             # The default oracle is a float64 copy; ours, so that its parameters can be asked.
             exact = copy.deepcopy(module).double()
@@ -74,18 +73,19 @@ class Specimen:
 
             oracle_parameters = self.parameters
 
-        def undecided(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
-            flagged: Tensor = margin(q, k, v, None, rows)
-            return flagged
-
+        margin: Callable[..., Tensor] | None = getattr(module, "oracle_margin", None)
+        undecided = None if margin is None else _without_mask(margin)
         return Subject(
-            self.attend, oracle, module.oracle_kind, self.parameters, oracle_parameters,
-            None if margin is None else undecided,
-        )  # fmt: skip
+            self.attend, oracle, module.oracle_kind, self.parameters, oracle_parameters, undecided
+        )
 
     def _forward(self) -> object:
         with torch.no_grad():
             return self.module(self.q, self.k, self.v)
+
+
+def _without_mask(margin: Callable[..., Tensor]) -> Oracle:
+    return lambda q, k, v, rows: margin(q, k, v, None, rows)
 
 
 def _trained(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -67,10 +70,16 @@ class TestUCSA(AttentionContract):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("fields", [
-    {"feature_fusion": "uniform"}, {"stability_factor": 0.0}, {"global_tokens": 0}, {"memory_efficient": True},
-    {"compression_factor": 4, "num_levels": 1},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"feature_fusion": "uniform"},
+        {"stability_factor": 0.0},
+        {"global_tokens": 0},
+        {"memory_efficient": True},
+        {"compression_factor": 4, "num_levels": 1},
+    ],
+)
 def test_msra_options_match_the_oracle(fields: dict[str, object], causal: bool) -> None:
     module = small_msra(causal, 2, **fields)
     for p in module.parameters():
@@ -79,10 +88,17 @@ def test_msra_options_match_the_oracle(fields: dict[str, object], causal: bool) 
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("fields", [
-    {"decay": "literal"}, {"use_adaptive_router": False}, {"importance_threshold": 0.0}, {"global_tokens": 0},
-    {"memory_size": 1000}, {"router_iterations": 0, "decay_rate": 0.1},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"decay": "literal"},
+        {"use_adaptive_router": False},
+        {"importance_threshold": 0.0},
+        {"global_tokens": 0},
+        {"memory_size": 1000},
+        {"router_iterations": 0, "decay_rate": 0.1},
+    ],
+)
 def test_dala_options_match_the_oracle(fields: dict[str, object], causal: bool) -> None:
     module = small_dala(causal, 2, **fields)
     for p in module.parameters():
@@ -91,10 +107,15 @@ def test_dala_options_match_the_oracle(fields: dict[str, object], causal: bool) 
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("fields", [
-    {"sparsity_factor": 0.3}, {"global_tokens": 0}, {"compression_ratio": 0.25, "candidate_blocks": 8},
-    {"selected_blocks": 1000},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sparsity_factor": 0.3},
+        {"global_tokens": 0},
+        {"compression_ratio": 0.25, "candidate_blocks": 8},
+        {"selected_blocks": 1000},
+    ],
+)
 def test_ucsa_options_match_the_oracle(fields: dict[str, object], causal: bool) -> None:
     module = small_ucsa(causal, 2, **fields)
     for p in module.parameters():
@@ -148,36 +169,45 @@ def test_selection_follows_no_later_query() -> None:
                 assert after[:, :, : place + 1].equal(before[:, :, : place + 1])
 
 
-def test_ucsa_visible_pairs_counts_what_the_masks_show() -> None:
-    for length in (20, 90, 150, 203):
-        module = small_ucsa(True, selected_blocks=1)
-        x = make_inputs(module, length, batch=1)
-        x = x._replace(v=torch.ones_like(x.v))
-        seen = torch.zeros(4, length)
-        real = union_module._bias
+def entries_seen(module: BaseAttention, length: int) -> Tensor:
+    """Entries that the masks of the union's calls leave visible, by head and query."""
+    seen = torch.zeros(4, length)
+    real = union_module._bias
 
-        def count(
-            call: union_module.Call, key_bias: Tensor | None, q: Tensor, t0: int, t1: int
-        ) -> Tensor | None:
-            bias = real(call, key_bias, q, t0, t1)
-            on = torch.ones(t1 - t0, 4, call.q.length, call.k.length) if bias is None else (bias > -1e29).float().expand(
-                t1 - t0, 4, call.q.length, call.k.length)  # fmt: skip
-            if call.causal:
-                on = on.tril()
-            call.q.load(seen, t0, t1).add_(on.sum(-1))
-            return bias
+    def count(
+        call: union_module.Call, key_bias: Tensor | None, q: Tensor, t0: int, t1: int
+    ) -> Tensor | None:
+        bias = real(call, key_bias, q, t0, t1)
+        on = torch.ones(t1 - t0, 4, call.q.length, call.k.length)
+        on = on if bias is None else on * (bias > -1e29)
+        call.q.load(seen, t0, t1).add_((on.tril() if call.causal else on).sum(-1))
+        return bias
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(union_module, "_bias", count)
-            module(*x)
-        assert seen.eq(seen[0]).all()
-        assert int(seen[0].sum()) == module.visible_pairs(length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(union_module, "_bias", count)
+        module(*make_inputs(module, length, batch=1))
+    return seen
+
+
+@pytest.mark.parametrize("length", [20, 90, 150, 203])
+def test_ucsa_visible_pairs_counts_what_the_masks_show(length: int) -> None:
+    module = small_ucsa(True, selected_blocks=1)
+    seen = entries_seen(module, length)
+    assert seen.eq(seen[0]).all()
+    assert int(seen[0].sum()) == module.visible_pairs(length)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [3, 20, 103, 150])
+def test_msra_visible_pairs_counts_what_is_computed(length: int, causal: bool) -> None:
+    module = small_msra(causal)
+    assert int(entries_seen(module, length)[0].sum()) == module.visible_pairs(length)
 
 
 def test_msra_entries_grow_with_the_logarithm() -> None:
     module = MSRA(MSRAConfig(hidden_size=64, num_heads=1, causal=True))
     per_query = [module.visible_pairs(n) / n for n in (2**14, 2**16, 2**18, 2**20)]
-    steps = [b - a for a, b in zip(per_query, per_query[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(per_query)]
     assert max(steps) <= 1.1 * 1.125 * 512 and per_query[-1] < 5000
 
 
@@ -218,7 +248,9 @@ def test_the_checks_reject_wrong_kernels(
     if mutant == "missing log-mass":
         real = union_module.union
 
-        def massless(q, sources, calls, *args, **kw):  # type: ignore[no-untyped-def]
+        def massless(
+            q: Tensor, sources: list[Any], calls: list[Any], *args: Any, **kw: Any
+        ) -> tuple[Tensor, Tensor]:
             # The entries' own biases (log-mass, log-importance) are dropped.
             sources = [
                 s if i == 0 or s.bias is None else dataclasses.replace(s, bias=s.bias * 0.0)
@@ -235,7 +267,9 @@ def test_the_checks_reject_wrong_kernels(
         monkeypatch.setattr(
             union_module,
             "_merge",
-            lambda o, l, p, pl: merge(o, l, p, torch.where(l > -1e29, 2 * l - pl, pl)),
+            lambda out, lse, part, new: merge(
+                out, lse, part, torch.where(lse > -1e29, 2 * lse - new, new)
+            ),
         )
     x = make_inputs(module, 103)
     with pytest.raises(AssertionError, match=r"error|sees a token"):
@@ -245,19 +279,22 @@ def test_the_checks_reject_wrong_kernels(
             assert_causal(module, x, list(range(102)))
 
 
-@pytest.mark.parametrize(("kind", "field", "value", "message"), [
-    (MSRAConfig, "window", 510, "multiple of the compression rate 4"),
-    (MSRAConfig, "calibration_factor", 1.5, r"in \[0, 1\]"),
-    (MSRAConfig, "feature_fusion", "max", "'adaptive', 'uniform'"),
-    (DALAConfig, "importance_threshold", 1.0, r"in \[0, 1\)"),
-    (DALAConfig, "router_temperature", 0.0, "> 0"),
-    (DALAConfig, "memory_size", 0, ">= 1"),
-    (UCSAConfig, "local_window_size", 100, "multiple of query_block and leaf size: of 64"),
-    (UCSAConfig, "compression_ratio", 0.7, r"in \(0, 0.5\]"),
-    (UCSAConfig, "sparsity_factor", 0, r"in \(0, 1\]"),
-    (UCSAConfig, "num_heads", 7, "not a multiple"),
-    (UCSAConfig, "num_kv_heads", 5, "a divisor of num_heads"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "message"),
+    [
+        (MSRAConfig, "window", 510, "multiple of the compression rate 4"),
+        (MSRAConfig, "calibration_factor", 1.5, r"in \[0, 1\]"),
+        (MSRAConfig, "feature_fusion", "max", "'adaptive', 'uniform'"),
+        (DALAConfig, "importance_threshold", 1.0, r"in \[0, 1\)"),
+        (DALAConfig, "router_temperature", 0.0, "> 0"),
+        (DALAConfig, "memory_size", 0, ">= 1"),
+        (UCSAConfig, "local_window_size", 100, "multiple of query_block and leaf size: of 64"),
+        (UCSAConfig, "compression_ratio", 0.7, r"in \(0, 0.5\]"),
+        (UCSAConfig, "sparsity_factor", 0, r"in \(0, 1\]"),
+        (UCSAConfig, "num_heads", 7, "not a multiple"),
+        (UCSAConfig, "num_kv_heads", 5, "a divisor of num_heads"),
+    ],
+)
 def test_configuration_errors_name_field_value_and_range(
     kind: type, field: str, value: object, message: str
 ) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import random
+import struct
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from danon.experiment import frame, scoreboard, words
+from danon.experiment.picture import spread, write_picture
+from danon.experiment.report import write_report
 from danon.experiment.runs import RunInfo
 from danon.measure.case import Case, CaseResult, Phase
 
@@ -135,3 +142,239 @@ def info() -> RunInfo:
     }  # fmt: skip
     command = "danon bench --profile full --attention mine.py:MyAttention"
     return RunInfo.capture("full", 0, command, fingerprint)
+
+
+# --- the shared table
+
+
+def test_the_board_is_sorted_and_its_figures_come_from_the_results(
+    results: list[CaseResult], info: RunInfo
+) -> None:
+    data = frame.table(results)
+    view = frame.views(data)[0]
+    assert (view.phase, view.dtype) == ("forward", "bfloat16")
+    board = frame.board(data, view, info.command)
+    assert board.headline == DENSE_LIMIT
+    assert board.lengths == LENGTHS
+    at = [row.speedups[DENSE_LIMIT].value for row in board.rows if DENSE_LIMIT in row.speedups]
+    assert at == sorted(at, reverse=True)
+    assert {row.attention for row in board.rows[len(at) :]} == {"sdpa-math", "performer", "nsa"}
+    ours = {row.attention: row for row in board.rows}["ucsa"]
+    (case,) = [
+        r for r in results
+        if (r.case.suite, r.case.attention, r.case.length) == ("speed", "ucsa", DENSE_LIMIT)
+        and (r.case.dtype, r.case.phase) == (view.dtype, view.phase)
+    ]  # fmt: skip
+    figure = ours.speedups[DENSE_LIMIT]
+    assert figure.value == pytest.approx(case.metrics["speedup"])
+    assert figure.low == pytest.approx(1 / case.metrics["time_ratio_high"])
+    assert figure.low < figure.value < figure.high
+    assert not figure.extrapolated
+    assert ours.speedups[131072].extrapolated
+    assert ours.exponent.value == KINDS["ucsa"].exponent
+    assert ours.peak == KINDS["ucsa"].memory * 2**21 * 32
+
+
+def test_roles(info: RunInfo) -> None:
+    names = ("sdpa", "msra", "ucsa-shared", "MyAttention", "window")
+    assert [frame.role(name, info.command) for name in names] == [
+        "reference", "ours", "ours", "yours", "baseline"
+    ]  # fmt: skip
+    assert frame.role("MyAttention", "danon bench") == "baseline"
+
+
+def test_absences_group_cases_and_name_lengths(results: list[CaseResult]) -> None:
+    found = frame.absences(frame.table(results))
+    assert found[0].attention == "broken<b>"
+    assert {a.attention: (a.reason, a.where) for a in found if a.status == "unavailable"} == {
+        name: (reason, "everything") for name, reason in MISSING.items()
+    }
+    nsa = [a.where for a in found if a.attention == "nsa"]
+    assert nsa == [
+        "speed 8k to 128k (forward bfloat16, forward float32)",
+        "speed 8k, 16k (forward+backward float32)",
+    ]
+    estimates = [
+        CaseResult(
+            Case("speed", "slow", n, "float32", "forward"), "over budget", f"{s} s, over 8 s"
+        )
+        for n, s in ((4096, 90.5), (1024, 10))
+    ]
+    (one,) = frame.absences(frame.table(estimates))
+    assert one.reason == "10 s, over 8 s"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "placed"),
+    [([0, 30], [0, 30]), ([0, 0], [-5, 5]), ([0, 1, 2, 50], [-9, 1, 11, 50]), ([], [])],
+)
+def test_spread_keeps_labels_apart_and_as_near_as_can_be(
+    wanted: list[float], placed: list[float]
+) -> None:
+    assert spread(wanted, 10) == pytest.approx(placed)
+
+
+# --- the terminal
+
+
+def shown(results: list[CaseResult], info: RunInfo, width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    scoreboard.render(results, info, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [100, 160])
+def test_the_scoreboard_fits_and_says_everything(
+    results: list[CaseResult], info: RunInfo, width: int
+) -> None:
+    lines = shown(results, info, width)
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    assert "fingerprint 0123456789ab" in text
+    for title in ("forward · bfloat16", "forward · float32", "forward+backward · float32"):
+        assert title in text
+    firsts = [line.split()[0] for line in lines if line]
+    for name in (*KINDS, *MISSING, "broken<b>"):
+        assert name in firsts, name
+    assert "GFLOP/s" in text
+    row = next(line for line in lines if line.startswith("ucsa "))
+    board = frame.board(frame.table(results), frame.views(frame.table(results))[0], "")
+    ucsa = next(r for r in board.rows if r.attention == "ucsa")
+    assert words.times(ucsa.speedups[DENSE_LIMIT]) in row.split()
+    assert words.interval(ucsa.speedups[DENSE_LIMIT]) in row.split()
+    assert f"~{ucsa.speedups[131072].value:.1f}" in row
+    assert "exact near window 512" in text
+    assert "needs triton and a GPU" in text
+
+
+def test_a_row_without_a_figure_at_the_lengths_shown_gives_its_longest(
+    results: list[CaseResult], info: RunInfo
+) -> None:
+    row = next(line for line in shown(results, info, 100) if line.startswith("performer"))
+    assert "at 8k" in row
+
+
+def test_nothing_measured_is_said(info: RunInfo) -> None:
+    assert "No case has figures." in shown([], info, 100)
+
+
+# --- the report
+
+
+class Page(HTMLParser):
+    """Tags, their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self._inside = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        self.raw.get(self._inside, self.words).append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="session")
+def page(
+    results: list[CaseResult], info: RunInfo, tmp_path_factory: pytest.TempPathFactory
+) -> Page:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(results, info, path)
+    return Page(path)
+
+
+def test_the_report_shows_every_attention_and_every_reason(page: Page, info: RunInfo) -> None:
+    for name in (*KINDS, *MISSING, "broken<b>"):
+        assert name in page.text
+    for reason in MISSING.values():
+        assert reason in page.text
+    assert "would take over the forward limit of 20 s" in page.text
+    assert "cases were checked, all passed" in page.text
+    assert info.run_id in page.text
+    assert "A Processor 9000" in page.text
+    assert info.command in page.text
+
+
+def test_the_report_escapes_what_comes_from_results(page: Page) -> None:
+    assert f"mine {EVIL}" in page.text
+    assert f"check failed: error 0.3 above 1e-05 {EVIL}" in page.text
+    assert "alert(1)" not in "".join(page.raw["script"])
+    assert not [tag for tag, _ in page.tags if tag == "b" and "broken" in tag]
+    assert [tag for tag, _ in page.tags].count("script") == 3
+
+
+def test_the_report_asks_nothing_of_the_network(page: Page) -> None:
+    for tag, attributes in page.tags:
+        loads = {"src", "href", "data", "action", "srcset", "poster"} & attributes.keys()
+        assert not loads, f"{tag} {attributes}"
+    style = "".join(page.raw["style"])
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = [
+        a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy[0] is not None
+    assert policy[0].startswith("default-src 'none';")
+    assert sum("plotly.js v" in script for script in page.raw["script"]) == 1
+
+
+def test_the_charts_get_every_curve(page: Page, results: list[CaseResult]) -> None:
+    (payload,) = [json.loads(s) for s in page.raw["script"] if s.lstrip().startswith("{")]
+    assert {a["name"] for a in payload["attentions"]} == set(KINDS)
+    assert len(payload["views"]) == 3
+    measured = [
+        r for r in results
+        if r.case.suite == "speed" and r.status == "measured" and r.case.attention == "longformer"
+        and (r.case.dtype, r.case.phase) == ("bfloat16", "forward")
+    ]  # fmt: skip
+    curve = payload["views"][0]["curves"]["time_s"]["longformer"]
+    assert [(p["n"], p["value"]) for p in curve] == [
+        (r.case.length, r.metrics["time_s"]) for r in measured
+    ]
+
+
+@pytest.mark.parametrize("suite", ["speed", "memory", "scaling", "nothing"])
+def test_a_suite_alone_or_nothing_still_makes_a_report(
+    suite: str, results: list[CaseResult], info: RunInfo, tmp_path: Path
+) -> None:
+    some = [r for r in results if r.case.suite == suite]
+    write_report(some, info, tmp_path / "report.html")
+    text = Page(tmp_path / "report.html").text
+    said = {
+        "memory": "Dense attention was not timed here, so there is no speed-up.",
+        "scaling": "No case of this run carries a correctness check.",
+        "nothing": "No case of this run has figures.",
+        "speed": "as fast as dense at 32k",
+    }
+    assert said[suite] in text
+
+
+# --- the picture
+
+
+def test_the_picture_is_drawn_and_refused_without_speed(
+    results: list[CaseResult], info: RunInfo, tmp_path: Path
+) -> None:
+    path = tmp_path / "picture.png"
+    write_picture(results, info, path)
+    header = path.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", header[16:])
+    assert width > height > 500
+    only_memory = [r for r in results if r.case.suite == "memory"]
+    with pytest.raises(ValueError, match="no figure of the speed suite"):
+        write_picture(only_memory, info, path)

@@ -22,7 +22,7 @@ def inputs(X: int = 4, G: int = 2, dtype: torch.dtype = torch.float64) -> list[T
 
 
 def plan(X: int) -> tuple[list[Call], Tensor]:
-    """Causal blocks of 5 with the block before, six far keys shifted, two gathered rows; and the mask."""
+    """Causal blocks of 5 and the one before, six far keys shifted, gathered rows; and the mask."""
     rects = [r for part in near_rects(N, 5, 2, True) for r in part]
     calls = [
         Call(0, q, k, causal=c) for part in near_rects(N, 5, 2, True) for q, k, c in batch(part)
@@ -92,7 +92,9 @@ def test_the_comparison_rejects_wrong_unions(mutant: str, monkeypatch: pytest.Mo
     else:
         merge = module._merge
         monkeypatch.setattr(
-            module, "_merge", lambda o, l, p, pl: merge(o, l, p, pl - 2 * (pl - l).clamp(-1, 1))
+            module,
+            "_merge",
+            lambda out, lse, part, new: merge(out, lse, part, new - 2 * (new - lse).clamp(-1, 1)),
         )
     out, _ = union(q, [Source(k, v, b), Source(k2, v2)], calls, [shift], scale=0.3)
     want, _ = dense(*x, seen, 0.3)

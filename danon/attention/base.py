@@ -26,7 +26,7 @@ class BaseAttention(nn.Module):
     :class:`~danon.config.AttentionConfig`; everything else has a default.
     """
 
-    semantics: ClassVar[str] = "not stated"
+    semantics: str = "not stated"
     """What is computed, for the tables: ``exact``, ``window 256 + 64 sinks``, ``low rank`` ..."""
 
     oracle_kind: ClassVar[str] = "self in float64"
@@ -44,7 +44,7 @@ class BaseAttention(nn.Module):
         Seed section 1.2. For short inputs: the matrix is materialised.
         """
         k_BHND = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        logits = q @ k_BHND.transpose(-1, -2) * q.shape[-1] ** -0.5
+        logits: Tensor = q @ k_BHND.transpose(-1, -2) * q.shape[-1] ** -0.5
         if self.config.is_causal:
             rows, cols = logits.shape[-2:]
             later = torch.ones(rows, cols, dtype=torch.bool, device=q.device).triu(1)
@@ -68,7 +68,7 @@ class BaseAttention(nn.Module):
     @classmethod
     def build(cls, shape: AttentionConfig) -> Self:
         """The instance the suites measure at this shape, with its default settings."""
-        return cls(shape)  # type: ignore[call-arg]
+        return cls(shape)
 
     @classmethod
     def unavailable(
@@ -93,6 +93,15 @@ class BaseAttention(nn.Module):
         exact = copy.deepcopy(self).double()
         out: Tensor = exact(q.double(), k.double(), v.double(), mask)
         return out if rows is None else out[:, :, rows]
+
+    def oracle_margin(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
+    ) -> Tensor:
+        """(R,) bool: rows in which rounding decides a discrete choice, so that no oracle can judge.
+
+        None, unless an attention selects by score.
+        """
+        return torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
 
     def visible_pairs(self, length: int) -> int | None:
         """(query, entry) pairs of one head in a forward pass; None where that has no meaning."""

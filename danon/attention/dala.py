@@ -120,7 +120,8 @@ class DALA(BaseAttention):
         Which tokens are remembered is decided by the importance scores as the network gives them,
         in its own precision: a choice is either the same or another, never nearly the same.
         """
-        return oracle(self, q, k, v, mask, rows)
+        with q.device:
+            return oracle(self, q, k, v, mask, rows)
 
 
 class _Paths:

@@ -215,7 +215,7 @@ class _Package(Kernel):
     """A kernel from an optional package."""
 
     device = "cuda"
-    dtypes = HALF
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = HALF
     takes_bias = False
     package: ClassVar[str]
 
@@ -308,7 +308,7 @@ class Flex(Kernel):
     def _run(
         q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
-        from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+        from torch.nn.attention.flex_attention import AuxRequest
 
         full = None if bias is None else bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
@@ -318,8 +318,9 @@ class Flex(Kernel):
             return torch.where(j <= i, s, HIDDEN) if causal else s
 
         mod = score if causal or full is not None else None
-        flex = _compiled_flex() if q.is_cuda else flex_attention
-        out, aux = flex(q, k, v, score_mod=mod, scale=scale, return_aux=AuxRequest(lse=True))
+        out, aux = _flex(compiled=q.is_cuda)(
+            q, k, v, score_mod=mod, scale=scale, return_aux=AuxRequest(lse=True)
+        )
         return out, aux.lse
 
     def forward(
@@ -334,7 +335,7 @@ class Flex(Kernel):
     ) -> Grads:  # fmt: skip
         with torch.enable_grad():
             leaves = [x.detach().contiguous().requires_grad_() for x in (q, k, v)]
-            part, part_lse = self._run(*leaves, bias, causal, scale)
+            part, part_lse = self._run(leaves[0], leaves[1], leaves[2], bias, causal, scale)
         share = (part_lse.detach() - lse).exp()
         delta = (grad * out).sum(-1, dtype=share.dtype)
         d_lse = share * ((grad * part.detach()).sum(-1, dtype=share.dtype) - delta)
@@ -344,10 +345,11 @@ class Flex(Kernel):
 
 
 @functools.cache
-def _compiled_flex() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
+def _flex(compiled: bool) -> Callable[..., Any]:
+    from torch.nn.attention import flex_attention as module
 
-    return torch.compile(flex_attention, dynamic=True)
+    plain: Callable[..., Any] = module.flex_attention
+    return torch.compile(plain, dynamic=True) if compiled else plain
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

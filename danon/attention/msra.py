@@ -173,4 +173,5 @@ class MSRA(BaseAttention):
         rows: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The definition, dense and in float64."""
-        return oracle(self, q, k, v, mask, rows)
+        with q.device:
+            return oracle(self, q, k, v, mask, rows)

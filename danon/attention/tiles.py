@@ -141,7 +141,7 @@ def near_rects(length: int, window: int, sinks: int, causal: bool) -> Sequence[l
     In the bidirectional case the sink queries see what block 0 sees.
 
     Returns:
-        [sink rectangles, own block, block before, block after]; queries appear at most once in each.
+        [sink rectangles, own block, block before, block after]; a query is at most once in each.
     """
     g = min(sinks, length)
     blocks = math.ceil((length - g) / window)

@@ -149,11 +149,7 @@ class UCSA(BaseAttention):
         tail = F.pad(q[:, g:].to(wide), (0, 0, 0, blocks * C - (N - g)))
         # (blocks, G, heads of the group * C, D): the heads of a group choose together.
         grouped = tail.view(G, X // G, blocks, C, D).permute(2, 0, 1, 3, 4).flatten(2, 3)
-        vote = (
-            torch.ones(G, N - g, device=q.device, dtype=wide)
-            if seen is None
-            else seen[:, g:].to(wide)
-        )
+        vote = tail.new_ones(G, N - g) if seen is None else seen[:, g:].to(wide)
         vote = F.pad(vote, (0, blocks * C - (N - g))).view(G, blocks, C).transpose(0, 1)
         vote = vote.repeat(1, 1, X // G)
         before = 1 if c.is_causal else 0
@@ -166,8 +162,8 @@ class UCSA(BaseAttention):
             while t1 < min(blocks, t0 + SELECT_TOGETHER) and self._depth(bounds[t1]) == depth:
                 t1 += 1
             these = torch.tensor(bounds[t0:t1], device=q.device)
-            cut = descend(c, tree, grouped[t0 - before : t1 - before], vote[t0 - before : t1 - before],
-                          these, depth, D**-0.5)  # fmt: skip
+            choosing = slice(t0 - before, t1 - before)
+            cut = descend(c, tree, grouped[choosing], vote[choosing], these, depth, D**-0.5)
             budget = self._budget(these)
             chosen = choose_leaves(tree, cut, grouped[t0:t1], budget, X // G, D**-0.5)
             whole = t1 if t1 * C <= N - g else t1 - 1
@@ -246,7 +242,8 @@ class UCSA(BaseAttention):
         rows: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The definition, one block of queries at a time, in float64."""
-        return oracle(self, q, k, v, mask, rows)
+        with q.device:
+            return oracle(self, q, k, v, mask, rows)
 
     def oracle_margin(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor

@@ -64,7 +64,8 @@ def tree_depth(config: UCSAConfig, leaves: int) -> int:
 
 
 def descend(
-    config: UCSAConfig, tree: Tree, q: Tensor, weight: Tensor, bounds: Tensor, depth: int, scale: float
+    config: UCSAConfig, tree: Tree, q: Tensor, weight: Tensor, bounds: Tensor, depth: int,
+    scale: float,
 ) -> Cut:  # fmt: skip
     """Refine from level ``depth`` down to the leaves, for T blocks of queries at once.
 
@@ -150,4 +151,5 @@ def _gather(x: Tensor, number: Tensor) -> Tensor:
     """Rows of x (X, n, ...) by number (T, X, k) -> (T, X, k, ...)."""
     X, n = x.shape[:2]
     head = torch.arange(X, device=x.device)[:, None] * n
-    return x.reshape(X * n, *x.shape[2:])[number + head]
+    rows = x.reshape(X * n, *x.shape[2:]).index_select(0, (number + head).flatten())
+    return rows.view(*number.shape, *x.shape[2:])

@@ -96,7 +96,9 @@ def union(
     flat: list[Tensor | None] = []
     for s in sources:
         flat += [s.k, s.v, s.bias]
-    out, lse = _Union.apply(tuple(calls), scale, kernel, len(shifts), q, *shifts, *flat)
+    out, lse = _Union.apply(  # type: ignore[no-untyped-call]
+        tuple(calls), scale, kernel, len(shifts), q, *shifts, *flat
+    )
     return out, lse
 
 
@@ -116,11 +118,9 @@ class _Union(torch.autograd.Function):
             for t0, t1 in _chunks(call, q):
                 bias = _bias(call, key_bias, q, t0, t1)
                 run = kernels.choose(kernel, q.device, q.dtype, bias is not None)
-                part, part_lse = run.forward(
-                    call.q.load(q, t0, t1),
-                    *(_repeat(call.k.load(x, t0, t1), q, k, run) for x in (k, v)),
-                    bias, call.causal, scale,
-                )  # fmt: skip
+                qt = call.q.load(q, t0, t1)
+                kt, vt = (_repeat(call.k.load(x, t0, t1), q, k, run) for x in (k, v))
+                part, part_lse = run.forward(qt, kt, vt, bias, call.causal, scale)
                 part_lse = part_lse + call.offset
                 if call.shift is not None:
                     part_lse += call.q.load(_not_none(shifts[call.shift]), t0, t1)
@@ -170,12 +170,10 @@ class _Union(torch.autograd.Function):
                 part_lse = call.q.load(lse, t0, t1) - call.offset
                 if call.shift is not None:
                     part_lse = part_lse - call.q.load(_not_none(shifts[call.shift]), t0, t1)
+                dot, qt, ot = (call.q.load(x, t0, t1) for x in (grad, q, out))
+                kt, vt = (_repeat(call.k.load(x, t0, t1), q, k, run) for x in (k, v))
                 dq, dk, dv = run.backward(
-                    call.q.load(grad, t0, t1),
-                    call.q.load(q, t0, t1),
-                    *(_repeat(call.k.load(x, t0, t1), q, k, run) for x in (k, v)),
-                    call.q.load(out, t0, t1),
-                    part_lse, bias, call.causal, scale,
+                    dot, qt, kt, vt, ot, part_lse, bias, call.causal, scale
                 )  # fmt: skip
                 call.q.add_to(d_q, dq, t0, t1)
                 if call.shift is not None and d_shifts[call.shift] is not None:

@@ -135,13 +135,13 @@ def _plain(record: dict[Any, Any], metric: str) -> Figure:
 
 
 def _speedup(record: dict[Any, Any]) -> Figure:
+    if record["attention"] == REFERENCE:
+        return Figure(1.0)  # by definition: its ratio to itself says nothing
     conclusive = _number(record, "conclusive") != 0.0
     ratio = _number(record, "time_ratio")
     if math.isfinite(ratio):
         low, high = _number(record, "time_ratio_high"), _number(record, "time_ratio_low")
         return Figure(1 / ratio, 1 / low, 1 / high, conclusive=conclusive)
-    if record["attention"] == REFERENCE:
-        return Figure(1.0)
     ratio = _number(record, "time_ratio_extrapolated")
     return Figure(1 / ratio, extrapolated=True, conclusive=conclusive)
 
@@ -262,20 +262,25 @@ def absences(frame: pd.DataFrame) -> list[Absence]:
 
 
 def _where(group: pd.DataFrame, everything: pd.DataFrame) -> str:
-    """``speed 8k to 128k (forward float32)``."""
+    """In words: ``speed 8k to 128k (forward float32)``."""
     if len(group) == len(everything):
         return "everything"
     parts = []
     for suite, cases in group.groupby("suite", sort=False):
-        asked = everything[everything["suite"] == suite]["length"]
-        kinds = sorted({f"{p} {d}" for p, d in zip(cases["phase"], cases["dtype"], strict=True)})
-        spans = _spans(sorted(set(cases["length"]) - {0}), sorted(set(asked)))
-        parts.append(" ".join(filter(None, (str(suite), spans, f"({', '.join(kinds)})"))))
+        asked = sorted(set(everything[everything["suite"] == suite]["length"]))
+        kinds: dict[str, list[str]] = {}  # lengths in words -> kinds of case that lack these
+        for (phase, dtype), same in cases.groupby(["phase", "dtype"]):
+            spans = _spans(sorted(set(same["length"]) - {0}), asked)
+            kinds.setdefault(spans, []).append(f"{phase} {dtype}")
+        said = (f"{spans} ({', '.join(names)})".strip() for spans, names in kinds.items())
+        parts.append(f"{suite} {', '.join(said)}")
     return "; ".join(parts)
 
 
 def _spans(lengths: list[int], asked: list[int]) -> str:
     """Lengths in words; a run of neighbours among those asked for as ``first to last``."""
+    if not lengths:
+        return ""
     names = [words.length_label(n) for n in lengths]
     neighbours = (
         len(lengths) > 2 and [n for n in asked if lengths[0] <= n <= lengths[-1]] == lengths

@@ -26,6 +26,7 @@ __all__ = ["spread", "write_picture"]
 MARKS = ("o", "s", "D", "^", "P", "v", "p", "X")
 INK, SOFT, GRID = "#16191d", "#5b6470", "#e4e7eb"
 LABEL_GAP = 10.5  # points between the names at the ends of curves
+SPARSE_RANGE = 50  # an axis that spans more has a tick at powers of ten only
 LEAST_MIB = 1 / 1024  # zero bytes have no place on a logarithmic axis
 
 
@@ -49,7 +50,7 @@ def write_picture(results: Sequence[CaseResult], info: RunInfo, path: Path) -> N
     FigureCanvasAgg(figure)  # draws without a display, whatever the backend of the process
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.055, right=0.89, top=0.87, bottom=0.185, wspace=0.5)
-    _panel(left, data, speed, looks, "speed", "speedup", 1.0)
+    _panel(left, data, speed, looks, "speed", "speedup", 1.0, side=-1)
     left.axhline(1, color=SOFT, linewidth=0.8, linestyle=":", zorder=0)
     _title(left, "Times faster than dense attention", speed, "dotted: dense extrapolated")
     if memory is None:
@@ -57,7 +58,7 @@ def write_picture(results: Sequence[CaseResult], info: RunInfo, path: Path) -> N
             0.5, 0.5, "no figures of the memory suite", ha="center", transform=right.transAxes
         )
     else:
-        _panel(right, data, memory, looks, "memory", "peak_bytes", 1 / 2**20)
+        _panel(right, data, memory, looks, "memory", "peak_bytes", 1 / 2**20, side=1)
         _title(right, "Peak memory in MiB", memory, "beyond inputs and output")
     caption = f"{frame.machine(info)}\n{frame.origin(info)}; {speed.shape}"
     figure.text(0.055, 0.022, caption, fontsize=7.5, color=SOFT, linespacing=1.5)
@@ -96,9 +97,15 @@ class _End:
 
 def _panel(
     axes: Axes, data: pd.DataFrame, view: frame.View, looks: dict[str, Style], suite: str,
-    metric: str, scale: float,
+    metric: str, scale: float, side: int,
 ) -> None:  # fmt: skip
-    """Every curve of one metric over length, both axes logarithmic."""
+    """Every curve of one metric over length, both axes logarithmic.
+
+    Args:
+        side: of early ends their names go to, away from the bulk: above (+1) or below (-1).
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
     rows = view.of(data)
     ends = []
     lengths: set[int] = set()
@@ -127,6 +134,10 @@ def _panel(
     ticks = sorted(lengths)
     axes.set_xticks(ticks, [words.length_label(n) for n in ticks])
     axes.set_xticks([], minor=True)
+    low, high = axes.get_ylim()
+    steps = (1.0,) if high / low > SPARSE_RANGE else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("tokens N", fontsize=9, color=SOFT)
     axes.grid(color=GRID, linewidth=0.8)
@@ -135,25 +146,34 @@ def _panel(
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.autoscale_view()
-    _name_ends(axes, ends)
+    _name_ends(axes, ends, side)
 
 
-def _name_ends(axes: Axes, ends: Sequence[_End]) -> None:
-    """Write each name where its curve ends, moved up or down where two would collide."""
+def _name_ends(axes: Axes, ends: Sequence[_End], side: int) -> None:
+    """Write each name beside the end of its curve, or above (+1) or below (-1) an early end.
+
+    Names that would collide are moved up and down, and tied to their curves.
+    """
     import matplotlib.patheffects
 
     point = 72 / axes.figure.dpi
     halo = [matplotlib.patheffects.withStroke(linewidth=2.5, foreground="white")]
+    early = "bottom" if side > 0 else "top"
+    longest = max((end.x for end in ends), default=0)
     for x in {end.x for end in ends}:
         column = sorted((end for end in ends if end.x == x), key=lambda end: end.y)
         at = [axes.transData.transform((end.x, end.y))[1] * point for end in column]
+        aside = x == longest
         for end, old, new in zip(column, at, spread(at, LABEL_GAP), strict=True):
-            line = {"arrowstyle": "-", "color": end.look.light, "linewidth": 0.6, "shrinkB": 2}
+            tie = {"arrowstyle": "-", "color": end.look.light, "linewidth": 0.6, "relpos": (0, 0.5)}
             axes.annotate(
-                end.name, (x, end.y), xytext=(15, new - old), textcoords="offset points",
-                va="center", fontsize=10 if end.strong else 8, path_effects=halo,
-                fontweight="bold" if end.strong else "normal", annotation_clip=False,
-                color=end.look.light if end.strong else SOFT, arrowprops=line, zorder=9,
+                end.name, (x, end.y),
+                xytext=(20, new - old) if aside else (0, new - old + 5 * side),
+                textcoords="offset points", ha="left" if aside else "center",
+                va="center" if aside else early, fontsize=10 if end.strong else 8,
+                fontweight="bold" if end.strong else "normal", path_effects=halo, zorder=9,
+                color=end.look.light if end.strong else SOFT, annotation_clip=False,
+                arrowprops=tie if aside else None,
             )  # fmt: skip
 
 

@@ -103,4 +103,6 @@ def _view_payload(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
 
 def _finite(figure: frame.Figure) -> dict[str, Any]:
     values = dataclasses.asdict(figure)
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+    }

@@ -44,7 +44,7 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
     console.print(escape(frame.machine(info)), style="dim", highlight=False)
     boards = [frame.board(data, view, info.command) for view in frame.views(data)]
     for shown in boards:
-        console.print()
+        console.print(f"\n[bold]{_title(shown)}[/]", highlight=False)
         console.print(_table(shown, console.width))
     if not boards:
         console.print("\nNo case has figures.")
@@ -55,14 +55,16 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
     _print_absences(frame.absences(data), console)
 
 
-def _table(shown: frame.Board, width: int) -> Table:
+def _title(shown: frame.Board) -> str:
     title = f"{shown.view.phase} · {shown.view.dtype} · {shown.view.shape}"
     if math.isfinite(shown.dense_s):
-        dense = words.seconds(shown.dense_s)
-        title += f" · dense at {words.length_label(shown.headline)}: {dense}"
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
-    )
+        at = words.length_label(shown.headline)
+        title += f" · dense at {at}: {words.seconds(shown.dense_s)}"
+    return title
+
+
+def _table(shown: frame.Board, width: int) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))
     head = shown.headline
     at = f"\nat {words.length_label(head)}"
     wide = width >= WIDE

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "Attend",
     "Check",
+    "Oracle",
     "Subject",
     "Yardstick",
     "check_case",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from danon.attention.base import BaseAttention
 from danon.attention.pooling import sinusoid
 from danon.config import DALAConfig
 
 
-def oracle(
-    module: BaseAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+def oracle(  # noqa: C901 - one definition, read from top to bottom
+    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
     rows: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Entries of a query: all tokens as near ones, all tokens as memories, all states, masked."""
@@ -61,9 +61,16 @@ def oracle(
         for t in range(periods)
     ]
 
+    def gate(name: str, x: Tensor) -> Tensor:
+        y: Tensor = x @ p[f"state.{name}.weight"].T + p[f"state.{name}.bias"]
+        return y
+
+    def up(x: Tensor) -> Tensor:
+        """Key/value heads repeated to query heads."""
+        return x.repeat_interleave(c.num_heads // G, 1)
+
     def states(order: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
         h, met, out = torch.zeros(B, G, 2 * D, dtype=k.dtype), torch.zeros(B, dtype=torch.bool), {}
-        gate = lambda name, x: x @ p[f"state.{name}.weight"].T + p[f"state.{name}.bias"]  # noqa: E731
         for t in order:
             hx = torch.cat((h, means[t]), -1)
             z, r = gate("z", hx).sigmoid(), gate("r", hx).sigmoid()
@@ -79,13 +86,11 @@ def oracle(
     sides = [(states(list(range(periods))), -2)]
     if not c.is_causal:
         sides.append((states(list(range(periods))[::-1]), 2))
-    K, V = k.repeat_interleave(c.num_heads // G, 1), v.repeat_interleave(c.num_heads // G, 1)
-    up = lambda x: x.repeat_interleave(c.num_heads // G, 1)  # noqa: E731
     scale = D**-0.5
     dist = (i - j).abs().double()
     w = (c.base_window * 2.0 ** (torch.arange(c.num_heads) % 4).double())[:, None, None]
     gamma = torch.where(j < g, 0.0, -c.decay_rate * dist - dist.square() / (2 * w.square()))
-    logits = q @ K.transpose(-1, -2) * scale
+    logits = q @ up(k).transpose(-1, -2) * scale
     entry_k, entry_v, entry_on = [], [], []
     zero = torch.zeros(B, G, len(rows), D, dtype=k.dtype)
     state_key = zero
@@ -126,7 +131,7 @@ def oracle(
         A = torch.cat([x.masked_fill(~on, -torch.inf) for x, on in blocks], -1)
         A = A.softmax(-1).nan_to_num(0.0)
         A = torch.cat((A[..., :N] * gamma.exp(), A[..., N:]), -1)
-    out = A[..., :N] @ V + A[..., N : 2 * N] @ V
+    out = (A[..., :N] + A[..., N : 2 * N]) @ up(v)
     for n, vv in enumerate(entry_v):
         out = out + A[..., 2 * N + n, None] * up(vv)
     return out

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danon.attention.base import BaseAttention
 from danon.attention.pooling import sinusoid, soft_cap
 from danon.config import MSRAConfig
 
 
 def oracle(
-    module: BaseAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
     rows: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Every token and every node of every level as one list of entries; who sees which is a mask."""
+    """All tokens and all nodes of all levels as one list of entries; who sees which is a mask."""
     c: MSRAConfig = module.config
     N, g, r, W = q.shape[2], c.global_tokens, c.rate, c.window
     rows = torch.arange(N, device=q.device) if rows is None else rows
@@ -72,4 +72,5 @@ def oracle(
     M = torch.cat(masses, -1).unsqueeze(2)
     hidden_entries = ~torch.cat(visible, 1) | (M == 0)
     logits = (logits + M.clamp_min(1).log()).masked_fill(hidden_entries, -torch.inf)
-    return logits.softmax(-1).nan_to_num(0.0) @ V
+    out: Tensor = logits.softmax(-1).nan_to_num(0.0) @ V
+    return out

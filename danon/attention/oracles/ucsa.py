@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danon.attention.base import BaseAttention
 from danon.config import UCSAConfig
 
 TIE = 1e-5
@@ -26,7 +26,7 @@ class Choice:
 
 
 def oracle(
-    module: BaseAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
     rows: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Softmax over near tokens, chosen nodes and chosen tokens of each row."""
@@ -59,16 +59,15 @@ def oracle(
                 V = torch.cat(
                     (v[b, G, tokens], *(tree[level][1][b, G, m][None] for level, m in nodes))
                 )
-                bias = torch.tensor([0.0] * len(tokens) + [float(tree[level][2][b, m]) for level, m in nodes],
-                                    dtype=torch.float64)  # fmt: skip
-                bias[len(tokens) :] = bias[len(tokens) :].log()
+                mass = torch.tensor([float(tree[level][2][b, m]) for level, m in nodes])
+                bias = torch.cat((torch.zeros(len(tokens)), mass.double().log()))
                 A = (q[b, heads, i] @ K.T * D**-0.5 + bias).softmax(-1)
                 out.append(A @ V if len(K) else q[b, heads, i] * 0.0)
     return torch.stack(out).view(B, c.kv_heads, len(rows), rep, D).transpose(2, 3).flatten(1, 2)
 
 
 def undecided(
-    module: BaseAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
+    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
 ) -> Tensor:
     """(R,) bool: rows with two scores at the edge of a choice closer than rounding."""
     c: UCSAConfig = module.config
@@ -86,9 +85,7 @@ def undecided(
     return close
 
 
-def _tree(
-    module: BaseAttention, k: Tensor, v: Tensor, real: Tensor
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _tree(module: Any, k: Tensor, v: Tensor, real: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(key, value, mass) of each level, leaves first: nodes past the global tokens."""
     c: UCSAConfig = module.config
     p = {name: x.double() for name, x in module.named_parameters()}
@@ -97,7 +94,7 @@ def _tree(
         v[:, :, c.global_tokens :],
         real[:, c.global_tokens :].double(),
     )
-    levels = []
+    levels: list[tuple[Tensor, Tensor, Tensor]] = []
     name, rate = "leaf_pool", c.leaf
     while k.shape[2] and (not levels or k.shape[2] > 1):
         pad = -k.shape[2] % rate
@@ -119,7 +116,7 @@ def _choices(
     c: UCSAConfig, q: Tensor, tree: list[tuple[Tensor, Tensor]], real: Tensor, rows: Tensor
 ) -> list[Choice]:
     """What each row sees of the tree. q (heads of the group, N, D); tree: (key, mass) by level."""
-    g, C, f = c.global_tokens, c.query_block, c.fanout
+    g, C = c.global_tokens, c.query_block
     N, scale = q.shape[1], q.shape[2] ** -0.5
     per = c.local_window_size // c.leaf
     n = math.ceil(max(0, N - g) / c.leaf)
@@ -154,7 +151,8 @@ def _choices(
 
 
 def _cut(
-    c: UCSAConfig, voters: Tensor, tree: list[tuple[Tensor, Tensor]], a: int, z: int, n: int, scale: float
+    c: UCSAConfig, voters: Tensor, tree: list[tuple[Tensor, Tensor]], a: int, z: int, n: int,
+    scale: float,
 ) -> tuple[list[tuple[int, int]], list[int], bool]:  # fmt: skip
     """Unrefined nodes, candidate leaves, and whether rounding may have decided."""
     f, depth, close = c.fanout, 0, False

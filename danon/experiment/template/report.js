@@ -75,7 +75,7 @@
   }
 
   const TENTHS = Array.from({ length: 90 }, (_, i) => 1 + i / 10);
-  const STEPS = [[1], [1, 3], [1, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8, 9], TENTHS];
+  const STEPS = [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9], TENTHS];
 
   // The coarsest round numbers of which at least three lie between two powers of ten.
   function ticks(low, high) {
