@@ -23,6 +23,7 @@ from danon.config import AttentionConfig
 __all__ = ["FlexWindow"]
 
 BLOCK = 128
+NO_BACKWARD = "FlexAttention has no backward on CPU"
 MASK_TOKENS = 4096
 GRAPHS = 64  # dtypes, directions, padding and gradient modes that one process may need
 
@@ -53,8 +54,17 @@ class FlexWindow(Window):
     semantics = "exact window 512 + 64 sinks (bidirectional: 512 on both sides), FlexAttention"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if q.device.type != "cpu":
+            return self._attend(q, k, v, mask)
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+            raise NotImplementedError(NO_BACKWARD)
+        with torch.no_grad():  # gradient mode would be compiled separately
+            return self._attend(q, k, v, mask)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         N = q.shape[2]
-        tail = -N % BLOCK  # whole blocks: below one block another kernel would be compiled
+        # Whole blocks, and two at least: torch compiles a kernel of its own for a single one.
+        tail = max(-N % BLOCK, 2 * BLOCK - N)
         k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
         q, k, v = (pad(x, (0, 0, 0, tail)) for x in (q, k, v))
         if mask is None and tail and not self.config.is_causal:
@@ -75,7 +85,7 @@ class FlexWindow(Window):
             triton = importlib.util.find_spec("triton")
             return None if triton else "triton is not installed: FlexAttention compiles to it"
         if backward:
-            return "FlexAttention has no backward on CPU"
+            return NO_BACKWARD
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             return "no C++ compiler (g++ or $CXX): FlexAttention compiles to it on CPU"
         return None

@@ -233,8 +233,8 @@ def leaking(*args: object) -> list[list[Rect]]:
     "mutant", ["off-by-one mask", "missing log-mass", "swapped weights", "one token leaks"]
 )
 def test_the_checks_reject_wrong_kernels(
-    make, mutant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:  # type: ignore[no-untyped-def]
+    make: Callable[[bool], BaseAttention], mutant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import danon.attention.dala as dala_module
 
     module = make(True)

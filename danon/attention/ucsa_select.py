@@ -152,4 +152,5 @@ def _gather(x: Tensor, number: Tensor) -> Tensor:
     X, n = x.shape[:2]
     head = torch.arange(X, device=x.device)[:, None] * n
     rows = x.reshape(X * n, *x.shape[2:]).index_select(0, (number + head).flatten())
-    return rows.view(*number.shape, *x.shape[2:])
+    out: Tensor = rows.view(*number.shape, *x.shape[2:])
+    return out

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from danon.measure.case import CaseResult
 
 __all__ = [
-    "OURS", "REFERENCE", "Absence", "Board", "Figure", "Role", "Row", "View", "absences", "board",
-    "check_rows", "curve", "machine", "mechanism",
- "origin", "role", "table", "views",
+    "OURS", "REFERENCE", "Absence", "Board", "Curves", "Figure", "Role", "Row", "View",
+    "absences", "board", "check_rows", "machine", "mechanism", "origin", "role", "table", "views",
 ]  # fmt: skip
 
 OURS = ("msra", "dala", "ucsa")
@@ -110,17 +109,23 @@ class Figure:
     conclusive: bool = True
 
 
-def curve(rows: pd.DataFrame, suite: str, attention: str, metric: str) -> dict[int, Figure]:
-    """Length -> figure of one attention in one view; ``speedup`` is derived from the time ratio."""
-    mine = rows[
-        (rows["suite"] == suite) & (rows["attention"] == attention) & (rows["status"] == "measured")
-    ]
-    found = {}
-    for record in mine.to_dict("records"):
-        figure = _speedup(record) if metric == "speedup" else _plain(record, metric)
-        if math.isfinite(figure.value):
-            found[int(record["length"])] = figure
-    return dict(sorted(found.items()))
+class Curves:
+    """The measured figures of one view, by suite and attention."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        """Args: rows: of :func:`table`, those of one view."""
+        self._records: dict[tuple[str, str], list[dict[Any, Any]]] = {}
+        for record in rows[rows["status"] == "measured"].to_dict("records"):
+            self._records.setdefault((record["suite"], record["attention"]), []).append(record)
+
+    def get(self, suite: str, attention: str, metric: str) -> dict[int, Figure]:
+        """Length -> figure, ascending; ``speedup`` is derived from the time ratio."""
+        found = {}
+        for record in self._records.get((suite, attention), ()):
+            figure = _speedup(record) if metric == "speedup" else _plain(record, metric)
+            if math.isfinite(figure.value):
+                found[int(record["length"])] = figure
+        return dict(sorted(found.items()))
 
 
 def _number(record: dict[Any, Any], name: str) -> float:
@@ -197,6 +202,7 @@ class Board:
 def board(frame: pd.DataFrame, view: View, command: str) -> Board:
     """The scoreboard of a view, fastest first."""
     mine = view.of(frame)
+    curves = Curves(mine)
     measured = mine[mine["status"] == "measured"]
     speed = measured[measured["suite"] == "speed"]
     lengths = tuple(sorted({int(n) for n in speed["length"]}))
@@ -207,15 +213,15 @@ def board(frame: pd.DataFrame, view: View, command: str) -> Board:
 
     def row(attention: str) -> Row:
         def at_headline(suite: str, metric: str) -> float:
-            return curve(mine, suite, attention, metric).get(headline, Figure(math.nan)).value
+            return curves.get(suite, attention, metric).get(headline, Figure(math.nan)).value
 
         stated = mine[(mine["attention"] == attention) & (mine["semantics"] != "")]["semantics"]
-        fitted = curve(mine, "scaling", attention, "time_exponent")
+        fitted = curves.get("scaling", attention, "time_exponent")
         return Row(
             attention=attention,
             role=role(attention, command),
             semantics=str(stated.iloc[0]) if len(stated) else "",
-            speedups=curve(mine, "speed", attention, "speedup"),
+            speedups=curves.get("speed", attention, "speedup"),
             flops=at_headline("speed", "useful_flops_per_s"),
             roofline=at_headline("speed", "roofline_fraction"),
             peak=at_headline("memory", "peak_bytes"),
@@ -225,7 +231,7 @@ def board(frame: pd.DataFrame, view: View, command: str) -> Board:
 
     rows = [row(attention) for attention in dict.fromkeys(measured["attention"])]
     rows.sort(key=lambda r: r.standing(headline), reverse=True)
-    dense = curve(mine, "speed", REFERENCE, "time_s").get(headline, Figure(math.nan))
+    dense = curves.get("speed", REFERENCE, "time_s").get(headline, Figure(math.nan))
     return Board(view, lengths, headline, dense.value, tuple(rows))
 
 

@@ -70,7 +70,8 @@ def write_picture(results: Sequence[CaseResult], info: RunInfo, path: Path) -> N
 def _first_view(data: pd.DataFrame, suite: str, metric: str) -> frame.View | None:
     for view in frame.views(data):
         rows = view.of(data)
-        if any(frame.curve(rows, suite, name, metric) for name in rows["attention"].unique()):
+        curves = frame.Curves(rows)
+        if any(curves.get(suite, name, metric) for name in rows["attention"].unique()):
             return view
     return None
 
@@ -106,13 +107,13 @@ def _panel(
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
-    rows = view.of(data)
+    curves = frame.Curves(view.of(data))
     ends = []
     lengths: set[int] = set()
     axes.set_xscale("log")
     axes.set_yscale("log")
     for name, look in looks.items():
-        points = frame.curve(rows, suite, name, metric)
+        points = curves.get(suite, name, metric)
         if not points:
             continue
         lengths |= points.keys()

@@ -290,7 +290,7 @@ class Recorder:
     def _stop(self, error: Exception) -> None:
         self._tree = None
         self._open.close()
-        reason = store.first_line(error)
+        reason = store.root_cause(error)
         _log.warning("MLflow recording stopped: %s. %s", reason, self._later())
 
     def _later(self) -> str:
@@ -328,5 +328,5 @@ def upload(run_dir: Path) -> str:
                 new = sum(tree.add(result) for result in results)
                 tree.close(status, journal.run_dir)
         except store.failures() as error:
-            raise store.StoreError(f"{uri}: {store.first_line(error)}") from error
+            raise store.StoreError(f"{uri}: {store.root_cause(error)}") from error
     return f"{new} of {len(results)} cases were new; {journal.info().run_id} is recorded in {uri}"

@@ -87,9 +87,10 @@ def _payload(data: pd.DataFrame, views: Sequence[frame.View], info: RunInfo) -> 
 
 
 def _view_payload(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
+    lines = frame.Curves(rows)
     curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for suite, metric in CURVES:
-        found = {name: frame.curve(rows, suite, name, metric) for name in names}
+        found = {name: lines.get(suite, name, metric) for name in names}
         curves[metric] = {
             name: [{"n": n, **_finite(figure)} for n, figure in points.items() if n]
             for name, points in found.items()

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SUITES", "StoreError", "artifact_location", "connect", "experiment_id", "failures",
-    "first_line",
-    "patience", "prepare", "reap_stale", "runs_where", "tracking_uri",
+    "patience", "prepare", "reap_stale", "root_cause", "runs_where", "tracking_uri",
 ]  # fmt: skip
 
 SUITES = ("speed", "memory", "scaling")
@@ -77,9 +76,11 @@ def _lock(uri: str) -> FileLock:
 def patience(*, retries: int, timeout_s: int) -> Iterator[None]:
     """Bound how long MLflow waits for a server inside the block (its default is minutes).
 
-    MLflow reads these variables at every request, and its own retries log a traceback each.
+    MLflow reads these variables at every request. It is also kept quiet: it would log a traceback
+    for every retry, and two lines for every run that ends.
     """
     bounds = {
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
     }
@@ -135,7 +136,7 @@ def connect(uri: str) -> MlflowClient:
     except Timeout as error:
         raise StoreError(f"{uri}: locked by another process ({error})") from error
     except failures() as error:
-        raise StoreError(f"{uri}: {first_line(error)}") from error
+        raise StoreError(f"{uri}: {root_cause(error)}") from error
 
 
 def _knock(uri: str) -> None:
@@ -151,7 +152,10 @@ def _knock(uri: str) -> None:
         socket.create_connection(address, timeout=PROBE_TIMEOUT_S).close()
 
 
-def first_line(error: Exception) -> str:
+def root_cause(error: BaseException) -> str:
+    """What failed in the end, in one line: libraries wrap "connection refused" in paragraphs."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 

@@ -234,7 +234,8 @@ def check_causal(attend: Attend, q: Tensor, k: Tensor, v: Tensor, *, seed: int =
     last = int(torch.randint(length // 2, high, (), generator=generator))
 
     def change(x: Tensor) -> Tensor:
-        return torch.cat((x[:, :, : last + 1], x[:, :, last + 1 :].flip(2).neg()), dim=2)
+        # another order, sign and size: sums, maxima and norms of the later tokens all move
+        return torch.cat((x[:, :, : last + 1], x[:, :, last + 1 :].flip(2) * -1.5), dim=2)
 
     with torch.no_grad():
         before, after = attend(q, k, v), attend(change(q), change(k), change(v))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ def peak_bytes(fn: Callable[[], object], device: torch.device) -> int:
 
     The first call warms up (caches that stay are not part of the peak); the second is measured.
     CPU: every allocation and release that goes through PyTorch's allocator, native kernels
-    included, in requested bytes: the same on every repetition. CUDA: the allocator's peak.
+    included, in requested bytes: the same on every repetition. CUDA: the allocator's peak, less
+    the size of what is returned.
 
     Args:
         fn: returns a tensor, or nested sequences or mappings of tensors.
@@ -39,11 +40,10 @@ def peak_bytes(fn: Callable[[], object], device: torch.device) -> int:
         result = fn()
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device) - before
-    else:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-            result = fn()
-        peak = _peak(_memory_events(trace))
-    return max(peak - sum(_storages(_tensors(result)).values()), 0)
+        return max(peak - sum(_storages(_tensors(result)).values()), 0)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        result = fn()
+    return _peak(_memory_events(trace), set(_storages(_tensors(result))))
 
 
 def saved_bytes(fn: Callable[[], object], exclude: Iterable[Tensor]) -> int:
@@ -78,11 +78,16 @@ def _memory_events(trace: profile) -> list[dict[str, Any]]:
     return sorted(memory, key=lambda e: (e["ts"], e["args"]["Ev Idx"]))
 
 
-def _peak(events: Iterable[dict[str, Any]]) -> int:
+def _peak(events: Sequence[dict[str, Any]], results: set[int]) -> int:
+    """Most bytes live at once, without the storages at the addresses of the results."""
+    births = {e["args"]["Addr"]: i for i, e in enumerate(events) if e["args"]["Bytes"] > 0}
+    skipped = {births[at] for at in results & births.keys()}  # an address may have been used before
     live: dict[int, int] = {}
     now = peak = 0
-    for event in events:
+    for i, event in enumerate(events):
         at, size = event["args"]["Addr"], event["args"]["Bytes"]
+        if i in skipped:
+            continue
         if size > 0:
             live[at] = size
             now += size
