@@ -6,7 +6,7 @@ import importlib.machinery
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -126,12 +126,12 @@ def test_agrees_with_its_oracle(name: str, causal: bool, length: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_agrees_beyond_every_window(name: str, causal: bool) -> None:
     attention = runnable(name, causal)
-    q, k, v = inputs(1300)
-    rows = torch.tensor([0, 63, 64, 255, 256, 511, 512, 575, 576, 700, 1023, 1024, 1299])
+    q, k, v = inputs(800, batch=1)
+    rows = torch.tensor([0, 63, 64, 255, 256, 511, 512, 513, 575, 576, 700, 767, 768, 799])
     with torch.no_grad():
         out = attention(q, k, v)[:, :, rows]
         wanted = attention.oracle(q, k, v, rows=rows)
-    assert wanted.shape == (2, H, len(rows), D)
+    assert wanted.shape == (1, H, len(rows), D)
     assert relative_error(out, wanted) <= 1e-5
 
 
@@ -218,6 +218,15 @@ def test_a_mask_without_padding_changes_nothing(name: str) -> None:
         assert torch.equal(attention(q, k, v, torch.ones(2, 50)), attention(q, k, v))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The tensors here are too small for two threads to help."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _uncompiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """FlexAttention compiles for half a minute: only the tests marked slow let it."""
@@ -281,7 +290,7 @@ def listed(counts: Tensor, indices: Tensor) -> Tensor:
 
 def half_precision_error(name: str, dtype: torch.dtype) -> float:
     torch.manual_seed(0)
-    q, k, v = inputs(300, dtype=dtype)
+    q, k, v = inputs(130, batch=1, dtype=dtype)
     attention = built(name, True)
     with torch.no_grad():
         return relative_error(attention(q, k, v), attention.oracle(q, k, v))

@@ -299,6 +299,12 @@ def test_an_unreachable_store_is_said_within_seconds_and_measuring_goes_on(
         upload(journal.run_dir)
 
 
+def test_messages_hide_the_password_of_a_store() -> None:
+    with pytest.raises(store.StoreError, match=r"me:\*\*\*@127\.0\.0\.1:9") as caught:
+        store.connect("postgresql://me:secret@127.0.0.1:9/danon")
+    assert "secret" not in str(caught.value)
+
+
 def test_a_file_that_is_no_database_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,23 +315,35 @@ def test_a_file_that_is_no_database_is_refused_at_once(
     assert time.monotonic() - begun < 5
 
 
-def test_reap_marks_runs_of_dead_processes_killed_and_leaves_the_living(
-    sqlite: str, tmp_path: Path, info: RunInfo, monkeypatch: pytest.MonkeyPatch
+def test_runs_of_dead_processes_are_marked_killed_and_the_living_left_alone(
+    sqlite: str, tmp_path: Path, info: RunInfo
 ) -> None:
-    alive = replace(info, run_id="alive")
-    recorder = Recorder(alive, Journal.create(tmp_path, alive))
-    recorder.start()
-    recorder.log(some_results()[0])
-    dead = Owner(Owner.current().host, os.getpid(), Owner.current().started - 3600)
-    monkeypatch.setattr(Owner, "current", classmethod(lambda cls: dead))
-    other = Recorder(info, Journal.create(tmp_path, info))
-    other.start()
-    other.log(some_results()[0])
+    def record(run_id: str) -> RunInfo:
+        one = replace(info, run_id=run_id)
+        recorder = Recorder(one, Journal.create(tmp_path, one))
+        recorder.start()
+        recorder.log(some_results()[0])
+        return one
+
+    def record_and_die(run_id: str) -> RunInfo:
+        dead = replace(Owner.current(), started=Owner.current().started - 3600)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Owner, "current", classmethod(lambda cls: dead))
+            return record(run_id)
+
+    def statuses(one: RunInfo) -> set[str]:
+        parents, children = runs_of(sqlite, one)
+        return {run.info.status for run in (*parents, *children)}
+
+    living, first = record("living"), record_and_die("first")
     assert store.reap_stale() == 1
     assert store.reap_stale() == 0
-    for which, status in ((info, "KILLED"), (alive, "RUNNING")):
-        parents, children = runs_of(sqlite, which)
-        assert [run.info.status for run in (*parents, *children)] == [status] * 2
+    assert (statuses(first), statuses(living)) == ({"KILLED"}, {"RUNNING"})
+    second = record_and_die("second")
+    assert statuses(second) == {"RUNNING"}
+    next_one = record("next")
+    assert statuses(second) == {"KILLED"}
+    assert statuses(living) == statuses(next_one) == {"RUNNING"}
 
 
 def test_the_default_store_stands_in_the_repository(

@@ -192,9 +192,9 @@ class TestPeakBytes:
             del first
             third = torch.empty(750, dtype=torch.float32)  # 3000: 7000 live
             del second, third
-            return torch.empty(250, dtype=torch.float32)  # the result does not count
+            return torch.empty(5000, dtype=torch.float32)  # the result does not count
 
-        assert [peak_bytes(work, CPU) for _ in range(3)] == [7000] * 3
+        assert [peak_bytes(work, CPU) for _ in range(3)] == [8000] * 3
 
     def test_sees_inside_native_kernels(self) -> None:
         q = torch.randn(1, 4, 256, 64)
@@ -272,20 +272,24 @@ class TestFingerprint:
 N, HEADS, D = 160, 2, 32
 
 
-class Pooled(torch.nn.Module):
+def gained(out: Tensor, gain: Tensor) -> Tensor:
+    return (out.float() * gain[:, None, None]).to(out.dtype)
+
+
+class Gained(torch.nn.Module):
     """Dense causal attention with one learned gain per head, so that parameters are checked too."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gain = torch.nn.Parameter(torch.tensor([0.75, 1.25]))
+        self.gain = torch.nn.Parameter(torch.tensor([0.8, 1.3]))
         self.unused = torch.nn.Parameter(torch.zeros(3))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return sdpa(q * self.gain.to(q.dtype)[:, None, None], k, v, is_causal=True)
+        return gained(sdpa(q, k, v, is_causal=True), self.gain)
 
     def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
-        scaled = q.double() * self.gain.double()[:, None, None]
-        return dense_rows(scaled, k.double(), v.double(), rows, causal=True)
+        dense = dense_rows(q.double(), k.double(), v.double(), rows, causal=True)
+        return dense * self.gain.double()[:, None, None]
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -294,7 +298,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def check(attend: Attend, model: Pooled, dtype: torch.dtype = torch.float32) -> Check:
+def check(attend: Attend, model: Gained, dtype: torch.dtype = torch.float32) -> Check:
     q, k, v = inputs(dtype)
     rows, parameters = sample_rows(N, N), dict(model.named_parameters())
     subject = Subject(attend, model.oracle, "definition", parameters, parameters)
@@ -302,11 +306,11 @@ def check(attend: Attend, model: Pooled, dtype: torch.dtype = torch.float32) -> 
     return check_case(subject, q, k, v, rows, allowed, backward=True)
 
 
-def masked(model: Pooled, change: Callable[[Tensor], None]) -> Attend:
+def masked(model: Gained, change: Callable[[Tensor], None]) -> Attend:
     """The model with a changed visibility matrix (N, N)."""
     seen = torch.ones(N, N, dtype=torch.bool).tril()
     change(seen)
-    return lambda q, k, v: sdpa(q * model.gain.to(q.dtype)[:, None, None], k, v, seen)
+    return lambda q, k, v: gained(sdpa(q, k, v, seen), model.gain)
 
 
 def leak_one(seen: Tensor) -> None:
@@ -324,14 +328,14 @@ def forget_one(seen: Tensor) -> None:
 class TestCorrectness:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_accepts_what_is_right(self, dtype: torch.dtype) -> None:
-        model = Pooled()
+        model = Gained()
         found = check(model, model, dtype)
         assert found.ok, found.reason
         assert (found.rows, found.undecided, found.kind) == (N, 0, "definition")
         assert found.error <= found.tolerance
 
     def mutants(self) -> dict[str, tuple[Attend, str]]:
-        model = self.model = Pooled()
+        model = self.model = Gained()
         gain = model.gain
         return {
             "scaled output": (lambda q, k, v: model(q, k, v) * 1.001, "output"),
@@ -339,14 +343,14 @@ class TestCorrectness:
             "mask off by one": (masked(model, off_by_one), "output"),
             "one token forgotten": (masked(model, forget_one), "output"),
             "swapped weights": (
-                lambda q, k, v: sdpa(q * gain.flip(0)[:, None, None], k, v, is_causal=True),
+                lambda q, k, v: gained(sdpa(q, k, v, is_causal=True), gain.flip(0)),
                 "output",
             ),
             "gradient of v cut": (lambda q, k, v: model(q, k, v.detach()), "dv"),
             "gradient of k scaled": (
                 lambda q, k, v: model(q, 0.5 * k + 0.5 * k.detach(), v), "dk"),
             "gradient of the gain cut": (
-                lambda q, k, v: sdpa(q * gain.detach()[:, None, None], k, v, is_causal=True),
+                lambda q, k, v: gained(sdpa(q, k, v, is_causal=True), gain.detach()),
                 "gain",
             ),
             "not finite": (lambda q, k, v: model(q, k, v) / 0, "output"),
@@ -388,11 +392,11 @@ class TestCorrectness:
         dense = sdpa(q, k, v, is_causal=True)[:, :, rows]
         error = float((dense.double() - exact).norm() / exact.norm())
         assert allowed["output"] == pytest.approx(max(2 * error, 2**-8))
-        assert set(allowed) == {"output", "dq", "dk", "dv"}
+        assert set(allowed) == {"output", "dq", "dk", "dv", "scale"}
         assert all(2**-9 < value < 0.05 for value in allowed.values())
 
     def test_undecided_rows_are_left_out_up_to_a_tenth(self) -> None:
-        model = Pooled()
+        model = Gained()
         q, k, v = inputs()
         rows = sample_rows(N, N)
         allowed = tolerances(q, k, v, rows, causal=True, backward=False)
@@ -425,7 +429,7 @@ class TestCorrectness:
         assert sample_rows(10).tolist() == list(range(10))
 
     def test_is_plain_data_but_for_its_tensors(self) -> None:
-        model = Pooled()
+        model = Gained()
         found = dataclasses.asdict(check(model, model))
         del found["positions"], found["output"]
         json.dumps(found)
@@ -434,7 +438,7 @@ class TestCorrectness:
 class TestCausality:
     def test_accepts_dense_causal_attention(self) -> None:
         for dtype in (torch.float32, torch.bfloat16):
-            assert check_causal(Pooled(), *inputs(dtype)) == ""
+            assert check_causal(Gained(), *inputs(dtype)) == ""
 
     def test_finds_a_leak_through_selection(self) -> None:
         """Queries see earlier tokens only, but which ones depends on all: no gradient shows it."""
@@ -447,7 +451,7 @@ class TestCausality:
         assert "not causal" in check_causal(attend, *inputs())
 
     def test_finds_a_leak_of_the_next_token(self) -> None:
-        model = Pooled()
+        model = Gained()
         reason = check_causal(masked(model, off_by_one), *inputs())
         assert reason.startswith("not causal: tokens after")
 
@@ -456,4 +460,4 @@ class TestCausality:
 
     def test_one_token_has_no_later_one(self) -> None:
         q, k, v = (x[:, :, :1] for x in inputs())
-        assert check_causal(Pooled(), q, k, v) == ""
+        assert check_causal(Gained(), q, k, v) == ""

@@ -144,7 +144,8 @@ def choose_leaves(
     best = logits.topk(most, dim=-1).values
     edge = (budget.clamp(1, most) - 1)[:, None, None, None].expand(*best.shape[:-1], 1)
     chosen = logits >= best.gather(-1, edge)
-    return chosen & cut.leaf_on[:, :, None] & (budget > 0)[:, None, None, None]
+    chosen = chosen & cut.leaf_on[:, :, None]
+    return chosen & (budget > 0)[:, None, None, None]
 
 
 def _gather(x: Tensor, number: Tensor) -> Tensor:

@@ -238,20 +238,26 @@ class Recorder:
         self._open = contextlib.ExitStack()
 
     def start(self) -> str:
-        """Connect, and catch up with what a resumed journal already holds.
+        """Connect, mark runs that died KILLED, and catch up with what a journal already holds.
 
         Returns:
             One line for the user: where the run is recorded, or why it is not.
         """
         try:
             self._open.enter_context(_alone(self._journal.run_dir))
-            self._tree = _Tree(store.connect(self._uri), self._uri, self._info)
+            client = store.connect(self._uri)
         except store.StoreError as error:
             self._open.close()
             return f"Not recording in MLflow: {error}. {self._later()}"
+        self._tree = _Tree(client, self._uri, self._info)
+        self._reap()
         for result in self._journal.results():
             self.log(result)
-        return f"Recording in MLflow: {self._uri}" if self._recording() else self._not_recorded()
+        return (
+            f"Recording in MLflow: {store.shown(self._uri)}"
+            if self._recording()
+            else self._not_recorded()
+        )
 
     def log(self, result: CaseResult) -> None:
         """Record a case; without a store this does nothing."""
@@ -279,7 +285,13 @@ class Recorder:
             self._stop(error)
             return f"Recorded in part in MLflow. {self._later()}"
         self._open.close()
-        return f"Recorded {self._recorded} cases in MLflow: {self._uri}"
+        return f"Recorded {self._recorded} cases in MLflow: {store.shown(self._uri)}"
+
+    def _reap(self) -> None:
+        try:
+            store.reap_stale()
+        except store.StoreError as error:
+            self._stop(error)
 
     def _recording(self) -> bool:
         return self._tree is not None
@@ -328,5 +340,6 @@ def upload(run_dir: Path) -> str:
                 new = sum(tree.add(result) for result in results)
                 tree.close(status, journal.run_dir)
         except store.failures() as error:
-            raise store.StoreError(f"{uri}: {store.root_cause(error)}") from error
-    return f"{new} of {len(results)} cases were new; {journal.info().run_id} is recorded in {uri}"
+            raise store.StoreError(f"{store.shown(uri)}: {store.root_cause(error)}") from error
+    place = f"{journal.info().run_id} is recorded in {store.shown(uri)}"
+    return f"{new} of {len(results)} cases were new; {place}"

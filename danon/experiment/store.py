@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SUITES", "StoreError", "artifact_location", "connect", "experiment_id", "failures",
-    "patience", "prepare", "reap_stale", "root_cause", "runs_where", "tracking_uri",
+    "patience", "prepare", "reap_stale", "root_cause", "runs_where", "shown",
+    "tracking_uri",
 ]  # fmt: skip
 
 SUITES = ("speed", "memory", "scaling")
@@ -47,6 +48,12 @@ def tracking_uri() -> str:
     here = Path.cwd()
     root = next((place for place in (here, *here.parents) if (place / ".git").exists()), here)
     return f"sqlite:///{root / '.mlflow' / 'mlflow.db'}"
+
+
+def shown(uri: str) -> str:
+    """A store's address without its password, for messages."""
+    parts = urlsplit(uri)
+    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
 
 
 def _sqlite_file(uri: str) -> Path | None:
@@ -132,11 +139,11 @@ def connect(uri: str) -> MlflowClient:
                 _knock(uri)
                 return MlflowClient(uri)
     except ImportError as error:
-        raise StoreError(f"{uri}: {error}") from error
+        raise StoreError(f"{shown(uri)}: {error}") from error
     except Timeout as error:
-        raise StoreError(f"{uri}: locked by another process ({error})") from error
+        raise StoreError(f"{shown(uri)}: locked by another process ({error})") from error
     except failures() as error:
-        raise StoreError(f"{uri}: {root_cause(error)}") from error
+        raise StoreError(f"{shown(uri)}: {root_cause(error)}") from error
 
 
 def _knock(uri: str) -> None:
@@ -154,8 +161,11 @@ def _knock(uri: str) -> None:
 
 def root_cause(error: BaseException) -> str:
     """What failed in the end, in one line: libraries wrap "connection refused" in paragraphs."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError | sqlite3.Error):
+            error = inner
+        inner = inner.__cause__ or inner.__context__
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
@@ -212,17 +222,23 @@ def reap_stale() -> int:
     Raises:
         StoreError: see :func:`connect`.
     """
-    client = connect(tracking_uri())
-    experiments = [
-        e.experiment_id for e in client.search_experiments() if e.name.startswith("danon/")
-    ]
+    uri = tracking_uri()
+    client = connect(uri)
+    try:
+        with patience(retries=1, timeout_s=PROBE_TIMEOUT_S):
+            return _reap(client, socket.gethostname())
+    except failures() as error:
+        raise StoreError(f"{shown(uri)}: {root_cause(error)}") from error
+
+
+def _reap(client: MlflowClient, here: str) -> int:
+    found = client.search_experiments()
+    experiments = [e.experiment_id for e in found if e.name.startswith("danon/")]
     if not experiments:
         return 0
-    here = socket.gethostname()
+    running = f"attributes.status = 'RUNNING' AND tags.`danon.host` = '{here}'"
     stale = set()
-    for run in runs_where(
-        client, experiments, f"attributes.status = 'RUNNING' AND tags.`danon.host` = '{here}'"
-    ):
+    for run in runs_where(client, experiments, running):
         tags = run.data.tags
         owner = Owner(here, int(tags["danon.pid"]), float(tags["danon.process_start"]))
         if owner.gone():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,6 @@ __all__ = [
     "Check",
     "Oracle",
     "Subject",
-    "Yardstick",
     "check_case",
     "check_causal",
     "dense_rows",
@@ -38,10 +36,6 @@ FLOAT64 = 1e-12
 UNDECIDED_AT_MOST = 0.1
 NEGLIGIBLE = 1e-3
 """A gradient smaller than this share of the largest one is compared with that share instead."""
-
-Yardstick = Literal["fused", "plain"]
-"""Which dense attention sets the low-precision tolerance: the fused kernel, whose logits and
-accumulators are float32, or products and softmax each rounded to the dtype, as unfused code is."""
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Oracle = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -129,12 +123,13 @@ def dense_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, causal: bool) -
 
 
 def tolerances(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, causal: bool, backward: bool,
-    yardstick: Yardstick = "fused", seed: int = 0,
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, causal: bool, backward: bool, seed: int = 0
 ) -> dict[str, float]:  # fmt: skip
     """Allowed relative error of ``output``, and with ``backward`` of ``dq``, ``dk``, ``dv``.
 
     Low precision: dense attention runs in that dtype and is compared with float64 on the rows.
+    ``scale`` is the gradient of a gain per head on its queries: a sum over all tokens in which much
+    cancels, as in the gradient of any parameter.
     """
     names = ("output", "dq", "dk", "dv") if backward else ("output",)
     if q.dtype == torch.float64:
@@ -143,21 +138,19 @@ def tolerances(
         return {name: FORWARD_FP32 if name == "output" else GRADIENT_FP32 for name in names}
     low = [x.detach().requires_grad_(backward) for x in (q, k, v)]
     wide = [x.detach().double().requires_grad_(backward) for x in (q, k, v)]
+    gain = torch.ones(q.shape[1], 1, 1, dtype=q.dtype, device=q.device, requires_grad=backward)
+    wide_gain = gain.detach().double().requires_grad_(backward)
     rows = rows.to(q.device)
     with torch.set_grad_enabled(backward):
-        if yardstick == "fused":
-            grouped = q.shape[1] != k.shape[1]
-            out = F.scaled_dot_product_attention(
-                low[0], low[1], low[2], is_causal=causal, enable_gqa=grouped
-            )[:, :, rows]
-        else:
-            out = dense_rows(low[0], low[1], low[2], rows, causal=causal)
-        exact = dense_rows(wide[0], wide[1], wide[2], rows, causal=causal)
+        out = F.scaled_dot_product_attention(
+            low[0] * gain, low[1], low[2], is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+        )[:, :, rows]
+        exact = dense_rows(wide[0] * wide_gain, wide[1], wide[2], rows, causal=causal)
     found, wanted = {"output": out.detach()}, {"output": exact.detach()}
     if backward:
         grad = _upstream(out, seed)
-        found |= _gradients(out, low, {}, grad)
-        wanted |= _gradients(exact, wide, {}, grad.double())
+        found |= _gradients(out, low, {"scale": gain}, grad)
+        wanted |= _gradients(exact, wide, {"scale": wide_gain}, grad.double())
     once = torch.finfo(q.dtype).eps / 2  # nobody can do better than to round the result
     return {n: max(LOW_PRECISION_FACTOR * e, once) for n, e in _errors(found, wanted).items()}
 
@@ -177,8 +170,7 @@ def check_case(
     computes those rows alone has the whole gradient of k, v and every parameter.
 
     Args:
-        tolerance: of output, dq, dk and dv, from :func:`tolerances`; a parameter's gradient is
-            allowed what the worst of the three is.
+        tolerance: from :func:`tolerances`; a parameter's gradient is allowed the largest of them.
     """
     sampled = len(rows)
     if subject.undecided is not None:

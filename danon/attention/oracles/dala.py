@@ -56,10 +56,8 @@ def oracle(  # noqa: C901 - one definition, read from top to bottom
         w = chosen.double().unsqueeze(1) if chosen.dim() == 2 else chosen.double()
         return (w[..., None] * x).sum(2) / w.sum(2).clamp_min(1)[..., None]
 
-    means = [
-        torch.cat((mean(k, real & (its == t)), mean(v, real & (its == t))), -1)
-        for t in range(periods)
-    ]
+    kv = torch.cat((k, v), -1)
+    means = [mean(kv[:, :, its == t], real[:, its == t]) for t in range(periods)]
 
     def gate(name: str, x: Tensor) -> Tensor:
         y: Tensor = x @ p[f"state.{name}.weight"].T + p[f"state.{name}.bias"]
@@ -95,10 +93,10 @@ def oracle(  # noqa: C901 - one definition, read from top to bottom
     zero = torch.zeros(B, G, len(rows), D, dtype=k.dtype)
     state_key = zero
     for found, away in sides:
-        kv = [found.get(int(t) + away) for t in mine[:, 0]]
-        kk = torch.stack([zero[:, :, 0] if x is None else x[0][0] for x in kv], 2)
-        vv = torch.stack([zero[:, :, 0] if x is None else x[0][1] for x in kv], 2)
-        on = torch.stack([torch.zeros(B, dtype=torch.bool) if x is None else x[1] for x in kv], 1)
+        met = [found.get(int(t) + away) for t in mine[:, 0]]
+        kk = torch.stack([zero[:, :, 0] if x is None else x[0][0] for x in met], 2)
+        vv = torch.stack([zero[:, :, 0] if x is None else x[0][1] for x in met], 2)
+        on = torch.stack([torch.zeros(B, dtype=torch.bool) if x is None else x[1] for x in met], 1)
         entry_k.append(kk)
         entry_v.append(vv)
         entry_on.append(on & (periods > 2))

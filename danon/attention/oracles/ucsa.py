@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from danon.config import UCSAConfig
 
-TIE = 1e-5
-"""Relative distance of scores, and absolute one of logits, within which rounding decides."""
+VOTE_TIE, LOGIT_TIE = 2e-6, 5e-6
+"""Relative distance of votes, and absolute one of logits, within which float32 may decide."""
 
 
 @dataclass
@@ -36,33 +36,35 @@ def oracle(
     q, k, v = q.double(), k.double(), v.double()
     real = torch.ones(B, N, dtype=torch.bool) if mask is None else mask != 0
     tree = _tree(module, k, v, real)
-    rep = H // c.kv_heads
-    j = torch.arange(N)
+    rep, j = H // c.kv_heads, torch.arange(N)
+    # Tokens, then the nodes of all levels, in one line of entries.
+    keys, values = (torch.cat((x, *(t[n] for t in tree)), 2) for n, x in enumerate((k, v)))
+    mass = torch.cat((real.double(), *(t[2] for t in tree)), 1)
+    start = [N]
+    for t in tree:
+        start.append(start[-1] + t[0].shape[2])
     out = []
     for b in range(B):
         for G in range(c.kv_heads):
             heads = slice(G * rep, (G + 1) * rep)
-            choices = _choices(c, q[b, heads], [(t[0][b, G], t[2][b]) for t in tree], real[b], rows)
-            for n, i in enumerate(rows.tolist()):
-                block = (j - g).div(W, rounding_mode="floor")
-                mine = max(0, i - g) // W
+            levels = [(t[0][b, G], t[2][b]) for t in tree]
+            entries = []
+            for i, choice in zip(
+                rows.tolist(), _choices(c, q[b, heads], levels, real[b], rows), strict=True
+            ):
+                block, mine = (j - g).div(W, rounding_mode="floor"), max(0, i - g) // W
                 near = (j < g) | ((block >= mine - 1) & (block <= mine + 1))
                 near &= (j <= i) if c.is_causal else torch.tensor(True)
-                tokens = torch.cat(
-                    (j[near & real[b]], torch.tensor(choices[n].tokens, dtype=torch.long) + g)
-                )
-                tokens = tokens[real[b, tokens]]
-                nodes = [(level, m) for level, m in choices[n].nodes if tree[level][2][b, m] > 0]
-                K = torch.cat(
-                    (k[b, G, tokens], *(tree[level][0][b, G, m][None] for level, m in nodes))
-                )
-                V = torch.cat(
-                    (v[b, G, tokens], *(tree[level][1][b, G, m][None] for level, m in nodes))
-                )
-                mass = torch.tensor([float(tree[level][2][b, m]) for level, m in nodes])
-                bias = torch.cat((torch.zeros(len(tokens)), mass.double().log()))
-                A = (q[b, heads, i] @ K.T * D**-0.5 + bias).softmax(-1)
-                out.append(A @ V if len(K) else q[b, heads, i] * 0.0)
+                far = [g + x for x in choice.tokens] + [start[n] + m for n, m in choice.nodes]
+                seen = torch.cat((j[near], torch.tensor(far, dtype=torch.long)))
+                entries.append(seen[mass[b, seen] > 0])
+            sizes, which = [len(e) for e in entries], torch.cat(entries)
+            for i, K, V, m in zip(
+                rows.tolist(), keys[b, G, which].split(sizes), values[b, G, which].split(sizes),
+                mass[b, which].split(sizes), strict=True,
+            ):  # fmt: skip
+                A = (q[b, heads, i] @ K.T * D**-0.5 + m.log()).softmax(-1)
+                out.append(A @ V)  # no entries: an empty product, zeros
     return torch.stack(out).view(B, c.kv_heads, len(rows), rep, D).transpose(2, 3).flatten(1, 2)
 
 
@@ -142,7 +144,7 @@ def _choices(
         best = logit.sort(descending=True).values
         chosen = logit >= best[min(budget, len(best)) - 1]
         if budget < len(best):
-            close = close or bool(best[budget - 1] - best[budget] < TIE)
+            close = close or bool(best[budget - 1] - best[budget] < LOGIT_TIE)
         refined = [m for m, on in zip(leaves, chosen.tolist(), strict=True) if on]
         kept = [(0, m) for m, on in zip(leaves, chosen.tolist(), strict=True) if not on]
         tokens = [x for m in refined for x in range(m * c.leaf, min((m + 1) * c.leaf, N - g))]
@@ -174,7 +176,7 @@ def _cut(
         refine = c.candidate_blocks // f
         if refine < len(order):
             last, next_ = float(votes[order[refine - 1]]), float(votes[order[refine]])
-            close = close or (last != next_ and last - next_ < TIE * last)
+            close = close or (last != next_ and last - next_ < VOTE_TIE * last)
         coarse += [(level, span[m][0]) for m in order[refine:]]
         nodes = [span[m][0] * f + child for m in order[:refine] for child in range(f - 1, -1, -1)]
     raise AssertionError("the loop ends at level 0")
