@@ -86,6 +86,9 @@ def ui(session: nox.Session) -> None:
     install(session, "bench,baselines")
     local = f"sqlite:///{ROOT / '.mlflow' / 'mlflow.db'}"  # as danon.experiment.store has it
     store = os.environ.get("MLFLOW_TRACKING_URI", local)
+    if store.startswith("http"):
+        session.log(f"MLFLOW_TRACKING_URI is a server already: open {store}")
+        return
     run(session, "python", "-c", "from danon.experiment import store; store.prepare()")
     quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     serve = ("mlflow", "ui", "--backend-store-uri", store, "--workers", "1")

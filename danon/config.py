@@ -114,8 +114,12 @@ class AttentionConfig:
         return cls(**values)
 
     def shared(self) -> dict[str, Any]:
-        """The fields of :class:`AttentionConfig` alone, to build another mechanism's from."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(AttentionConfig)}
+        """The fields of :class:`AttentionConfig` that a mechanism's default settings go with.
+
+        Not the length: the mechanism's own default makes one module of all lengths.
+        """
+        names = {f.name for f in dataclasses.fields(AttentionConfig)} - {"max_sequence_length"}
+        return {name: getattr(self, name) for name in names}
 
 
 def _rate(alpha: float, length: int, largest: int) -> float:

@@ -87,9 +87,11 @@ class Lab:
             suite = {"speed": self._speed, "memory": self._memory}[case.suite]
             metrics, samples = suite(specimen, verdict)
             self._costs.add(case, min(samples["candidate_s"]))
+            module = specimen.module
             return CaseResult(
-                case, "measured", "", specimen.module.semantics, metrics, samples, verdict.info
-            )
+                case, "measured", "", module.semantics, metrics, samples, verdict.info,
+                config=module.config.to_dict(),
+            )  # fmt: skip
         except Exception as error:  # noqa: BLE001  its row says so; the others go on
             status: Status = "over budget" if is_out_of_memory(error) else "failed"
             return _without(case, status, one_line(error))
@@ -207,6 +209,7 @@ class Lab:
 
     def _scaling(self, case: Case) -> CaseResult:
         metrics: dict[str, float] = {}
+        config: dict[str, object] = {}
         semantics = ""
         for suite, metric, name in (
             ("speed", "time_s", "time"),
@@ -221,7 +224,7 @@ class Lab:
                     if len(found) < len(results):
                         reason = f"{suite} at {found[0].case.length} tokens: {reason}"
                     return _without(case, status, reason)
-            semantics = results[0].semantics
+            semantics, config = measured[0].semantics, measured[0].config
             values = [r.metrics[metric] for r in measured]
             if min(values) > 0:  # nothing allocated: no exponent
                 fit = fit_exponent([r.case.length for r in measured], values)
@@ -230,7 +233,7 @@ class Lab:
                     f"{name}_exponent_low": fit.low,
                     f"{name}_exponent_high": fit.high,
                 }
-        return CaseResult(case, "measured", "", semantics, metrics)
+        return CaseResult(case, "measured", "", semantics, metrics, config=config)
 
 
 def _without(case: Case, status: Status, reason: str) -> CaseResult:

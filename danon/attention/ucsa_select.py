@@ -134,7 +134,7 @@ def choose_leaves(
     Returns:
         (T, X, C, candidates) bool.
     """
-    logits = q @ _gather(tree.key, cut.leaf).transpose(-1, -2) * scale
+    logits: Tensor = q @ _gather(tree.key, cut.leaf).transpose(-1, -2) * scale
     logits = logits.unflatten(2, (heads, -1)).amax(2) + _gather(tree.log_mass, cut.leaf)[:, :, None]
     logits = logits.masked_fill(~cut.leaf_on[:, :, None], -torch.inf)
     slots = logits.shape[-1]

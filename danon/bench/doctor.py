@@ -15,7 +15,7 @@ from danon.attention import kernels, registry
 from danon.bench.child import bundle
 from danon.config import AttentionConfig
 from danon.experiment.runs import PACKAGES
-from danon.experiment.store import tracking_uri
+from danon.experiment.store import shown, tracking_uri
 from danon.measure.fingerprint import fingerprint
 
 __all__ = ["doctor"]
@@ -39,7 +39,7 @@ def doctor(device: str, console: Console) -> None:
         attentions.add_row(name, case, _yes_or(reason))
     for table in (facts, packages, backends, attentions):
         console.print(table)
-    console.print(f"MLflow store: {escape(tracking_uri())}", highlight=False, soft_wrap=True)
+    console.print(f"MLflow store: {escape(shown(tracking_uri()))}", highlight=False, soft_wrap=True)
 
 
 def _table(title: str, *columns: str) -> Table:

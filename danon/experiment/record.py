@@ -99,6 +99,7 @@ class _Tree:
         params = []
         if result.semantics and not child.described:
             params.append(Param("semantics", result.semantics[:REASON_LENGTH]))
+            params += [Param(f"config.{k}", str(v)) for k, v in sorted(result.config.items())]
         self._client.log_batch(
             child.run_id, metrics, params, [RunTag(*item) for item in tags.items()]
         )

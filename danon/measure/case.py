@@ -56,6 +56,7 @@ class CaseResult:
         metrics: scalar figures, names carry their unit: ``time_s``, ``time_ratio`` ...
         samples: raw samples behind the metrics, in order of measurement.
         check: the correctness check of this very case: kind, error, tolerance, rows.
+        config: the fields of the attention's configuration.
     """
 
     case: Case
@@ -65,6 +66,7 @@ class CaseResult:
     metrics: dict[str, float] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
     check: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

@@ -1,0 +1,442 @@
+"""The suites, run as the bench command runs them, on a tiny profile with attentions of a user."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from danon.attention import registry
+from danon.bench.child import Child
+from danon.measure.case import Case, CaseResult
+from suites.attentions import check_contract, gather
+from suites.costs import Costs, Forecast
+from suites.guard import is_out_of_memory
+from suites.inputs import text_bytes, text_qkv
+from suites.lab import Lab
+from suites.profiles import PROFILES, Block, Profile, visible_profiles
+
+OWN = '''
+import torch
+from danon.attention.base import BaseAttention
+
+class Exact(BaseAttention):
+    semantics = "exact, by hand"
+
+    def __init__(self, config):
+        super().__init__()
+        self.setup_attention(config)
+        self.unused = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, q, k, v, mask=None):
+        return self.compute_attention(q, k).softmax(-1) @ v
+
+    def visible_pairs(self, length):
+        return length * (length + 1) // 2
+
+class Wrong(Exact):
+    """One percent off its own definition."""
+
+    def oracle(self, q, k, v, mask=None, rows=None):
+        out = Exact.forward(self, q.double(), k.double(), v.double())
+        return out if rows is None else out[:, :, rows]
+
+    def forward(self, q, k, v, mask=None):
+        return 1.01 * super().forward(q, k, v)
+
+class Short(Exact):
+    def forward(self, q, k, v, mask=None):
+        if q.shape[2] > 100:
+            raise RuntimeError("takes no more than 100 tokens")
+        return super().forward(q, k, v)
+'''
+SPEED = {
+    "time_s", "time_ratio", "time_ratio_low", "time_ratio_high", "reference_time_s", "speedup",
+    "useful_flops_per_s", "matmul_flops_per_s", "roofline_fraction", "error_vs_dense", "conclusive",
+}  # fmt: skip
+MEMORY = {"peak_bytes", "saved_bytes"}
+SCALING = {f"{what}_exponent{end}" for what in ("time", "memory") for end in ("", "_low", "_high")}
+
+
+@dataclass
+class Session:
+    status: int
+    planned: list[str]
+    results: dict[str, CaseResult]
+    benchmark: Path
+
+    def of(self, attention: str) -> list[CaseResult]:
+        return [r for r in self.results.values() if r.case.attention == attention]
+
+    def stored(self) -> dict[str, dict[str, Any]]:
+        found = json.loads(self.benchmark.read_text())["benchmarks"]
+        return {b["param"]: b for b in found}
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    scratch = tmp_path_factory.mktemp("suites")
+    own = scratch / "own.py"
+    own.write_text(OWN)
+    brought = [f"--danon-attention={own}:{name}" for name in ("Exact", "Wrong", "Short")]
+    child = Child(["--danon-profile=smoke", "--danon-only=flash-attn", *brought], scratch)
+    planned: list[str] = []
+    results = {}
+    for event in child.events():
+        if event["event"] == "plan":
+            planned = [identifier for identifier, _ in event["cases"]]
+            child.answer(journal=None)
+        elif event["event"] == "result":
+            result = CaseResult.from_json(event["result"])
+            results[result.case.id] = result
+            child.answer()
+    status = child.wait()
+    assert planned, child.tail()
+    return Session(status, planned, results, child.benchmark)
+
+
+class TestSession:
+    def test_every_planned_case_has_an_outcome(self, session: Session) -> None:
+        assert set(session.planned) <= set(session.results)
+        assert {r.case.attention for r in session.results.values()} == {
+            "sdpa", "flash-attn", "Exact", "Wrong", "Short",
+        }  # fmt: skip
+
+    def test_a_right_attention_has_every_figure(self, session: Session) -> None:
+        names = {"speed": SPEED, "memory": MEMORY, "scaling": SCALING}
+        for attention in ("sdpa", "Exact"):
+            for result in session.of(attention):
+                assert result.status == "measured", result.reason
+                assert set(result.metrics) == names[result.case.suite]
+        for result in session.of("Exact"):
+            assert result.semantics == "exact, by hand"
+            if result.case.suite == "speed":
+                m = result.metrics
+                assert m["time_ratio_low"] <= m["time_ratio"] <= m["time_ratio_high"]
+                assert m["speedup"] == pytest.approx(1 / m["time_ratio"])
+                assert m["error_vs_dense"] < 1e-5
+                assert m["roofline_fraction"] > 0
+                assert len(result.samples["candidate_s"]) == len(result.samples["reference_s"])
+                assert result.check["kind"] == "self in float64"
+                assert result.check["causal"] is True
+
+    def test_quadratic_memory_is_seen(self, session: Session) -> None:
+        dense, exact = (
+            session.results[f"memory/{name}/N128/float32/forward/cpu"].metrics["peak_bytes"]
+            for name in ("sdpa", "Exact")
+        )
+        logits = 4 * 128 * 128 * 4
+        assert exact >= 2 * logits > dense
+
+    def test_a_wrong_attention_is_a_failed_row_without_figures(self, session: Session) -> None:
+        found = session.of("Wrong")
+        assert len(found) > 4
+        for result in found:
+            assert result.status == "failed"
+            assert "relative error 1.0e-02" in result.reason
+            assert not result.metrics
+            assert not result.samples
+        checked = [r.check for r in found if r.case.suite != "scaling"]
+        assert all(check["error"] > check["tolerance"] for check in checked)
+
+    def test_what_cannot_run_here_says_why(self, session: Session) -> None:
+        for result in session.of("flash-attn"):
+            assert result.status == "unavailable"
+            assert "flash-attn" in result.reason or "cuda" in result.reason
+            assert not result.metrics
+
+    def test_an_exception_is_the_row_of_its_case_alone(self, session: Session) -> None:
+        short = session.results["speed/Short/N64/float32/forward/cpu"]
+        long = session.results["speed/Short/N128/float32/forward/cpu"]
+        assert short.status == "measured"
+        assert (long.status, long.reason) == (
+            "failed", "RuntimeError: takes no more than 100 tokens",
+        )  # fmt: skip
+        assert session.results["scaling/Short/N0/float32/forward/cpu"].status == "failed"
+
+    def test_failures_make_the_exit_status(self, session: Session) -> None:
+        assert session.status == 1
+
+    def test_samples_are_replayed_into_pytest_benchmark(self, session: Session) -> None:
+        stored = session.stored()
+        for result in session.results.values():
+            identifier = result.case.id.partition("/")[2]
+            if result.case.suite != "speed" or result.case.id not in session.planned:
+                continue
+            entries = [b for b in stored.values() if b["name"] == f"test_speed[{identifier}]"]
+            if result.status != "measured":
+                assert not entries
+                continue
+            (entry,) = entries
+            assert entry["stats"]["data"] == pytest.approx(result.samples["candidate_s"])
+            assert entry["stats"]["median"] == pytest.approx(result.metrics["time_s"])
+            assert entry["extra_info"]["time_ratio"] == result.metrics["time_ratio"]
+            assert entry["params"] == {"case": result.case.id}
+
+    def test_pytest_benchmark_compares_what_it_wrote(self, session: Session) -> None:
+        command = ["-m", "pytest_benchmark", "compare", str(session.benchmark)]
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "test_speed[Exact/N64/float32/forward/cpu]" in done.stdout
+
+
+class TestProfiles:
+    def test_reference_comes_first_and_short_before_long(self) -> None:
+        cases = list(PROFILES["quick"].cases(("sdpa", "window"), "cpu"))
+        assert len({case.id for case in cases}) == len(cases)
+        lengths = [case.length for case in cases if case.length]
+        assert lengths == sorted(lengths)
+        assert [case.attention for case in cases[:2]] == ["sdpa", "window"]
+        assert all(case.length == 0 for case in cases if case.suite == "scaling")
+
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_scaling_has_lengths_enough(self, name: str) -> None:
+        profile = PROFILES[name]
+        for block in profile.scaling:
+            assert len(block.lengths) >= 3
+
+    def test_smoke_is_not_offered(self) -> None:
+        assert visible_profiles() == ("quick", "standard", "full")
+
+    def test_shorter_walks_down_to_none(self) -> None:
+        case = Case("speed", "sdpa", 16384, "bfloat16", "forward")
+        shorter = PROFILES["quick"].shorter(case)
+        assert shorter is not None
+        assert shorter.length == 4096
+        first = replace(case, length=1024)
+        assert PROFILES["quick"].shorter(first) is None
+
+
+class TestForecast:
+    def costs(self, *known: tuple[int, float]) -> Costs:
+        costs = Costs()
+        for length, seconds in known:
+            costs.add(Case("speed", "a", length, "float32", "forward"), seconds)
+        return costs
+
+    def seconds(self, costs: Costs, length: int) -> float:
+        found = costs.forecast(Case("memory", "a", length, "float32", "forward"))
+        assert found is not None
+        return found.seconds
+
+    def test_one_length_grows_quadratically(self) -> None:
+        costs = self.costs((1000, 1.0))
+        assert self.seconds(costs, 4000) == pytest.approx(16 * self.seconds(costs, 1000))
+
+    def test_two_lengths_grow_as_measured_with_a_margin(self) -> None:
+        costs = self.costs((1000, 1.0), (4000, 4.0))
+        growth = self.seconds(costs, 16000) / self.seconds(costs, 4000)
+        assert 4 < growth < 8
+
+    def test_nothing_is_known_of_others(self) -> None:
+        costs = self.costs((1000, 1.0))
+        assert costs.forecast(Case("speed", "b", 2000, "float32", "forward")) is None
+        assert costs.forecast(Case("speed", "a", 2000, "bfloat16", "forward")) is None
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    gather((), ())
+    block = Block("forward", ("float32",), (64, 128))
+    profile = Profile((block,), (block,), (), seconds=0.05, cap_s=20.0)
+    yield Lab(profile, on_begin=lambda case: None, on_result=lambda result: None)
+
+
+def speed(attention: str, length: int) -> Case:
+    return Case("speed", attention, length, "float32", "forward")
+
+
+class TestLab:
+    def test_measures_once(self, lab: Lab) -> None:
+        assert lab.result(speed("sdpa", 64)) is lab.result(speed("sdpa", 64))
+
+    def test_what_costs_too_much_is_not_started(
+        self, lab: Lab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Costs, "forecast", lambda self, case: Forecast(300.0, 64))
+        found = lab.result(speed("window", 64))
+        assert found.status == "over budget"
+        assert found.reason.startswith("estimated 300 s at least, going by 64 tokens")
+        assert not found.metrics
+        assert "over budget already" in lab.result(speed("window", 128)).reason
+
+    def test_dense_is_extrapolated_and_named_so(
+        self, lab: Lab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = Costs.forecast
+
+        def forecast(self: Costs, case: Case) -> Forecast | None:
+            dense_and_long = case.attention == "sdpa" and case.length == 128
+            return Forecast(300.0, 64) if dense_and_long else original(self, case)
+
+        monkeypatch.setattr(Costs, "forecast", forecast)
+        found, dense = lab.result(speed("window", 128)), lab.result(speed("sdpa", 64))
+        assert found.status == "measured", found.reason
+        expected = found.metrics["time_s"] / (4 * dense.metrics["time_s"])
+        assert found.metrics["time_ratio_extrapolated"] == pytest.approx(expected)
+        assert found.metrics["speedup_extrapolated"] == pytest.approx(1 / expected)
+        assert found.metrics["extrapolated_from_length"] == 64
+        assert not {"time_ratio", "speedup", "reference_time_s"} & set(found.metrics)
+        assert list(found.samples) == ["candidate_s"]
+
+    def test_running_out_of_memory_is_over_budget(
+        self, lab: Lab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def hungry(*args: object) -> None:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 99 bytes")
+
+        monkeypatch.setattr(registry.get("window"), "forward", hungry)
+        found = lab.result(speed("window", 64))
+        assert found.status == "over budget"
+        assert "can't allocate memory" in found.reason
+
+    def test_known_outcomes_are_not_measured_again(self) -> None:
+        heard: list[CaseResult] = []
+        known = CaseResult(speed("sdpa", 64), "measured", metrics={"time_s": 1.0})
+        lab = Lab(PROFILES["smoke"], on_begin=print, on_result=heard.append, known=[known])
+        assert lab.result(speed("sdpa", 64)) is known
+        assert heard == []
+
+
+def test_the_memory_limit_turns_into_an_error() -> None:
+    program = (
+        "import torch; from suites.guard import *; limit = limit_memory()\n"
+        "try: torch.empty(limit + 2**30, dtype=torch.uint8)\n"
+        "except RuntimeError as error: print(is_out_of_memory(error))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+class TestInputs:
+    def test_are_the_same_in_every_process(self) -> None:
+        program = (
+            "from suites.inputs import text_qkv\n"
+            "print([x.double().sum().item() for x in text_qkv(1, 4, 200, 64)])"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        other = json.loads(done.stdout)
+        assert other == pytest.approx([x.double().sum().item() for x in text_qkv(1, 4, 200, 64)])
+
+    def test_come_from_source_code(self) -> None:
+        text = bytes(text_bytes(1, 4096)[0].tolist()).decode()
+        assert "import" in text
+        assert "def " in text
+
+    def test_logits_spread_as_in_a_trained_model(self) -> None:
+        q, k, v = text_qkv(1, 4, 512, 64)
+        assert q.shape == k.shape == v.shape == (1, 4, 512, 64)
+        logits = q @ k.mT / 8
+        assert 1.5 < float(logits.std()) < 2.5
+        assert torch.isfinite(v).all()
+
+
+BROKEN = """
+import torch
+from danon.attention.base import BaseAttention
+
+class Base(BaseAttention):
+    def __init__(self, config):
+        super().__init__()
+        self.setup_attention(config)
+
+    def forward(self, q, k, v, mask=None):
+        return self.compute_attention(q, k).softmax(-1) @ v
+
+class Shape(Base):
+    def forward(self, q, k, v, mask=None):
+        return super().forward(q, k, v)[:, :, 1:]
+
+class Dtype(Base):
+    def forward(self, q, k, v, mask=None):
+        return super().forward(q, k, v).double()
+
+class NotANumber(Base):
+    def forward(self, q, k, v, mask=None):
+        return super().forward(q, k, v) * float("nan")
+
+class Leaks(Base):
+    def forward(self, q, k, v, mask=None):
+        return (q @ k.mT / 8).softmax(-1) @ v
+
+class Raises(Base):
+    def forward(self, q, k, v, mask=None):
+        raise KeyError("lost")
+
+class NoConfig(Base):
+    def __init__(self, config):
+        torch.nn.Module.__init__(self)
+
+    def forward(self, q, k, v, mask=None):
+        return v
+
+class LowPrecision(Base):
+    def __init__(self, config):
+        super().__init__(config)
+        self.mix = torch.nn.Linear(64, 64)
+
+    def forward(self, q, k, v, mask=None):
+        return self.mix(super().forward(q, k, v))
+"""
+
+
+class TestContract:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("Shape", r"returned \(1, 4, 47, 64\) torch.float32: must be \(1, 4, 48, 64\)"),
+            ("Dtype", r"torch.float64: must be \(1, 4, 48, 64\) torch.float32"),
+            ("NotANumber", "values that are not finite"),
+            ("Leaks", "built with causal=True but is not causal"),
+            ("Raises", "raised on 48 float32 tokens: KeyError: 'lost'"),
+            ("NoConfig", "must call self.setup_attention"),
+            ("LowPrecision", "bfloat16 tokens: .*cast them to q.dtype in forward"),
+        ],
+    )
+    def test_rejects(self, tmp_path: Path, name: str, message: str) -> None:
+        file = tmp_path / f"broken_{name}.py"
+        file.write_text(BROKEN.replace(f"class {name}(", f"class Broken{name}("))
+        attention = registry.load(f"{file}:Broken{name}")
+        with pytest.raises(ValueError, match=message):
+            check_contract(attention, ("float32", "bfloat16"), "cpu")
+
+    def test_accepts_the_reference(self) -> None:
+        gather((), ())
+        check_contract("sdpa", ("float32", "bfloat16"), "cpu")
+
+
+class TestGather:
+    def test_keeps_reference_and_own(self, tmp_path: Path) -> None:
+        file = tmp_path / "gathered.py"
+        file.write_text(OWN.replace("class Exact", "class Gathered").replace("Exact", "Gathered"))
+        names, own = gather([f"{file}:Gathered"], ["window"])
+        assert names == ("sdpa", "window", "Gathered")
+        assert own == ("Gathered",)
+
+    def test_without_restriction_everything_takes_part(self) -> None:
+        names, own = gather(["window"], ())
+        assert names[0] == "sdpa"
+        assert {"msra", "dala", "ucsa", "window", "longformer"} <= set(names)
+        assert own == ()
+
+    @pytest.mark.parametrize(
+        ("targets", "only", "message"),
+        [
+            (["nobody"], [], "unknown attention 'nobody'; known: "),
+            ([], ["nobody"], "unknown attention 'nobody'; known: "),
+            (["absent.py:Any"], [], "no such file"),
+            (["danon.config:AttentionConfig"], [], "is not an nn.Module class"),
+        ],
+    )
+    def test_refuses(self, targets: list[str], only: list[str], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            gather(targets, only)
