@@ -28,7 +28,11 @@ def run(session: nox.Session, *command: str, env: dict[str, str] | None = None) 
     """Run a program of the shared environment, as an activated one would."""
     path = os.pathsep.join((str(BIN), os.environ.get("PATH", "")))
     settings = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT), **(env or {})}
-    session.run(str(BIN / command[0]), *command[1:], env=settings)
+    # Interrupted, a bench marks its run and writes what it has: nox must not kill it meanwhile.
+    session.run(
+        str(BIN / command[0]), *command[1:], env=settings, interrupt_timeout=60,
+        terminate_timeout=60,
+    )  # fmt: skip
 
 
 def install(session: nox.Session, extras: str) -> None:

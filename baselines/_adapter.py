@@ -28,8 +28,6 @@ class Adapter(BaseAttention):
     is worded in one place.
     """
 
-    causal_capable: ClassVar[bool] = True
-    """Whether a causal configuration hides every later token from a query."""
     takes_mask: ClassVar[bool] = True
     """Whether a padding mask with padded tokens is accepted."""
     package: ClassVar[str] = ""

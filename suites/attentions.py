@@ -80,7 +80,7 @@ def build(case: Case) -> BaseAttention:
 
 def claims_causal(module: BaseAttention) -> bool:
     """Whether no output may depend on a later token: configured so, and the class is able to."""
-    return module.config.is_causal and bool(getattr(module, "causal_capable", True))
+    return module.config.is_causal and module.causal_capable
 
 
 def check_contract(name: str, dtypes: Iterable[str], device: str) -> None:

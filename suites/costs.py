@@ -8,13 +8,17 @@ from dataclasses import dataclass
 
 from danon.measure.case import Case
 
-__all__ = ["CHECK_CALLS", "TIMING_CALLS", "Costs", "Forecast"]
+__all__ = ["CHECK_CALLS", "SELF_CALLS", "TIMING_CALLS", "Costs", "Forecast"]
 
 TIMING_CALLS = 4
 """Calls of each side that the shortest timing makes: one to warm up, three rounds."""
-CHECK_CALLS = 6
-"""What a check costs, in calls: three of the attention, and its float64 oracle."""
+CHECK_CALLS = 3
+"""Calls of the attention that a check makes, its oracle apart."""
+SELF_CALLS = 3
+"""What an oracle costs, in calls, that is the attention itself in float64."""
 
+UNKNOWN = 1.5
+"""Exponent while there is a single length to go by."""
 MARGIN = 0.3
 """Added to a measured exponent: fixed costs make short lengths look flat."""
 
@@ -39,22 +43,22 @@ class Costs:
         """Note the shortest call of a case: what disturbs the machine only adds to it."""
         self._calls[_key(case)][case.length] = call_s
 
-    def forecast(self, case: Case) -> Forecast | None:
-        """None where nothing shorter has been measured.
+    def forecast(self, case: Case, oracle_calls: int = 0) -> Forecast | None:
+        """What measuring a case takes at least; None where nothing shorter has been measured.
 
-        One shorter length: quadratic growth. Two or more: the growth between the last two, plus a
-        margin, and never taken for less than linear or more than quadratic.
+        One shorter length: growth between linear and quadratic. Two or more: the growth between the
+        last two, plus a margin, and never taken for less than linear or more than quadratic.
         """
         known = {n: s for n, s in self._calls[_key(case)].items() if n <= case.length}
         if not known:
             return None
         *before, last = sorted(known)
-        power = 2.0
+        power = UNKNOWN
         if before:
             measured = math.log(known[last] / known[before[-1]]) / math.log(last / before[-1])
             power = min(max(measured + MARGIN, 1.0), 2.0)
         call_s = known[last] * (case.length / last) ** power
-        return Forecast((CHECK_CALLS + TIMING_CALLS) * call_s, last)
+        return Forecast((TIMING_CALLS + CHECK_CALLS + oracle_calls) * call_s, last)
 
 
 def _key(case: Case) -> _Key:

@@ -10,13 +10,14 @@ from time import perf_counter
 import torch
 
 from danon.attention import registry
+from danon.attention.base import BaseAttention
 from danon.measure.case import Case, CaseResult, Status
 from danon.measure.memory import peak_bytes, saved_bytes
 from danon.measure.paired import measure_pair, measure_single
 from danon.measure.roofline import matmul_rate
 from danon.measure.statistics import fit_exponent
 from suites.attentions import REFERENCE, one_line, shape_of
-from suites.costs import CHECK_CALLS, TIMING_CALLS, Costs
+from suites.costs import CHECK_CALLS, SELF_CALLS, TIMING_CALLS, Costs
 from suites.guard import is_out_of_memory
 from suites.profiles import Profile
 from suites.specimen import Specimen
@@ -79,7 +80,7 @@ class Lab:
             specimen = Specimen(case)
             verdict = self._verifier.verdict(specimen)
             if verdict.reason:
-                self._costs.add(case, verdict.seconds / CHECK_CALLS)
+                self._costs.add(case, verdict.seconds / (CHECK_CALLS + SELF_CALLS))
                 return replace(
                     _without(case, "failed", verdict.reason),
                     semantics=specimen.module.semantics, check=verdict.info,
@@ -107,7 +108,9 @@ class Lab:
         shorter = self._profile.shorter(case)
         if shorter is not None and self.result(shorter).status == "over budget":
             return f"{shorter.length} tokens are over budget already"
-        forecast, cap = self._costs.forecast(case), self._profile.cap_s
+        own = registry.get(case.attention).oracle is not BaseAttention.oracle
+        forecast = self._costs.forecast(case, 0 if own else SELF_CALLS)
+        cap = self._profile.cap_s
         if forecast is None or forecast.seconds <= cap:
             return ""
         return (
@@ -119,12 +122,14 @@ class Lab:
         self, specimen: Specimen, verdict: Verdict
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
         case, call, device = specimen.case, specimen.call(), specimen.device
-        budget = self._profile.seconds
+        budget, width = self._profile.seconds, self._profile.width
         metrics = {"error_vs_dense": verdict.error_vs_dense}
         dense = None if case.attention == REFERENCE else self._dense(case, verdict)
         if dense is not None and dense.case.length == case.length:
             reference = Specimen(dense.case).call()
-            pair = measure_pair(call, reference, device, budget_s=budget, seed=case.length)
+            pair = measure_pair(
+                call, reference, device, budget_s=budget, width=width, seed=case.length
+            )
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
             metrics |= {
                 "time_ratio": pair.ratio.value,
@@ -135,7 +140,7 @@ class Lab:
                 "conclusive": float(pair.conclusive),
             }
         else:
-            single = measure_single(call, device, budget_s=budget)
+            single = measure_single(call, device, budget_s=budget, width=width)
             samples = {"candidate_s": list(single.samples)}
             metrics["conclusive"] = float(single.conclusive)
         seconds = metrics["time_s"] = median(samples["candidate_s"])

@@ -33,6 +33,7 @@ class Profile:
         scaling: exponents over the lengths of a block; what speed and memory have not measured
             is measured for it.
         seconds: rounds of one case go on this long unless its interval is narrow before.
+        width: half width of the interval, in logarithms, that is narrow enough.
         cap_s: a case that should take longer, its check included, is over budget.
         hidden: not offered to users.
     """
@@ -41,6 +42,7 @@ class Profile:
     memory: tuple[Block, ...]
     scaling: tuple[Block, ...]
     seconds: float
+    width: float
     cap_s: float
     hidden: bool = False
 
@@ -103,21 +105,23 @@ PROFILES: dict[str, Profile] = {
         ),
         memory=(Block("forward", _LOW, (1024, 4096, 16384)),),
         scaling=(Block("forward", _LOW, (1024, 4096, 16384)),),
-        seconds=0.8,
-        cap_s=10.0,
+        seconds=1.5,
+        width=0.05,
+        cap_s=20.0,
     ),
     "standard": Profile(
         speed=(
             Block("forward", _BOTH, (1024, 2048, 4096, 8192, 16384, 32768)),
-            Block("forward", _LOW, (65536,)),
+            Block("forward", _LOW, (65536, 131072)),
             Block("forward+backward", _BOTH, (1024, 4096, 16384)),
         ),
         memory=(
-            Block("forward", _LOW, (1024, 2048, 4096, 8192, 16384, 32768, 65536)),
+            Block("forward", _LOW, (1024, 4096, 16384, 32768, 65536, 131072)),
             Block("forward+backward", _LOW, (1024, 4096, 16384)),
         ),
-        scaling=(Block("forward", _LOW, (1024, 2048, 4096, 8192, 16384, 32768, 65536)),),
+        scaling=(Block("forward", _LOW, (1024, 4096, 16384, 32768, 65536, 131072)),),
         seconds=3.0,
+        width=0.03,
         cap_s=60.0,
     ),
     "full": Profile(
@@ -135,6 +139,7 @@ PROFILES: dict[str, Profile] = {
             Block("forward+backward", _BOTH, (1024, 2048, 4096, 8192, 16384)),
         ),
         seconds=6.0,
+        width=0.02,
         cap_s=240.0,
     ),
     "smoke": Profile(
@@ -142,6 +147,7 @@ PROFILES: dict[str, Profile] = {
         memory=(Block("forward", _FULL, (64, 128)),),
         scaling=(Block("forward", _FULL, (64, 128, 256)),),
         seconds=0.1,
+        width=0.1,
         cap_s=30.0,
         hidden=True,
     ),

@@ -110,27 +110,33 @@ class FakeMachine:
 class TestPaired:
     def test_finds_a_slowdown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = FakeMachine(monkeypatch, noise=0.05)
-        found = measure_pair(machine.work("a", 0.03), machine.work("b", 0.02), CPU, budget_s=20)
+        found = measure_pair(
+            machine.work("a", 0.03), machine.work("b", 0.02), CPU, budget_s=20, width=0.02
+        )
         assert found.conclusive
         assert found.ratio.low <= 1.5 <= found.ratio.high
         assert found.ratio.high / found.ratio.low < 1.1
 
     def test_sees_no_difference_where_there_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = FakeMachine(monkeypatch, noise=0.05)
-        found = measure_pair(machine.work("a", 0.02), machine.work("b", 0.02), CPU, budget_s=20)
+        found = measure_pair(
+            machine.work("a", 0.02), machine.work("b", 0.02), CPU, budget_s=20, width=0.02
+        )
         assert found.ratio.low <= 1.0 <= found.ratio.high
         assert found.ratio.value == pytest.approx(1.0, abs=0.05)
 
     def test_a_disturbance_of_both_cancels(self, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = FakeMachine(monkeypatch)
         machine.slowdown = lambda now: 1.0 if now < 0.3 else 5.0
-        found = measure_pair(machine.work("a", 0.03), machine.work("b", 0.02), CPU, budget_s=5)
+        found = measure_pair(
+            machine.work("a", 0.03), machine.work("b", 0.02), CPU, budget_s=5, width=0.02
+        )
         assert max(found.reference) > 4 * min(found.reference)
         assert found.ratio.value == pytest.approx(1.5, rel=1e-6)
 
     def test_order_within_rounds_is_random(self, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = FakeMachine(monkeypatch, noise=0.3)
-        measure_pair(machine.work("a", 0.03), machine.work("b", 0.03), CPU, budget_s=3)
+        measure_pair(machine.work("a", 0.03), machine.work("b", 0.03), CPU, budget_s=3, width=0.02)
         rounds = machine.calls[2:]  # after the warm-up
         first = rounds[::2]
         assert {"a", "b"} == set(first)
@@ -139,7 +145,12 @@ class TestPaired:
     def test_short_calls_are_repeated_up_to_a_sample(self, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = FakeMachine(monkeypatch)
         found = measure_pair(
-            machine.work("a", 1e-3), machine.work("b", 1e-4), CPU, budget_s=1, sample_s=0.02
+            machine.work("a", 1e-3),
+            machine.work("b", 1e-4),
+            CPU,
+            budget_s=1,
+            width=0.02,
+            sample_s=0.02,
         )
         rounds = len(found.candidate)
         assert rounds >= FEWEST_ROUNDS
@@ -153,35 +164,37 @@ class TestPaired:
     ) -> None:
         machine = FakeMachine(monkeypatch)
         side = machine.work("a", pair_s / 2)
-        found = measure_pair(side, side, CPU, budget_s=1)
+        found = measure_pair(side, side, CPU, budget_s=1, width=0.02)
         assert len(found.candidate) == len(found.reference) == rounds
         assert not found.conclusive
 
     def test_noise_beyond_the_budget_is_inconclusive(self, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = FakeMachine(monkeypatch, noise=0.5)
-        found = measure_pair(machine.work("a", 0.02), machine.work("b", 0.02), CPU, budget_s=0.5)
+        found = measure_pair(
+            machine.work("a", 0.02), machine.work("b", 0.02), CPU, budget_s=0.5, width=0.02
+        )
         assert not found.conclusive
         assert found.ratio.low < 1.0 < found.ratio.high
 
     def test_on_a_real_clock(self) -> None:
         collecting = gc.isenabled()
         found = measure_pair(
-            lambda: time.sleep(0.009), lambda: time.sleep(0.006), CPU, budget_s=0.4
+            lambda: time.sleep(0.009), lambda: time.sleep(0.006), CPU, budget_s=0.4, width=0.02
         )
         assert 1.3 < found.ratio.value < 1.7
         assert gc.isenabled() == collecting
 
     def test_one_side_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = FakeMachine(monkeypatch, noise=0.02)
-        found = measure_single(machine.work("a", 0.05), CPU, budget_s=20)
+        found = measure_single(machine.work("a", 0.05), CPU, budget_s=20, width=0.02)
         assert found.conclusive
         assert found.time.low <= 0.05 <= found.time.high
 
     def test_refuses(self) -> None:
         with pytest.raises(ValueError, match="device = meta: must be cpu or cuda"):
-            measure_single(lambda: None, torch.device("meta"), budget_s=1)
+            measure_single(lambda: None, torch.device("meta"), budget_s=1, width=0.02)
         with pytest.raises(ValueError, match="budget_s = 0: must be positive"):
-            measure_single(lambda: None, CPU, budget_s=0)
+            measure_single(lambda: None, CPU, budget_s=0, width=0.02)
 
 
 class TestPeakBytes:

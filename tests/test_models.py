@@ -71,9 +71,9 @@ def test_checkpointing_changes_memory_and_nothing_else(create: Factory) -> None:
     for enabled in (False, True):
         model.enable_gradient_checkpointing(enabled)
         model.zero_grad()
-        kept = []
+        kept: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda x: kept.append(x.numel()) or x, lambda x: x
+            lambda x, k=kept: k.append(x.numel()) or x, lambda x: x
         ):
             out = model(ids()).square().mean()
         out.backward()

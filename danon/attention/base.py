@@ -32,6 +32,9 @@ class BaseAttention(nn.Module):
     oracle_kind: ClassVar[str] = "self in float64"
     """What :meth:`oracle` is: ``definition``, or the same code run in float64."""
 
+    causal_capable: ClassVar[bool] = True
+    """Whether a causal configuration hides every later token; the suites hold it to that."""
+
     config: AttentionConfig
 
     def setup_attention(self, config: AttentionConfig) -> None:

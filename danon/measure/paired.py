@@ -24,9 +24,6 @@ __all__ = ["Paired", "Single", "measure_pair", "measure_single"]
 SAMPLE_S = 0.02
 """A sample is repeated calls that together take at least this: well above timer and scheduler."""
 
-WIDTH = 0.02
-"""Half width, in logarithms, at which an interval is narrow enough: 2 %."""
-
 _GROWTH = 1.25  # the interval is looked at after 6, 8, 10, 13 ... rounds: it costs milliseconds
 Call = Callable[[], object]
 
@@ -65,7 +62,7 @@ class Paired:
 
 def measure_pair(
     candidate: Call, reference: Call, device: torch.device, *, budget_s: float,
-    sample_s: float = SAMPLE_S, width: float = WIDTH, seed: int = 0,
+    width: float, sample_s: float = SAMPLE_S, seed: int = 0,
 ) -> Paired:  # fmt: skip
     """Time two functions against each other.
 
@@ -75,8 +72,8 @@ def measure_pair(
         device: where they run; decides the clock.
         budget_s: seconds of rounds, after one call of each to warm up. At least three rounds are
             measured, two where one round alone takes longer than the budget.
+        width: half width of the interval, in logarithms, that is narrow enough; 0.02 is 2 %.
         sample_s: least seconds of a sample.
-        width: half width of the interval, in logarithms, that ends the rounds.
         seed: of the order within rounds.
     """
     sides = _rounds((candidate, reference), device, budget_s, sample_s, width, seed)
@@ -86,8 +83,7 @@ def measure_pair(
 
 
 def measure_single(
-    fn: Call, device: torch.device, *, budget_s: float, sample_s: float = SAMPLE_S,
-    width: float = WIDTH,
+    fn: Call, device: torch.device, *, budget_s: float, width: float, sample_s: float = SAMPLE_S,
 ) -> Single:  # fmt: skip
     """Time one function; arguments as in :func:`measure_pair`."""
     sides = _rounds((fn,), device, budget_s, sample_s, width, seed=0)
