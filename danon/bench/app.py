@@ -49,8 +49,15 @@ def bench(
 
 
 @app.command()
-def report(run_dir: RunDir = None, results: Results = RESULTS) -> None:
+def report(
+    run_dir: RunDir = None,
+    results: Results = RESULTS,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw speed-up and memory to this PNG.")
+    ] = None,
+) -> None:
     """Show the scoreboard of a run again (the last one) and write its report."""
+    from danon.experiment.picture import write_picture
     from danon.experiment.report import write_report
     from danon.experiment.scoreboard import render
 
@@ -61,6 +68,9 @@ def report(run_dir: RunDir = None, results: Results = RESULTS) -> None:
     console = Console()
     render(found, info, console)
     console.print(f"\nReport    {path}", soft_wrap=True, highlight=False)
+    if picture is not None:
+        write_picture(found, info, picture)
+        console.print(f"Picture   {picture}", soft_wrap=True, highlight=False)
 
 
 @app.command()
