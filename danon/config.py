@@ -133,7 +133,7 @@ class MSRAConfig(AttentionConfig):
 
     Attributes:
         num_levels: coarse scales with parameters of their own; deeper recursion reuses the last.
-        window: block length of level 0, in tokens; a multiple of the compression rate.
+        window: block length of level 0, in tokens.
         global_tokens: first tokens, visible to every query at full resolution.
         compression_factor: r_max of r = min(compression_alpha * ln L, r_max), rounded (seed 1.3).
         compression_alpha: alpha of the same.
@@ -168,8 +168,9 @@ class MSRAConfig(AttentionConfig):
         _require(self.global_tokens >= 0, self, "global_tokens", ">= 0")
         _require(0 <= self.calibration_factor <= 1, self, "calibration_factor", "in [0, 1]")
         _require(self.stability_factor >= 0, self, "stability_factor", ">= 0")
-        _require(self.window >= 1 and self.window % self.rate == 0, self, "window",
-                 f"a positive multiple of the compression rate {self.rate}")  # fmt: skip
+        _require(bool(self._rates()), self, "window",
+                 "divisible by an integer from 2 to "
+                 f"compression_factor = {self.compression_factor}")  # fmt: skip
         _require(self.bidirectional_flow is None or self.causal is None
                  or self.bidirectional_flow != self.causal, self, "bidirectional_flow",
                  f"None or {not self.causal}, since causal = {self.causal}")  # fmt: skip
@@ -180,9 +181,16 @@ class MSRAConfig(AttentionConfig):
 
     @property
     def rate(self) -> int:
-        """r_t of seed section 1.3: nodes of one level under a node of the next."""
+        """r_t of seed section 1.3, nodes of one level under a node of the next.
+
+        The nearest integer from 2 to ``compression_factor`` that divides the window.
+        """
         rate = _rate(self.compression_alpha, self.max_sequence_length, self.compression_factor)
-        return max(2, round(rate))
+        return min(self._rates(), key=lambda r: abs(r - rate))
+
+    def _rates(self) -> list[int]:
+        rates = range(2, self.compression_factor + 1)
+        return [r for r in rates if self.window >= 1 and self.window % r == 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +262,7 @@ class UCSAConfig(AttentionConfig):
             and of the leaf size. A query sees its own block and the one before.
         global_tokens: first tokens, visible to every query at full resolution.
         compression_ratio: nodes of a level per node of the level below, in (0, 0.5]: 0.25 makes
-            every node the mean of four.
+            every node the mean of four; the fan-out is the integer nearest to its inverse.
         leaf_max: c_max of the leaf size c = min(leaf_alpha * ln L, c_max), tokens, rounded to a
             power of two (seed 3.1).
         leaf_alpha: alpha of the same.

@@ -61,6 +61,7 @@ def assert_matches_oracle(
     wide = [t.detach().double().requires_grad_() for t in leaves]
     rows = torch.arange(x.q.shape[2])
     rows = rows[~module.oracle_margin(*x, rows=rows)]
+    assert len(rows) >= 0.75 * x.q.shape[2], "rounding decides the selection of too many rows"
     got, want = (
         module(*leaves, x.mask)[:, :, rows],
         module.oracle(wide[0], wide[1], wide[2], x.mask, rows),
@@ -123,13 +124,13 @@ class AttentionContract:
                 p.copy_(torch.randn(p.shape, generator=g) * 0.3)
         return module
 
-    @pytest.mark.parametrize("length", lengths)
     @pytest.mark.parametrize("padded", [False, True])
     @pytest.mark.parametrize("causal", [False, True])
-    def test_matches_oracle(self, causal: bool, padded: bool, length: int) -> None:
+    def test_matches_oracle(self, causal: bool, padded: bool) -> None:
         for heads in (4, 2):
             module = self.trained(causal, heads)
-            assert_matches_oracle(module, make_inputs(module, length, padded=padded))
+            for length in self.lengths:
+                assert_matches_oracle(module, make_inputs(module, length, padded=padded))
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("causal", [False, True])
@@ -187,8 +188,16 @@ class AttentionContract:
         q, k, v, _ = make_inputs(module, 57, batch=3)
         whole = module(q, k, v)
         torch.testing.assert_close(whole[1:2], module(q[1:2], k[1:2], v[1:2]))
-        strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)]
-        torch.testing.assert_close(whole, module(*strided))
+        for a, b in ((1, 2), (2, 3)):  # tokens outermost; width not innermost
+            strided = [t.transpose(a, b).contiguous().transpose(a, b) for t in (q, k, v)]
+            torch.testing.assert_close(whole, module(*strided))
+
+    def test_autocast_leaves_it_alone(self) -> None:
+        module = self.trained(True)
+        x = make_inputs(module, 103)
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = module(*x)
+        torch.testing.assert_close(inside, module(*x))
 
     def test_bad_input_is_named(self) -> None:
         module = self.make(True)
@@ -198,7 +207,7 @@ class AttentionContract:
             ((q, k[:, :, :7], v), r"k has shape .* must be"),
             ((q, k, v.bfloat16()), r"v is torch.bfloat16 .* must be torch.float32"),
             ((q.long(), k.long(), v.long()), r"q is torch.int64: must be one of"),
-            ((q[:, :, :0], k[:, :, :0], v[:, :, :0]), r"N must be at least 1"),
+            ((q[:, :, :0], k[:, :, :0], v[:, :, :0]), r"B and N must be at least 1"),
             ((q, k, v, torch.ones(2, 7)), r"mask has shape \(2, 7\): must be \(B, N\) = \(2, 8\)"),
             ((q.to("meta"), k, v), r"k is torch.float32 on cpu: must be .* meta"),
         ):

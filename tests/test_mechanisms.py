@@ -123,6 +123,28 @@ def test_ucsa_options_match_the_oracle(fields: dict[str, object], causal: bool) 
     assert_matches_oracle(module, make_inputs(module, 150, padded=True))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("make", [small_msra, small_dala, small_ucsa])
+def test_odd_head_dimensions_match_the_oracle(
+    make: Callable[..., BaseAttention], causal: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SHAPE, "hidden_size", 28)
+        module = make(causal, 1)
+    assert_matches_oracle(module, make_inputs(module, 61))
+
+
+def test_the_budget_is_the_oracles_whatever_the_share() -> None:
+    module = small_ucsa(True, sparsity_factor=0.07, selected_blocks=20, candidate_blocks=200)
+    assert_matches_oracle(module, make_inputs(module, 219, batch=1))
+
+
+def test_the_rate_divides_the_window_at_every_configured_length() -> None:
+    for length in (1, 13, 20, 33, 10**6):
+        config = MSRAConfig(max_sequence_length=length)
+        assert config.window % config.rate == 0 and 2 <= config.rate <= 4
+
+
 def dense(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     return F.scaled_dot_product_attention(q.double(), k, v, is_causal=causal)
@@ -282,7 +304,7 @@ def test_the_checks_reject_wrong_kernels(
 @pytest.mark.parametrize(
     ("kind", "field", "value", "message"),
     [
-        (MSRAConfig, "window", 510, "multiple of the compression rate 4"),
+        (MSRAConfig, "window", 511, "divisible by an integer from 2 to compression_factor = 4"),
         (MSRAConfig, "calibration_factor", 1.5, r"in \[0, 1\]"),
         (MSRAConfig, "feature_fusion", "max", "'adaptive', 'uniform'"),
         (DALAConfig, "importance_threshold", 1.0, r"in \[0, 1\)"),

@@ -177,10 +177,10 @@ def test_flex_agrees_with_the_dense_kernel_where_it_runs_forward() -> None:
 def test_choose_names_what_is_allowed() -> None:
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"unknown kernel 'fast'; known: auto, cpu-flash"):
-        kernels.choose("fast", cpu, torch.float32, False)
+        kernels.choose("fast", cpu, torch.float32, 64, False)
     with pytest.raises(
         ValueError, match=r"'cuda-flash' cannot run this call: .*these can: cpu-flash"
     ):
-        kernels.choose("cuda-flash", cpu, torch.float32, False)
-    assert kernels.choose("auto", cpu, torch.float32, True).name == "cpu-flash"
+        kernels.choose("cuda-flash", cpu, torch.float32, 64, False)
+    assert kernels.choose("auto", cpu, torch.float32, 64, True).name == "cpu-flash"
     assert set(kernels.available()) == set(kernels.names())

@@ -6,15 +6,19 @@ Dimension suffixes used throughout ``danon``: B batch, H query heads, G key/valu
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from danon.attention import kernels
 from danon.config import AttentionConfig
 
-__all__ = ["BaseAttention", "check_inputs"]
+__all__ = ["BaseAttention", "check_inputs", "without_autocast"]
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,7 +42,15 @@ class BaseAttention(nn.Module):
     config: AttentionConfig
 
     def setup_attention(self, config: AttentionConfig) -> None:
-        """Keep the configuration (the seed's extension point)."""
+        """Keep the configuration (the seed's extension point).
+
+        Raises:
+            ValueError: ``config.kernel`` names no kernel; the message lists them.
+        """
+        if config.kernel not in ("auto", *kernels.names()):
+            raise ValueError(
+                f"unknown kernel {config.kernel!r}; known: auto, {', '.join(kernels.names())}"
+            )
         self.config = config
 
     def compute_attention(self, q: Tensor, k: Tensor) -> Tensor:
@@ -111,6 +123,21 @@ class BaseAttention(nn.Module):
         return None
 
 
+def without_autocast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorator of a forward(self, q, ...) that chooses the precision of every step itself."""
+
+    @functools.wraps(forward)
+    def run(
+        self: BaseAttention, q: Tensor, *args: Tensor | None, **kwargs: Tensor | None
+    ) -> Tensor:
+        kind = q.device.type
+        able = torch.amp.is_autocast_available(kind)
+        with torch.autocast(kind, enabled=False) if able else contextlib.nullcontext():
+            return forward(self, q, *args, **kwargs)
+
+    return run
+
+
 def check_inputs(
     config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
 ) -> None:
@@ -127,8 +154,8 @@ def check_inputs(
             f"q has shape {tuple(q.shape)}: must be (B, {config.num_heads}, N, {config.head_dim}) "
             "as configured"
         )
-    if N == 0:
-        raise ValueError(f"q has shape {tuple(q.shape)}: N must be at least 1")
+    if N == 0 or B == 0:
+        raise ValueError(f"q has shape {tuple(q.shape)}: B and N must be at least 1")
     want = (B, config.kv_heads, N, D)
     for name, x in (("k", k), ("v", v)):
         if tuple(x.shape) != want:

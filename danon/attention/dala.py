@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danon.attention.base import BaseAttention, check_inputs
+from danon.attention.base import BaseAttention, check_inputs, without_autocast
 from danon.attention.dala_parts import (
     GatedState,
     ImportanceNetwork,
@@ -68,6 +68,7 @@ class DALA(BaseAttention):
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(DALAConfig(**shape.shared()))
 
+    @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         c = self.cfg
         check_inputs(c, q, k, v, mask)
@@ -75,7 +76,7 @@ class DALA(BaseAttention):
         if self.training and c.attention_dropout:
             keep = torch.rand(B, N, device=q.device) >= c.attention_dropout
             mask = keep if mask is None else keep & (mask != 0)
-        q_, k_, v_ = (x.reshape(-1, N, D) for x in (q, k, v))
+        q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
         paths = _Paths(self, q_, k_, v_, seen)
         out, lse = union(
@@ -174,15 +175,22 @@ class _Paths:
         """One shift (X, N) per path."""
         X, N, D = self.q.shape
         c, g = self.m.cfg, self.m.cfg.global_tokens
-        kept = self.kept.to(near.dtype)[..., None]
-        chosen = Rows(self.index).load(k, 0, len(self.index)).to(near.dtype)
-        memory = ((chosen * kept).sum(2) / kept.sum(2).clamp_min(1)).transpose(0, 1)
+        memory = self._memory_means(k, near.dtype)
         paths = torch.stack((near, memory, state.to(near.dtype)), 2)  # (X, periods, 3, D)
         paths = paths.repeat_interleave(X // paths.shape[0], 0)
         tail = F.pad(self.q[:, g:], (0, 0, 0, -(N - g) % c.period)).unflatten(1, (-1, c.period))
         log_p = self.m.router(tail, paths).flatten(1, 2)[:, : N - g]
         sinks = self.m.router(self.q[:, :g], paths[:, 0])  # they see what the first period sees
         self.shifts = list(torch.cat((sinks, log_p), 1).unbind(-1))
+
+    def _memory_means(self, k: Tensor, dtype: torch.dtype, together: int = 32) -> Tensor:
+        """Mean key of each period's memory (X, periods, D), some periods at a time."""
+        means = []
+        for t in range(0, len(self.index), together):
+            kept = self.kept[t : t + together].to(dtype)[..., None]
+            chosen = Rows(self.index).load(k, t, min(t + together, len(self.index))).to(dtype)
+            means.append((chosen * kept).sum(2) / kept.sum(2).clamp_min(1))
+        return torch.cat(means).transpose(0, 1)
 
     def calls(self, decayed: bool) -> list[Call]:
         """What is visible, with the decay of the near window or without."""
@@ -211,7 +219,8 @@ class _Paths:
     def _decay(self, qt: Tiles, kt: Tiles) -> Tensor:
         """log gamma (1, X, C, L) of tiles whose queries and keys keep their distance."""
         C, L, away = qt.length, kt.length, qt.start - kt.start
+        wide = torch.promote_types(self.q.dtype, torch.float32)
         # Row c is a window of one line of distances: |away + c - l| for l = 0 ... L-1.
-        line = torch.arange(away + C - 1, away - L, -1, device=self.q.device, dtype=torch.float32)
+        line = torch.arange(away + C - 1, away - L, -1, device=self.q.device, dtype=wide)
         bias = self.m.log_decay(line.abs()).unfold(-1, L, 1).flip(-2)
         return bias.repeat(len(self.q) // len(bias), 1, 1)[None]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danon.attention.kernels import HIDDEN
-from danon.attention.pooling import sinusoid
+from danon.attention.pooling import sinusoid_pairs
 from danon.attention.union import Source
 
 __all__ = ["GatedState", "ImportanceNetwork", "Router", "period_means", "remember"]
@@ -25,16 +25,18 @@ class ImportanceNetwork(nn.Module):
         """Keys (X, N, D) -> scores (X, N), float32 or wider whatever the dtype of the keys."""
         wide = torch.promote_types(k.dtype, self.inner.weight.dtype)
         w, b = self.inner.weight.to(wide), self.inner.bias.to(wide)
-        place = F.linear(_positions(k.shape[1], k.shape[2], k.device).to(wide), w, b)
+        place = F.linear(_positions(k.shape[1], k.shape[2], wide, k.device), w, b)
         hidden = torch.tanh(F.linear(k.to(wide), w) + place)
         return F.linear(hidden, self.outer.weight.to(wide), self.outer.bias.to(wide)).squeeze(-1)
 
 
-def _positions(n: int, dim: int, device: torch.device, step: int = 512) -> Tensor:
+def _positions(
+    n: int, dim: int, dtype: torch.dtype, device: torch.device, step: int = 512
+) -> Tensor:
     """sinusoid(0 ... n-1) by the angle sum of coarse and fine positions: sines cost time."""
-    coarse = sinusoid(torch.arange(0, n, step, device=device), dim + dim % 2)
-    fine = sinusoid(torch.arange(min(n, step), device=device), dim + dim % 2)
-    (s, c), (t, d) = (x.float().unflatten(-1, (-1, 2)).unbind(-1) for x in (coarse, fine))
+    coarse = sinusoid_pairs(torch.arange(0, n, step, device=device), dim)
+    fine = sinusoid_pairs(torch.arange(min(n, step), device=device), dim)
+    (s, c), (t, d) = (x.to(dtype).unbind(-1) for x in (coarse, fine))
     s, c = s[:, None], c[:, None]
     pe = torch.stack((s * d + c * t, c * d - s * t), -1)
     return pe.flatten(2).flatten(0, 1)[:n, :dim]

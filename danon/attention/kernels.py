@@ -35,6 +35,8 @@ class Kernel(ABC):
     takes_bias: ClassVar[bool] = True
     grouped: ClassVar[bool] = True
     """Whether k and v may have fewer heads than q; if not, the union repeats them."""
+    head_dims: ClassVar[tuple[int, int]] = (1, 1 << 16)
+    """The head dimension is a multiple of the first and at most the second."""
 
     def missing(self) -> str | None:
         """Why this kernel cannot run on this machine at all, or None."""
@@ -42,7 +44,9 @@ class Kernel(ABC):
             return "no CUDA device"
         return None
 
-    def refuses(self, device: torch.device, dtype: torch.dtype, bias: bool) -> str | None:
+    def refuses(
+        self, device: torch.device, dtype: torch.dtype, head_dim: int, bias: bool
+    ) -> str | None:
         """Why this kernel cannot run this call, or None."""
         if reason := self.missing():
             return reason
@@ -52,6 +56,9 @@ class Kernel(ABC):
             return f"takes {', '.join(map(str, self.dtypes))}, not {dtype}"
         if bias and not self.takes_bias:
             return "takes no logit bias"
+        multiple, most = self.head_dims
+        if head_dim % multiple or head_dim > most:
+            return f"takes head dimensions up to {most} in steps of {multiple}, not {head_dim}"
         return None
 
     @abstractmethod
@@ -132,6 +139,7 @@ class CUDAFlash(Kernel):
     """FlashAttention-2 as PyTorch ships it."""
 
     name, device = "cuda-flash", "cuda"
+    head_dims = (8, 256)
     dtypes = HALF
     takes_bias = False
     grouped = False
@@ -160,6 +168,7 @@ class CUDAEfficient(Kernel):
     """Memory-efficient attention (CUTLASS) as PyTorch ships it; takes a bias."""
 
     name, device = "cuda-efficient", "cuda"
+    head_dims = (8, 1 << 16)
     dtypes = (torch.float32, *HALF)
     grouped = False
 
@@ -169,7 +178,7 @@ class CUDAEfficient(Kernel):
         out, lse, *_ = aten._scaled_dot_product_efficient_attention(
             q, k, v, _aligned(bias, q, k), True, 0.0, causal, scale=scale
         )
-        return out, lse[:, :, : q.shape[2]]  # the kernel rounds the row count up to 32
+        return out, _hidden(lse[:, :, : q.shape[2]], q)  # rows are rounded up to 32
 
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
@@ -188,6 +197,7 @@ class CUDACuDNN(Kernel):
     """cuDNN's fused attention as PyTorch ships it."""
 
     name, device = "cuda-cudnn", "cuda"
+    head_dims = (8, 256)
     dtypes = HALF
     takes_bias = False
     grouped = False
@@ -215,6 +225,7 @@ class _Package(Kernel):
     """A kernel from an optional package."""
 
     device = "cuda"
+    head_dims = (8, 256)
     dtypes: ClassVar[tuple[torch.dtype, ...]] = HALF
     takes_bias = False
     package: ClassVar[str]
@@ -280,7 +291,7 @@ class XFormers(_Package):
 
         made = self._bias(q, k, bias, causal)
         out, lse = run(*(x.transpose(1, 2) for x in (q, k, v)), made, 0.0, scale)
-        return out.transpose(1, 2), lse[:, :, : q.shape[2]]
+        return out.transpose(1, 2), _hidden(lse[:, :, : q.shape[2]], q)
 
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
@@ -366,6 +377,11 @@ def _aligned(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     return full.copy_(bias.clamp_min(torch.finfo(q.dtype).min / 2))
 
 
+def _hidden(lse: Tensor, q: Tensor) -> Tensor:
+    """HIDDEN again where the clamped bias of :func:`_aligned` left a row without an entry."""
+    return lse.masked_fill(lse < torch.finfo(q.dtype).min / 4, HIDDEN)
+
+
 def _no_dropout_state(device: torch.device) -> tuple[Tensor, Tensor]:
     """Seed and offset of a dropout that does not happen."""
     zero = torch.zeros((), dtype=torch.int64, device=device)
@@ -392,25 +408,27 @@ def available() -> dict[str, str | None]:
     return {name: kernel.missing() for name, kernel in _TABLE.items()}
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype, bias: bool) -> Kernel:
+def choose(
+    name: str, device: torch.device, dtype: torch.dtype, head_dim: int, bias: bool
+) -> Kernel:
     """The kernel for a call.
 
     Args:
         name: a kernel, or ``auto``: the first of cpu-flash, cuda-flash, cuda-efficient, dense that
-            takes this device, dtype and bias. So float64 on CUDA is dense; a biased branch on CUDA
-            is cuda-efficient.
+            takes this device, dtype, head dimension and bias. So float64 on CUDA is dense; a biased
+            branch on CUDA is cuda-efficient.
 
     Raises:
         ValueError: an unknown name, or a kernel that cannot run this call; nothing else is tried.
     """
     if name == "auto":
         for candidate in _AUTO:
-            if _TABLE[candidate].refuses(device, dtype, bias) is None:
+            if _TABLE[candidate].refuses(device, dtype, head_dim, bias) is None:
                 return _TABLE[candidate]
     if name not in _TABLE:
         raise ValueError(f"unknown kernel {name!r}; known: auto, {', '.join(_TABLE)}")
-    if reason := _TABLE[name].refuses(device, dtype, bias):
-        able = [n for n, k in _TABLE.items() if k.refuses(device, dtype, bias) is None]
+    if reason := _TABLE[name].refuses(device, dtype, head_dim, bias):
+        able = [n for n, k in _TABLE.items() if k.refuses(device, dtype, head_dim, bias) is None]
         raise ValueError(
             f"kernel {name!r} cannot run this call: {reason}; these can: {', '.join(able)}"
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from danon.attention.base import BaseAttention, check_inputs
+from danon.attention.base import BaseAttention, check_inputs, without_autocast
 from danon.attention.kernels import HIDDEN
 from danon.attention.oracles.msra import oracle
 from danon.attention.pooling import ImportancePool, sinusoid, soft_cap
@@ -87,11 +87,12 @@ class MSRA(BaseAttention):
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(MSRAConfig(**shape.shared()))
 
+    @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         c = self.cfg
         check_inputs(c, q, k, v, mask)
         B, H, N, D = q.shape
-        q_, k_, v_ = (x.reshape(-1, N, D) for x in (q, k, v))
+        q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
         bias = None if seen is None else torch.where(seen, 0.0, HIDDEN)
         levels = far_rects(N, c.window, c.rate, c.global_tokens, c.is_causal)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ImportancePool", "sinusoid", "soft_cap"]
+__all__ = ["ImportancePool", "sinusoid", "sinusoid_pairs", "soft_cap"]
 
 
 class ImportancePool(nn.Module):
@@ -90,7 +90,12 @@ def soft_cap(beta: Tensor, s: float) -> Tensor:
 
 
 def sinusoid(position: Tensor, dim: int) -> Tensor:
-    """PE of seed section 1.1: positions (n,) -> (n, dim) float, sines then cosines interleaved."""
+    """PE of seed section 1.1: positions (n,) -> (n, dim) float64, sine and cosine in turn."""
+    return sinusoid_pairs(position, dim).flatten(1)[:, :dim]
+
+
+def sinusoid_pairs(position: Tensor, dim: int) -> Tensor:
+    """(sine, cosine) of each frequency: positions (n,) -> (n, ceil(dim / 2), 2) float64."""
     half = torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim
     angle = position.double()[:, None] / 10000.0**half
-    return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :dim]
+    return torch.stack((angle.sin(), angle.cos()), -1)

@@ -65,19 +65,18 @@ def load(target: str) -> str:
     place, _, attr = target.rpartition(":")
     if not place or not attr:
         raise ValueError(f"attention {target!r}: must be a registered name or 'file.py:Class'")
+    path = Path(place).resolve()
+    if place.endswith(".py") and not path.is_file():
+        raise ValueError(f"attention {target!r}: no such file {path}")
     try:
         if place.endswith(".py"):
-            path = Path(place).resolve()
             spec = importlib.util.spec_from_file_location(f"danon_user_{path.stem}", path)
-            if spec is None or spec.loader is None or not path.is_file():
-                raise ValueError(f"attention {target!r}: no such file {path}")
+            assert spec is not None and spec.loader is not None  # a file that ends in .py
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module  # dataclasses and pickling look classes up here
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
-    except ValueError:
-        raise
     except Exception as error:
         raise ValueError(f"attention {target!r} does not import: {error!r}") from error
     cls = getattr(module, attr, None)

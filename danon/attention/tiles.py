@@ -7,7 +7,7 @@ them into few batched kernel calls over views, without copying a key.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 __all__ = ["Rect", "Rows", "Tiles", "batch", "near_rects"]
+
+TALLEST = 8192
+"""Queries of one tile, at most."""
 
 
 class Rect(NamedTuple):
@@ -63,7 +66,10 @@ class Tiles:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Gathered groups of rows: ``index`` (count, X, groups) int64, each ``size`` rows long."""
+    """Gathered groups of rows: ``index`` (count, X, groups) int64, each ``size`` rows long.
+
+    The tensors they are taken from are contiguous and hold whole groups.
+    """
 
     index: Tensor
     size: int = 1
@@ -78,9 +84,8 @@ class Rows:
 
     def _flat(self, x: Tensor, t0: int, t1: int) -> tuple[Tensor, Tensor]:
         """x as rows of whole groups, and the row numbers of tiles [t0, t1)."""
-        X, N = x.shape[:2]
-        groups = N // self.size
-        rows = x[:, : groups * self.size].reshape(X * groups, -1)
+        X, groups = x.shape[0], x.shape[1] // self.size
+        rows = x.view(X * groups, -1)
         head = torch.arange(X, device=x.device)[:, None] * groups
         return rows, (self.index[t0:t1] + head).flatten()
 
@@ -91,12 +96,6 @@ class Rows:
 
     def add_to(self, x: Tensor, tiles: Tensor, t0: int, t1: int) -> None:
         """Adjoint of :meth:`load`; x must be contiguous."""
-        X, N = x.shape[:2]
-        if N % self.size:
-            whole = x[:, : N // self.size * self.size].contiguous()
-            self.add_to(whole, tiles, t0, t1)
-            x[:, : whole.shape[1]] = whole
-            return
         rows, index = self._flat(x, t0, t1)
         rows.index_add_(0, index, tiles.reshape(index.numel(), -1))
 
@@ -104,7 +103,7 @@ class Rows:
 def batch(rects: Iterable[Rect]) -> list[tuple[Tiles, Tiles, bool]]:
     """Batch rectangles of equal size and regular spacing into (query tiles, key tiles, causal)."""
     by_size: dict[tuple[int, int, bool], list[Rect]] = {}
-    for r in rects:
+    for r in _cut(rects):
         if r.q1 > r.q0 and r.k1 > r.k0:
             by_size.setdefault((r.q1 - r.q0, r.k1 - r.k0, r.causal), []).append(r)
     calls = []
@@ -127,6 +126,16 @@ def batch(rects: Iterable[Rect]) -> list[tuple[Tiles, Tiles, bool]]:
             )
             first = last + 1
     return calls
+
+
+def _cut(rects: Iterable[Rect]) -> Iterator[Rect]:
+    """Tall rectangles in pieces, so that what a kernel call returns stays small."""
+    for r in rects:
+        if r.causal:  # a square on the diagonal is one piece
+            yield r
+            continue
+        for q0 in range(r.q0, r.q1, TALLEST):
+            yield r._replace(q0=q0, q1=min(q0 + TALLEST, r.q1))
 
 
 def _gap(a: Rect, b: Rect) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danon.attention.base import BaseAttention, check_inputs
+from danon.attention.base import BaseAttention, check_inputs, without_autocast
 from danon.attention.kernels import HIDDEN
 from danon.attention.oracles.ucsa import oracle, undecided
 from danon.attention.pooling import ImportancePool
@@ -63,11 +63,12 @@ class UCSA(BaseAttention):
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(UCSAConfig(**shape.shared()))
 
+    @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         c = self.cfg
         check_inputs(c, q, k, v, mask)
         B, H, N, D = q.shape
-        q_, k_, v_ = (x.reshape(-1, N, D) for x in (q, k, v))
+        q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
         bias = None if seen is None else torch.where(seen, 0.0, HIDDEN)
         sources = [Source(k_, v_, bias)]
@@ -136,7 +137,8 @@ class UCSA(BaseAttention):
                 seen[:, g:] if seen is not None else torch.ones_like(k[:, g:, 0], dtype=torch.bool)
             )
             bias = F.pad(torch.where(real, 0.0, HIDDEN), (0, fill), value=HIDDEN)
-        return Source(F.pad(k[:, g:], (0, 0, 0, fill)), F.pad(v[:, g:], (0, 0, 0, fill)), bias)
+        k, v = (F.pad(x[:, g:], (0, 0, 0, fill)).contiguous() for x in (k, v))
+        return Source(k, v, bias)
 
     @torch.no_grad()
     def _far_calls(self, q: Tensor, tree: Tree, seen: Tensor | None) -> list[Call]:
@@ -186,7 +188,7 @@ class UCSA(BaseAttention):
     def _budget(self, bounds: Tensor) -> Tensor:
         """Leaves each query may refine: at most ``sparsity_factor`` of those far from it."""
         far = bounds[:, 0] + bounds[:, 2] - bounds[:, 1]
-        share = (far * self.cfg.sparsity_factor).ceil().long()
+        share = (far.double() * self.cfg.sparsity_factor).ceil().long()
         return share.clamp_max(self.cfg.selected_blocks)
 
     def _calls(self, cut: Cut, chosen: Tensor, rows: Tiles, at: int, heads: int) -> list[Call]:
@@ -249,4 +251,5 @@ class UCSA(BaseAttention):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
     ) -> Tensor:
         """(R,) bool: rows whose selection is decided by less than rounding."""
-        return undecided(self, q, k, v, mask, rows)
+        with q.device:
+            return undecided(self, q, k, v, mask, rows)

@@ -115,9 +115,9 @@ class _Union(torch.autograd.Function):
         for call in calls:
             k, v, key_bias = flat[3 * call.source : 3 * call.source + 3]
             assert k is not None and v is not None
-            for t0, t1 in _chunks(call, q):
+            for t0, t1 in _chunks(call, q, key_bias is not None):
                 bias = _bias(call, key_bias, q, t0, t1)
-                run = kernels.choose(kernel, q.device, q.dtype, bias is not None)
+                run = kernels.choose(kernel, q.device, q.dtype, q.shape[-1], bias is not None)
                 qt = call.q.load(q, t0, t1)
                 kt, vt = (_repeat(call.k.load(x, t0, t1), q, k, run) for x in (k, v))
                 part, part_lse = run.forward(qt, kt, vt, bias, call.causal, scale)
@@ -164,9 +164,9 @@ class _Union(torch.autograd.Function):
         d_shifts = [torch.zeros_like(lse) if need[i] else None for i in range(n_shifts)]
         for call in calls:
             k, v, key_bias = flat[3 * call.source : 3 * call.source + 3]
-            for t0, t1 in _chunks(call, q):
+            for t0, t1 in _chunks(call, q, key_bias is not None):
                 bias = _bias(call, key_bias, q, t0, t1)
-                run = kernels.choose(kernel, q.device, q.dtype, bias is not None)
+                run = kernels.choose(kernel, q.device, q.dtype, q.shape[-1], bias is not None)
                 part_lse = call.q.load(lse, t0, t1) - call.offset
                 if call.shift is not None:
                     part_lse = part_lse - call.q.load(_not_none(shifts[call.shift]), t0, t1)
@@ -243,13 +243,13 @@ def _pad(x: Tensor, first: Tensor | None, second: Tensor | None) -> Tensor:
     return y
 
 
-def _chunks(call: Call, q: Tensor) -> list[tuple[int, int]]:
+def _chunks(call: Call, q: Tensor, biased: bool) -> list[tuple[int, int]]:
     """Ranges of tiles whose temporaries stay within CHUNK_BYTES."""
     X, _, D = q.shape
     tile = call.q.length * D
     if isinstance(call.k, Rows):
         tile += 2 * call.k.length * D
-    if call.bias is not None:
+    if biased or call.bias is not None:  # some kernels want it in full size
         tile += call.q.length * call.k.length
     step = max(1, CHUNK_BYTES // (4 * X * tile))
     return [(t, min(t + step, call.q.count)) for t in range(0, call.q.count, step)]

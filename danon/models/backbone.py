@@ -138,6 +138,6 @@ def _rotary(n: int, dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = rotary
+    cos, sin = (r.to(x.dtype) for r in rotary)  # under autocast x is narrower
     a, b, rest = x.split((cos.shape[-1], cos.shape[-1], x.shape[-1] % 2), -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
