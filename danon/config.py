@@ -277,8 +277,8 @@ class UCSAConfig(AttentionConfig):
     compression_ratio: float = 0.25
     leaf_max: int = 16
     leaf_alpha: float = 1.2
-    query_block: int = 64
-    candidate_blocks: int = 64
+    query_block: int = 128
+    candidate_blocks: int = 48
     selected_blocks: int = 16
     sparsity_factor: float = 1.0
 

@@ -310,7 +310,7 @@ def test_the_checks_reject_wrong_kernels(
         (DALAConfig, "importance_threshold", 1.0, r"in \[0, 1\)"),
         (DALAConfig, "router_temperature", 0.0, "> 0"),
         (DALAConfig, "memory_size", 0, ">= 1"),
-        (UCSAConfig, "local_window_size", 100, "multiple of query_block and leaf size: of 64"),
+        (UCSAConfig, "local_window_size", 100, "multiple of query_block and leaf size: of 128"),
         (UCSAConfig, "compression_ratio", 0.7, r"in \(0, 0.5\]"),
         (UCSAConfig, "sparsity_factor", 0, r"in \(0, 1\]"),
         (UCSAConfig, "num_heads", 7, "not a multiple"),

@@ -210,12 +210,9 @@ def _bias(call: Call, key_bias: Tensor | None, q: Tensor, t0: int, t1: int) -> T
     if key_bias is not None:
         per_key = call.k.load(key_bias.detach(), t0, t1)[:, :, None]
         per_key = per_key.repeat_interleave(q.shape[0] // key_bias.shape[0], dim=1)
-        bias = per_key if bias is None else bias + per_key
-    if bias is None:
-        return None
-    wide = torch.promote_types(q.dtype, torch.float32)
-    # Two hidden biases may add up; below the limit the kernels' own arithmetic stays finite.
-    return bias.to(wide).clamp_min(HIDDEN)
+        # Two hidden biases may add up; at the limit the kernels' own arithmetic stays finite.
+        bias = per_key if bias is None else (bias + per_key).clamp_min(HIDDEN)
+    return None if bias is None else bias.to(torch.promote_types(q.dtype, torch.float32))
 
 
 def _repeat(x: Tensor, q: Tensor, k: Tensor, run: kernels.Kernel) -> Tensor:
