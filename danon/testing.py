@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from danon.attention.base import BaseAttention
+from danon.measure.correctness import Subject, check_case, tolerances
 
 __all__ = [
     "AttentionContract",
@@ -106,6 +107,18 @@ def assert_causal(module: BaseAttention, x: Inputs, places: list[int]) -> None:
             assert float(moved.max()) <= 1e-6, f"output {first} sees a token after {place}"
 
 
+def _subject(module: BaseAttention, parameters: dict[str, Tensor]) -> Subject:
+    """The module and its oracle, as the suites' check takes them."""
+
+    def oracle(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+        return module.oracle(q, k, v, rows=rows)
+
+    def undecided(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+        return module.oracle_margin(q, k, v, None, rows)
+
+    return Subject(module, oracle, module.oracle_kind, parameters, parameters, undecided)
+
+
 class AttentionContract:
     """What every attention must do. Choose sizes in ``make`` so that N = 103 uses every branch."""
 
@@ -146,6 +159,21 @@ class AttentionContract:
             rows = rows[~module.oracle_margin(*x, rows=rows)]
             error = relative_error(module(*x)[:, :, rows], module.oracle(*x, rows=rows))
             assert error <= 2 * relative_error(dense, exact)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_low_precision_gradients_are_as_good_as_dense(
+        self, causal: bool, dtype: torch.dtype
+    ) -> None:
+        for length in self.half_lengths:
+            module = self.make(causal).eval()
+            q, k, v, _ = make_inputs(module, length, dtype=dtype)
+            rows = torch.arange(length)
+            parameters: dict[str, Tensor] = dict(module.named_parameters())
+            subject = _subject(module, parameters)
+            allowed = tolerances(q, k, v, rows, causal=causal, backward=True)
+            check = check_case(subject, q, k, v, rows, allowed, backward=True)
+            assert check.ok, check.reason
 
     def test_no_causal_leak(self) -> None:
         module = self.trained(True)

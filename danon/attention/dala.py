@@ -26,8 +26,6 @@ from danon.config import AttentionConfig, DALAConfig
 
 __all__ = ["DALA"]
 
-NEAR, MEMORY, STATE = range(3)
-
 
 @register("dala")
 class DALA(BaseAttention):
@@ -172,7 +170,7 @@ class _Paths:
         return F.pad(keys, (0, 0, 1, 0))[:, :-1], state
 
     def _route(self, k: Tensor, near: Tensor, state: Tensor) -> None:
-        """One shift (X, N) per path."""
+        """Shifts (X, N) of memory and state."""
         X, N, D = self.q.shape
         c, g = self.m.cfg, self.m.cfg.global_tokens
         memory = self._memory_means(k, near.dtype)
@@ -181,7 +179,9 @@ class _Paths:
         tail = F.pad(self.q[:, g:], (0, 0, 0, -(N - g) % c.period)).unflatten(1, (-1, c.period))
         log_p = self.m.router(tail, paths).flatten(1, 2)[:, : N - g]
         sinks = self.m.router(self.q[:, :g], paths[:, 0])  # they see what the first period sees
-        self.shifts = list(torch.cat((sinks, log_p), 1).unbind(-1))
+        # Only differences matter to the softmax: against the near path, as in MSRA.
+        log_p = torch.cat((sinks, log_p), 1)
+        self.shifts = list((log_p[..., 1:] - log_p[..., :1]).unbind(-1))
 
     def _memory_means(self, k: Tensor, dtype: torch.dtype, together: int = 32) -> Tensor:
         """Mean key of each period's memory (X, periods, D), some periods at a time."""
@@ -194,12 +194,12 @@ class _Paths:
 
     def calls(self, decayed: bool) -> list[Call]:
         """What is visible, with the decay of the near window or without."""
-        shift: list[int | None] = list(range(3)) if self.shifts else [None] * 3
+        memory, state = (0, 1) if self.shifts else (None, None)
         calls = []
         for part, rects in enumerate(self.near):
             for qt, kt, causal in batch(rects):
                 bias = self._decay(qt, kt) if decayed and part else None
-                calls.append(Call(0, qt, kt, causal, bias, shift=shift[NEAR]))
+                calls.append(Call(0, qt, kt, causal, bias))
         if not self.far:
             return calls
         periods = [Rect(*rows, p, p + 1) for p, rows in enumerate(self.rows)]
@@ -209,11 +209,11 @@ class _Paths:
             some = slice(kt.start, kt.start + kt.count * kt.step, kt.step)
             hidden = torch.where(self.kept[some], 0.0, HIDDEN)[:, :, None]
             hidden = hidden.repeat_interleave(len(self.q) // hidden.shape[1], 1)
-            calls.append(Call(1, qt, Rows(self.index[some]), bias=hidden, shift=shift[MEMORY]))
+            calls.append(Call(1, qt, Rows(self.index[some]), bias=hidden, shift=memory))
         for source, away in ((2, -2), (3, 2))[: len(self.sources) - 2]:
             rects = [Rect(*r[:2], r.k0 + away, r.k1 + away) for r in periods
                      if 0 <= r.k0 + away < len(self.rows)]  # fmt: skip
-            calls += [Call(source, qt, kt, shift=shift[STATE]) for qt, kt, _ in batch(rects)]
+            calls += [Call(source, qt, kt, shift=state) for qt, kt, _ in batch(rects)]
         return calls
 
     def _decay(self, qt: Tiles, kt: Tiles) -> Tensor:

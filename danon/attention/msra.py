@@ -98,14 +98,13 @@ class MSRA(BaseAttention):
         levels = far_rects(N, c.window, c.rate, c.global_tokens, c.is_causal)
         sources = [Source(k_, v_, bias), *self._nodes(k_, v_, seen, len(levels))]
         shifts = self._scale_weights(q_) if levels and c.feature_fusion == "adaptive" else []
-        weighed = bool(shifts)
         calls = [
-            Call(0, qt, kt, causal=causal, shift=0 if weighed else None)
+            Call(0, qt, kt, causal=causal)
             for part in near_rects(N, c.window, c.global_tokens, c.is_causal)
             for qt, kt, causal in batch(part)
         ]
         for level, sides in enumerate(levels, 1):
-            shift = min(level, c.num_levels) if weighed else None
+            shift = min(level, c.num_levels) - 1 if shifts else None
             # Where every visible node is whole its log(mass) is one number for the whole level.
             offset = level * math.log(c.rate) if sources[level].bias is None else 0.0
             calls += [
@@ -117,12 +116,16 @@ class MSRA(BaseAttention):
         return out.view(B, H, N, D)
 
     def _scale_weights(self, q: Tensor) -> list[Tensor]:
-        """log w_l of each query, for level 0 and every scale: (X, N) each."""
+        """log w_l - log w_0 of each query for every scale: (X, N) each.
+
+        Only differences matter to the softmax. Taken against level 0 they need no gradient of its
+        logits, which is a sum that nearly cancels.
+        """
         wide = torch.promote_types(q.dtype, torch.float32)
         hidden = F.linear(q.to(wide), self.fuse_h.to(wide))
         beta = [torch.tanh(hidden + x) @ self.fuse_v.to(wide) for x in self.fuse_x]
         capped = soft_cap(torch.stack(beta), self.cfg.stability_factor)
-        return list(capped.log_softmax(0))
+        return list(capped[1:] - capped[0])
 
     def _nodes(self, k: Tensor, v: Tensor, seen: Tensor | None, levels: int) -> list[Source]:
         if self.cfg.memory_efficient and torch.is_grad_enabled():

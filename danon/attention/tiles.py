@@ -97,7 +97,7 @@ class Rows:
     def add_to(self, x: Tensor, tiles: Tensor, t0: int, t1: int) -> None:
         """Adjoint of :meth:`load`; x must be contiguous."""
         rows, index = self._flat(x, t0, t1)
-        rows.index_add_(0, index, tiles.reshape(index.numel(), -1))
+        rows.index_add_(0, index, tiles.reshape(index.numel(), -1).to(x.dtype))
 
 
 def batch(rects: Iterable[Rect]) -> list[tuple[Tiles, Tiles, bool]]:
