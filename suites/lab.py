@@ -176,7 +176,7 @@ class Lab:
         if kind not in self._rates:
             self._rates[kind] = matmul_rate(specimen.device, specimen.q.dtype)
         rate = self._rates[kind]
-        pairs = specimen.module.visible_pairs(case.length)
+        pairs = specimen.module.counted_pairs(specimen.k)
         if pairs is None:
             return {"matmul_flops_per_s": rate}
         useful = 4 * case.head_dim * case.heads * pairs * case.batch / seconds

@@ -226,6 +226,18 @@ def test_msra_visible_pairs_counts_what_is_computed(length: int, causal: bool) -
     assert int(entries_seen(module, length)[0].sum()) == module.visible_pairs(length)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [3, 11, 19, 20, 103, 150])
+def test_dala_counts_the_pairs_of_these_keys(length: int, causal: bool) -> None:
+    module = small_dala(causal)
+    k = make_inputs(module, length, batch=1)[1]
+    seen = entries_seen(module, length)
+    assert module.counted_pairs(k) == pytest.approx(seen.sum().item() / len(seen), rel=1e-12)
+    assert module.counted_pairs(k) <= module.visible_pairs(length)
+    full = small_dala(causal, importance_threshold=0.0)
+    assert int(entries_seen(full, length)[0].sum()) == full.visible_pairs(length)
+
+
 def test_msra_entries_grow_with_the_logarithm() -> None:
     module = MSRA(MSRAConfig(hidden_size=64, num_heads=1, causal=True))
     per_query = [module.visible_pairs(n) / n for n in (2**14, 2**16, 2**18, 2**20)]

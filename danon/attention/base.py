@@ -119,8 +119,15 @@ class BaseAttention(nn.Module):
         return torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
 
     def visible_pairs(self, length: int) -> int | None:
-        """(query, entry) pairs of one head in a forward pass; None where that has no meaning."""
+        """(query, entry) pairs of one head in a forward pass; None where that has no meaning.
+
+        Where the number depends on the keys: the most there can be.
+        """
         return None
+
+    def counted_pairs(self, k: Tensor) -> float | None:
+        """(query, entry) pairs of one head, on average, over these keys (B, G, N, D)."""
+        return self.visible_pairs(k.shape[-2])
 
 
 def without_autocast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

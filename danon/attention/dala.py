@@ -97,17 +97,51 @@ class DALA(BaseAttention):
         w = (c.base_window * 2.0 ** (heads % 4))[:, None]
         return -c.decay_rate * distance - distance.square() / (2 * w.square())
 
+    def choose_memory(self, k: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What each period remembers of keys (X, N, D), ``seen`` (X, N) of which count.
+
+        Returns:
+            Scores (X, N); the chosen tokens (periods, X, memory_size); bool, which are kept.
+        """
+        c, g = self.cfg, self.cfg.global_tokens
+        score = self.importance(k)
+        choice = score.detach()
+        if c.importance_threshold:
+            limit = math.log(c.importance_threshold / (1 - c.importance_threshold))
+            choice = choice.masked_fill(choice <= limit, -torch.inf)
+        if seen is not None:
+            choice = choice.masked_fill(~seen, -torch.inf)
+        index, kept = remember(choice[:, g:], c.period, c.memory_size, c.is_causal)
+        return score, index + g, kept
+
     def visible_pairs(self, length: int) -> int:
-        """Pairs when the memory is as full as it can be."""
+        c, g = self.cfg, self.cfg.global_tokens
+        starts = range(0, max(0, length - g), c.period)
+        older = [max(0, start - c.period) for start in starts]
+        later = [max(0, length - g - start - 2 * c.period) for start in starts]
+        if c.is_causal:
+            later = [0] * len(later)
+        full = [min(c.memory_size, a + b) for a, b in zip(older, later, strict=True)]
+        return int(self._pairs(length, full))
+
+    @torch.no_grad()
+    def counted_pairs(self, k: Tensor) -> float:
+        N, D = k.shape[-2:]
+        if N - self.cfg.global_tokens <= 2 * self.cfg.period:  # nothing is outside the near window
+            return self.visible_pairs(N)
+        kept = self.choose_memory(k.reshape(-1, N, D), None)[2].sum(-1).double().mean(-1)
+        return self._pairs(N, kept.tolist())
+
+    def _pairs(self, length: int, memory: list[int] | list[float]) -> float:
+        """Pairs when each period remembers so many tokens."""
         c, g = self.cfg, self.cfg.global_tokens
         near = near_rects(length, c.period, g, c.is_causal)
-        pairs = sum(r.pairs for part in near for r in part)
-        for p in range(math.ceil((length - g) / c.period)):
+        pairs: float = sum(r.pairs for part in near for r in part)
+        for p, remembered in enumerate(memory):
             rows = min(c.period, length - g - p * c.period)
-            older = max(0, (p - 1) * c.period)
-            later = 0 if c.is_causal else max(0, length - g - (p + 2) * c.period)
-            states = (older > 0) + (later > 0)
-            pairs += rows * (min(c.memory_size, older + later) + states)
+            rows += g if p == 0 else 0  # the first tokens see what the first period sees
+            past, future = p > 1, not c.is_causal and p + 2 < len(memory)
+            pairs += rows * (remembered + past + future)
         return pairs
 
     def oracle(
@@ -142,16 +176,7 @@ class _Paths:
                 self._route(k, keys, states)
 
     def _remember(self, k: Tensor, v: Tensor, seen: Tensor | None) -> None:
-        c, g = self.m.cfg, self.m.cfg.global_tokens
-        score = self.m.importance(k)
-        choice = score.detach()
-        if c.importance_threshold:
-            limit = math.log(c.importance_threshold / (1 - c.importance_threshold))
-            choice = choice.masked_fill(choice <= limit, -torch.inf)
-        if seen is not None:
-            choice = choice.masked_fill(~seen, -torch.inf)
-        index, self.kept = remember(choice[:, g:], c.period, c.memory_size, c.is_causal)
-        self.index = index + g
+        score, self.index, self.kept = self.m.choose_memory(k, seen)
         self.sources.append(Source(k, v, F.logsigmoid(score)))
 
     def _states(self, k: Tensor, v: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
