@@ -270,6 +270,12 @@ class UCSAConfig(AttentionConfig):
         candidate_blocks: leaf blocks a query may choose from (also the width of the descent).
         selected_blocks: leaf blocks a query refines to single tokens, at most.
         sparsity_factor: bound on the share of the far leaf blocks that a query refines, in (0, 1].
+        enable_cache: bound what a stream keeps. False: it keeps every token.
+        max_cache_size: tokens beyond the local window that a stream keeps at full resolution, a
+            whole number of leaves; it keeps as many nodes of each level. An evicted leaf remains as
+            a node, an evicted node under its parent.
+        cache_strategy: which leaf is evicted: ``lru`` the one whose last refinement is longest
+            ago, ``lfu`` the least often refined, ``fifo`` the oldest; the older one of equals.
     """
 
     local_window_size: int = 256
@@ -281,6 +287,9 @@ class UCSAConfig(AttentionConfig):
     candidate_blocks: int = 48
     selected_blocks: int = 16
     sparsity_factor: float = 1.0
+    enable_cache: bool = True
+    max_cache_size: int = 10_000
+    cache_strategy: Literal["lru", "lfu", "fifo"] = "lru"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -296,6 +305,8 @@ class UCSAConfig(AttentionConfig):
         _require(self.local_window_size >= 1 and self.local_window_size % unit == 0, self,
                  "local_window_size",
                  f"a positive multiple of query_block and leaf size: of {unit}")  # fmt: skip
+        _require(self.max_cache_size >= self.local_window_size, self, "max_cache_size",
+                 f">= local_window_size = {self.local_window_size}, one block")  # fmt: skip
 
     @property
     def fanout(self) -> int:

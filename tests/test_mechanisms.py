@@ -276,7 +276,9 @@ def test_the_checks_reject_wrong_kernels(
         torch.nn.init.normal_(p, std=0.3)
     for home in (msra_module, dala_module, ucsa_module):
         if mutant == "off-by-one mask":
-            monkeypatch.setattr(home, "batch", lambda r, real=home.batch: real(off_by_one(list(r))))
+            monkeypatch.setattr(
+                home, "batch", lambda r, *at, real=home.batch: real(off_by_one(list(r)), *at)
+            )
         elif mutant == "one token leaks":
             monkeypatch.setattr(home, "near_rects", leaking)
     if mutant == "missing log-mass":

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from danon.config import AttentionConfig
 
 __all__ = ["BaseAttention", "check_inputs", "without_autocast"]
 
+_Out = TypeVar("_Out")
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -130,13 +131,11 @@ class BaseAttention(nn.Module):
         return self.visible_pairs(k.shape[-2])
 
 
-def without_autocast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def without_autocast(forward: Callable[..., _Out]) -> Callable[..., _Out]:
     """Decorator of a forward(self, q, ...) that chooses the precision of every step itself."""
 
     @functools.wraps(forward)
-    def run(
-        self: BaseAttention, q: Tensor, *args: Tensor | None, **kwargs: Tensor | None
-    ) -> Tensor:
+    def run(self: BaseAttention, q: Tensor, *args: object, **kwargs: object) -> _Out:
         kind = q.device.type
         able = torch.amp.is_autocast_available(kind)
         with torch.autocast(kind, enabled=False) if able else contextlib.nullcontext():

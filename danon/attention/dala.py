@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danon.attention.base import BaseAttention, check_inputs, without_autocast
+from danon.attention.base import check_inputs, without_autocast
 from danon.attention.dala_parts import (
     GatedState,
     ImportanceNetwork,
     Router,
     period_means,
     remember,
+    remember_both_sides,
 )
 from danon.attention.kernels import HIDDEN
 from danon.attention.oracles.dala import oracle
 from danon.attention.registry import register
+from danon.attention.stream import Part, Span, StreamingAttention, span_of, tensor_of
 from danon.attention.tiles import Rect, Rows, Tiles, batch, near_rects
 from danon.attention.union import Call, Source, union
 from danon.config import AttentionConfig, DALAConfig
@@ -28,7 +32,7 @@ __all__ = ["DALA"]
 
 
 @register("dala")
-class DALA(BaseAttention):
+class DALA(StreamingAttention):
     """Dynamic adaptive long-range attention (seed section 2).
 
     Tokens after the first ``global_tokens`` fall into periods. A query sees, under one softmax:
@@ -76,19 +80,53 @@ class DALA(BaseAttention):
             mask = keep if mask is None else keep & (mask != 0)
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
-        paths = _Paths(self, q_, k_, v_, seen)
+        return self._attend(q_, _whole(self, q_, k_, v_, seen)).view(B, H, N, D)
+
+    def _attend(self, q: Tensor, paths: _Paths) -> Tensor:
+        c, scale = self.cfg, self.cfg.head_dim**-0.5
         out, lse = union(
-            q_, paths.sources, paths.calls(decayed=True), paths.shifts, scale=D**-0.5,
-            kernel=c.kernel,
-        )  # fmt: skip
+            q, paths.sources, paths.calls(decayed=True), paths.shifts, scale=scale, kernel=c.kernel
+        )
         if c.decay == "literal":
             # softmax(e) * gamma = softmax(e + log gamma) * exp(lse with decay - lse without).
             _, plain = union(
-                q_, paths.sources, paths.calls(decayed=False), paths.shifts, scale=D**-0.5,
+                q, paths.sources, paths.calls(decayed=False), paths.shifts, scale=scale,
                 kernel=c.kernel,
             )  # fmt: skip
             out = out * (lse - plain).exp()[..., None].to(out.dtype)
-        return out.view(B, H, N, D)
+        return out
+
+    def begin(self, empty: Tensor) -> Mapping[str, Part]:
+        X, _, D = empty.shape
+        wide = torch.promote_types(empty.dtype, torch.float32)
+        slots = empty.new_zeros(X, self.cfg.memory_size, D)
+        return {
+            **{name: Span.of(empty) for name in ("sink_k", "sink_v", "k", "v")},
+            "score": Span.of(empty[..., 0].to(wide)),
+            "memory_k": slots,
+            "memory_v": slots,
+            "memory_score": torch.full(
+                slots.shape[:2], -torch.inf, dtype=wide, device=empty.device
+            ),
+            "state": torch.zeros(X, 2, 2 * D, dtype=wide, device=empty.device),
+        }
+
+    def advance(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, Part]
+    ) -> tuple[Tensor, Mapping[str, Part]]:
+        g, P, stop = self.cfg.global_tokens, self.cfg.period, start + k.shape[1]
+        after = dict(parts)
+        sinks = max(0, min(g, stop) - start)
+        new = {"k": k, "v": v, "score": self.importance(k[:, sinks:], start + sinks)}
+        for name in ("k", "v"):
+            after[f"sink_{name}"] = span_of(after, f"sink_{name}").append(new[name][:, :sinks])
+            new[name] = new[name][:, sinks:]
+        for name, x in new.items():
+            after[name] = span_of(after, name).append(x)
+        out = self._attend(q, _chunk(self, q, start, after))
+        for name in new:
+            after[name] = span_of(after, name).since(max(0, (stop - g) // P - 1) * P)
+        return out, after
 
     def log_decay(self, distance: Tensor) -> Tensor:
         """log gamma of every query head at the distances |i - j| (n,): (H, n)."""
@@ -105,14 +143,22 @@ class DALA(BaseAttention):
         """
         c, g = self.cfg, self.cfg.global_tokens
         score = self.importance(k)
-        choice = score.detach()
-        if c.importance_threshold:
-            limit = math.log(c.importance_threshold / (1 - c.importance_threshold))
-            choice = choice.masked_fill(choice <= limit, -torch.inf)
+        choice = self.keepable(score.detach())[:, g:]
         if seen is not None:
-            choice = choice.masked_fill(~seen, -torch.inf)
-        index, kept = remember(choice[:, g:], c.period, c.memory_size, c.is_causal)
-        return score, index + g, kept
+            choice = choice.masked_fill(~seen[:, g:], -torch.inf)
+        if not c.is_causal:
+            index, kept = remember_both_sides(choice, c.period, c.memory_size)
+            return score, index + g, kept
+        periods = range(math.ceil(choice.shape[1] / c.period))
+        index, best = remember(choice, c.period, c.memory_size, periods)
+        return score, index + g, best > -torch.inf
+
+    def keepable(self, score: Tensor) -> Tensor:
+        """Scores with those that do not pass the threshold made -inf."""
+        if not self.cfg.importance_threshold:
+            return score
+        limit = math.log(self.cfg.importance_threshold / (1 - self.cfg.importance_threshold))
+        return score.masked_fill(score <= limit, -torch.inf)
 
     def visible_pairs(self, length: int) -> int:
         c, g = self.cfg, self.cfg.global_tokens
@@ -157,95 +203,182 @@ class DALA(BaseAttention):
             return oracle(self, q, k, v, mask, rows)
 
 
+@dataclass
 class _Paths:
-    """The entries of one forward pass: sources, router shifts, and the calls over them."""
+    """The entries of queries [start, start + n): sources, router shifts, and the calls over them.
 
-    def __init__(self, m: DALA, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> None:
-        c, N = m.cfg, q.shape[1]
-        self.m, self.q = m, q
-        self.near = near_rects(N, c.period, c.global_tokens, c.is_causal)
-        self.rows = [(r.q0, r.q1) for r in self.near[1]]  # the queries of each period
-        self.sources = [Source(k, v, None if seen is None else torch.where(seen, 0.0, HIDDEN))]
-        self.shifts: list[Tensor] = []
-        # Only from the third period on is there anything outside the near window.
-        self.far = len(self.rows) > 2
-        if self.far:
-            self._remember(k, v, seen)
-            keys, states = self._states(k, v, seen)
-            if c.use_adaptive_router:
-                self._route(k, keys, states)
+    Attributes:
+        sources: tokens; memory; states of the past; then states of the future or the first tokens.
+        sinks: which source holds the first tokens.
+        row: the token in row 0 of source 0.
+        index, kept: rows of source 1 that each period remembers (periods, X, size), and whether
+            there is one; from the period of the first query on.
+        states: (source, entry that the first query's period sees) of each source of states.
+        shifts: of memory and state.
+    """
 
-    def _remember(self, k: Tensor, v: Tensor, seen: Tensor | None) -> None:
-        score, self.index, self.kept = self.m.choose_memory(k, seen)
-        self.sources.append(Source(k, v, F.logsigmoid(score)))
+    m: DALA
+    q: Tensor
+    start: int
+    sources: list[Source]
+    sinks: int = 0
+    row: int = 0
+    index: Tensor | None = None
+    kept: Tensor | None = None
+    states: tuple[tuple[int, int], ...] = ()
+    shifts: tuple[Tensor, ...] = ()
 
-    def _states(self, k: Tensor, v: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Adds the state sources; returns mean keys and state keys by period, (X, periods, D)."""
-        c, g = self.m.cfg, self.m.cfg.global_tokens
-        tail = None if seen is None else seen[:, g:]
-        keys, count = period_means(k[:, g:], tail, c.period)
-        means = torch.cat((keys, period_means(v[:, g:], tail, c.period)[0]), -1)
-        past = self.m.state(means, count, reverse=False)
-        self.sources.append(Source(past.k.to(k.dtype), past.v.to(k.dtype), past.bias))
-        state = F.pad(past.k, (0, 0, 2, 0))[:, :-2]  # period p sees the state after p - 2
-        if not c.is_causal:
-            future = self.m.state(means, count, reverse=True)
-            self.sources.append(Source(future.k.to(k.dtype), future.v.to(k.dtype), future.bias))
-            state = (state + F.pad(future.k, (0, 0, 0, 2))[:, 2:]) / 2
-        return F.pad(keys, (0, 0, 1, 0))[:, :-1], state
+    def __post_init__(self) -> None:
+        c, g, stop = self.m.cfg, self.m.cfg.global_tokens, self.start + self.q.shape[1]
+        self.first = max(0, self.start - g) // c.period
+        self.periods = []
+        for p in range(self.first, math.ceil(max(0, stop - g) / c.period)):
+            q0 = 0 if p == 0 and not c.is_causal else max(self.start, g + p * c.period)
+            self.periods.append(Rect(q0, min(stop, g + (p + 1) * c.period), p, p + 1))
 
-    def _route(self, k: Tensor, near: Tensor, state: Tensor) -> None:
-        """Shifts (X, N) of memory and state."""
-        X, N, D = self.q.shape
-        c, g = self.m.cfg, self.m.cfg.global_tokens
-        memory = self._memory_means(k, near.dtype)
-        paths = torch.stack((near, memory, state.to(near.dtype)), 2)  # (X, periods, 3, D)
-        paths = paths.repeat_interleave(X // paths.shape[0], 0)
-        tail = F.pad(self.q[:, g:], (0, 0, 0, -(N - g) % c.period)).unflatten(1, (-1, c.period))
-        log_p = self.m.router(tail, paths).flatten(1, 2)[:, : N - g]
-        sinks = self.m.router(self.q[:, :g], paths[:, 0])  # they see what the first period sees
+    def route(self, near: Tensor, memory: Source, state: Tensor) -> None:
+        """Set the shifts (X, n) of memory and state.
+
+        Args:
+            near: mean key before each period (X, periods, D).
+            memory: source of the remembered tokens.
+            state: key of the state each period sees (X, periods, D).
+        """
+        c, g, (X, n, _) = self.m.cfg, self.m.cfg.global_tokens, self.q.shape
+        paths = torch.stack((near, self._memory_means(memory.k, near.dtype), state), 2)
+        paths = paths.repeat_interleave(X // paths.shape[0], 0)  # (X, periods, 3, D)
+        sinks = max(0, min(n, g - self.start))
+        front = max(0, self.start - g) % c.period  # of the first period, before the first query
+        tail = F.pad(self.q[:, sinks:], (0, 0, front, -(front + n - sinks) % c.period))
+        log_p = self.m.router(tail.unflatten(1, (-1, c.period)), paths).flatten(1, 2)
+        log_p = log_p[:, front : front + n - sinks]
+        if sinks:  # they see what the first period sees
+            log_p = torch.cat((self.m.router(self.q[:, :sinks], paths[:, 0]), log_p), 1)
         # Only differences matter to the softmax: against the near path, as in MSRA.
-        log_p = torch.cat((sinks, log_p), 1)
-        self.shifts = list((log_p[..., 1:] - log_p[..., :1]).unbind(-1))
+        self.shifts = (log_p[..., 1:] - log_p[..., :1]).unbind(-1)
 
     def _memory_means(self, k: Tensor, dtype: torch.dtype, together: int = 32) -> Tensor:
         """Mean key of each period's memory (X, periods, D), some periods at a time."""
+        assert self.index is not None and self.kept is not None
         means = []
-        for t in range(0, len(self.index), together):
-            kept = self.kept[t : t + together].to(dtype)[..., None]
-            chosen = Rows(self.index).load(k, t, min(t + together, len(self.index))).to(dtype)
+        for t in range(0, len(self.periods), together):
+            end = min(t + together, len(self.periods))
+            kept = self.kept[t:end].to(dtype)[..., None]
+            chosen = Rows(self.index).load(k, t, end).to(dtype)
             means.append((chosen * kept).sum(2) / kept.sum(2).clamp_min(1))
         return torch.cat(means).transpose(0, 1)
 
     def calls(self, decayed: bool) -> list[Call]:
         """What is visible, with the decay of the near window or without."""
+        c, stop = self.m.cfg, self.start + self.q.shape[1]
         memory, state = (0, 1) if self.shifts else (None, None)
+        near = near_rects(stop, c.period, c.global_tokens, c.is_causal, self.start)
         calls = []
-        for part, rects in enumerate(self.near):
-            for qt, kt, causal in batch(rects):
-                bias = self._decay(qt, kt) if decayed and part else None
-                calls.append(Call(0, qt, kt, causal, bias))
-        if not self.far:
+        for part, rects in enumerate(near):
+            source, row = (0, self.row) if part else (self.sinks, 0)
+            # The decay goes by the distance: only tiles of equal distance share a call.
+            for away in sorted({r.q0 - r.k0 for r in rects}):
+                alike = [r for r in rects if r.q0 - r.k0 == away]
+                for qt, kt, causal in batch(alike, self.start, row):
+                    bias = self._decay(qt, kt) if decayed and part else None
+                    calls.append(Call(source, qt, kt, causal, bias))
+        if self.index is None or self.kept is None:
             return calls
-        periods = [Rect(*rows, p, p + 1) for p, rows in enumerate(self.rows)]
-        if self.m.cfg.is_causal:
-            periods = periods[2:]
-        for qt, kt, _ in batch(periods):
+        periods = [r for r in self.periods if r.k0 >= 2 or not c.is_causal]
+        for qt, kt, _ in batch(periods, self.start, self.first):
             some = slice(kt.start, kt.start + kt.count * kt.step, kt.step)
             hidden = torch.where(self.kept[some], 0.0, HIDDEN)[:, :, None]
             hidden = hidden.repeat_interleave(len(self.q) // hidden.shape[1], 1)
             calls.append(Call(1, qt, Rows(self.index[some]), bias=hidden, shift=memory))
-        for source, away in ((2, -2), (3, 2))[: len(self.sources) - 2]:
-            rects = [Rect(*r[:2], r.k0 + away, r.k1 + away) for r in periods
-                     if 0 <= r.k0 + away < len(self.rows)]  # fmt: skip
-            calls += [Call(source, qt, kt, shift=state) for qt, kt, _ in batch(rects)]
+        for source, entry in self.states:
+            most = self.sources[source].k.shape[1]
+            seen = [r._replace(k0=at, k1=at + 1) for r in periods
+                    if 0 <= (at := r.k0 - self.first + entry) < most]  # fmt: skip
+            calls += [Call(source, qt, kt, shift=state) for qt, kt, _ in batch(seen, self.start)]
         return calls
 
     def _decay(self, qt: Tiles, kt: Tiles) -> Tensor:
         """log gamma (1, X, C, L) of tiles whose queries and keys keep their distance."""
-        C, L, away = qt.length, kt.length, qt.start - kt.start
+        C, L, away = qt.length, kt.length, self.start + qt.start - (self.row + kt.start)
         wide = torch.promote_types(self.q.dtype, torch.float32)
         # Row c is a window of one line of distances: |away + c - l| for l = 0 ... L-1.
         line = torch.arange(away + C - 1, away - L, -1, device=self.q.device, dtype=wide)
         bias = self.m.log_decay(line.abs()).unfold(-1, L, 1).flip(-2)
         return bias.repeat(len(self.q) // len(bias), 1, 1)[None]
+
+
+def _whole(m: DALA, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> _Paths:
+    """The paths of whole sequences."""
+    c, g = m.cfg, m.cfg.global_tokens
+    paths = _Paths(
+        m, q, 0, [Source(k, v, None if seen is None else torch.where(seen, 0.0, HIDDEN))]
+    )
+    if len(paths.periods) <= 2:  # nothing is outside the near window
+        return paths
+    score, paths.index, paths.kept = m.choose_memory(k, seen)
+    memory = Source(k, v, F.logsigmoid(score))
+    tail = None if seen is None else seen[:, g:]
+    keys, count = period_means(k[:, g:], tail, c.period)
+    means = torch.cat((keys, period_means(v[:, g:], tail, c.period)[0]), -1)
+    past = m.state.entries(*m.state(means, count))
+    paths.sources += [memory, Source(past.k.to(k.dtype), past.v.to(k.dtype), past.bias)]
+    paths.states = ((2, -2),)  # period p sees the state after p - 2
+    state = F.pad(past.k, (0, 0, 2, 0))[:, :-2]
+    if not c.is_causal:
+        future = m.state.entries(*m.state(means, count, reverse=True))
+        paths.sources.append(Source(future.k.to(k.dtype), future.v.to(k.dtype), future.bias))
+        paths.states = ((2, -2), (3, 2))
+        state = (state + F.pad(future.k, (0, 0, 0, 2))[:, 2:]) / 2
+    if c.use_adaptive_router:
+        paths.route(F.pad(keys, (0, 0, 1, 0))[:, :-1], memory, state)
+    return paths
+
+
+def _chunk(m: DALA, q: Tensor, start: int, parts: dict[str, Part]) -> _Paths:
+    """The paths of the next tokens of a stream, which ``parts`` already hold; updates the rest."""
+    c, g, stop = m.cfg, m.cfg.global_tokens, start + q.shape[1]
+    k, v, score = (span_of(parts, name) for name in ("k", "v", "score"))
+    old_k, old_v, old_score, state = (
+        tensor_of(parts, name) for name in ("memory_k", "memory_v", "memory_score", "state")
+    )
+    sinks = Source(span_of(parts, "sink_k").rows, span_of(parts, "sink_v").rows)
+    paths = _Paths(m, q, start, [Source(k.rows, v.rows), sinks], sinks=1, row=g + k.start)
+    if stop <= g:
+        return paths
+    # Rows hold tokens from one period before the first query's on (if there is one).
+    first, base, following = paths.first, k.start // c.period, (stop - g) // c.period
+    numbers = torch.arange(k.size, k.size + c.memory_size, device=q.device).expand_as(old_score)
+    index, best = remember(
+        m.keepable(score.rows), c.period, c.memory_size, range(first, following + 1), base,
+        (old_score, numbers),
+    )  # fmt: skip
+    memory = Source(
+        torch.cat((k.rows, old_k), 1), torch.cat((v.rows, old_v), 1),
+        F.logsigmoid(torch.cat((score.rows, old_score.clamp_min(HIDDEN)), 1)),
+    )  # fmt: skip
+    keys, _ = period_means(k.rows, None, c.period)
+    means = torch.cat((keys, period_means(v.rows, None, c.period)[0]), -1)
+    means = means[:, first - base : following - base]  # of the periods that end in this chunk
+    if means.shape[1]:
+        every = torch.ones_like(means[..., 0])
+        new, _ = m.state(means, every, state[:, 1])
+        state = torch.cat((state, new), 1)
+    met = torch.arange(first - 2, following, device=q.device) >= 0
+    past = m.state.entries(state, met.expand(state.shape[:2]))
+    count = len(paths.periods)
+    if paths.periods[-1].k0 >= 2:
+        paths.index, paths.kept = index[:count], best[:count] > -torch.inf
+        paths.sources.insert(1, memory)
+        paths.sources.insert(2, Source(past.k.to(k.rows.dtype), past.v.to(k.rows.dtype), past.bias))
+        paths.sinks, paths.states = 3, ((2, 0),)
+        if c.use_adaptive_router:
+            near = keys if base < first else F.pad(keys, (0, 0, 1, 0))
+            paths.route(near[:, :count], memory, past.k[:, :count])
+    at = index[-1][..., None].expand_as(old_k)
+    parts |= {
+        "memory_k": memory.k.gather(1, at),
+        "memory_v": memory.v.gather(1, at),
+        "memory_score": best[-1],
+        "state": state[:, -2:].clone(),
+    }
+    return paths

@@ -10,7 +10,8 @@ from danon.attention.kernels import HIDDEN
 from danon.attention.pooling import sinusoid_pairs
 from danon.attention.union import Source
 
-__all__ = ["GatedState", "ImportanceNetwork", "Router", "period_means", "remember"]
+__all__ = ["GatedState", "ImportanceNetwork", "Router", "period_means", "remember",
+           "remember_both_sides"]  # fmt: skip
 
 
 class ImportanceNetwork(nn.Module):
@@ -21,20 +22,23 @@ class ImportanceNetwork(nn.Module):
         self.inner = nn.Linear(head_dim, hidden)
         self.outer = nn.Linear(hidden, 1)
 
-    def forward(self, k: Tensor) -> Tensor:
-        """Keys (X, N, D) -> scores (X, N), float32 or wider whatever the dtype of the keys."""
+    def forward(self, k: Tensor, start: int = 0) -> Tensor:
+        """Keys (X, N, D) -> scores (X, N), float32 or wider whatever the dtype of the keys.
+
+        ``start`` is the place of the first key in its sequence.
+        """
         wide = torch.promote_types(k.dtype, self.inner.weight.dtype)
         w, b = self.inner.weight.to(wide), self.inner.bias.to(wide)
-        place = F.linear(_positions(k.shape[1], k.shape[2], wide, k.device), w, b)
+        place = F.linear(_positions(start, k.shape[1], k.shape[2], wide, k.device), w, b)
         hidden = torch.tanh(F.linear(k.to(wide), w) + place)
         return F.linear(hidden, self.outer.weight.to(wide), self.outer.bias.to(wide)).squeeze(-1)
 
 
 def _positions(
-    n: int, dim: int, dtype: torch.dtype, device: torch.device, step: int = 512
+    start: int, n: int, dim: int, dtype: torch.dtype, device: torch.device, step: int = 512
 ) -> Tensor:
-    """sinusoid(0 ... n-1) by the angle sum of coarse and fine positions: sines cost time."""
-    coarse = sinusoid_pairs(torch.arange(0, n, step, device=device), dim)
+    """sinusoid(start ...) by the angle sum of coarse and fine positions: sines cost time."""
+    coarse = sinusoid_pairs(torch.arange(start, start + n, step, device=device), dim)
     fine = sinusoid_pairs(torch.arange(min(n, step), device=device), dim)
     (s, c), (t, d) = (x.to(dtype).unbind(-1) for x in (coarse, fine))
     s, c = s[:, None], c[:, None]
@@ -57,21 +61,24 @@ class GatedState(nn.Module):
         self.z, self.r, self.h = (nn.Linear(2 * S, S) for _ in range(3))
         self.key, self.value = nn.Linear(S, head_dim), nn.Linear(S, head_dim)
 
-    def forward(self, means: Tensor, count: Tensor, *, reverse: bool) -> Source:
+    def forward(
+        self, means: Tensor, count: Tensor, past: Tensor | None = None, *, reverse: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Run over the periods, forwards or backwards.
 
         Args:
             means: mean keys and values (X, periods, 2 D).
             count: unmasked tokens of each period (X, periods); a period without any is no step.
+            past: the state (X, 2 D) to go on from, after some token; None for the beginning.
 
         Returns:
-            Entry p is the state after period p, in the dtype of the means; hidden while no token
-            has been met.
+            The state after each period (X, periods, 2 D) in the dtype of the means, and bool
+            (X, periods): whether any token has been met.
         """
         S = means.shape[-1]
         order = range(means.shape[1])
-        h = means.new_zeros(means.shape[0], S)
-        met = torch.zeros_like(count[:, 0])
+        h = means.new_zeros(means.shape[0], S) if past is None else past
+        met = torch.full_like(means[:, 0, 0], 0.0 if past is None else 1.0)
         states, known = [h] * len(order), [met] * len(order)
         parts = [(m.weight.to(h.dtype), m.bias.to(h.dtype)) for m in (self.z, self.r, self.h)]
         # The input's share of all gates, for all periods at once.
@@ -84,13 +91,15 @@ class GatedState(nn.Module):
             h = torch.where(count[:, p, None] > 0, new, h)
             met = met + count[:, p]
             states[p], known[p] = h, met
-        every = torch.stack(states, 1)
+        return torch.stack(states, 1), torch.stack(known, 1) > 0
+
+    def entries(self, states: Tensor, met: Tensor) -> Source:
+        """One entry for each state (X, n, 2 D); hidden where no token had been met."""
         key, value = (
-            F.linear(every, m.weight.to(h.dtype), m.bias.to(h.dtype))
+            F.linear(states, m.weight.to(states.dtype), m.bias.to(states.dtype))
             for m in (self.key, self.value)
         )
-        bias = torch.where(torch.stack(known, 1) > 0, 0.0, HIDDEN)
-        return Source(key, value, bias)
+        return Source(key, value, torch.where(met, 0.0, HIDDEN))
 
 
 class Router(nn.Module):
@@ -137,11 +146,43 @@ def period_means(x: Tensor, seen: Tensor | None, period: int) -> tuple[Tensor, T
     return total / count.clamp_min(1)[..., None], count
 
 
-def remember(score: Tensor, period: int, size: int, causal: bool) -> tuple[Tensor, Tensor]:
-    """Choose each period's memory: the highest scores outside its near window.
+def remember(
+    score: Tensor, period: int, size: int, periods: range, first: int = 0,
+    past: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Choose each period's memory from the past: the highest scores before its near window.
 
     Args:
-        score: (X, n); -inf marks a token that may not be kept. Equal scores: the more recent first.
+        score: (X, n), from period ``first`` on; -inf marks a token that may not be kept. Equal
+            scores: the more recent first.
+        periods: whose memory is wanted.
+        past: scores (X, size) and numbers (X, size) of what the first of them remembers; None if
+            there is nothing yet. Tokens are numbered from 0 at the first score.
+
+    Returns:
+        Numbers (periods, X, size), and scores of the same shape, -inf where nothing is kept.
+    """
+    X, n = score.shape
+    place = torch.arange(n, device=score.device).expand(X, n)
+    if past is None:
+        past = score.new_full((X, size), -torch.inf), place.new_zeros(X, size)
+    best, where = past
+    bests, wheres = [best], [where]
+    for p in periods[1:]:
+        if p >= 2:
+            old = slice((p - 2 - first) * period, (p - 1 - first) * period)
+            # A stable sort keeps the order of equals: new tokens first, latest foremost.
+            best = torch.cat((score[:, old].flip(-1), best), 1)
+            where = torch.cat((place[:, old].flip(-1), where), 1)
+            best, order = best.sort(dim=1, descending=True, stable=True)
+            best, where = best[:, :size], where.gather(1, order[:, :size])
+        bests.append(best)
+        wheres.append(where)
+    return torch.stack(wheres), torch.stack(bests)
+
+
+def remember_both_sides(score: Tensor, period: int, size: int) -> tuple[Tensor, Tensor]:
+    """:func:`remember` for all periods, from what lies on both sides of their near windows.
 
     Returns:
         Token numbers (periods, X, size), and which of them are really kept, bool.
@@ -149,26 +190,6 @@ def remember(score: Tensor, period: int, size: int, causal: bool) -> tuple[Tenso
     X, n = score.shape
     periods = -(-n // period)
     place = torch.arange(n, device=score.device).expand(X, n)
-    if not causal:
-        return _remember_both_sides(score, place, period, periods, size)
-    best = score.new_full((X, size), -torch.inf)
-    where = torch.zeros(X, size, dtype=torch.int64, device=score.device)
-    bests, wheres = [best, best][:periods], [where, where][:periods]
-    for p in range(2, periods):
-        old = slice((p - 2) * period, (p - 1) * period)
-        # A stable sort keeps the order of equals: new tokens first, latest foremost.
-        best = torch.cat((score[:, old].flip(-1), best), 1)
-        where = torch.cat((place[:, old].flip(-1), where), 1)
-        best, order = best.sort(dim=1, descending=True, stable=True)
-        best, where = best[:, :size], where.gather(1, order[:, :size])
-        bests.append(best)
-        wheres.append(where)
-    return torch.stack(wheres), torch.stack(bests) > -torch.inf
-
-
-def _remember_both_sides(
-    score: Tensor, place: Tensor, period: int, periods: int, size: int
-) -> tuple[Tensor, Tensor]:
     order = score.flip(-1).sort(dim=1, descending=True, stable=True)
     # A near window of three periods can take no more than that from the front of the list.
     best = order.values[:, : size + 3 * period]

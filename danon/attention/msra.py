@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Self
 
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from danon.attention.base import BaseAttention, check_inputs, without_autocast
+from danon.attention.base import check_inputs, without_autocast
 from danon.attention.kernels import HIDDEN
 from danon.attention.oracles.msra import oracle
 from danon.attention.pooling import ImportancePool, sinusoid, soft_cap
 from danon.attention.registry import register
+from danon.attention.stream import Part, Span, StreamingAttention, span_of, tensor_of
 from danon.attention.tiles import Rect, batch, near_rects
 from danon.attention.union import Call, Source, union
 from danon.config import AttentionConfig, MSRAConfig
@@ -23,15 +25,20 @@ from danon.config import AttentionConfig, MSRAConfig
 __all__ = ["MSRA"]
 
 
+def _append(parts: dict[str, Part], name: str, x: Tensor) -> None:
+    parts[name] = span_of(parts, name).append(x) if name in parts else Span.of(x)
+
+
 @lru_cache(maxsize=64)
 def far_rects(
-    length: int, window: int, rate: int, sinks: int, causal: bool
+    length: int, window: int, rate: int, sinks: int, causal: bool, start: int = 0
 ) -> tuple[tuple[list[Rect], list[Rect]], ...]:
     """Which nodes of each level l = 1, 2, ... which queries see: (past, future) rectangles.
 
     With W_l = window * rate^l and B_l(i) = (i - sinks) // W_l, level l covers the past tokens from
     (B_l - 1) W_l up to (B_{l-1} - 1) W_{l-1}, and the future ones from (B_{l-1} + 2) W_{l-1} up to
     (B_l + 2) W_l. Rectangles have keys in nodes of that level, which start at token ``sinks``.
+    ``start`` is the first query of interest; not 0 only when causal.
     """
     g = min(sinks, length)
     levels = []
@@ -39,8 +46,9 @@ def far_rects(
     while (length - g) > 2 * group:
         past, future = [], []
         nodes = math.ceil((length - g) / (group // window * rate))
-        for i in range(math.ceil((length - g) / group)):
+        for i in range(max(0, start - g) // group, math.ceil((length - g) / group)):
             rows = (0 if i == 0 and not causal else g + i * group), min(g + (i + 1) * group, length)
+            rows = max(rows[0], start), rows[1]
             outer = i // rate
             past.append(Rect(*rows, max(0, (outer - 1) * window), (i - 1) * window // rate))
             if not causal:
@@ -52,7 +60,7 @@ def far_rects(
 
 
 @register("msra")
-class MSRA(BaseAttention):
+class MSRA(StreamingAttention):
     """Multi-scale recursive attention (seed section 1).
 
     A query sees, under one softmax: the first ``global_tokens`` tokens; its own block of ``window``
@@ -97,11 +105,28 @@ class MSRA(BaseAttention):
         bias = None if seen is None else torch.where(seen, 0.0, HIDDEN)
         levels = far_rects(N, c.window, c.rate, c.global_tokens, c.is_causal)
         sources = [Source(k_, v_, bias), *self._nodes(k_, v_, seen, len(levels))]
-        shifts = self._scale_weights(q_) if levels and c.feature_fusion == "adaptive" else []
+        out = self._attend(q_, 0, sources, 0, [0] * len(sources))
+        return out.view(B, H, N, D)
+
+    def _attend(
+        self, q: Tensor, start: int, sources: list[Source], sinks: int, first: list[int]
+    ) -> Tensor:
+        """The union for queries [start, start + n).
+
+        Args:
+            q: (X, n, D).
+            sources: tokens, then the nodes of each level.
+            sinks: which source holds the first tokens.
+            first: the token or node that row 0 of each source is.
+        """
+        c, stop = self.cfg, start + q.shape[1]
+        levels = far_rects(stop, c.window, c.rate, c.global_tokens, c.is_causal, start)
+        shifts = self._scale_weights(q) if levels and c.feature_fusion == "adaptive" else []
+        near = near_rects(stop, c.window, c.global_tokens, c.is_causal, start)
         calls = [
-            Call(0, qt, kt, causal=causal)
-            for part in near_rects(N, c.window, c.global_tokens, c.is_causal)
-            for qt, kt, causal in batch(part)
+            Call(source, qt, kt, causal=causal)
+            for source, part in zip((sinks, 0, 0, 0), near, strict=True)
+            for qt, kt, causal in batch(part, start, first[source])
         ]
         for level, sides in enumerate(levels, 1):
             shift = min(level, c.num_levels) - 1 if shifts else None
@@ -110,10 +135,66 @@ class MSRA(BaseAttention):
             calls += [
                 Call(level, qt, kt, offset=offset, shift=shift)
                 for side in sides
-                for qt, kt, _ in batch(side)
+                for qt, kt, _ in batch(side, start, first[level])
             ]
-        out, _ = union(q_, sources, calls, shifts, scale=D**-0.5, kernel=c.kernel)
-        return out.view(B, H, N, D)
+        out, _ = union(q, sources, calls, shifts, scale=c.head_dim**-0.5, kernel=c.kernel)
+        return out
+
+    def begin(self, empty: Tensor) -> Mapping[str, Part]:
+        return {name: Span.of(empty) for name in ("sink_k", "sink_v", "k0", "v0")}
+
+    def advance(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, Part]
+    ) -> tuple[Tensor, Mapping[str, Part]]:
+        c, g, stop = self.cfg, self.cfg.global_tokens, start + k.shape[1]
+        after = dict(parts)
+        sinks = max(0, min(g, stop) - start)
+        for name, x in (("k", k), ("v", v)):
+            if sinks:
+                _append(after, f"sink_{name}", x[:, :sinks])
+            if sinks < x.shape[1]:
+                _append(after, f"{name}0", x[:, sinks:])  # tokens past the first ones, from 0
+        self._grow(after)
+        depth = len(far_rects(stop, c.window, c.rate, g, True, start))
+        pairs = [*((f"k{i}", f"v{i}") for i in range(depth + 1)), ("sink_k", "sink_v")]
+        sources = [Source(span_of(after, a).rows, span_of(after, b).rows) for a, b in pairs]
+        first = [span_of(after, a).start for a, _ in pairs]
+        first[0] += g
+        out = self._attend(q, start, sources, depth + 1, first)
+        level, block = 0, c.window
+        while f"k{level}" in after:
+            # A later query's block of this level is this one at least; it sees the one before too.
+            kept = (max(0, stop - g) // block - 1) * c.window
+            for name in (f"k{level}", f"v{level}"):
+                after[name] = span_of(after, name).since(kept)
+            level, block = level + 1, block * c.rate
+        return out, after
+
+    def _grow(self, parts: dict[str, Part]) -> None:
+        """Add the nodes that are complete now, level by level.
+
+        Children that make no whole node yet wait: tokens in their span, nodes in ``raw`` of their
+        level, keys before positions, values and squared lengths side by side.
+        """
+        c, tokens = self.cfg, span_of(parts, "k0")
+        nodes = span_of(parts, "k1").stop if "k1" in parts else 0
+        waiting = nodes * c.rate - tokens.start
+        k, v = tokens.rows[:, waiting:], span_of(parts, "v0").rows[:, waiting:]
+        square = self._square(k)
+        level = 0
+        while k.shape[1] >= c.rate:
+            first = span_of(parts, f"k{level + 1}").stop if f"k{level + 1}" in parts else 0
+            k, v, square, _, node = self._pool(k, v, square, None, level, first)
+            level += 1
+            _append(parts, f"k{level}", node.to(tokens.rows.dtype))
+            _append(parts, f"v{level}", v.to(tokens.rows.dtype))
+            raw = torch.cat([k, v] if square is None else [k, v, square], -1)
+            if f"raw{level}" in parts:
+                raw = torch.cat((tensor_of(parts, f"raw{level}"), raw), 1)
+            rest = raw.shape[1] % c.rate
+            parts[f"raw{level}"] = raw[:, raw.shape[1] - rest :].clone()
+            k, v = raw[..., : c.head_dim], raw[..., c.head_dim : 2 * c.head_dim]
+            square = None if square is None else raw[..., 2 * c.head_dim :]
 
     def _scale_weights(self, q: Tensor) -> list[Tensor]:
         """log w_l - log w_0 of each query for every scale: (X, N) each.
@@ -147,23 +228,43 @@ class MSRA(BaseAttention):
             mass = seen[:, c.global_tokens :].to(wide)
         elif not c.is_causal:
             mass = torch.ones(k.shape[:2], dtype=wide, device=k.device)
-        square = k.to(wide).square().sum(-1, keepdim=True) if c.calibration_factor else None
+        square = self._square(k)
         flat: list[Any] = []
         for level in range(levels):
-            weight, mass = self.pool.weights(k, v, level, mass)
-            k, v = self.pool.reduce(weight, k), self.pool.reduce(weight, v)
-            node = k
-            if square is not None:
-                square = self.pool.reduce(weight, square)
-                stretch = square / k.square().sum(-1, keepdim=True).clamp_min(1e-20)
-                node = node * stretch.clamp_min(1.0) ** (c.calibration_factor / 2)
-            pe = sinusoid(torch.arange(k.shape[1], device=k.device), k.shape[-1]).to(wide)
-            node = node + self.pe_gain[min(level, c.num_levels - 1)] * pe
+            k, v, square, mass, node = self._pool(k, v, square, mass, level)
             log_mass = None
             if mass is not None:
                 log_mass = torch.where(mass > 0, mass.clamp_min(1).log(), HIDDEN)
             flat += [node.to(dtype), v.to(dtype), log_mass]
         return flat
+
+    def _square(self, k: Tensor) -> Tensor | None:
+        """Squared lengths (X, n, 1) of keys, where calibration needs them."""
+        if not self.cfg.calibration_factor:
+            return None
+        return k.to(torch.promote_types(k.dtype, torch.float32)).square().sum(-1, keepdim=True)
+
+    def _pool(
+        self, k: Tensor, v: Tensor, square: Tensor | None, mass: Tensor | None, level: int,
+        first: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:  # fmt: skip
+        """Nodes of the next level: mean keys, values, squared lengths, masses, attended keys.
+
+        Args:
+            level: of the children; tokens are level 0.
+            first: number of the first node.
+        """
+        c = self.cfg
+        weight, mass = self.pool.weights(k, v, level, mass)
+        k, v = self.pool.reduce(weight, k), self.pool.reduce(weight, v)
+        node = k
+        if square is not None:
+            square = self.pool.reduce(weight, square)
+            stretch = square / k.square().sum(-1, keepdim=True).clamp_min(1e-20)
+            node = node * stretch.clamp_min(1.0) ** (c.calibration_factor / 2)
+        place = torch.arange(first, first + k.shape[1], device=k.device)
+        pe = sinusoid(place, k.shape[-1]).to(k.dtype)
+        return k, v, square, mass, node + self.pe_gain[min(level, c.num_levels - 1)] * pe
 
     def visible_pairs(self, length: int) -> int:
         c = self.cfg

@@ -68,7 +68,7 @@ class Tiles:
 class Rows:
     """Gathered groups of rows: ``index`` (count, X, groups) int64, each ``size`` rows long.
 
-    The tensors they are taken from are contiguous and hold whole groups.
+    Rows of the tensors they are taken from are contiguous, and X apart by whole groups.
     """
 
     index: Tensor
@@ -85,8 +85,12 @@ class Rows:
     def _flat(self, x: Tensor, t0: int, t1: int) -> tuple[Tensor, Tensor]:
         """x as rows of whole groups, and the row numbers of tiles [t0, t1)."""
         X, groups = x.shape[0], x.shape[1] // self.size
-        rows = x.view(X * groups, -1)
-        head = torch.arange(X, device=x.device)[:, None] * groups
+        width = self.size * x.stride(1)
+        apart, rest = divmod(x.stride(0), width)
+        if rest and X > 1:
+            raise ValueError(f"rows are {x.stride(0)} apart: must be a multiple of {width}")
+        rows = x.as_strided(((X - 1) * apart + groups, width), (width, 1))
+        head = torch.arange(X, device=x.device)[:, None] * apart
         return rows, (self.index[t0:t1] + head).flatten()
 
     def load(self, x: Tensor, t0: int, t1: int) -> Tensor:
@@ -100,8 +104,15 @@ class Rows:
         rows.index_add_(0, index, tiles.reshape(index.numel(), -1).to(x.dtype))
 
 
-def batch(rects: Iterable[Rect]) -> list[tuple[Tiles, Tiles, bool]]:
-    """Batch rectangles of equal size and regular spacing into (query tiles, key tiles, causal)."""
+def batch(
+    rects: Iterable[Rect], q_from: int = 0, k_from: int = 0
+) -> list[tuple[Tiles, Tiles, bool]]:
+    """Batch rectangles of equal size and regular spacing into (query tiles, key tiles, causal).
+
+    Args:
+        q_from: the query that stands in row 0 of the tensor of queries.
+        k_from: the key that stands in row 0 of the tensor of keys.
+    """
     by_size: dict[tuple[int, int, bool], list[Rect]] = {}
     for r in _cut(rects):
         if r.q1 > r.q0 and r.k1 > r.k0:
@@ -119,8 +130,8 @@ def batch(rects: Iterable[Rect]) -> list[tuple[Tiles, Tiles, bool]]:
             count = last - first + 1
             calls.append(
                 (
-                    Tiles(group[first].q0, step[0], count, q_len),
-                    Tiles(group[first].k0, step[1], count, k_len),
+                    Tiles(group[first].q0 - q_from, step[0], count, q_len),
+                    Tiles(group[first].k0 - k_from, step[1], count, k_len),
                     causal,
                 )
             )
@@ -142,12 +153,17 @@ def _gap(a: Rect, b: Rect) -> tuple[int, int]:
     return b.q0 - a.q0, b.k0 - a.k0
 
 
-def near_rects(length: int, window: int, sinks: int, causal: bool) -> Sequence[list[Rect]]:
+def near_rects(
+    length: int, window: int, sinks: int, causal: bool, start: int = 0
+) -> Sequence[list[Rect]]:
     """What all three mechanisms show at full resolution: sinks and the near blocks.
 
     The first ``sinks`` tokens are visible to all. The rest is cut into blocks of ``window``
     tokens; a query sees its own block and the one before (both neighbours when bidirectional).
     In the bidirectional case the sink queries see what block 0 sees.
+
+    Args:
+        start: the first query of interest; not 0 only when causal.
 
     Returns:
         [sink rectangles, own block, block before, block after]; a query is at most once in each.
@@ -162,11 +178,23 @@ def near_rects(length: int, window: int, sinks: int, causal: bool) -> Sequence[l
         return (0 if b == 0 and not causal else span(b)[0]), span(b)[1]
 
     own, before, after = [], [], []
-    for b in range(blocks):
-        own.append(Rect(*rows(b), *span(b), causal))
+    for b in range(max(0, start - g) // window, blocks):
+        own += _from(Rect(*rows(b), *span(b), causal), start)
         if b > 0:
-            before.append(Rect(*rows(b), *span(b - 1)))
+            before += _from(Rect(*rows(b), *span(b - 1)), start)
         if not causal and b + 1 < blocks:
             after.append(Rect(*rows(b), *span(b + 1)))
     sink = [Rect(0, g, 0, g, True), Rect(g, length, 0, g)] if causal else [Rect(0, length, 0, g)]
-    return sink, own, before, after
+    return [r for all_ in sink for r in _from(all_, start)], own, before, after
+
+
+def _from(r: Rect, start: int) -> list[Rect]:
+    """What queries from ``start`` on see of a rectangle."""
+    if r.q0 >= start:
+        return [r]
+    if r.q1 <= start:
+        return []
+    if not r.causal:
+        return [r._replace(q0=start)]
+    middle = r.k0 + start - r.q0
+    return [Rect(start, r.q1, r.k0, middle), Rect(start, r.q1, middle, r.k1, True)]

@@ -1,0 +1,181 @@
+"""UCSA's far entries: kernel calls over tree nodes and over tokens of the leaves chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from danon.attention.kernels import HIDDEN
+from danon.attention.tiles import Rows, Tiles
+from danon.attention.ucsa_select import (
+    Cut,
+    Tree,
+    choose_leaves,
+    descend,
+    far_leaves,
+    tree_depth,
+)
+from danon.attention.union import Call
+from danon.config import UCSAConfig
+
+__all__ = ["FarCalls", "blocks_of", "budget_of", "depth_of", "far_bounds", "first_far_block"]
+
+SELECT_TOGETHER = 64
+"""Blocks of queries that choose in one go; bounds the temporaries of the selection."""
+
+
+def blocks_of(c: UCSAConfig, length: int) -> int:
+    """Blocks of queries past the global tokens."""
+    return math.ceil(max(0, length - c.global_tokens) / c.query_block)
+
+
+def far_bounds(c: UCSAConfig, block: int, length: int) -> tuple[int, int, int]:
+    """:func:`far_leaves` of a block of queries."""
+    return far_leaves(c, block * c.query_block // c.local_window_size, length)
+
+
+def first_far_block(c: UCSAConfig, length: int) -> int:
+    """The first block of queries with anything outside its near window."""
+    per = c.local_window_size // c.query_block
+    if c.is_causal:
+        return 2 * per
+    a, z, n = far_bounds(c, 0, length)
+    return 0 if z < n else 2 * per
+
+
+def depth_of(c: UCSAConfig, bounds: tuple[int, int, int]) -> int:
+    """The level that a block of queries starts from."""
+    return tree_depth(c, bounds[0] if c.is_causal else bounds[2])
+
+
+def budget_of(c: UCSAConfig, bounds: Tensor) -> Tensor:
+    """Leaves each query may refine (T,): at most ``sparsity_factor`` of those far from it."""
+    far = bounds[:, 0] + bounds[:, 2] - bounds[:, 1]
+    return (far.double() * c.sparsity_factor).ceil().long().clamp_max(c.selected_blocks)
+
+
+class FarCalls:
+    """What queries [start, start + n) see of the tree: nodes in source 1, tokens in source 2.
+
+    Source 1 holds the nodes of all levels one after the other, source 2 whole leaves of tokens.
+
+    Args:
+        c: configuration.
+        q: the queries (X, n, D).
+        tree: with X / heads of a group as its first dimension, G.
+        lines: queries past the global tokens that vote (X, m, D), from block ``base`` on.
+        vote: which of them do (G, m), or None for all.
+        start: place of the first query.
+        base: see ``lines``.
+    """
+
+    def __init__(
+        self, c: UCSAConfig, q: Tensor, tree: Tree, lines: Tensor, vote: Tensor | None = None,
+        start: int = 0, base: int = 0,
+    ) -> None:  # fmt: skip
+        self.c, self.q, self.tree, self.start, self.base = c, q, tree, start, base
+        self.stop, self.groups = start + q.shape[1], tree.key[0].shape[0]
+        X, n, D = lines.shape
+        G, wide, fill = self.groups, tree.key[0].dtype, -n % c.query_block
+        lines = F.pad(lines.to(wide), (0, 0, 0, fill)).view(G, X // G, -1, c.query_block, D)
+        # (blocks, G, heads of the group * C, D): the heads of a group choose together.
+        self.voters = lines.permute(2, 0, 1, 3, 4).flatten(2, 3)
+        votes = tree.key[0].new_ones(G, n) if vote is None else vote.to(wide)
+        votes = F.pad(votes, (0, fill)).view(G, -1, c.query_block).transpose(0, 1)
+        self.votes = votes.repeat(1, 1, X // G)
+
+    @torch.no_grad()
+    def calls(self) -> list[Call]:
+        """All calls."""
+        c, blocks = self.c, blocks_of(self.c, self.stop)
+        t0 = max(
+            first_far_block(c, self.stop), max(0, self.start - c.global_tokens) // c.query_block
+        )
+        bounds = {t: far_bounds(c, t, self.stop) for t in range(t0, blocks)}
+        calls: list[Call] = []
+        while t0 < blocks:
+            depth = depth_of(c, bounds[t0])
+            t1, most = t0 + 1, min(blocks, t0 + self.together(t0))
+            while t1 < most and depth_of(c, bounds[t1]) == depth:
+                t1 += 1
+            these = torch.tensor([bounds[t] for t in range(t0, t1)], device=self.q.device)
+            cut, budget = self.cut(t0, t1, these, depth), budget_of(c, these)
+            for rows, at in self._pieces(t0, t1):
+                calls += self._piece(cut, budget, rows, t0, at)
+            if t0 == 0 and not c.is_causal and c.global_tokens:
+                # The first tokens see what block 0 sees.
+                calls += self._piece(cut, budget, Tiles(0, 1, 1, c.global_tokens), 0, 0)
+            t0 = t1
+        return calls
+
+    def together(self, t0: int) -> int:
+        """Blocks from ``t0`` on that may choose in one go."""
+        return SELECT_TOGETHER
+
+    def cut(self, t0: int, t1: int, bounds: Tensor, depth: int) -> Cut:
+        """The cut of blocks [t0, t1); each is chosen by the block before when causal."""
+        before = self.base + (1 if self.c.is_causal else 0)
+        some = slice(t0 - before, t1 - before)
+        return descend(
+            self.c, self.tree, self.voters[some], self.votes[some], bounds, depth,
+            self.c.head_dim**-0.5,
+        )  # fmt: skip
+
+    def nodes(self, cut: Cut) -> tuple[int, Rows | Tiles]:
+        """Source and keys of coarse nodes and candidates."""
+        first = [0]
+        for key in self.tree.key:
+            first.append(first[-1] + key.shape[1])
+        rows = [first[level] + self.tree.row(level, node) for level, node, _ in cut.coarse]
+        return 1, Rows(torch.cat((*rows, self.tree.row(0, cut.leaf)), -1))
+
+    def leaves(self, cut: Cut) -> tuple[int, Rows, Tensor]:
+        """Source and keys of the candidates' tokens, and which may be chosen."""
+        return 2, Rows(self.tree.row(0, cut.leaf), self.c.leaf), cut.leaf_on
+
+    def chose(self, cut: Cut, chosen: Tensor, first: int) -> None:
+        """Hears what the queries of blocks from ``first`` on chose (T, G, C, candidates)."""
+
+    def _pieces(self, t0: int, t1: int) -> Iterator[tuple[Tiles, int]]:
+        """Rows of q that are queries of blocks [t0, t1), and the first block."""
+        g, C = self.c.global_tokens, self.c.query_block
+        at = t0
+        while at < t1:
+            first = max(self.start, g + at * C)
+            last = min(self.stop, g + (at + 1) * C)
+            count = min(t1 - at, (self.stop - first) // C) if last - first == C else 1
+            yield Tiles(first - self.start, C, count, last - first), at - t0
+            at += count
+
+    def _piece(self, cut: Cut, budget: Tensor, rows: Tiles, t0: int, at: int) -> list[Call]:
+        """Calls of ``rows``, which are the blocks of the cut from the ``at``-th on."""
+        size, some = self.c.leaf, slice(at, at + rows.count)
+        cut, repeat = cut.part(some), self.q.shape[0] // self.groups
+        key, log_mass = self.tree.gather(0, cut.leaf)
+        source, tokens, able = self.leaves(cut)
+        choosing = rows.load(self.q, 0, rows.count).to(key.dtype)
+        choosing = choosing.unflatten(1, (self.groups, repeat)).flatten(2, 3)
+        chosen = choose_leaves(
+            key, log_mass, able, choosing, budget[some], repeat, self.c.head_dim**-0.5
+        )
+        self.chose(cut, chosen, t0 + at)
+        on = [on[:, :, None].expand(-1, -1, rows.length, -1) for _, _, on in cut.coarse]
+
+        def node_bias(t0: int, t1: int) -> Tensor:
+            kept = cut.leaf_on[t0:t1, :, None] & ~chosen[t0:t1]
+            seen = torch.cat((*(x[t0:t1] for x in on), kept), -1)
+            return torch.where(seen, 0.0, HIDDEN).repeat_interleave(repeat, 1)
+
+        def token_bias(t0: int, t1: int) -> Tensor:
+            seen = torch.where(chosen[t0:t1], 0.0, HIDDEN).repeat_interleave(repeat, 1)
+            return seen.repeat_interleave(size, -1)
+
+        where, nodes = self.nodes(cut)
+        calls = [Call(where, rows, nodes, bias=node_bias)]
+        if bool(chosen.any()):
+            calls.append(Call(source, rows, tokens, bias=token_bias))
+        return calls

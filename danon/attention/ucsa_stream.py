@@ -1,0 +1,261 @@
+"""UCSA as a stream: a local window, a bounded cache of raw leaves, and the last nodes by level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from danon.attention.block_cache import BlockCache
+from danon.attention.pooling import ImportancePool
+from danon.attention.stream import Part, Span, span_of, tensor_of
+from danon.attention.tiles import Rows, Tiles, batch, near_rects
+from danon.attention.ucsa_far import FarCalls, blocks_of, far_bounds, first_far_block
+from danon.attention.ucsa_select import Cut, Tree
+from danon.attention.union import Call, Source, union
+from danon.config import UCSAConfig
+
+__all__ = ["advance", "begin"]
+
+TOKENS, SINKS, LEAVES = range(3)
+"""Sources; those of nodes follow, one for each group of blocks."""
+
+AT_ONCE = 8192
+"""Queries of one union; bounds the nodes gathered for them."""
+
+CUT = ("cut_on", "cut_leaf", "cut_leaf_on", "cut_k", "cut_v", "cut_mass")
+"""Parts: what the block of the last query sees."""
+
+GATHERED = -1
+"""In place of a level: entries of a cut that the state holds already."""
+
+
+def begin(c: UCSAConfig, empty: Tensor) -> dict[str, Part]:
+    """Parts of an empty state, for keys like ``empty`` (X, 0, D)."""
+    X, _, D = empty.shape
+    parts: dict[str, Part] = {name: Span.of(empty) for name in ("sink_k", "sink_v", "k", "v")}
+    parts["q"] = Span.of(empty.new_empty(X, 0, c.num_heads // c.kv_heads * D))
+    return parts | BlockCache.empty(empty, c.leaf * D)
+
+
+def advance(
+    c: UCSAConfig, leaf_pool: ImportancePool, tree_pool: ImportancePool,
+    qkv: tuple[Tensor, Tensor, Tensor], start: int, parts: Mapping[str, Part],
+) -> tuple[Tensor, Mapping[str, Part]]:  # fmt: skip
+    """Attend with tokens [start, start + n); see ``StreamingAttention.advance``."""
+    after, outs, stop = dict(parts), [], start + qkv[0].shape[1]
+    size = c.max_cache_size // c.leaf if c.enable_cache else None
+    cache = BlockCache(after, size, c.cache_strategy)
+    at = start
+    while at < stop:
+        end = min(stop, at + AT_ONCE)
+        block = max(0, at - c.global_tokens) // c.local_window_size + 1
+        if size is not None and far_bounds(c, blocks_of(c, end) - 1, end)[0] > size:
+            # Leaves are evicted as a local block begins, so each sees a cache of its own.
+            end = min(end, c.global_tokens + block * c.local_window_size)
+        q, k, v = (x[:, at - start : end - start].contiguous() for x in qkv)
+        outs.append(_advance(c, leaf_pool, tree_pool, q, k, v, at, after, cache))
+        at = end
+    return outs[0] if len(outs) == 1 else torch.cat(outs, 1), after | cache.parts()
+
+
+def _advance(
+    c: UCSAConfig, leaf_pool: ImportancePool, tree_pool: ImportancePool,
+    q: Tensor, k: Tensor, v: Tensor, start: int, parts: dict[str, Part], cache: BlockCache,
+) -> Tensor:  # fmt: skip
+    g, stop = c.global_tokens, start + k.shape[1]
+    sinks = max(0, min(g, stop) - start)
+    together = q[:, sinks:].unflatten(0, (k.shape[0], -1)).transpose(1, 2).flatten(2)
+    new = {"sink_k": k[:, :sinks], "sink_v": v[:, :sinks], "k": k[:, sinks:], "v": v[:, sinks:],
+           "q": together}  # fmt: skip
+    for name, x in new.items():
+        parts[name] = span_of(parts, name).append(x)
+    _grow(c, leaf_pool, tree_pool, parts, max(0, start - g) // c.leaf)
+    tokens, values = span_of(parts, "k"), span_of(parts, "v")
+    near = near_rects(stop, c.local_window_size, g, True, start)
+    calls = [
+        Call(TOKENS if part else SINKS, qt, kt, causal)
+        for part, rects in enumerate(near)
+        for qt, kt, causal in batch(rects, start, g + tokens.start if part else 0)
+    ]
+    far = _StreamedFar(c, q, start, parts, cache)
+    if first_far_block(c, stop) < blocks_of(c, stop):
+        calls += far.calls()
+    width = (-1, c.head_dim)
+    sources = [
+        Source(tokens.rows, values.rows),
+        Source(span_of(parts, "sink_k").rows, span_of(parts, "sink_v").rows),
+        Source(*(x.rows.unflatten(2, width).flatten(1, 2) for x in (cache.k, cache.v))),
+        *far.nodes_of,
+    ]
+    out, _ = union(q, sources, calls, scale=c.head_dim**-0.5, kernel=c.kernel)
+    for name in CUT:
+        parts.pop(name, None)
+    parts |= far.kept()
+    _forget(c, parts, stop)
+    return out
+
+
+def _forget(c: UCSAConfig, parts: dict[str, Part], stop: int) -> None:
+    """Drop what no later query needs; the blocks of the last query are still needed."""
+    t = max(0, stop - 1 - c.global_tokens) // c.query_block
+    far, _, _ = far_bounds(c, t, stop)
+    for name in ("k", "v"):
+        parts[name] = span_of(parts, name).since(far * c.leaf)
+    following = max(0, stop - c.global_tokens) // c.query_block
+    parts["q"] = span_of(parts, "q").since((following - 1) * c.query_block)
+    level = 0
+    while c.enable_cache and f"key{level}" in parts:
+        last = far // c.fanout**level - c.max_cache_size
+        oldest = -(-max(0, last) // c.fanout) * c.fanout
+        for name in (f"key{level}", f"value{level}"):
+            parts[name] = span_of(parts, name).since(oldest)
+        level += 1
+
+
+def _grow(
+    c: UCSAConfig, leaf_pool: ImportancePool, tree_pool: ImportancePool, parts: dict[str, Part],
+    leaves: int,
+) -> None:  # fmt: skip
+    """Add the nodes that are whole now.
+
+    Args:
+        parts: nodes that wait for a parent are in ``raw`` of their level, keys beside values.
+        leaves: how many there were.
+    """
+    tokens = span_of(parts, "k")
+    dtype, some = tokens.rows.dtype, slice(leaves * c.leaf - tokens.start, None)
+    k, v = tokens.rows[:, some], span_of(parts, "v").rows[:, some]
+    pool, rate, level, mass = leaf_pool, c.leaf, 0, 1
+    while (m := k.shape[1] // rate) > 0:
+        k, v = k[:, : m * rate], v[:, : m * rate]
+        wide = torch.promote_types(k.dtype, torch.float32)
+        # All masses are equal; they are here for the same roundings as in the parallel form.
+        weight, _ = pool.weights(k, v, 0, torch.full_like(k[..., 0], mass, dtype=wide))
+        k, v, mass = pool.reduce(weight, k), pool.reduce(weight, v), mass * rate
+        for name, x in ((f"key{level}", k), (f"value{level}", v.to(dtype))):
+            parts[name] = span_of(parts, name).append(x) if name in parts else Span.of(x)
+        raw = torch.cat((k, v), -1)
+        if f"raw{level}" in parts:
+            raw = torch.cat((tensor_of(parts, f"raw{level}"), raw), 1)
+        pool, rate = tree_pool, c.fanout
+        parts[f"raw{level}"] = raw[:, raw.shape[1] - raw.shape[1] % rate :].clone()
+        k, v = raw.split(c.head_dim, -1)
+        level += 1
+
+
+@dataclass(frozen=True)
+class _StreamedTree(Tree):
+    """A tree whose nodes are all whole, so that log(mass) goes by the level."""
+
+    leaf: int = 1
+    fanout: int = 2
+
+    def gather(self, level: int, node: Tensor) -> tuple[Tensor, Tensor]:
+        key = Rows(self.row(level, node)).load(self.key[level], 0, len(node))
+        return key, torch.full_like(key[..., 0], self.leaf * self.fanout**level).log()
+
+
+class _StreamedFar(FarCalls):
+    """Far entries of a chunk: nodes gathered into sources of their own, tokens from the cache.
+
+    Attributes:
+        nodes_of: sources from ``LEAVES`` + 1 on.
+    """
+
+    def __init__(
+        self, c: UCSAConfig, q: Tensor, start: int, parts: dict[str, Part], cache: BlockCache
+    ) -> None:
+        levels = 0
+        while f"key{levels}" in parts:
+            levels += 1
+        keys = [span_of(parts, f"key{level}") for level in range(levels)]
+        self.value = [span_of(parts, f"value{level}") for level in range(levels)]
+        tree = _StreamedTree(
+            [x.rows for x in keys] or [span_of(parts, "k").rows[:, :0]], [],
+            [x.start for x in keys], c.max_cache_size if c.enable_cache else None, c.leaf, c.fanout,
+        )  # fmt: skip
+        voters = span_of(parts, "q")
+        lines = voters.rows.unflatten(2, (-1, c.head_dim)).transpose(1, 2).flatten(0, 1)
+        super().__init__(c, q, tree, lines, None, start, voters.start // c.query_block)
+        self.tokens = span_of(parts, "k"), span_of(parts, "v")
+        self.cache = cache
+        self.nodes_of: list[Source] = []
+        self.per = c.local_window_size // c.leaf
+        self.inserted, _, _ = far_bounds(c, max(0, start - 1 - c.global_tokens) // c.query_block,
+                                         start)  # fmt: skip
+        self.known: tuple[Cut, Source] | None = None
+        if "cut_leaf" in parts:
+            on = tensor_of(parts, "cut_on")[None]
+            cut = Cut(((GATHERED, on.long(), on),), tensor_of(parts, "cut_leaf")[None],
+                      tensor_of(parts, "cut_leaf_on")[None])  # fmt: skip
+            k, v, mass = (tensor_of(parts, f"cut_{name}") for name in ("k", "v", "mass"))
+            self.known = cut, Source(k, v, mass)
+        self.last: tuple[Cut, Source] | None = None
+
+    def together(self, t0: int) -> int:
+        if self.known is not None and self.nodes_of == []:
+            return 1
+        return super().together(t0)
+
+    def cut(self, t0: int, t1: int, bounds: Tensor, depth: int) -> Cut:
+        c, far = self.c, int(bounds[:, 0].max())
+        if far > self.inserted:
+            k, v = (
+                x.rows[:, self.inserted * c.leaf - x.start : far * c.leaf - x.start]
+                .unflatten(1, (-1, c.leaf)).flatten(2)
+                for x in self.tokens
+            )  # fmt: skip
+            leaf = torch.arange(self.inserted, far, device=k.device)
+            now = (leaf // self.per + 2) * (c.local_window_size // c.query_block)
+            self.cache.insert(self.inserted, k, v, now)
+            self.inserted = far
+        if self.known is not None and self.nodes_of == []:
+            return self.known[0]
+        return super().cut(t0, t1, bounds, depth)
+
+    def nodes(self, cut: Cut) -> tuple[int, Rows | Tiles]:
+        if cut.coarse and cut.coarse[0][0] == GATHERED:
+            assert self.known is not None
+            source = self.known[1]
+            T, slots = 1, source.k.shape[1]
+        else:
+            keys, masses, values = [], [], []
+            for level, node in (*((level, node) for level, node, _ in cut.coarse), (0, cut.leaf)):
+                key, mass = self.tree.gather(level, node)
+                keys.append(key.to(self.q.dtype))
+                masses.append(mass)
+                rows = Rows(self.tree.row(level, node))
+                values.append(rows.load(self.value[level].rows, 0, len(node)))
+            k, v, bias = (torch.cat(x, 2).transpose(0, 1) for x in (keys, values, masses))
+            T, slots = k.shape[1:3]
+            source = Source(k.flatten(1, 2), v.flatten(1, 2), bias.flatten(1))
+        self.nodes_of.append(source)
+        some = slice((T - 1) * slots, None)
+        assert source.bias is not None
+        self.last = (
+            cut.part(slice(T - 1, None)),
+            Source(source.k[:, some], source.v[:, some], source.bias[:, some]),
+        )
+        return LEAVES + len(self.nodes_of), Tiles(0, slots, T, slots)
+
+    def leaves(self, cut: Cut) -> tuple[int, Rows, Tensor]:
+        slot, held = self.cache.find(cut.leaf)
+        return LEAVES, Rows(slot, self.c.leaf), cut.leaf_on & held
+
+    def chose(self, cut: Cut, chosen: Tensor, first: int) -> None:
+        slot, _ = self.cache.find(cut.leaf)
+        now = torch.arange(first, first + len(slot), device=slot.device)
+        self.cache.used(slot, chosen.sum(2), now)
+
+    def kept(self) -> dict[str, Part]:
+        """The cut of the last block, where later queries will see it too."""
+        if self.last is None or (self.stop - self.c.global_tokens) % self.c.query_block == 0:
+            return {}
+        cut, source = self.last
+        on = torch.cat([on[0] for _, _, on in cut.coarse] or [cut.leaf_on[0, :, :0]], 1)
+        assert source.bias is not None
+        kept = (on, cut.leaf[0], cut.leaf_on[0], source.k, source.v, source.bias)
+        return {name: x.clone() for name, x in zip(CUT, kept, strict=True)}

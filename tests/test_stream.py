@@ -1,0 +1,303 @@
+"""Streams: any chunking gives the parallel form; states are values, bounded and portable."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_mechanisms import SMALL_UCSA, small_dala, small_msra, small_ucsa
+from torch import Tensor
+
+from danon.attention import DALA, MSRA, UCSA
+from danon.attention.stream import StreamingAttention, StreamState
+from danon.config import ConfigError, DALAConfig, MSRAConfig, UCSAConfig
+from danon.testing import Inputs, make_inputs, relative_error
+
+MAKE: dict[str, Callable[..., StreamingAttention]] = {
+    "msra": lambda **kw: small_msra(True, 2, calibration_factor=0.3, **kw),
+    "dala": lambda **kw: small_dala(True, 2, **kw),
+    "ucsa": lambda **kw: small_ucsa(True, 2, **kw),
+}
+every = pytest.mark.parametrize("name", MAKE)
+
+
+def trained(name: str, **kw: object) -> StreamingAttention:
+    module = MAKE[name](**kw).eval()
+    g = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * 0.3)
+    return module
+
+
+def feed(
+    module: StreamingAttention, x: Inputs, cuts: list[int], state: StreamState | None = None
+) -> tuple[Tensor, StreamState]:
+    """Step through x in chunks that end at ``cuts`` and at the end."""
+    state = state or module.init_state(x.q.shape[0], dtype=x.q.dtype)
+    outs, start = [], 0
+    for stop in [*cuts, x.q.shape[2]]:
+        out, state = module.step(*(t[:, :, start:stop] for t in x[:3]), state)
+        outs.append(out)
+        start = stop
+    return torch.cat(outs, 2), state
+
+
+def part(x: Inputs, start: int, stop: int) -> Inputs:
+    return Inputs(*(t[:, :, start:stop] for t in x[:3]), None)
+
+
+def decided(module: StreamingAttention, x: Inputs) -> Tensor:
+    rows = torch.arange(x.q.shape[2])
+    return rows[~module.oracle_margin(*x, rows=rows)]
+
+
+@every
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_chunking_gives_the_parallel_form(name: str, data: st.DataObject) -> None:
+    module = trained(name)
+    length = data.draw(st.integers(1, 260), "length")
+    cuts = data.draw(st.sets(st.integers(1, max(1, length - 1)), max_size=40), "cuts")
+    x = make_inputs(module, length, seed=length)
+    got, state = feed(module, x, sorted(c for c in cuts if c < length))
+    rows = decided(module, x)
+    assert relative_error(got[:, :, rows], module(*x)[:, :, rows]) <= 1e-5
+    assert state.lengths == (length, length) and not got.requires_grad
+
+
+@every
+def test_token_by_token_over_many_blocks(name: str) -> None:
+    module, length = trained(name), 700
+    x = make_inputs(module, length, batch=1)
+    rows = decided(module, x)
+    got, _ = feed(module, x, list(range(1, length)))
+    assert relative_error(got[:, :, rows], module(*x)[:, :, rows]) <= 1e-5
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_streams_are_as_good_as_the_parallel_form(
+    name: str, dtype: torch.dtype
+) -> None:
+    module = trained(name)
+    x = make_inputs(module, 203, dtype=dtype)
+    rows = decided(module, x)
+    want = module.oracle(*x, rows=rows)
+    got, _ = feed(module, x, [1, 2, 50, 51, 120])
+    assert got.dtype == dtype
+    error = relative_error(module(*x)[:, :, rows], want)
+    assert relative_error(got[:, :, rows], want) <= 1.5 * error
+
+
+@every
+@pytest.mark.parametrize(
+    "fields",
+    [{"global_tokens": 0}, {"global_tokens": 40}],
+)
+def test_sinks_of_any_number(name: str, fields: dict[str, object]) -> None:
+    module = trained(name, **fields)
+    x = make_inputs(module, 150)
+    rows = decided(module, x)
+    got, _ = feed(module, x, [1, 5, 39, 41, 90])
+    assert relative_error(got[:, :, rows], module(*x)[:, :, rows]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"decay": "literal"},
+        {"use_adaptive_router": False},
+        {"importance_threshold": 0.0},
+        {"memory_size": 1000},
+    ],
+)
+def test_dala_options_stream(fields: dict[str, object]) -> None:
+    module = trained("dala", **fields)
+    x = make_inputs(module, 150)
+    got, _ = feed(module, x, [1, 5, 39, 41, 90])
+    assert relative_error(got, module(*x)) <= 1e-5
+
+
+@every
+def test_sequences_of_different_lengths_step_together(name: str) -> None:
+    module, lengths = trained(name), (150, 3, 64)
+    x = make_inputs(module, 150, batch=3)
+    alone = [feed(module, Inputs(*(t[b : b + 1, :, :n] for t in x[:3]), None), [])[1]
+             for b, n in enumerate(lengths)]  # fmt: skip
+    # Right-padded, left-padded and whole prompts in one batch.
+    mask = torch.zeros(3, 150, dtype=torch.bool)
+    mask[0], mask[1, :3], mask[2, -64:] = True, True, True
+    shifted = [t.clone() for t in x[:3]]
+    for t, s in zip(x[:3], shifted, strict=True):
+        s[2, :, -64:] = t[2, :, :64]
+    out, state = module.step(*shifted, module.init_state(3), mask)
+    assert state.lengths == lengths
+    assert out[1, :, 3:].eq(0).all() and out[2, :, :-64].eq(0).all()
+    torch.testing.assert_close(out[2, :, -64:], module(*(t[2:, :, :64] for t in x[:3]))[0])
+    more = make_inputs(module, 20, batch=3, seed=5)
+    here = torch.ones(3, 20, dtype=torch.bool)
+    here[0, 3:] = False  # the first sequence ends
+    got, state = module.step(*more[:3], state, here)
+    assert state.lengths == (153, 23, 84)
+    for b, old in enumerate(alone):
+        n = int(here[b].sum())
+        want, _ = module.step(*(t[b : b + 1, :, :n] for t in more[:3]), old)
+        torch.testing.assert_close(got[b, :, :n], want[0], rtol=1e-4, atol=1e-5)
+    again, state = module.step(*(t[:, :, :1] for t in more[:3]), state, torch.zeros(3, 1))
+    assert again.eq(0).all() and state.lengths == (153, 23, 84)
+
+
+@every
+def test_a_state_is_saved_and_loaded(name: str) -> None:
+    module = trained(name)
+    x = make_inputs(module, 200)
+    _, state = feed(module, part(x, 0, 130), [77])
+    file = io.BytesIO()
+    torch.save(state.to_dict(), file)
+    loaded = StreamState.from_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    assert loaded.lengths == (130, 130)
+    torch.testing.assert_close(
+        feed(module, part(x, 130, 200), [20], loaded)[0],
+        feed(module, part(x, 130, 200), [20], state)[0],
+    )
+    with pytest.raises(ValueError, match="not a saved stream state: KeyError"):
+        StreamState.from_dict({"owner": name})
+
+
+@every
+def test_streams_fork_in_many_threads(name: str) -> None:
+    """Threads that share a prefix go on from it without disturbing each other or the prefix."""
+    module = trained(name)
+    prefix = make_inputs(module, 90, batch=1)
+    _, state = feed(module, prefix, [41])
+    tails = [make_inputs(module, 70, batch=1, seed=s) for s in range(12)]
+
+    def follow(tail: Inputs) -> Tensor:
+        return feed(module, tail, list(range(1, 70)), state)[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(follow, tails))
+    for tail, out in zip(tails, got, strict=True):
+        whole = Inputs(*(torch.cat(t, 2) for t in zip(prefix[:3], tail[:3], strict=True)), None)
+        rows = decided(module, whole)
+        rows = rows[rows >= 90]
+        error = relative_error(out[:, :, rows - 90], module(*whole)[:, :, rows])
+        assert error <= 1e-5
+
+
+@every
+def test_a_failed_step_changes_nothing(name: str) -> None:
+    module = trained(name)
+    x = make_inputs(module, 120)
+    _, state = feed(module, part(x, 0, 80), [])
+    bad = part(x, 80, 120)
+    with pytest.raises(ValueError, match="v has shape"):
+        module.step(bad.q, bad.k, bad.v[:, :, :5], state)
+    with pytest.raises(ValueError, match="mask has shape"):
+        module.step(*bad[:3], state, torch.ones(2, 7))
+    rows = decided(module, x)
+    rows = rows[rows >= 80]
+    got, _ = feed(module, bad, [7], state)
+    assert relative_error(got[:, :, rows - 80], module(*x)[:, :, rows]) <= 1e-5
+
+
+@every
+def test_a_state_of_something_else_is_named(name: str) -> None:
+    module = trained(name)
+    x = make_inputs(module, 8)
+    other = next(n for n in MAKE if n != name)
+    for state, message in (
+        (trained(other).init_state(2), rf"state is of {other.upper()}: must be of {name.upper()}"),
+        (trained(name, global_tokens=1).init_state(2),
+         r"configuration with global_tokens = 1: must have global_tokens = 3"),
+        (module.init_state(3), "q has batch 2: must be 3 like the state"),
+        (module.init_state(2, dtype=torch.bfloat16),
+         "q is torch.float32 on cpu: must be torch.bfloat16 on cpu like the state"),
+        (None, "state is a NoneType: must be what init_state returns"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            module.step(*x[:3], state)
+    with pytest.raises(ValueError, match="batch = 0: must be at least 1"):
+        module.init_state(0)
+    makers = {"msra": small_msra, "dala": small_dala, "ucsa": small_ucsa}
+    with pytest.raises(ValueError, match="is not causal: a stream cannot see later tokens"):
+        makers[name](False).init_state(1)
+
+
+def bytes_after(module: StreamingAttention, lengths: list[int], chunk: int = 512) -> list[int]:
+    state, sizes, g = module.init_state(1), [], torch.Generator().manual_seed(0)
+    c = module.config
+    for n in range(0, max(lengths), chunk):
+        q, k, v = (
+            torch.randn(1, heads, chunk, c.head_dim, generator=g)
+            for heads in (c.num_heads, c.kv_heads, c.kv_heads)
+        )
+        _, state = module.step(q, k, v, state)
+        if n + chunk in lengths:
+            sizes.append(state.nbytes)
+    return sizes
+
+
+def test_state_bytes_grow_as_promised() -> None:
+    lengths = [2048, 8192, 32768]  # equal steps of the logarithm
+    wide = {"hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "causal": True}
+    sizes = bytes_after(DALA(DALAConfig(**wide, memory_size=64, block_size=16)), lengths)
+    assert len(set(sizes)) == 1
+    ucsa = UCSA(UCSAConfig(**wide, max_cache_size=1024))
+    small, middle, large = bytes_after(ucsa, lengths)
+    assert large - middle <= 1.5 * (middle - small) and large < 1.5 * small
+    small, middle, large = bytes_after(MSRA(MSRAConfig(**wide, window=128)), lengths)
+    assert large - middle <= 1.5 * (middle - small) and large < 2.5 * small
+
+
+@pytest.mark.parametrize("strategy", ["lru", "lfu", "fifo"])
+def test_a_bounded_cache_does_not_depend_on_chunks(strategy: str) -> None:
+    module = trained("ucsa", max_cache_size=20, cache_strategy=strategy)
+    x = make_inputs(module, 400, batch=2)
+    whole, state = feed(module, x, [])
+    assert all(s.size == 10 for g in state.groups for n, s in g.parts.items() if n == "slot_k")  # type: ignore[union-attr]
+    for cuts in (list(range(1, 400)), [3, 50, 51, 180, 333]):
+        got, _ = feed(module, x, cuts)
+        same = (got - whole).abs().amax(dim=(0, 1, 3)) <= 1e-5
+        assert same[decided(module, x)].float().mean() >= 0.97  # rounding may decide a choice
+    limit = 3 + 2 * 8 + 16  # sinks, near window, two blocks in the cache: nothing is evicted yet
+    assert relative_error(whole[:, :, :limit], module(*x)[:, :, :limit]) <= 1e-5
+    assert relative_error(whole, module(*x)) > 1e-3
+    assert whole.isfinite().all()
+
+
+@pytest.mark.parametrize(("strategy", "kept"), [("lru", True), ("lfu", True), ("fifo", False)])
+def test_what_is_used_stays_in_the_cache(strategy: str, kept: bool) -> None:
+    """Swapping the values of a leaf's two tokens shows only to who still sees the tokens."""
+    kw = {**SMALL_UCSA, "selected_blocks": 1, "max_cache_size": 24, "cache_strategy": strategy}
+    module = UCSA(UCSAConfig(hidden_size=8, num_heads=1, causal=True, **kw))
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 115, 8, generator=g) for _ in range(3))
+    q[..., 0], k[..., 0] = 4.0, 0.0
+    leaf = slice(63, 65)  # every query's favourite, as a mean and in every node above
+    k[:, :, leaf, 0] = 30.0
+    k[:, :, 63, 1] += 3.0  # the two weigh differently
+    swapped, zeroed = v.clone(), v.clone()
+    swapped[:, :, leaf], zeroed[:, :, leaf] = v[:, :, leaf].flip(2), 0.0
+    cuts = [80, 81, 101]
+    out, other, without = (
+        feed(module, Inputs(q, k, x, None), cuts)[0][:, :, 104:112] for x in (v, swapped, zeroed)
+    )
+    # Twelve newer leaves have come since it left the near window: all that the cache holds.
+    assert (float((out - other).abs().max()) > 1e-3) == kept
+    assert float((out - without).abs().max()) > 1e-2  # as a node it is there anyway
+
+
+def test_a_cache_below_one_block_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"max_cache_size = 100: must be >= local_window_size = 256"
+    ):
+        UCSAConfig(max_cache_size=100)
+    with pytest.raises(ConfigError, match="cache_strategy = 'mru': must be one of 'lru', 'lfu'"):
+        UCSAConfig(cache_strategy="mru")  # type: ignore[arg-type]
