@@ -2,5 +2,14 @@
 
 from danon.models.backbone import Backbone
 from danon.models.factories import create_dala_model, create_msra_model, create_ucsa_model
+from danon.models.prefix_cache import PrefixCache
+from danon.models.state import ModelState
 
-__all__ = ["Backbone", "create_dala_model", "create_msra_model", "create_ucsa_model"]
+__all__ = [
+    "Backbone",
+    "ModelState",
+    "PrefixCache",
+    "create_dala_model",
+    "create_msra_model",
+    "create_ucsa_model",
+]

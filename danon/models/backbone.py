@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 import torch
@@ -11,11 +11,17 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from danon.attention.base import BaseAttention
+from danon.attention.stream import StreamingAttention
 from danon.config import AttentionConfig, ConfigError
+from danon.models.state import ModelState
 
 __all__ = ["Backbone", "Task"]
 
 Task = Literal["encoder", "lm", "classifier"]
+
+
+PREFILL = 4096
+"""Tokens of a prompt that generate() reads at once; bounds its memory."""
 
 
 class Backbone(nn.Module):
@@ -65,7 +71,8 @@ class Backbone(nn.Module):
         """
         self._check(input_ids, attention_mask)
         x = self.embed(input_ids)
-        rotary = _rotary(input_ids.shape[1], self.config.head_dim, x)
+        positions = torch.arange(input_ids.shape[1], device=x.device)
+        rotary = _rotary(positions, self.config.head_dim, x)
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rotary, attention_mask, use_reentrant=False)
@@ -80,6 +87,135 @@ class Backbone(nn.Module):
             x = (x * weight).sum(1) / weight.sum(1).clamp_min(1)
             return self.head(x)  # type: ignore[no-any-return]
         return x  # type: ignore[no-any-return]
+
+    def init_state(self, batch: int = 1) -> ModelState:
+        """The state before the first token, for ``batch`` sequences of whatever lengths.
+
+        Raises:
+            ValueError: a mixer that cannot stream, or one that is not causal.
+        """
+        return ModelState(tuple(
+            layer.streaming().init_state(
+                batch, dtype=layer.qkv.weight.dtype, device=layer.qkv.weight.device
+            )
+            for layer in self._blocks()
+        ))  # fmt: skip
+
+    @torch.no_grad()
+    def step(
+        self, input_ids: Tensor, state: ModelState, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """Run the model on the next tokens of each sequence, for inference.
+
+        Args:
+            input_ids: (B, n), n >= 1.
+            state: from :meth:`init_state` or a step before; it is left as it is.
+            attention_mask: (B, n), nonzero for tokens that there are; the others are no part of
+                their sequence.
+
+        Returns:
+            What ``forward`` gives for these tokens (``encoder`` and ``lm``), and the new state.
+
+        Raises:
+            ValueError: wrong input, or a state of another model or batch.
+        """
+        x, state = self._step(input_ids, state, attention_mask)
+        return (F.linear(x, self.embed.weight) if self.task == "lm" else x), state
+
+    @torch.no_grad()
+    def generate(
+        self, input_ids: Tensor, max_new_tokens: int, *, state: ModelState | None = None,
+        attention_mask: Tensor | None = None, temperature: float = 0.0, top_k: int | None = None,
+        eos_token_id: int | None = None, generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, ModelState]:  # fmt: skip
+        """Continue sequences, one token at a time.
+
+        Args:
+            input_ids: (B, n) what comes before the new tokens, and after the state.
+            max_new_tokens: at least 1.
+            state: what has been read before; None for nothing.
+            attention_mask: (B, n), nonzero for tokens that there are; padding on either side.
+            temperature: 0 takes the likeliest token, otherwise tokens are drawn.
+            top_k: draw from the k likeliest only.
+            eos_token_id: ends its sequence, which is then filled up with it.
+            generator: of the draws.
+
+        Returns:
+            New tokens (B, up to max_new_tokens), and the state before the last of them.
+
+        Raises:
+            ValueError: a model that is no language model, or an argument out of range.
+        """
+        if self.task != "lm":
+            raise ValueError(f"task = {self.task!r}: only an 'lm' generates")
+        for ok, name, value, allowed in (
+            (max_new_tokens >= 1, "max_new_tokens", max_new_tokens, ">= 1"),
+            (temperature >= 0, "temperature", temperature, ">= 0"),
+            (top_k is None or top_k >= 1, "top_k", top_k, ">= 1 or None"),
+        ):
+            if not ok:
+                raise ValueError(f"{name} = {value!r}: must be {allowed}")
+        self._check(input_ids, attention_mask)
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
+        if not bool(real.any(1).all()):
+            raise ValueError("attention_mask has a row without a token: nothing to go on from")
+        state = self.init_state(len(input_ids)) if state is None else state
+        last = input_ids.new_zeros(len(input_ids), self.config.hidden_size, dtype=torch.float32)
+        for ids, here in zip(
+            input_ids.split(PREFILL, 1), (real != 0).split(PREFILL, 1), strict=True
+        ):
+            x, state = self._step(ids, state, None if attention_mask is None else here)
+            end = here.long().cumsum(1).argmax(1)  # of the real tokens in this piece
+            found = x[torch.arange(len(x), device=x.device), end].to(last.dtype)
+            last = torch.where(here.any(1, keepdim=True), found, last)
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        tokens: list[Tensor] = []
+        while True:
+            logits = F.linear(last.to(self.embed.weight.dtype), self.embed.weight)
+            token = _draw(logits, temperature, top_k, generator)
+            if eos_token_id is not None:
+                token = torch.where(ended, eos_token_id, token)
+                ended = ended | (token == eos_token_id)
+            tokens.append(token)
+            if len(tokens) == max_new_tokens or bool(ended.all()):
+                return torch.stack(tokens, 1), state
+            here = None if eos_token_id is None else ~ended[:, None]
+            x, state = self._step(token[:, None], state, here)
+            last = x[:, 0]
+
+    def _step(
+        self, input_ids: Tensor, state: ModelState, attention_mask: Tensor | None
+    ) -> tuple[Tensor, ModelState]:
+        """Normalised hidden states (B, n, width) of the next tokens."""
+        if self.task == "classifier":
+            raise ValueError("task = 'classifier': it reads whole sequences, call the model")
+        self._check(input_ids, attention_mask)
+        if not isinstance(state, ModelState):
+            raise ValueError(f"state is a {type(state).__name__}: must be what init_state returns")
+        if len(state.layers) != len(self.layers):
+            raise ValueError(
+                f"state has {len(state.layers)} layers: must have {len(self.layers)} like the model"
+            )
+        if len(state.lengths) != len(input_ids):
+            raise ValueError(
+                f"input_ids has batch {len(input_ids)}: must be {len(state.lengths)} like the state"
+            )
+        x = self.embed(input_ids)
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
+        seen = torch.tensor(state.lengths, device=x.device)[:, None]
+        rotary = _rotary(seen + real.long().cumsum(1) - 1, self.config.head_dim, x)
+        states = []
+        for layer, old in zip(self._blocks(), state.layers, strict=True):
+            q, k, v = layer.project(x, rotary)
+            mixed, new = layer.streaming().step(q, k, v, old, attention_mask)
+            x = layer.mix(x, mixed)
+            states.append(new)
+        return self.norm(x), ModelState(tuple(states))
+
+    def _blocks(self) -> Iterator[Block]:
+        for layer in self.layers:
+            assert isinstance(layer, Block)
+            yield layer
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         if input_ids.dim() != 2 or input_ids.shape[1] == 0:
@@ -118,7 +254,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         q, k, v = self.project(x, rotary)
-        mixed = self.mixer(q, k, v, mask)
+        return self.mix(x, self.mixer(q, k, v, mask))
+
+    def streaming(self) -> StreamingAttention:
+        """The mixer, if it can stream."""
+        if not isinstance(self.mixer, StreamingAttention):
+            raise ValueError(f"{type(self.mixer).__name__} cannot be fed in chunks")
+        return self.mixer
+
+    def mix(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Residual stream (B, N, width) and attention output (B, H, N, D) -> residual stream."""
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         gate, up = self.up(self.norm2(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)  # type: ignore[no-any-return]
@@ -130,10 +275,11 @@ class Block(nn.Module):
         return _rotate(q, rotary), _rotate(k, rotary), v
 
 
-def _rotary(n: int, dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (n, D/2) of rotary position encoding."""
+def _rotary(positions: Tensor, dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary encoding: (n,) -> (n, D/2), (B, n) -> (B, 1, n, D/2)."""
     half = 10000.0 ** (-torch.arange(dim // 2, device=like.device, dtype=torch.float64) * 2 / dim)
-    angle = torch.arange(n, device=like.device, dtype=torch.float64)[:, None] * half
+    angle = positions.double()[..., None] * half
+    angle = angle[:, None] if angle.dim() == 3 else angle
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
@@ -141,3 +287,16 @@ def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = (r.to(x.dtype) for r in rotary)  # under autocast x is narrower
     a, b, rest = x.split((cos.shape[-1], cos.shape[-1], x.shape[-1] % 2), -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
+
+
+def _draw(
+    logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
+) -> Tensor:
+    """One token per row of logits (B, vocabulary)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, -1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    chance = (logits.float() / temperature).softmax(-1)
+    return torch.multinomial(chance, 1, generator=generator)[:, 0]
