@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -12,10 +13,34 @@ from baselines._adapter import Adapter
 from baselines._masked import everything, kernel_attention
 from baselines._parts import expand_heads
 from danon.attention.registry import register
+from danon.attention.stream import Part, StreamingAttention, tensor_of
 
 __all__ = ["Linear"]
 
 CHUNK = 128
+
+
+def _causal(phi_q: Tensor, phi_k: Tensor, v: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums for each query (B, H, N, D + 1), and those after the last token (B, H, D, D + 1).
+
+    Args:
+        past: sums before the first token, or None.
+    """
+    N = phi_q.shape[2]
+    phi_q, phi_k, v = (  # (B, H, chunks, CHUNK, .)
+        pad(x, (0, 0, 0, -N % CHUNK)).unflatten(2, (-1, CHUNK)) for x in (phi_q, phi_k, v)
+    )
+    states = phi_k.transpose(-1, -2) @ v
+    before = pad(states.cumsum(2), (0, 0, 0, 0, 1, 0))
+    if past is not None:
+        before = before + past[:, :, None]
+    both = phi_q @ before[:, :, :-1] + (phi_q @ phi_k.transpose(-1, -2)).tril() @ v
+    return both.flatten(2, 3)[:, :, :N], before[:, :, -1]
+
+
+def _normalised(both: Tensor) -> Tensor:
+    total = both[..., -1:]
+    return both[..., :-1] / torch.where(total == 0, 1.0, total)
 
 
 def features(x: Tensor) -> Tensor:
@@ -23,7 +48,7 @@ def features(x: Tensor) -> Tensor:
 
 
 @register("linear")
-class Linear(Adapter):
+class Linear(Adapter, StreamingAttention):
     """Causal sums in chunks of 128: quadratic inside a chunk, a running (D, D + 1) state between.
 
     bfloat16 and float16 are summed in float32: sums over all tokens need its digits.
@@ -33,7 +58,7 @@ class Linear(Adapter):
     oracle_kind: ClassVar[str] = "definition"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        dtype, (_, H, N, _) = q.dtype, q.shape
+        dtype, H = q.dtype, q.shape[1]
         if dtype in (torch.bfloat16, torch.float16):
             q, k, v = q.float(), k.float(), v.float()
         phi_q, phi_k = features(q), features(k)
@@ -44,16 +69,23 @@ class Linear(Adapter):
         if not self.config.is_causal:
             both = phi_q @ (phi_k.transpose(-1, -2) @ v)
         else:
-            # (B, H, chunks, CHUNK, .)
-            phi_q, phi_k, v = (
-                pad(x, (0, 0, 0, -N % CHUNK)).unflatten(2, (-1, CHUNK)) for x in (phi_q, phi_k, v)
-            )
-            states = phi_k.transpose(-1, -2) @ v
-            before = pad(states.cumsum(2)[:, :, :-1], (0, 0, 0, 0, 1, 0))
-            both = phi_q @ before + (phi_q @ phi_k.transpose(-1, -2)).tril() @ v
-            both = both.flatten(2, 3)[:, :, :N]
-        total = both[..., -1:]
-        return (both[..., :-1] / torch.where(total == 0, 1.0, total)).to(dtype)
+            both, _ = _causal(phi_q, phi_k, v, None)
+        return _normalised(both).to(dtype)
+
+    def begin(self, empty: Tensor) -> Mapping[str, Part]:
+        X, _, D = empty.shape
+        wide = torch.promote_types(empty.dtype, torch.float32)
+        return {"sums": torch.zeros(X, D, D + 1, dtype=wide, device=empty.device)}
+
+    def advance(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, Part]
+    ) -> tuple[Tensor, Mapping[str, Part]]:
+        dtype, sums = q.dtype, tensor_of(parts, "sums")
+        q, k, v = (x.to(sums.dtype) for x in (q, k, v))
+        phi_q = features(q).unflatten(0, (len(k), -1))  # the heads of a group share their sums
+        phi_k, v = features(k)[:, None], pad(v, (0, 1), value=1.0)[:, None]
+        both, sums = _causal(phi_q, phi_k, v, sums[:, None])
+        return _normalised(both).flatten(0, 1).to(dtype), {"sums": sums[:, 0]}
 
     def oracle(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -13,6 +15,14 @@ from baselines._adapter import Adapter
 from baselines._masked import everything, masked_attention
 from baselines._parts import expand_heads
 from danon.attention.registry import register
+from danon.attention.stream import (
+    Group,
+    Part,
+    Span,
+    StreamingAttention,
+    StreamState,
+    span_of,
+)
 
 __all__ = ["SDPA", "masked_sdpa"]
 
@@ -20,7 +30,7 @@ QUERIES_PER_MASK = 1024
 
 
 @register("sdpa")
-class SDPA(Adapter):
+class SDPA(Adapter, StreamingAttention):
     """``scaled_dot_product_attention`` with the flash kernel.
 
     Two cases are no work for it, and take another fused kernel by rule: CUDA flash has no
@@ -35,16 +45,44 @@ class SDPA(Adapter):
         causal = self.config.is_causal
         if mask is not None:
             return _padded(q, k, v, mask, causal)
-        half = q.dtype in (torch.bfloat16, torch.float16)
-        if q.device.type == "cpu" or half:
-            kernel = SDPBackend.FLASH_ATTENTION
-        else:
-            kernel = SDPBackend.EFFICIENT_ATTENTION
+        kernel = _fused(q)
+        if kernel is SDPBackend.EFFICIENT_ATTENTION:
             k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
         with sdpa_kernel(kernel):
             return scaled_dot_product_attention(
                 q, k, v, is_causal=causal, enable_gqa=k.shape[1] != q.shape[1]
             )
+
+    def begin(self, empty: Tensor) -> Mapping[str, Part]:
+        return {"k": Span.of(empty), "v": Span.of(empty)}
+
+    def advance(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, Part]
+    ) -> tuple[Tensor, Mapping[str, Part]]:
+        after = {"k": span_of(parts, "k").append(k), "v": span_of(parts, "v").append(v)}
+        heads, groups = self.config.num_heads, self.config.kv_heads
+        q, k, v = (
+            x.unflatten(0, (-1, h))
+            for x, h in ((q, heads), (after["k"].rows, groups), (after["v"].rows, groups))
+        )
+        if start == 0:
+            return self.attend(q, k, v, None).flatten(0, 1), after
+        if q.shape[2] == 1:  # sees everything
+            with sdpa_kernel(_fused(q)):
+                out = scaled_dot_product_attention(q, k, v, enable_gqa=heads != groups)
+            return out.flatten(0, 1), after
+        return _late_rows(q, k, v, start).flatten(0, 1), after
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor, state: StreamState) -> StreamState:
+        group = state.groups[0]
+        if len(state.groups) > 1:
+            return super().absorb(q, k, v, state)
+        parts = {
+            name: span_of(group.parts, name).append(x.flatten(0, 1))
+            for name, x in (("k", k), ("v", v))
+        }
+        after = Group(group.rows, group.length + k.shape[2], parts)
+        return replace(state, groups=(after,))
 
     def oracle(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
@@ -54,6 +92,12 @@ class SDPA(Adapter):
 
     def visible_pairs(self, length: int) -> int:
         return length * (length + 1) // 2 if self.config.is_causal else length * length
+
+
+def _fused(q: Tensor) -> SDPBackend:
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    flash = q.device.type == "cpu" or half
+    return SDPBackend.FLASH_ATTENTION if flash else SDPBackend.EFFICIENT_ATTENTION
 
 
 def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
@@ -70,14 +114,22 @@ def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool) -> Tensor:
-    N = q.shape[2]
     k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
     if not causal:
         return masked_sdpa(q, k, v, mask[:, None, None])
+    return _late_rows(q, k, v, 0, mask)
+
+
+def _late_rows(q: Tensor, k: Tensor, v: Tensor, first: int, mask: Tensor | None = None) -> Tensor:
+    """Causal attention of queries (B, H, n, D) from place ``first`` on, a block at a time."""
+    k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
     outs = []
-    cols = torch.arange(N, device=q.device)
-    for start in range(0, N, QUERIES_PER_MASK):
-        end = min(N, start + QUERIES_PER_MASK)
-        visible = mask[:, None, None, :end] & (cols[:end] <= cols[start:end, None])
-        outs.append(masked_sdpa(q[:, :, start:end], k[:, :, :end], v[:, :, :end], visible))
+    cols = torch.arange(k.shape[2], device=q.device)
+    for start in range(0, q.shape[2], QUERIES_PER_MASK):
+        end = min(q.shape[2], start + QUERIES_PER_MASK)
+        stop = first + end
+        visible = (cols[:stop] <= cols[first + start : stop, None])[None, None]
+        if mask is not None:
+            visible = visible & mask[:, None, None, :stop]
+        outs.append(masked_sdpa(q[:, :, start:end], k[:, :, :stop], v[:, :, :stop], visible))
     return torch.cat(outs, dim=2)

@@ -7,6 +7,7 @@ handed to SDPA some thousands of queries at a time, so memory stays linear and s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from baselines._masked import Band, masked_attention
 from baselines._parts import expand_heads
 from baselines.sdpa import masked_sdpa
 from danon.attention.registry import register
+from danon.attention.stream import Part, Span, StreamingAttention, span_of
 from danon.config import AttentionConfig
 
 __all__ = ["Window"]
@@ -27,7 +29,7 @@ QUERIES_PER_CALL = 4096
 
 
 @register("window")
-class Window(Adapter):
+class Window(Adapter, StreamingAttention):
     """Query i sees tokens i-w+1 .. i (bidirectional: .. i+w-1) and the first g tokens."""
 
     semantics = "exact window 512 + 64 sinks (bidirectional: 512 on both sides)"
@@ -67,6 +69,39 @@ class Window(Adapter):
             )
             outs.append(out.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3))
         return torch.cat(outs, dim=2)[:, :, :N]
+
+    def begin(self, empty: Tensor) -> Mapping[str, Part]:
+        return {name: Span.of(empty) for name in ("sink_k", "sink_v", "k", "v")}
+
+    def advance(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, Part]
+    ) -> tuple[Tensor, Mapping[str, Part]]:
+        after, new = dict(parts), max(0, min(self.band.sinks - start, k.shape[1]))
+        for name, x in (("k", k), ("v", v)):
+            after[name] = span_of(after, name).append(x)
+            after[f"sink_{name}"] = span_of(after, f"sink_{name}").append(x[:, :new])
+        near = span_of(after, "k")
+        seen = [
+            torch.cat((span_of(after, f"sink_{name}").rows, span_of(after, name).rows), 1)
+            .unflatten(0, (-1, self.config.kv_heads))
+            for name in ("k", "v")
+        ]  # fmt: skip
+        sinks = span_of(after, "sink_k").size
+        place = torch.arange(near.start, near.stop, device=q.device)
+        place = torch.cat((torch.arange(sinks, device=q.device), place))
+        twice = torch.arange(len(place), device=q.device) >= sinks  # first tokens stand there too
+        shown = ~(twice & (place < sinks))
+        q = q.unflatten(0, (-1, self.config.num_heads))
+        heads, outs = q.shape[1], []
+        for at in range(0, q.shape[2], BLOCK):
+            rows = torch.arange(start + at, start + min(at + BLOCK, q.shape[2]), device=q.device)
+            visible = self.band(rows[:, None], place) & shown
+            some = visible.any(0).nonzero().flatten()
+            k_, v_ = (expand_heads(x[:, :, some], heads) for x in seen)
+            outs.append(masked_sdpa(q[:, :, at : at + BLOCK], k_, v_, visible[None, None, :, some]))
+        for name in ("k", "v"):
+            after[name] = span_of(after, name).since(start + q.shape[2] - self.band.back)
+        return torch.cat(outs, 2).flatten(0, 1), after
 
     def _reach(self, length: int) -> tuple[int, int]:
         return min(self.band.back, length - 1), min(self.band.ahead, length - 1)

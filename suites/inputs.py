@@ -41,9 +41,9 @@ def text_bytes(batch: int, length: int) -> Tensor:
     return flat.view(batch, length).long()
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def text_qkv(batch: int, heads: int, length: int, head_dim: int) -> Triple:
-    """float32 q, k, v on the CPU, the same in every process; the last shape is kept."""
+    """float32 q, k, v on the CPU, the same in every process; the last two shapes are kept."""
     width = heads * head_dim
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

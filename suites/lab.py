@@ -11,9 +11,10 @@ import torch
 
 from danon.attention import registry
 from danon.attention.base import BaseAttention
+from danon.attention.stream import StreamingAttention
 from danon.measure.case import Case, CaseResult, Status
 from danon.measure.memory import peak_bytes, saved_bytes
-from danon.measure.paired import measure_pair, measure_single
+from danon.measure.paired import Paired, measure_pair, measure_single
 from danon.measure.roofline import matmul_rate
 from danon.measure.statistics import fit_exponent
 from suites.attentions import REFERENCE, one_line, shape_of
@@ -21,6 +22,7 @@ from suites.costs import CHECK_CALLS, SELF_CALLS, TIMING_CALLS, Costs
 from suites.guard import is_out_of_memory
 from suites.profiles import Profile
 from suites.specimen import Specimen
+from suites.stream import Stream
 from suites.verify import Verdict, Verifier
 
 __all__ = ["Lab"]
@@ -73,10 +75,12 @@ class Lab:
         try:
             if case.suite == "scaling":
                 return self._scaling(case)
-            if reason := self._unavailable(case, backward=case.phase != "forward"):
+            if reason := self._unavailable(case, backward=case.phase == "forward+backward"):
                 return _without(case, "unavailable", reason)
             if reason := self._too_long(case):
                 return _without(case, "over budget", reason)
+            if case.suite == "decode":
+                return self._decode(case)
             specimen = Specimen(case)
             verdict = self._verifier.verdict(specimen)
             if verdict.reason:
@@ -99,8 +103,8 @@ class Lab:
 
     def _unavailable(self, case: Case, *, backward: bool) -> str | None:
         return registry.get(case.attention).unavailable(
-            shape_of(case), length=case.length, dtype=getattr(torch, case.dtype),
-            device=torch.device(case.device), backward=backward,
+            shape_of(case), length=1 if case.suite == "decode" else case.length,
+            dtype=getattr(torch, case.dtype), device=torch.device(case.device), backward=backward,
         )  # fmt: skip
 
     def _too_long(self, case: Case) -> str:
@@ -131,14 +135,7 @@ class Lab:
                 call, reference, device, budget_s=budget, width=width, seed=case.length
             )
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
-            metrics |= {
-                "time_ratio": pair.ratio.value,
-                "time_ratio_low": pair.ratio.low,
-                "time_ratio_high": pair.ratio.high,
-                "speedup": 1 / pair.ratio.value,
-                "reference_time_s": median(pair.reference),
-                "conclusive": float(pair.conclusive),
-            }
+            metrics |= _ratios(pair)
         else:
             single = measure_single(call, device, budget_s=budget, width=width)
             samples = {"candidate_s": list(single.samples)}
@@ -207,6 +204,46 @@ class Lab:
         seconds = perf_counter() - start
         return metrics, {"candidate_s": [seconds]}
 
+    def _decode(self, case: Case) -> CaseResult:
+        """One more token, again and again, beside dense attention with its cache of keys."""
+        if not issubclass(registry.get(case.attention), StreamingAttention):
+            return _without(case, "unavailable", "has no streaming form")
+        began = perf_counter()
+        stream = Stream(case)
+        verdict = self._verifier.verdict(stream.checked())
+        semantics, config = stream.module.semantics, stream.module.config.to_dict()
+        if verdict.reason:
+            return replace(
+                _without(case, "failed", verdict.reason), semantics=semantics, check=verdict.info
+            )
+        stream.read()
+        metrics = {
+            "state_bytes": float(stream.state.nbytes),
+            "error_vs_dense": stream.error_vs_dense(),
+        }
+        budget, width = self._profile.seconds, self._profile.width
+        if case.attention == REFERENCE:
+            single = measure_single(stream.call, stream.device, budget_s=budget, width=width)
+            samples = {"candidate_s": list(single.samples)}
+            seconds = median(single.samples)
+            metrics |= {"time_ratio": 1.0, "time_ratio_low": 1.0, "time_ratio_high": 1.0,
+                        "speedup": 1.0, "reference_time_s": seconds,
+                        "conclusive": float(single.conclusive)}  # fmt: skip
+        else:
+            dense = Stream(replace(case, attention=REFERENCE), beside=stream)
+            dense.read()
+            pair = measure_pair(
+                stream.call, dense.call, stream.device, budget_s=budget, width=width,
+                seed=case.length,
+            )  # fmt: skip
+            samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
+            metrics |= _ratios(pair)
+        metrics["time_s"] = median(samples["candidate_s"])
+        self._costs.add(case, (perf_counter() - began) / (TIMING_CALLS + CHECK_CALLS))
+        return CaseResult(
+            case, "measured", "", semantics, metrics, samples, verdict.info, config=config
+        )
+
     def _over_lengths(self, case: Case, suite: str) -> list[CaseResult]:
         """Results of the lengths that a scaling case spans, short to long."""
         lengths = self._profile.scaling_lengths(case)
@@ -239,6 +276,18 @@ class Lab:
                     f"{name}_exponent_high": fit.high,
                 }
         return CaseResult(case, "measured", "", semantics, metrics, config=config)
+
+
+def _ratios(pair: Paired) -> dict[str, float]:
+    """The figures of a paired timing."""
+    return {
+        "time_ratio": pair.ratio.value,
+        "time_ratio_low": pair.ratio.low,
+        "time_ratio_high": pair.ratio.high,
+        "speedup": 1 / pair.ratio.value,
+        "reference_time_s": median(pair.reference),
+        "conclusive": float(pair.conclusive),
+    }
 
 
 def _without(case: Case, status: Status, reason: str) -> CaseResult:

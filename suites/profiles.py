@@ -30,6 +30,7 @@ class Profile:
     Attributes:
         speed: paired timing against dense attention.
         memory: peak and saved bytes.
+        decode: seconds of one more token after so many, paired with dense attention's.
         scaling: exponents over the lengths of a block; what speed and memory have not measured
             is measured for it.
         seconds: rounds of one case go on this long unless its interval is narrow before.
@@ -40,6 +41,7 @@ class Profile:
 
     speed: tuple[Block, ...]
     memory: tuple[Block, ...]
+    decode: tuple[Block, ...]
     scaling: tuple[Block, ...]
     seconds: float
     width: float
@@ -48,7 +50,7 @@ class Profile:
 
     def cases(self, attentions: tuple[str, ...], device: str) -> Iterator[Case]:
         """Every case, in an order that measures short before long."""
-        suites = (("speed", self.speed), ("memory", self.memory))
+        suites = (("speed", self.speed), ("memory", self.memory), ("decode", self.decode))
         cells = [
             (n, suite, block.phase, dtype)
             for suite, blocks in suites
@@ -68,6 +70,8 @@ class Profile:
         """Seconds expected of a case, roughly: for the progress bar."""
         if case.suite == "scaling":
             return 0.1
+        if case.suite == "decode":
+            return min(self.seconds + 4e-5 * case.length, self.cap_s)
         dense_s = DENSE_4096_S * (case.length / 4096) ** 2
         dense_s *= (0.5 if case.dtype != "float32" else 1) * (3.5 if case.phase != "forward" else 1)
         share = self.seconds if case.suite == "speed" else 0.2
@@ -76,6 +80,7 @@ class Profile:
     def shorter(self, case: Case) -> Case | None:
         """The case of the next shorter length that this profile may measure, or None."""
         blocks = (*(self.memory if case.suite == "memory" else self.speed), *self.scaling)
+        blocks = self.decode if case.suite == "decode" else blocks
         lengths = {
             n for b in blocks if b.phase == case.phase and case.dtype in b.dtypes for n in b.lengths
         }
@@ -104,6 +109,7 @@ PROFILES: dict[str, Profile] = {
             Block("forward+backward", _FULL, (1024, 4096)),
         ),
         memory=(Block("forward", _LOW, (1024, 4096, 16384)),),
+        decode=(Block("decode", _LOW, (1024, 16384, 65536)),),
         scaling=(Block("forward", _LOW, (1024, 4096, 16384)),),
         seconds=1.5,
         width=0.05,
@@ -115,6 +121,7 @@ PROFILES: dict[str, Profile] = {
             Block("forward", _LOW, (65536, 131072)),
             Block("forward+backward", _BOTH, (1024, 4096, 16384)),
         ),
+        decode=(Block("decode", _LOW, (1024, 4096, 16384, 65536, 262144, 1048576)),),
         memory=(
             Block("forward", _LOW, (1024, 4096, 16384, 32768, 65536, 131072)),
             Block("forward+backward", _LOW, (1024, 4096, 16384)),
@@ -130,6 +137,7 @@ PROFILES: dict[str, Profile] = {
             Block("forward", _LOW, (262144, 524288, 1048576)),
             Block("forward+backward", _BOTH, (1024, 2048, 4096, 8192, 16384, 32768)),
         ),
+        decode=(Block("decode", _BOTH, (1024, 4096, 16384, 65536, 262144, 1048576)),),
         memory=(
             Block("forward", _BOTH, (1024, 4096, 16384, 32768, 65536, 131072, 262144)),
             Block("forward+backward", _BOTH, (1024, 4096, 16384, 32768)),
@@ -145,6 +153,7 @@ PROFILES: dict[str, Profile] = {
     "smoke": Profile(
         speed=(Block("forward", _FULL, (64, 128)), Block("forward+backward", _FULL, (64,))),
         memory=(Block("forward", _FULL, (64, 128)),),
+        decode=(Block("decode", _FULL, (64, 128)),),
         scaling=(Block("forward", _FULL, (64, 128, 256)),),
         seconds=0.1,
         width=0.1,

@@ -25,7 +25,7 @@ __all__ = ["Verdict", "Verifier"]
 
 ALL_ROWS = 256
 """Up to this length every row is checked; beyond, a sample."""
-ROWS: dict[Phase, int] = {"forward": 64, "forward+backward": 32}
+ROWS: dict[Phase, int] = {"forward": 64, "forward+backward": 32, "decode": 64}
 """Sampled rows: an oracle with its backward takes seconds on long inputs."""
 TOLERANCE_LENGTH = 16384
 """Dense attention's own rounding error is measured on at most so many tokens."""
@@ -67,13 +67,13 @@ class Verifier:
     def _verify(self, specimen: Specimen) -> Verdict:
         case, module = specimen.case, specimen.module
         q, k, v = specimen.q, specimen.k, specimen.v
-        causal, backward = module.config.is_causal, case.phase != "forward"
+        causal, backward = module.config.is_causal, case.phase == "forward+backward"
         check = check_case(
             specimen.subject(), q, k, v, _rows(case), self._tolerance(specimen, causal),
             backward=backward,
         )  # fmt: skip
         reason = check.reason
-        if not reason and not backward and claims_causal(module):
+        if not reason and case.phase == "forward" and claims_causal(module):
             reason = check_causal(specimen.attend, q, k, v, seed=case.length)
         error = math.inf
         if check.output is not None and check.positions is not None:
@@ -98,7 +98,7 @@ class Verifier:
                 v,
                 _rows(replace(case, length=length)),
                 causal=causal,
-                backward=case.phase != "forward",
+                backward=case.phase == "forward+backward",
             )
         return self._tolerances[key]
 

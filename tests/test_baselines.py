@@ -28,6 +28,7 @@ from baselines.longformer import Longformer
 from baselines.window import Window
 from baselines.xformers import XFormers
 from danon.attention import registry
+from danon.attention.stream import StreamingAttention
 from danon.config import AttentionConfig
 from danon.measure.correctness import check_causal, relative_error
 
@@ -456,6 +457,26 @@ def test_windows_see_what_they_state(causal: bool) -> None:
         wanted = by_rule(rule, size)
         assert torch.equal(seen(attention, size), wanted), attention
         assert attention.visible_pairs(size) == int(wanted.sum()), attention
+
+
+@pytest.mark.parametrize("name", ["sdpa", "window", "linear"])
+def test_streams_give_the_whole(name: str) -> None:
+    attention = built(name, True)
+    assert isinstance(attention, StreamingAttention)
+    q, k, v = inputs(1300)
+    for dtype, allowed in ((torch.float32, 2e-6), (torch.bfloat16, 1e-2)):
+        x = [t.to(dtype) for t in (q, k, v)]
+        state, outs, at = attention.init_state(2, dtype=dtype), [], 0
+        for n in (1, 40, 1, 1, 600, 657):
+            out, state = attention.step(*(t[:, :, at : at + n] for t in x), state)
+            outs.append(out)
+            at += n
+        assert relative_error(torch.cat(outs, 2), attention(*x)) <= allowed
+    read = attention.init_state(2)
+    for part in (slice(0, 70), slice(70, 1299)):
+        read = attention.absorb(*(t[:, :, part] for t in (q, k, v)), read)
+    out, _ = attention.step(*(t[:, :, 1299:] for t in (q, k, v)), read)
+    assert relative_error(out, attention(q, k, v)[:, :, 1299:]) <= 2e-6
 
 
 @pytest.mark.parametrize("length", [1, 5, 64, 600, 1300])

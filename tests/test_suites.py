@@ -25,6 +25,7 @@ from suites.profiles import PROFILES, Block, Profile, visible_profiles
 OWN = '''
 import torch
 from danon.attention.base import BaseAttention
+from danon.attention.stream import Span, StreamingAttention
 
 class Exact(BaseAttention):
     semantics = "exact, by hand"
@@ -55,10 +56,34 @@ class Short(Exact):
         if q.shape[2] > 100:
             raise RuntimeError("takes no more than 100 tokens")
         return super().forward(q, k, v)
+
+class Streamed(Exact, StreamingAttention):
+    keep = 0
+
+    def begin(self, empty):
+        return {"k": Span.of(empty), "v": Span.of(empty)}
+
+    def advance(self, q, k, v, start, parts):
+        k, v = parts["k"].append(k), parts["v"].append(v)
+        logits = q @ k.rows.transpose(1, 2) * q.shape[-1] ** -0.5
+        place = torch.arange(k.size)
+        later = place > place[k.size - q.shape[1] :, None]
+        out = logits.masked_fill(later, -torch.inf).softmax(-1) @ v.rows
+        return out, {"k": k.since(self.keep), "v": v.since(self.keep)}
+
+class Forgetful(Streamed):
+    """Right as a whole, but its stream loses the first token."""
+
+    keep = 1
 '''
 SPEED = {
     "time_s", "time_ratio", "time_ratio_low", "time_ratio_high", "reference_time_s", "speedup",
     "useful_flops_per_s", "matmul_flops_per_s", "roofline_fraction", "error_vs_dense", "conclusive",
+}  # fmt: skip
+BROUGHT = ("Exact", "Wrong", "Short", "Streamed", "Forgetful")
+DECODE = {
+    "time_s", "time_ratio", "time_ratio_low", "time_ratio_high", "reference_time_s", "speedup",
+    "state_bytes", "error_vs_dense", "conclusive",
 }  # fmt: skip
 MEMORY = {"peak_bytes", "saved_bytes"}
 SCALING = {f"{what}_exponent{end}" for what in ("time", "memory") for end in ("", "_low", "_high")}
@@ -91,7 +116,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     scratch = tmp_path_factory.mktemp("suites")
     own = scratch / "own.py"
     own.write_text(OWN)
-    brought = [f"--danon-attention={own}:{name}" for name in ("Exact", "Wrong", "Short")]
+    brought = [f"--danon-attention={own}:{name}" for name in BROUGHT]
     child = Child(["--danon-profile=smoke", "--danon-only=flash-attn", *brought], scratch)
     planned: list[str] = []
     results = {}
@@ -112,13 +137,17 @@ class TestSession:
     def test_every_planned_case_has_an_outcome(self, session: Session) -> None:
         assert set(session.planned) <= set(session.results)
         assert {r.case.attention for r in session.results.values()} == {
-            "sdpa", "flash-attn", "Exact", "Wrong", "Short",
+            "sdpa", "flash-attn", *BROUGHT,
         }  # fmt: skip
 
     def test_a_right_attention_has_every_figure(self, session: Session) -> None:
-        names = {"speed": SPEED, "memory": MEMORY, "scaling": SCALING}
-        for attention in ("sdpa", "Exact"):
+        names = {"speed": SPEED, "memory": MEMORY, "scaling": SCALING, "decode": DECODE}
+        for attention in ("sdpa", "Exact", "Streamed"):
             for result in session.of(attention):
+                if attention == "Exact" and result.case.suite == "decode":
+                    assert result.status == "unavailable"
+                    assert result.reason == "has no streaming form"
+                    continue
                 assert result.status == "measured", result.reason
                 assert set(result.metrics) == names[result.case.suite]
         for result in session.of("Exact"):
@@ -133,6 +162,15 @@ class TestSession:
                 assert result.check["kind"] == "self in float64"
                 assert result.check["causal"] is True
 
+    def test_decoding_is_right_or_refused(self, session: Session) -> None:
+        for length in (64, 128):
+            name = f"N{length}/float32/decode/cpu"
+            right = session.results[f"decode/Streamed/{name}"]
+            assert right.metrics["error_vs_dense"] < 1e-5
+            assert right.metrics["state_bytes"] >= 2 * 4 * 64 * 4 * length  # keys and values
+            wrong = session.results[f"decode/Forgetful/{name}"]
+            assert wrong.status == "failed" and "relative error" in wrong.reason
+
     def test_quadratic_memory_is_seen(self, session: Session) -> None:
         dense, exact = (
             session.results[f"memory/{name}/N128/float32/forward/cpu"].metrics["peak_bytes"]
@@ -142,7 +180,7 @@ class TestSession:
         assert exact >= 2 * logits > dense
 
     def test_a_wrong_attention_is_a_failed_row_without_figures(self, session: Session) -> None:
-        found = session.of("Wrong")
+        found = [r for r in session.of("Wrong") if r.case.suite != "decode"]  # it has no stream
         assert len(found) > 4
         for result in found:
             assert result.status == "failed"
@@ -249,7 +287,7 @@ class TestForecast:
 def lab() -> Lab:
     gather((), ())
     block = Block("forward", ("float32",), (64, 128))
-    profile = Profile((block,), (block,), (), seconds=0.05, width=0.1, cap_s=20.0)
+    profile = Profile((block,), (block,), (), (), seconds=0.05, width=0.1, cap_s=20.0)
     return Lab(profile, on_begin=lambda case: None, on_result=lambda result: None)
 
 

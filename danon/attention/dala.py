@@ -248,10 +248,12 @@ class _Paths:
         paths = torch.stack((near, self._memory_means(memory.k, near.dtype), state), 2)
         paths = paths.repeat_interleave(X // paths.shape[0], 0)  # (X, periods, 3, D)
         sinks = max(0, min(n, g - self.start))
-        front = max(0, self.start - g) % c.period  # of the first period, before the first query
-        tail = F.pad(self.q[:, sinks:], (0, 0, front, -(front + n - sinks) % c.period))
-        log_p = self.m.router(tail.unflatten(1, (-1, c.period)), paths).flatten(1, 2)
-        log_p = log_p[:, front : front + n - sinks]
+        tail, front = self.q[:, sinks:], 0
+        if len(self.periods) > 1:  # whole periods
+            front = max(0, self.start - g) % c.period
+            tail = F.pad(tail, (0, 0, front, -(front + n - sinks) % c.period))
+        tail = tail.unflatten(1, (len(self.periods), -1))
+        log_p = self.m.router(tail, paths).flatten(1, 2)[:, front : front + n - sinks]
         if sinks:  # they see what the first period sees
             log_p = torch.cat((self.m.router(self.q[:, :sinks], paths[:, 0]), log_p), 1)
         # Only differences matter to the softmax: against the near path, as in MSRA.
@@ -347,22 +349,30 @@ def _chunk(m: DALA, q: Tensor, start: int, parts: dict[str, Part]) -> _Paths:
         return paths
     # Rows hold tokens from one period before the first query's on (if there is one).
     first, base, following = paths.first, k.start // c.period, (stop - g) // c.period
-    numbers = torch.arange(k.size, k.size + c.memory_size, device=q.device).expand_as(old_score)
-    index, best = remember(
-        m.keepable(score.rows), c.period, c.memory_size, range(first, following + 1), base,
-        (old_score, numbers),
-    )  # fmt: skip
-    memory = Source(
-        torch.cat((k.rows, old_k), 1), torch.cat((v.rows, old_v), 1),
-        F.logsigmoid(torch.cat((score.rows, old_score.clamp_min(HIDDEN)), 1)),
-    )  # fmt: skip
+    best, index = old_score[None], torch.arange(c.memory_size, device=q.device)
+    index = index.expand(best.shape)
+    memory = Source(old_k, old_v, F.logsigmoid(old_score.clamp_min(HIDDEN)))
     keys, _ = period_means(k.rows, None, c.period)
-    means = torch.cat((keys, period_means(v.rows, None, c.period)[0]), -1)
-    means = means[:, first - base : following - base]  # of the periods that end in this chunk
-    if means.shape[1]:
-        every = torch.ones_like(means[..., 0])
-        new, _ = m.state(means, every, state[:, 1])
+    if following > first:  # periods end in this chunk: memory and state move on
+        index, best = remember(
+            m.keepable(score.rows), c.period, c.memory_size, range(first, following + 1), base,
+            (old_score, index[0] + k.size),
+        )  # fmt: skip
+        memory = Source(
+            torch.cat((k.rows, old_k), 1), torch.cat((v.rows, old_v), 1),
+            F.logsigmoid(torch.cat((score.rows, old_score.clamp_min(HIDDEN)), 1)),
+        )  # fmt: skip
+        means = torch.cat((keys, period_means(v.rows, None, c.period)[0]), -1)
+        means = means[:, first - base : following - base]
+        new, _ = m.state(means, torch.ones_like(means[..., 0]), state[:, 1])
         state = torch.cat((state, new), 1)
+        at = index[-1][..., None].expand_as(old_k)
+        parts |= {
+            "memory_k": memory.k.gather(1, at),
+            "memory_v": memory.v.gather(1, at),
+            "memory_score": best[-1],
+            "state": state[:, -2:].clone(),
+        }
     met = torch.arange(first - 2, following, device=q.device) >= 0
     past = m.state.entries(state, met.expand(state.shape[:2]))
     count = len(paths.periods)
@@ -374,11 +384,4 @@ def _chunk(m: DALA, q: Tensor, start: int, parts: dict[str, Part]) -> _Paths:
         if c.use_adaptive_router:
             near = keys if base < first else F.pad(keys, (0, 0, 1, 0))
             paths.route(near[:, :count], memory, past.k[:, :count])
-    at = index[-1][..., None].expand_as(old_k)
-    parts |= {
-        "memory_k": memory.k.gather(1, at),
-        "memory_v": memory.v.gather(1, at),
-        "memory_score": best[-1],
-        "state": state[:, -2:].clone(),
-    }
     return paths

@@ -307,6 +307,10 @@ class StreamingAttention(BaseAttention):
                 groups.append(Group(some.rows, some.length + count, parts))
         return out, self._after(state, groups)
 
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor, state: StreamState) -> StreamState:
+        """The state after tokens whose outputs nobody wants; arguments as in :meth:`step`."""
+        return self.step(q, k, v, state)[1]
+
     @abstractmethod
     def begin(self, empty: Tensor) -> Mapping[str, Part]:
         """The parts of an empty state, for keys like ``empty`` (X, 0, D)."""

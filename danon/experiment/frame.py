@@ -27,7 +27,7 @@ OURS = ("msra", "dala", "ucsa")
 REFERENCE = "sdpa"
 Role = Literal["ours", "yours", "reference", "baseline"]
 SHAPE = ("device", "batch", "heads", "head_dim", "causal")
-PHASES = ("forward", "forward+backward")
+PHASES = ("forward", "forward+backward", "decode")
 
 
 def role(attention: str, command: str) -> Role:
@@ -74,6 +74,12 @@ class View:
     def shape(self) -> str:
         kind = "causal" if self.causal else "bidirectional"
         return f"{self.device}, batch {self.batch}, {self.heads} heads x {self.head_dim}, {kind}"
+
+    def source(self, suite: str, metric: str) -> tuple[str, str]:
+        """Where the figures of a chart come from: decoding has one suite for time and memory."""
+        if self.phase != "decode":
+            return suite, metric
+        return "decode", "state_bytes" if metric == "peak_bytes" else metric
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows of a table that belong to this view."""
@@ -204,7 +210,7 @@ def board(frame: pd.DataFrame, view: View, command: str) -> Board:
     mine = view.of(frame)
     curves = Curves(mine)
     measured = mine[mine["status"] == "measured"]
-    speed = measured[measured["suite"] == "speed"]
+    speed = measured[measured["suite"] == view.source("speed", "")[0]]
     lengths = tuple(sorted({int(n) for n in speed["length"]}))
     dense_at = speed[speed["attention"] == REFERENCE]["length"]
     headline = (
@@ -213,7 +219,8 @@ def board(frame: pd.DataFrame, view: View, command: str) -> Board:
 
     def row(attention: str) -> Row:
         def at_headline(suite: str, metric: str) -> float:
-            return curves.get(suite, attention, metric).get(headline, Figure(math.nan)).value
+            found = curves.get(*_asked(view, suite, attention, metric))
+            return found.get(headline, Figure(math.nan)).value
 
         stated = mine[(mine["attention"] == attention) & (mine["semantics"] != "")]["semantics"]
         fitted = curves.get("scaling", attention, "time_exponent")
@@ -221,7 +228,7 @@ def board(frame: pd.DataFrame, view: View, command: str) -> Board:
             attention=attention,
             role=role(attention, command),
             semantics=str(stated.iloc[0]) if len(stated) else "",
-            speedups=curves.get("speed", attention, "speedup"),
+            speedups=curves.get(*_asked(view, "speed", attention, "speedup")),
             flops=at_headline("speed", "useful_flops_per_s"),
             roofline=at_headline("speed", "roofline_fraction"),
             peak=at_headline("memory", "peak_bytes"),
@@ -231,8 +238,13 @@ def board(frame: pd.DataFrame, view: View, command: str) -> Board:
 
     rows = [row(attention) for attention in dict.fromkeys(measured["attention"])]
     rows.sort(key=lambda r: r.standing(headline), reverse=True)
-    dense = curves.get("speed", REFERENCE, "time_s").get(headline, Figure(math.nan))
+    dense = curves.get(*_asked(view, "speed", REFERENCE, "time_s")).get(headline, Figure(math.nan))
     return Board(view, lengths, headline, dense.value, tuple(rows))
+
+
+def _asked(view: View, suite: str, attention: str, metric: str) -> tuple[str, str, str]:
+    suite, metric = view.source(suite, metric)
+    return suite, attention, metric
 
 
 @dataclass(frozen=True)

@@ -82,15 +82,16 @@ def _payload(data: pd.DataFrame, views: Sequence[frame.View], info: RunInfo) -> 
             }
             for name in names
         ],
-        "views": [_view_payload(view.of(data), names) for view in views],
+        "views": [_view_payload(data, view, names) for view in views],
     }
 
 
-def _view_payload(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
-    lines = frame.Curves(rows)
+def _view_payload(data: pd.DataFrame, view: frame.View, names: Sequence[str]) -> dict[str, Any]:
+    lines = frame.Curves(view.of(data))
     curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for suite, metric in CURVES:
-        found = {name: lines.get(suite, name, metric) for name in names}
+        home, asked = view.source(suite, metric)
+        found = {name: lines.get(home, name, asked) for name in names}
         curves[metric] = {
             name: [{"n": n, **_finite(figure)} for n, figure in points.items() if n]
             for name, points in found.items()

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 __all__ = ["Case", "CaseResult", "Phase", "Status"]
 
-Phase = Literal["forward", "forward+backward"]
+Phase = Literal["forward", "forward+backward", "decode"]
 Status = Literal["measured", "unavailable", "over budget", "failed"]
 
 
@@ -18,11 +18,12 @@ class Case:
     """One cell of the scoreboard.
 
     Attributes:
-        suite: speed, memory or scaling.
+        suite: speed, memory, scaling or decode.
         attention: registered name.
-        length: tokens N; 0 for a figure fitted over several lengths.
+        length: tokens N; 0 for a figure fitted over several lengths. For decode, the tokens read
+            before the ones that are timed.
         dtype: float32, bfloat16 or float16.
-        phase: forward, or forward+backward.
+        phase: forward, forward+backward, or decode: one new token at a time.
         device: cpu or cuda.
     """
 

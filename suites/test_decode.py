@@ -1,0 +1,17 @@
+"""Time of one more token after a context, and the bytes that remember it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from danon.measure.case import Case
+from suites.replay import CLOCK
+
+pytestmark = pytest.mark.benchmark(timer=CLOCK)
+
+
+def test_decode(case: Case, measure: Callable[[Case], None]) -> None:
+    """Seconds a token and the ratio to dense attention with a key cache; state bytes; error."""
+    measure(case)
