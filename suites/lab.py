@@ -30,6 +30,8 @@ __all__ = ["Lab"]
 BACKWARD_FLOPS = 3.5
 """Forward and backward, in forwards: seven matrix products instead of two."""
 FEWEST_LENGTHS = 3
+READING = 5
+"""What is decoded after a context may wait so many times a case's time for it to be read."""
 
 
 class Lab:
@@ -52,6 +54,7 @@ class Lab:
         self._verifier = Verifier()
         self._rates: dict[tuple[str, str], float] = {}
         self._costs = Costs()
+        self._reading: dict[tuple[str, str], tuple[int, float]] = {}  # tokens, seconds
         for result in self._results.values():
             if result.samples:
                 self._costs.add(result.case, min(result.samples["candidate_s"]))
@@ -112,15 +115,16 @@ class Lab:
         shorter = self._profile.shorter(case)
         if shorter is not None and self.result(shorter).status == "over budget":
             return f"{shorter.length} tokens are over budget already"
+        cap = self._profile.cap_s
+        if case.suite == "decode":  # reading the context is what takes time: linear
+            length, seconds = self._reading.get((case.attention, case.dtype), (1, 0.0))
+            seconds, cap = seconds * case.length / length, READING * cap
+            return _over(seconds, length, cap) if seconds > cap else ""
         own = registry.get(case.attention).oracle is not BaseAttention.oracle
         forecast = self._costs.forecast(case, 0 if own else SELF_CALLS)
-        cap = self._profile.cap_s
         if forecast is None or forecast.seconds <= cap:
             return ""
-        return (
-            f"estimated {forecast.seconds:.0f} s at least, going by {forecast.length} tokens; "
-            f"the profile allows {cap:.0f} s a case"
-        )
+        return _over(forecast.seconds, forecast.length, cap)
 
     def _speed(
         self, specimen: Specimen, verdict: Verdict
@@ -208,7 +212,6 @@ class Lab:
         """One more token, again and again, beside dense attention with its cache of keys."""
         if not issubclass(registry.get(case.attention), StreamingAttention):
             return _without(case, "unavailable", "has no streaming form")
-        began = perf_counter()
         stream = Stream(case)
         verdict = self._verifier.verdict(stream.checked())
         semantics, config = stream.module.semantics, stream.module.config.to_dict()
@@ -216,7 +219,9 @@ class Lab:
             return replace(
                 _without(case, "failed", verdict.reason), semantics=semantics, check=verdict.info
             )
+        start = perf_counter()
         stream.read()
+        self._reading[case.attention, case.dtype] = case.length, perf_counter() - start
         metrics = {
             "state_bytes": float(stream.state.nbytes),
             "error_vs_dense": stream.error_vs_dense(),
@@ -239,7 +244,6 @@ class Lab:
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
             metrics |= _ratios(pair)
         metrics["time_s"] = median(samples["candidate_s"])
-        self._costs.add(case, (perf_counter() - began) / (TIMING_CALLS + CHECK_CALLS))
         return CaseResult(
             case, "measured", "", semantics, metrics, samples, verdict.info, config=config
         )
@@ -276,6 +280,13 @@ class Lab:
                     f"{name}_exponent_high": fit.high,
                 }
         return CaseResult(case, "measured", "", semantics, metrics, config=config)
+
+
+def _over(seconds: float, length: int, cap: float) -> str:
+    return (
+        f"estimated {seconds:.0f} s at least, going by {length} tokens; "
+        f"the profile allows {cap:.0f} s a case"
+    )
 
 
 def _ratios(pair: Paired) -> dict[str, float]:
