@@ -1,0 +1,308 @@
+"""MSRA, DALA and UCSA as attention implementations of Hugging Face models.
+
+    from danon.integrations.transformers import register
+    register()
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="danon_ucsa")
+    model.generate(...)
+
+Every attention layer gets parameters of its own, under the name ``danon``: they are trained, moved,
+saved and loaded with the model. Settings of a mechanism are the dictionary ``config.danon``, which
+is saved with the model, or the arguments of :func:`attach`. Untrained, MSRA and UCSA are defined by
+their settings alone; DALA's importance network and state start at random values, the same each
+time.
+
+With a cache, each layer keeps the mechanism's stream state instead of keys and values; an empty
+``DynamicCache``, which is what ``generate`` makes, becomes such a cache at the first tokens.
+Padding is no part of a sequence: each row of a batch gets what it gets alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+try:
+    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+    from transformers.cache_utils import Cache, EncoderDecoderCache
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+except ImportError as error:
+    raise ImportError(
+        "danon.integrations.transformers needs transformers 5: pip install danon[transformers] "
+        f"({error})"
+    ) from error
+
+from danon.attention.stream import StreamingAttention
+from danon.config import ConfigError
+from danon.integrations.hf_cache import StreamLayer, claim, taken
+from danon.integrations.hf_layer import MECHANISMS, LayerAttention, head_width, settings_config
+
+__all__ = ["StreamLayer", "attach", "register"]
+
+PREFIX = "danon_"
+CHILD = "danon"
+_OTHER_SOURCE = ("encoder_hidden_states", "key_value_states")
+_CANNOT = {
+    "softcap": "soft-capped logits",
+    "s_aux": "learned attention sinks",
+    "sinks": "learned attention sinks",
+    "position_bias": "a position bias",
+    "sliding_window": "a sliding window (sliding_window = None in the model's configuration lifts "
+    "it)",
+    "indices": "keys chosen by the model",
+    "block_indices": "keys chosen by the model",
+    "cu_seq_lens_q": "packed sequences",
+    "cu_seqlens": "packed sequences",
+    "cache": "a paged cache",
+}
+
+
+@functools.cache
+def register() -> None:
+    """Make ``attn_implementation="danon_msra" | "danon_dala" | "danon_ucsa"`` known.
+
+    Models built with one of them afterwards have their DANON parameters from the start. For a model
+    that is switched over later (``set_attn_implementation``), call :func:`attach`.
+    """
+    for mechanism in MECHANISMS:
+        AttentionInterface.register(PREFIX + mechanism, functools.partial(_attend, mechanism))
+        AttentionMaskInterface.register(PREFIX + mechanism, _mask)
+    register_module_module_registration_hook(_on_registration)
+
+
+def attach(model: PreTrainedModel, mechanism: str | None = None, **settings: Any) -> None:
+    """Give the attention layers of a model their DANON parameters, and choose how they attend.
+
+    Layers that have them for the same mechanism and settings keep them; others start anew.
+
+    Args:
+        model: any model whose attention goes through ``transformers.AttentionInterface``.
+        mechanism: ``msra``, ``dala`` or ``ucsa``, which the model is switched to; None for the one
+            it has been switched to.
+        settings: fields of the mechanism's configuration, such as ``selected_blocks``. With a
+            mechanism or any setting, they replace ``config.danon``.
+
+    Raises:
+        ConfigError: a setting that does not exist or is not allowed; the model is left as it was.
+        ValueError: the model has no attention layer that could be served.
+    """
+    register()
+    if mechanism is not None:
+        settings_config(mechanism, settings, 64)  # errors before anything is changed
+        model.set_attn_implementation(PREFIX + mechanism)
+    layers: list[Any] = [layer for layer in model.modules() if _mechanism(layer) is not None]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no attention layer with one of "
+            f"{', '.join(PREFIX + name for name in MECHANISMS)}"
+        )
+    chosen = None if mechanism is None and not settings else settings
+    made: list[Any] = [_make(layer, chosen) for layer in layers]
+    for layer, own in zip(layers, made, strict=True):
+        like = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
+        if chosen is not None:
+            layer.config.danon = dict(chosen)
+        _put(layer, own.to(device=like.device, dtype=like.dtype))
+
+
+def _mechanism(layer: nn.Module) -> str | None:
+    """The mechanism of a model's attention layer, which is known by what its forward calls."""
+    name = getattr(getattr(layer, "config", None), "_attn_implementation", None)
+    if (
+        not isinstance(name, str)
+        or not name.startswith(PREFIX)
+        or not _dispatches(type(layer).forward)
+    ):
+        return None
+    return name.removeprefix(PREFIX)
+
+
+@functools.cache
+def _dispatches(forward: Callable[..., Any]) -> bool:
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def _make(layer: nn.Module, settings: Mapping[str, Any] | None) -> LayerAttention:
+    """The child of a layer for these settings (None: those of its config): the old one if it is."""
+    mechanism, config = _mechanism(layer), layer.config
+    assert mechanism is not None
+    if settings is None:
+        settings = getattr(config, "danon", None) or {}
+    own = getattr(layer, CHILD, None)
+    if isinstance(own, LayerAttention) and (own.mechanism, own.settings) == (mechanism, settings):
+        return own
+    seed = getattr(layer, "layer_idx", None) or 0
+    try:
+        return LayerAttention(mechanism, settings, head_width(layer), seed)
+    except ConfigError as error:
+        raise ConfigError(f"config.danon = {settings}: {error}") from error
+
+
+def _put(layer: nn.Module, own: LayerAttention) -> None:
+    if not hasattr(layer, CHILD):
+        layer.register_forward_pre_hook(_before_layer, with_kwargs=True)
+    setattr(layer, CHILD, own.train(layer.training))
+
+
+def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Called by torch for every module that becomes part of another: equips attention layers."""
+    if child is not None and not hasattr(child, CHILD) and _mechanism(child) is not None:
+        _put(child, _make(child, None))
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def _before_layer(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Sees what the attention function is not given: the cache, and where keys come from."""
+    if _mechanism(layer) is None:
+        return
+    given = {**dict(zip(_parameters(type(layer).forward), args, strict=False)), **kwargs}
+    if any(given.get(name) is not None for name in _OTHER_SOURCE):
+        raise ValueError(f"{type(layer).__name__}: danon attention is no cross attention")
+    for value in given.values():
+        if isinstance(value, Cache):
+            own = value.self_attention_cache if isinstance(value, EncoderDecoderCache) else value
+            claim(own, layer.layer_idx)
+
+
+def _mask(
+    batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0,
+    mask_function: Any = causal_mask_function, attention_mask: Tensor | None = None,
+    local_size: int | None = None, **more: Any,
+) -> Tensor | None:  # fmt: skip
+    """What the attention function gets as mask: (B, q_length) bool, None if all tokens are there.
+
+    Raises:
+        ValueError: a pattern that is not causal or bidirectional with padding.
+    """
+    if mask_function not in (causal_mask_function, bidirectional_mask_function):
+        what = f"a window or chunks of {local_size} tokens" if local_size else "its own pattern"
+        raise ValueError(
+            f"the model masks with {what} (or packs several sequences in a row): danon attention "
+            "knows causal and bidirectional attention, with padding"
+        )
+    if attention_mask is None:
+        return None
+    if tuple(attention_mask.shape) != (batch_size, kv_length):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}: must be "
+            f"{(batch_size, kv_length)}, a column for each token, cached ones included"
+        )
+    new = attention_mask[:, kv_length - q_length :]
+    return None if bool(new.all()) else new
+
+
+def _attend(
+    mechanism: str, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
+    is_causal: bool | None = None, **more: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """The attention function: q (B, H, n, D), k and v (B, G, n, D) -> (B, n, H, D).
+
+    Raises:
+        ValueError: an attention that cannot be served; says why.
+    """
+    stream = taken(key)
+    try:
+        own = _served(mechanism, layer, query, key, value, attention_mask, dropout, more)
+        causal = getattr(layer, "is_causal", True) if is_causal is None else is_causal
+        attention = own.fit(query, key, bool(causal))
+    except ValueError as error:
+        raise ValueError(f"{type(layer).__name__}: {error}") from error
+    D = query.shape[-1]
+    if scaling is not None and not math.isclose(scaling, D**-0.5):
+        query = query * (scaling * D**0.5)
+    learns = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (query, key, value, *own.parameters())
+    )
+    if stream is not None and not learns:
+        out = stream.step(attention, query, key, value, attention_mask)
+    else:
+        if stream is not None:
+            stream.skip(query.shape[2])
+        out = _each_alone(attention, query, key, value, attention_mask)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _served(
+    mechanism: str, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    mask: Tensor | None, dropout: float, more: Mapping[str, Any],
+) -> LayerAttention:  # fmt: skip
+    """The layer's own attention.
+
+    Raises:
+        ValueError: it is missing, or asked for what it cannot do.
+    """
+    own = getattr(layer, CHILD, None)
+    if not isinstance(own, LayerAttention) or own.mechanism != mechanism:
+        raise ValueError(
+            f"no parameters for {PREFIX}{mechanism}: call "
+            "danon.integrations.transformers.attach(model) after switching a model over"
+        )
+    for name, what in _CANNOT.items():
+        if more.get(name) is not None:
+            raise ValueError(f"danon attention cannot serve {what}")
+    if more.get("output_attentions"):
+        raise ValueError("danon attention returns no attention weights: output_attentions=False")
+    if dropout:
+        raise ValueError(
+            f"attention dropout is {dropout}: must be 0 in the model's configuration (danon_dala "
+            "has a setting of its own, attention_dropout)"
+        )
+    if key.shape[2] != query.shape[2]:
+        raise ValueError(
+            f"{query.shape[2]} queries with {key.shape[2]} keys: danon attention is self-attention,"
+            " with a DynamicCache or none"
+        )
+    if value.shape != key.shape:
+        raise ValueError(
+            f"values have shape {tuple(value.shape)}: must be {tuple(key.shape)} like the keys"
+        )
+    if mask is not None and mask.shape != (query.shape[0], query.shape[2]):
+        raise ValueError(
+            f"attention mask of shape {tuple(mask.shape)}: must be padding, (batch, tokens)"
+        )
+    return own
+
+
+def _each_alone(
+    attention: StreamingAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Attend in each row among its real tokens only; zeros for the others."""
+    if mask is None:
+        out: Tensor = attention(q, k, v)
+        return out
+    real = mask.to(torch.bool)
+    out = torch.zeros_like(q)
+    for rows, count in _together(real, attention.config.is_causal):
+        order = (~real[rows]).int().argsort(dim=1, stable=True)[:, :count]  # real tokens first
+        at = order[:, None, :, None]
+        packed = [x[rows].gather(2, at.expand(-1, x.shape[1], -1, x.shape[3])) for x in (q, k, v)]
+        got = attention(*packed) * real[rows].gather(1, order)[:, None, :, None]
+        whole = torch.zeros_like(q[rows]).scatter(2, at.expand_as(got), got)
+        out = out.index_copy(0, rows, whole)
+    return out
+
+
+def _together(real: Tensor, causal: bool) -> Iterator[tuple[Tensor, int]]:
+    """Rows that can go in one call, and the longest of them.
+
+    What follows a sequence changes it only when attention is bidirectional.
+    """
+    counts = real.sum(1)
+    if causal:
+        yield torch.arange(len(real), device=real.device), max(1, int(counts.max()))
+        return
+    for count in counts.unique().tolist():
+        if count:
+            yield (counts == count).nonzero().flatten(), count
