@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from danon.attention.base import BaseAttention
     from danon.attention.dala import DALA
+    from danon.attention.hybrid import SuperHybrid
     from danon.attention.msra import MSRA
     from danon.attention.ucsa import UCSA
-    from danon.models import create_dala_model, create_msra_model, create_ucsa_model
+    from danon.models import (
+        create_dala_model,
+        create_msra_model,
+        create_super_hybrid_model,
+        create_ucsa_model,
+    )
 
 __version__ = "0.1.0"
 
@@ -22,9 +28,11 @@ __all__ = [
     "MSRA",
     "UCSA",
     "BaseAttention",
+    "SuperHybrid",
     "__version__",
     "create_dala_model",
     "create_msra_model",
+    "create_super_hybrid_model",
     "create_ucsa_model",
 ]
 
@@ -32,9 +40,11 @@ _HOME = {
     "BaseAttention": "danon.attention.base",
     "DALA": "danon.attention.dala",
     "MSRA": "danon.attention.msra",
+    "SuperHybrid": "danon.attention.hybrid",
     "UCSA": "danon.attention.ucsa",
     "create_dala_model": "danon.models",
     "create_msra_model": "danon.models",
+    "create_super_hybrid_model": "danon.models",
     "create_ucsa_model": "danon.models",
 }
 

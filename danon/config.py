@@ -10,9 +10,22 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin, get_type_hints
 
-__all__ = ["AttentionConfig", "ConfigError", "DALAConfig", "MSRAConfig", "UCSAConfig"]
+if TYPE_CHECKING:
+    from danon.hybrid_config import SuperHybridConfig
+
+__all__ = [
+    "AttentionConfig", "ConfigError", "DALAConfig", "MSRAConfig", "SuperHybridConfig", "UCSAConfig",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name != "SuperHybridConfig":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from danon.hybrid_config import SuperHybridConfig  # it imports this module
+
+    return SuperHybridConfig
 
 
 class ConfigError(ValueError):

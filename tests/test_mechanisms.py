@@ -18,6 +18,7 @@ import danon.attention.ucsa as ucsa_module
 import danon.attention.union as union_module
 from danon.attention import DALA, MSRA, UCSA, BaseAttention
 from danon.attention.tiles import Rect
+from danon.attention.union import observe
 from danon.config import ConfigError, DALAConfig, MSRAConfig, UCSAConfig
 from danon.testing import (
     AttentionContract,
@@ -313,6 +314,23 @@ def test_the_checks_reject_wrong_kernels(
     if mutant == "one token leaks":
         with pytest.raises(AssertionError, match="sees a token after"):
             assert_causal(module, x, list(range(102)))
+
+
+@pytest.mark.parametrize("make", [small_msra, small_dala, small_ucsa])
+def test_observers_see_where_the_softmax_mass_goes(make: Callable[..., BaseAttention]) -> None:
+    module = make(True)
+    x = make_inputs(module, 103, padded=True)
+    seen: list[tuple[list[str], Tensor]] = []
+    with torch.no_grad(), observe(lambda names, mass: seen.append((list(names), mass))):
+        module(*x)
+    ((names, mass),) = seen
+    assert names[:2] == ["sinks", "near"] and mass.shape == (len(names), 8, 103)
+    blind = x.mask.cumsum(1).eq(0).repeat_interleave(4, 0)
+    torch.testing.assert_close(mass.sum(0), (~blind).float())
+    both = mass[:2].sum(0)
+    assert both[:, 30:].max() < 1 - 1e-3 and (both[:, :11][~blind[:, :11]] - 1).abs().max() < 1e-6
+    module(*x)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import danon
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {
-    "BaseAttention", "DALA", "MSRA", "UCSA", "__version__",
-    "create_dala_model", "create_msra_model", "create_ucsa_model",
+    "BaseAttention", "DALA", "MSRA", "SuperHybrid", "UCSA", "__version__",
+    "create_dala_model", "create_msra_model", "create_super_hybrid_model", "create_ucsa_model",
 }  # fmt: skip
 OPTIONAL = {
     "flash_attn", "matplotlib", "mlflow", "optuna", "pandas", "plotly", "pyarrow", "pytest",

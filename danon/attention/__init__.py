@@ -2,8 +2,11 @@
 
 from danon.attention.base import BaseAttention
 from danon.attention.dala import DALA
+from danon.attention.hybrid import SuperHybrid
 from danon.attention.msra import MSRA
 from danon.attention.registry import get, load, names, register
 from danon.attention.ucsa import UCSA
 
-__all__ = ["DALA", "MSRA", "UCSA", "BaseAttention", "get", "load", "names", "register"]
+__all__ = [
+    "DALA", "MSRA", "UCSA", "BaseAttention", "SuperHybrid", "get", "load", "names", "register",
+]  # fmt: skip

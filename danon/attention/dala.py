@@ -24,8 +24,8 @@ from danon.attention.kernels import HIDDEN
 from danon.attention.oracles.dala import oracle
 from danon.attention.registry import register
 from danon.attention.stream import Part, Span, StreamingAttention, span_of, tensor_of
-from danon.attention.tiles import Rect, Rows, Tiles, batch, near_rects
-from danon.attention.union import Call, Source, union
+from danon.attention.tiles import NEAR, Rect, Rows, Tiles, batch, near_rects
+from danon.attention.union import Call, Source, observe, union
 from danon.config import AttentionConfig, DALAConfig
 
 __all__ = ["DALA"]
@@ -89,10 +89,11 @@ class DALA(StreamingAttention):
         )
         if c.decay == "literal":
             # softmax(e) * gamma = softmax(e + log gamma) * exp(lse with decay - lse without).
-            _, plain = union(
-                q, paths.sources, paths.calls(decayed=False), paths.shifts, scale=scale,
-                kernel=c.kernel,
-            )  # fmt: skip
+            with observe(None):
+                _, plain = union(
+                    q, paths.sources, paths.calls(decayed=False), paths.shifts, scale=scale,
+                    kernel=c.kernel,
+                )  # fmt: skip
             out = out * (lse - plain).exp()[..., None].to(out.dtype)
         return out
 
@@ -283,7 +284,7 @@ class _Paths:
                 alike = [r for r in rects if r.q0 - r.k0 == away]
                 for qt, kt, causal in batch(alike, self.start, row):
                     bias = self._decay(qt, kt) if decayed and part else None
-                    calls.append(Call(source, qt, kt, causal, bias))
+                    calls.append(Call(source, qt, kt, causal, bias, branch=NEAR[part]))
         if self.index is None or self.kept is None:
             return calls
         periods = [r for r in self.periods if r.k0 >= 2 or not c.is_causal]
@@ -291,12 +292,16 @@ class _Paths:
             some = slice(kt.start, kt.start + kt.count * kt.step, kt.step)
             hidden = torch.where(self.kept[some], 0.0, HIDDEN)[:, :, None]
             hidden = hidden.repeat_interleave(len(self.q) // hidden.shape[1], 1)
-            calls.append(Call(1, qt, Rows(self.index[some]), bias=hidden, shift=memory))
+            rows = Rows(self.index[some])
+            calls.append(Call(1, qt, rows, bias=hidden, shift=memory, branch="memory"))
         for source, entry in self.states:
             most = self.sources[source].k.shape[1]
             seen = [r._replace(k0=at, k1=at + 1) for r in periods
                     if 0 <= (at := r.k0 - self.first + entry) < most]  # fmt: skip
-            calls += [Call(source, qt, kt, shift=state) for qt, kt, _ in batch(seen, self.start)]
+            calls += [
+                Call(source, qt, kt, shift=state, branch="state")
+                for qt, kt, _ in batch(seen, self.start)
+            ]
         return calls
 
     def _decay(self, qt: Tiles, kt: Tiles) -> Tensor:

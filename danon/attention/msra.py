@@ -18,7 +18,7 @@ from danon.attention.oracles.msra import oracle
 from danon.attention.pooling import ImportancePool, sinusoid, soft_cap
 from danon.attention.registry import register
 from danon.attention.stream import Part, Span, StreamingAttention, span_of, tensor_of
-from danon.attention.tiles import Rect, batch, near_rects
+from danon.attention.tiles import NEAR, Rect, batch, near_rects
 from danon.attention.union import Call, Source, union
 from danon.config import AttentionConfig, MSRAConfig
 
@@ -124,8 +124,8 @@ class MSRA(StreamingAttention):
         shifts = self._scale_weights(q) if levels and c.feature_fusion == "adaptive" else []
         near = near_rects(stop, c.window, c.global_tokens, c.is_causal, start)
         calls = [
-            Call(source, qt, kt, causal=causal)
-            for source, part in zip((sinks, 0, 0, 0), near, strict=True)
+            Call(source, qt, kt, causal=causal, branch=branch)
+            for source, branch, part in zip((sinks, 0, 0, 0), NEAR, near, strict=True)
             for qt, kt, causal in batch(part, start, first[source])
         ]
         for level, sides in enumerate(levels, 1):
@@ -133,7 +133,7 @@ class MSRA(StreamingAttention):
             # Where every visible node is whole its log(mass) is one number for the whole level.
             offset = level * math.log(c.rate) if sources[level].bias is None else 0.0
             calls += [
-                Call(level, qt, kt, offset=offset, shift=shift)
+                Call(level, qt, kt, offset=offset, shift=shift, branch=f"level {level}")
                 for side in sides
                 for qt, kt, _ in batch(side, start, first[level])
             ]

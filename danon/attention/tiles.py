@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Rect", "Rows", "Tiles", "batch", "near_rects"]
+__all__ = ["NEAR", "Rect", "Rows", "Tiles", "batch", "near_rects"]
 
 TALLEST = 8192
 """Queries of one tile, at most."""
@@ -33,6 +33,10 @@ class Rect(NamedTuple):
     def pairs(self) -> int:
         n = self.q1 - self.q0
         return n * (n + 1) // 2 if self.causal else n * (self.k1 - self.k0)
+
+
+NEAR = ("sinks", "near", "near", "near")
+"""Branches of what :func:`near_rects` returns."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from danon.attention.oracles.ucsa import oracle, undecided
 from danon.attention.pooling import ImportancePool
 from danon.attention.registry import register
 from danon.attention.stream import Part, StreamingAttention
-from danon.attention.tiles import batch, near_rects
+from danon.attention.tiles import NEAR, batch, near_rects
 from danon.attention.ucsa_far import (
     FarCalls,
     blocks_of,
@@ -81,7 +81,11 @@ class UCSA(StreamingAttention):
         bias = None if seen is None else torch.where(seen, 0.0, HIDDEN)
         sources = [Source(k_, v_, bias)]
         near = near_rects(N, c.local_window_size, c.global_tokens, c.is_causal)
-        calls = [Call(0, qt, kt, causal) for part in near for qt, kt, causal in batch(part)]
+        calls = [
+            Call(0, qt, kt, causal, branch=branch)
+            for branch, part in zip(NEAR, near, strict=True)
+            for qt, kt, causal in batch(part)
+        ]
         if first_far_block(c, N) < blocks_of(c, N):
             tree, node_v = self._tree(k_, v_, seen)
             key, log_mass = torch.cat(tuple(tree.key), 1), torch.cat(tuple(tree.log_mass), 1)

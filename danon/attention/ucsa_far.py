@@ -175,7 +175,7 @@ class FarCalls:
             return seen.repeat_interleave(size, -1)
 
         where, nodes = self.nodes(cut)
-        calls = [Call(where, rows, nodes, bias=node_bias)]
+        calls = [Call(where, rows, nodes, bias=node_bias, branch="nodes")]
         if bool(chosen.any()):
-            calls.append(Call(source, rows, tokens, bias=token_bias))
+            calls.append(Call(source, rows, tokens, bias=token_bias, branch="selected"))
         return calls

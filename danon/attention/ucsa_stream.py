@@ -11,7 +11,7 @@ from torch import Tensor
 from danon.attention.block_cache import BlockCache
 from danon.attention.pooling import ImportancePool
 from danon.attention.stream import Part, Span, span_of, tensor_of
-from danon.attention.tiles import Rows, Tiles, batch, near_rects
+from danon.attention.tiles import NEAR, Rows, Tiles, batch, near_rects
 from danon.attention.ucsa_far import FarCalls, blocks_of, far_bounds, first_far_block
 from danon.attention.ucsa_select import Cut, Tree
 from danon.attention.union import Call, Source, union
@@ -76,7 +76,7 @@ def _advance(
     tokens, values = span_of(parts, "k"), span_of(parts, "v")
     near = near_rects(stop, c.local_window_size, g, True, start)
     calls = [
-        Call(TOKENS if part else SINKS, qt, kt, causal)
+        Call(TOKENS if part else SINKS, qt, kt, causal, branch=NEAR[part])
         for part, rects in enumerate(near)
         for qt, kt, causal in batch(rects, start, g + tokens.start if part else 0)
     ]

@@ -18,7 +18,9 @@ has dlse taken off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +32,7 @@ from danon.attention import kernels
 from danon.attention.kernels import HIDDEN
 from danon.attention.tiles import Rows, Tiles
 
-__all__ = ["Call", "Source", "union"]
+__all__ = ["Call", "Source", "observe", "observer", "union"]
 
 SPARE = 8
 """Spare columns: two are used, eight keep the head dimension a multiple of eight."""
@@ -64,6 +66,7 @@ class Call:
             tiles [t0, t1), where the whole would be large.
         offset: constant added to every logit of the call.
         shift: index into the shifts, or None.
+        branch: what it shows, for those who observe: ``near``, ``memory`` ...
     """
 
     source: int
@@ -73,6 +76,32 @@ class Call:
     bias: Tensor | Callable[[int, int], Tensor] | None = None
     offset: float = 0.0
     shift: int | None = None
+    branch: str = "entries"
+
+
+Watch = Callable[[Sequence[str], Tensor], None]
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def observe(watch: Watch | None) -> Iterator[None]:
+    """Tell of the softmax mass of every union computed inside, in this thread.
+
+    Args:
+        watch: called with the names of the branches and their share of each query's softmax
+            (branches, X, N) float32 or wider, without gradients: ones in sum over the branches, or
+            zeros for a query that sees nothing. None: nobody is told.
+    """
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+def observer() -> Watch | None:
+    """Who observes now; nobody in compiled code, which cannot look."""
+    return None if torch.compiler.is_compiling() else _watch.get()
 
 
 def union(
@@ -112,7 +141,10 @@ class _Union(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         out = torch.zeros(q.shape, dtype=wide, device=q.device)
         lse = torch.full(q.shape[:2], HIDDEN, dtype=wide, device=q.device)
+        watch, branches = observer(), dict[str, Tensor]()
         for call in calls:
+            if watch is not None and call.branch not in branches:
+                branches[call.branch] = torch.full_like(lse, HIDDEN)
             k, v, key_bias = flat[3 * call.source : 3 * call.source + 3]
             assert k is not None and v is not None
             for t0, t1 in _chunks(call, q, key_bias is not None):
@@ -125,9 +157,15 @@ class _Union(torch.autograd.Function):
                 if call.shift is not None:
                     part_lse += call.q.load(_not_none(shifts[call.shift]), t0, t1)
                 _merge(call.q.load(out, t0, t1), call.q.load(lse, t0, t1), part, part_lse)
+                if watch is not None:
+                    mine = call.q.load(branches[call.branch], t0, t1)
+                    mine.copy_(torch.logaddexp(mine, part_lse))
         empty = lse <= HIDDEN / 2
         out.masked_fill_(empty[..., None], 0.0)
         lse.masked_fill_(empty, HIDDEN)
+        if watch is not None:
+            mass = (torch.stack(list(branches.values())) - lse).exp().masked_fill_(empty, 0.0)
+            watch(list(branches), mass)
         result = out.to(q.dtype)
         ctx.save_for_backward(q, result, lse, *tensors)
         ctx.plan = calls, scale, kernel, n_shifts

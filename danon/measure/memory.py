@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["peak_bytes", "saved_bytes"]
+__all__ = ["peak_bytes", "saved_bytes", "traced_peak"]
 
 
 def peak_bytes(fn: Callable[[], object], device: torch.device) -> int:
@@ -67,6 +67,11 @@ def saved_bytes(fn: Callable[[], object], exclude: Iterable[Tensor]) -> int:
     total = sum(size for at, size in _storages(kept).items() if at not in known)
     del result
     return total
+
+
+def traced_peak(trace: profile) -> int:
+    """Most bytes live at once in a finished trace of the CPU (``profile_memory=True``)."""
+    return _peak(_memory_events(trace), set())
 
 
 def _memory_events(trace: profile) -> list[dict[str, Any]]:

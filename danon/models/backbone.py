@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Literal, get_args
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from danon.attention.base import BaseAttention
 from danon.attention.stream import StreamingAttention
 from danon.config import AttentionConfig, ConfigError
+from danon.models.monitor import PerformanceStats, get_performance_stats, performance_monitor
 from danon.models.state import ModelState
 
 __all__ = ["Backbone", "Task"]
@@ -48,6 +50,7 @@ class Backbone(nn.Module):
             raise ConfigError(f"num_classes = {num_classes}: must be at least 2")
         self.config, self.task = config, task
         self.gradient_checkpointing = config.gradient_checkpointing
+        self.performance: PerformanceStats | None = None
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, mixer()) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size)
@@ -58,6 +61,18 @@ class Backbone(nn.Module):
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.gradient_checkpointing = enabled
+
+    def performance_monitor(self) -> AbstractContextManager[None]:
+        """Measure what runs inside the ``with``; see :func:`danon.models.monitor`."""
+        return performance_monitor(self)
+
+    def get_performance_stats(self) -> PerformanceStats:
+        """The figures of the last :meth:`performance_monitor`.
+
+        Raises:
+            ValueError: there was none, or the model did not run inside it.
+        """
+        return get_performance_stats(self)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Run the model.

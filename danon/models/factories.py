@@ -31,7 +31,7 @@ def create_msra_model(
     Raises:
         ConfigError: a field that does not exist, or a value that is not allowed.
     """
-    made = _config(MSRAConfig, config, task, fields)
+    made = made_config(MSRAConfig, config, task, fields)
     return Backbone(made, lambda: MSRA(made), task, num_classes)
 
 
@@ -39,7 +39,7 @@ def create_dala_model(
     config: DALAConfig | None = None, *, task: Task = "encoder", num_classes: int = 2, **fields: Any
 ) -> Backbone:
     """A model with dynamic adaptive long-range attention; see :func:`create_msra_model`."""
-    made = _config(DALAConfig, config, task, fields)
+    made = made_config(DALAConfig, config, task, fields)
     return Backbone(made, lambda: DALA(made), task, num_classes)
 
 
@@ -47,11 +47,11 @@ def create_ucsa_model(
     config: UCSAConfig | None = None, *, task: Task = "encoder", num_classes: int = 2, **fields: Any
 ) -> Backbone:
     """A model with unified compressed sparse attention; see :func:`create_msra_model`."""
-    made = _config(UCSAConfig, config, task, fields)
+    made = made_config(UCSAConfig, config, task, fields)
     return Backbone(made, lambda: UCSA(made), task, num_classes)
 
 
-def _config(kind: type[_C], config: _C | None, task: Task, fields: dict[str, Any]) -> _C:
+def made_config(kind: type[_C], config: _C | None, task: Task, fields: dict[str, Any]) -> _C:
     if config is not None and fields:
         raise ConfigError(f"give a config or its fields, not both: {', '.join(sorted(fields))}")
     if config is not None and not isinstance(config, kind):

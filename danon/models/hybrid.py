@@ -1,0 +1,52 @@
+"""create_super_hybrid_model: the backbone with a hybrid of the three mechanisms."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+from torch import Tensor
+
+from danon.attention.hybrid import SuperHybrid, mechanism_of_layer
+from danon.hybrid_config import SuperHybridConfig
+from danon.models.backbone import Backbone, Task
+from danon.models.factories import made_config
+
+__all__ = ["auxiliary_loss", "create_super_hybrid_model"]
+
+
+def create_super_hybrid_model(
+    config: SuperHybridConfig | None = None, *, task: Task = "encoder", num_classes: int = 2,
+    **fields: Any,
+) -> Backbone:  # fmt: skip
+    """A model whose layers select, blend or alternate MSRA, DALA and UCSA.
+
+    Args:
+        config: the configuration; or give its fields as keywords.
+        task: ``encoder`` (bidirectional unless the config says causal), ``lm`` (causal) or
+            ``classifier``; see :class:`~danon.models.backbone.Backbone`.
+        num_classes: outputs of the classifier.
+        **fields: fields of :class:`~danon.config.SuperHybridConfig`.
+
+    Raises:
+        ConfigError: a field that does not exist, or a value that is not allowed.
+        ValueError: measurements that cannot be read.
+    """
+    made = made_config(SuperHybridConfig, config, task, fields)
+    layer = count()
+    model = Backbone(made, lambda: mechanism_of_layer(made, next(layer)), task, num_classes)
+    if made.enable_all_optimizations:
+        model.enable_gradient_checkpointing()
+    return model
+
+
+def auxiliary_loss(model: Backbone) -> Tensor:
+    """lambda_1 L_div + lambda_2 L_reg of the last forward pass, summed over the blending layers.
+
+    Zero for a model without any.
+    """
+    total = model.embed.weight.new_zeros(())
+    for module in model.modules():
+        if isinstance(module, SuperHybrid):
+            total = total + module.auxiliary_loss().to(total)
+    return total
