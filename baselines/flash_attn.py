@@ -18,6 +18,7 @@ __all__ = ["FlashAttention"]
 class FlashAttention(SDPA):
     """``flash_attn_func``."""
 
+    streams: ClassVar[bool] = False
     semantics = "exact (flash-attn flash_attn_func)"
     takes_mask: ClassVar[bool] = False
     package: ClassVar[str] = "flash-attn"

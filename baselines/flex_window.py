@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class FlexWindow(Window):
     first one with padding once more; other lengths reuse the graph.
     """
 
+    streams: ClassVar[bool] = False
     semantics = "exact window 512 + 64 sinks (bidirectional: 512 on both sides), FlexAttention"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,6 +21,7 @@ __all__ = ["SDPAMath"]
 class SDPAMath(SDPA):
     """``scaled_dot_product_attention`` with the math kernel: quadratic memory."""
 
+    streams: ClassVar[bool] = False
     semantics = "exact (torch SDPA, math kernel, N x N matrix)"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

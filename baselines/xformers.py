@@ -19,6 +19,7 @@ __all__ = ["XFormers"]
 class XFormers(SDPA):
     """``memory_efficient_attention``, the operator left to xformers' own choice."""
 
+    streams: ClassVar[bool] = False
     semantics = "exact (xformers memory_efficient_attention)"
     takes_mask: ClassVar[bool] = False
     package: ClassVar[str] = "xformers"

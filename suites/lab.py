@@ -210,7 +210,8 @@ class Lab:
 
     def _decode(self, case: Case) -> CaseResult:
         """One more token, again and again, beside dense attention with its cache of keys."""
-        if not issubclass(registry.get(case.attention), StreamingAttention):
+        kind = registry.get(case.attention)
+        if not (issubclass(kind, StreamingAttention) and kind.streams):
             return _without(case, "unavailable", "has no streaming form")
         stream = Stream(case)
         verdict = self._verifier.verdict(stream.checked())

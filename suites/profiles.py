@@ -109,7 +109,7 @@ PROFILES: dict[str, Profile] = {
             Block("forward+backward", _FULL, (1024, 4096)),
         ),
         memory=(Block("forward", _LOW, (1024, 4096, 16384)),),
-        decode=(Block("decode", _LOW, (1024, 16384, 65536)),),
+        decode=(Block("decode", _LOW, (4096, 65536)),),
         scaling=(Block("forward", _LOW, (1024, 4096, 16384)),),
         seconds=1.5,
         width=0.05,

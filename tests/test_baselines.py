@@ -459,6 +459,16 @@ def test_windows_see_what_they_state(causal: bool) -> None:
         assert attention.visible_pairs(size) == int(wanted.sum()), attention
 
 
+def test_what_streams_does_so_with_its_own_kernel() -> None:
+    streaming = {
+        name for name in NAMES
+        if issubclass(kind := baseline(name), StreamingAttention) and kind.streams
+    }  # fmt: skip
+    assert streaming == {"linear", "sdpa", "window"}
+    with pytest.raises(ValueError, match="SDPAMath takes whole sequences only"):
+        built("sdpa-math", True).init_state(1)
+
+
 @pytest.mark.parametrize("name", ["sdpa", "window", "linear"])
 def test_streams_give_the_whole(name: str) -> None:
     attention = built(name, True)

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -225,6 +225,9 @@ class StreamingAttention(BaseAttention):
     :meth:`begin` and :meth:`advance`.
     """
 
+    streams: ClassVar[bool] = True
+    """False in a subclass whose own kernel takes whole sequences only."""
+
     def init_state(
         self, batch: int = 1, *, dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -239,6 +242,8 @@ class StreamingAttention(BaseAttention):
         Raises:
             ValueError: batch below 1, or a configuration that is not causal.
         """
+        if not self.streams:
+            raise ValueError(f"{type(self).__name__} takes whole sequences only")
         if batch < 1:
             raise ValueError(f"batch = {batch}: must be at least 1")
         if not self.config.is_causal:
