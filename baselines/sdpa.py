@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from baselines._adapter import Adapter
 from baselines._masked import everything, masked_attention
 from baselines._parts import expand_heads
+from danon.attention.base import check_inputs
 from danon.attention.registry import register
 from danon.attention.stream import (
     Group,
@@ -74,9 +75,11 @@ class SDPA(Adapter, StreamingAttention):
         return _late_rows(q, k, v, start).flatten(0, 1), after
 
     def absorb(self, q: Tensor, k: Tensor, v: Tensor, state: StreamState) -> StreamState:
-        group = state.groups[0]
+        check_inputs(self.config, q, k, v, None)
+        self.check_state(state, q)
         if len(state.groups) > 1:
             return super().absorb(q, k, v, state)
+        (group,) = state.groups
         parts = {
             name: span_of(group.parts, name).append(x.flatten(0, 1))
             for name, x in (("k", k), ("v", v))

@@ -482,6 +482,8 @@ def test_streams_give_the_whole(name: str) -> None:
             outs.append(out)
             at += n
         assert relative_error(torch.cat(outs, 2), attention(*x)) <= allowed
+    with pytest.raises(ValueError, match="q has batch 2: must be 3 like the state"):
+        attention.absorb(q, k, v, attention.init_state(3))
     read = attention.init_state(2)
     for part in (slice(0, 70), slice(70, 1299)):
         read = attention.absorb(*(t[:, :, part] for t in (q, k, v)), read)

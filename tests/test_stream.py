@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_mechanisms import SMALL_UCSA, small_dala, small_msra, small_ucsa
 from torch import Tensor
 
-from danon.attention import DALA, MSRA, UCSA
+from danon.attention import DALA, MSRA, UCSA, ucsa_stream
 from danon.attention.stream import StreamingAttention, StreamState
 from danon.config import ConfigError, DALAConfig, MSRAConfig, UCSAConfig
 from danon.testing import Inputs, make_inputs, relative_error
@@ -254,6 +254,15 @@ def test_state_bytes_grow_as_promised() -> None:
     assert large - middle <= 1.5 * (middle - small) and large < 2 * small
     small, middle, large = bytes_after(MSRA(MSRAConfig(**wide, window=128)), lengths)
     assert large - middle <= 1.5 * (middle - small) and large < 2.5 * small
+
+
+def test_a_large_chunk_of_ucsa_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = trained("ucsa")
+    x = make_inputs(module, 300)
+    rows = decided(module, x)
+    monkeypatch.setattr(ucsa_stream, "AT_ONCE", 37)
+    got, _ = feed(module, x, [5])
+    assert relative_error(got[:, :, rows], module(*x)[:, :, rows]) <= 1e-5
 
 
 @pytest.mark.parametrize("strategy", ["lru", "lfu", "fifo"])

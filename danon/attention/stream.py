@@ -281,7 +281,7 @@ class StreamingAttention(BaseAttention):
             ValueError: wrong shapes, or a state of another attention, batch, dtype or device.
         """
         check_inputs(self.config, q, k, v, mask)
-        self._check_state(state, q)
+        self.check_state(state, q)
         H, D, heads = q.shape[1], q.shape[3], k.shape[1]
         if mask is None and len(state.groups) == 1:  # all step together, nothing to sort out
             (group,) = state.groups
@@ -337,7 +337,12 @@ class StreamingAttention(BaseAttention):
     def _after(self, state: StreamState, groups: Iterable[Group]) -> StreamState:
         return StreamState(state.owner, state.config, state.dtype, state.device, tuple(groups))
 
-    def _check_state(self, state: StreamState, q: Tensor) -> None:
+    def check_state(self, state: StreamState, q: Tensor) -> None:
+        """Reject a state that is not of this attention, or not for q (B, H, n, D).
+
+        Raises:
+            ValueError: naming what differs.
+        """
         if not isinstance(state, StreamState):
             raise ValueError(f"state is a {type(state).__name__}: must be what init_state returns")
         if state.owner != type(self).__name__:

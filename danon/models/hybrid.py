@@ -21,12 +21,7 @@ def create_super_hybrid_model(
 ) -> Backbone:  # fmt: skip
     """A model whose layers select, blend or alternate MSRA, DALA and UCSA.
 
-    Args:
-        config: the configuration; or give its fields as keywords.
-        task: ``encoder`` (bidirectional unless the config says causal), ``lm`` (causal) or
-            ``classifier``; see :class:`~danon.models.backbone.Backbone`.
-        num_classes: outputs of the classifier.
-        **fields: fields of :class:`~danon.config.SuperHybridConfig`.
+    Arguments as of :func:`~danon.models.factories.create_msra_model`.
 
     Raises:
         ConfigError: a field that does not exist, or a value that is not allowed.
