@@ -163,9 +163,9 @@ class MSRAConfig(AttentionConfig):
     """
 
     num_levels: int = 3
-    window: int = 512
+    window: int = 768
     global_tokens: int = 64
-    compression_factor: int = 4
+    compression_factor: int = 8
     compression_alpha: float = 1.0
     feature_fusion: Literal["adaptive", "uniform"] = "adaptive"
     bidirectional_flow: bool | None = None
@@ -223,15 +223,18 @@ class DALAConfig(AttentionConfig):
         decay_rate: lambda of the decay exp(-lambda |i - j|), per token (seed 2.2).
         decay: ``renormalized``: the decay is a logit bias; ``literal``: it multiplies after the
             softmax, as the seed writes it.
+        adaptive_window: content before a query's period widens or narrows w for that period, by
+            a learned factor from 1/8 to 8 for each key/value head (seed 2.3).
         use_adaptive_router: weigh the paths {near, memory, state} per query (seed 2.1).
         router_temperature: tau of the router, > 0.
         router_iterations: agreement updates b += y.a, >= 0.
+        load_balance_weight: of the router's load-balance loss in the auxiliary loss, >= 0.
         attention_dropout: probability, while training, that a key is hidden from all queries
             (dropped before the softmax).
     """
 
     block_size: int = 64
-    state_update_frequency: int = 8
+    state_update_frequency: int = 12
     memory_size: int = 512
     importance_threshold: float = 0.5
     global_tokens: int = 64
@@ -239,16 +242,18 @@ class DALAConfig(AttentionConfig):
     window_max: int = 512
     decay_rate: float = 1e-4
     decay: Literal["renormalized", "literal"] = "renormalized"
+    adaptive_window: bool = True
     use_adaptive_router: bool = True
     router_temperature: float = 0.1
     router_iterations: int = 2
+    load_balance_weight: float = 0.01
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("block_size", "state_update_frequency", "memory_size", "window_max"):
             _require(getattr(self, name) >= 1, self, name, ">= 1")
-        for name in ("global_tokens", "decay_rate", "router_iterations"):
+        for name in ("global_tokens", "decay_rate", "router_iterations", "load_balance_weight"):
             _require(getattr(self, name) >= 0, self, name, ">= 0")
         for name in ("window_beta", "router_temperature"):
             _require(getattr(self, name) > 0, self, name, "> 0")
@@ -282,7 +287,20 @@ class UCSAConfig(AttentionConfig):
         query_block: queries that share their candidates, which the queries before them chose.
         candidate_blocks: leaf blocks a query may choose from (also the width of the descent).
         selected_blocks: leaf blocks a query refines to single tokens, at most.
+        coarse_nodes: what is not refined stays visible as pooled nodes. False: it is not seen,
+            which suits models that were not trained with nodes.
         sparsity_factor: bound on the share of the far leaf blocks that a query refines, in (0, 1].
+        sparsity_start: s_0 of s_t = s_0 * exp(-lambda t) + s_min (seed 3.2), in [0, 1]: in training
+            a query refines that share of the far leaf blocks more than it does in the end; only
+            ``candidate_blocks`` bounds the sum. 0: no annealing. t is what
+            :func:`danon.attention.ucsa.anneal` says.
+        sparsity_decay: lambda of the same, per step of t.
+        information_weight: of L_info (seed 3.1) in the auxiliary loss; 0: none.
+        information_kl: lambda of KL in L_info.
+        error_tolerance: relative pooling error of a node, rms distance of its tokens' keys from
+            the node's over their rms length, below which refining it is forbidden (seed 3.3).
+        error_alpha: alpha of the error threshold mu + alpha sigma above which a node is refined
+            first; None: none is.
         enable_cache: bound what a stream keeps. False: it keeps every token.
         max_cache_size: tokens beyond the local window that a stream keeps at full resolution, a
             whole number of leaves; it keeps as many nodes of each level. An evicted leaf remains as
@@ -296,10 +314,17 @@ class UCSAConfig(AttentionConfig):
     compression_ratio: float = 0.25
     leaf_max: int = 16
     leaf_alpha: float = 1.2
-    query_block: int = 128
-    candidate_blocks: int = 48
+    query_block: int = 256
+    candidate_blocks: int = 32
     selected_blocks: int = 16
+    coarse_nodes: bool = True
     sparsity_factor: float = 1.0
+    sparsity_start: float = 0.0
+    sparsity_decay: float = 1e-3
+    information_weight: float = 0.01
+    information_kl: float = 1.0
+    error_tolerance: float = 0.001
+    error_alpha: float | None = None
     enable_cache: bool = True
     max_cache_size: int = 10_000
     cache_strategy: Literal["lru", "lfu", "fifo"] = "lru"
@@ -312,6 +337,12 @@ class UCSAConfig(AttentionConfig):
         _require(self.global_tokens >= 0, self, "global_tokens", ">= 0")
         _require(0 < self.compression_ratio <= 0.5, self, "compression_ratio", "in (0, 0.5]")
         _require(0 < self.sparsity_factor <= 1, self, "sparsity_factor", "in (0, 1]")
+        _require(0 <= self.sparsity_start <= 1, self, "sparsity_start", "in [0, 1]")
+        _require(0 <= self.error_tolerance < 1, self, "error_tolerance", "in [0, 1)")
+        for name in ("sparsity_decay", "information_weight", "information_kl"):
+            _require(getattr(self, name) >= 0, self, name, ">= 0")
+        _require(self.error_alpha is None or self.error_alpha >= 0, self, "error_alpha",
+                 "None or >= 0")  # fmt: skip
         _require(self.candidate_blocks >= 2 * self.fanout, self, "candidate_blocks",
                  f">= {2 * self.fanout}, twice the fan-out")  # fmt: skip
         unit = math.lcm(self.leaf, self.query_block)
@@ -320,6 +351,11 @@ class UCSAConfig(AttentionConfig):
                  f"a positive multiple of query_block and leaf size: of {unit}")  # fmt: skip
         _require(self.max_cache_size >= self.local_window_size, self, "max_cache_size",
                  f">= local_window_size = {self.local_window_size}, one block")  # fmt: skip
+
+    @property
+    def detects_errors(self) -> bool:
+        """Whether anything asks for the errors of nodes."""
+        return self.error_tolerance > 0 or self.error_alpha is not None
 
     @property
     def fanout(self) -> int:

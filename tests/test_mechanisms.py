@@ -101,6 +101,7 @@ def test_msra_options_match_the_oracle(fields: dict[str, object], causal: bool) 
     ],
 )
 def test_dala_options_match_the_oracle(fields: dict[str, object], causal: bool) -> None:
+    torch.manual_seed(1)  # with seed 0 the terms of one scalar's gradient cancel to 1 / 1000
     module = small_dala(causal, 2, **fields)
     for p in module.parameters():
         torch.nn.init.normal_(p, std=0.3)
@@ -115,6 +116,7 @@ def test_dala_options_match_the_oracle(fields: dict[str, object], causal: bool) 
         {"global_tokens": 0},
         {"compression_ratio": 0.25, "candidate_blocks": 8},
         {"selected_blocks": 1000},
+        {"coarse_nodes": False},
     ],
 )
 def test_ucsa_options_match_the_oracle(fields: dict[str, object], causal: bool) -> None:
@@ -143,7 +145,8 @@ def test_the_budget_is_the_oracles_whatever_the_share() -> None:
 def test_the_rate_divides_the_window_at_every_configured_length() -> None:
     for length in (1, 13, 20, 33, 10**6):
         config = MSRAConfig(max_sequence_length=length)
-        assert config.window % config.rate == 0 and 2 <= config.rate <= 4
+        assert config.window % config.rate == 0
+        assert 2 <= config.rate <= config.compression_factor
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -212,9 +215,10 @@ def entries_seen(module: BaseAttention, length: int) -> Tensor:
     return seen
 
 
+@pytest.mark.parametrize("coarse", [True, False])
 @pytest.mark.parametrize("length", [20, 90, 150, 203])
-def test_ucsa_visible_pairs_counts_what_the_masks_show(length: int) -> None:
-    module = small_ucsa(True, selected_blocks=1)
+def test_ucsa_visible_pairs_counts_what_the_masks_show(length: int, coarse: bool) -> None:
+    module = small_ucsa(True, selected_blocks=1, coarse_nodes=coarse)
     seen = entries_seen(module, length)
     assert seen.eq(seen[0]).all()
     assert int(seen[0].sum()) == module.visible_pairs(length)
@@ -241,9 +245,11 @@ def test_dala_counts_the_pairs_of_these_keys(length: int, causal: bool) -> None:
 
 def test_msra_entries_grow_with_the_logarithm() -> None:
     module = MSRA(MSRAConfig(hidden_size=64, num_heads=1, causal=True))
-    per_query = [module.visible_pairs(n) / n for n in (2**14, 2**16, 2**18, 2**20)]
+    window, rate = module.cfg.window, module.cfg.rate
+    per_query = [module.visible_pairs(n) / n for n in (2**14 * rate**i for i in range(4))]
     steps = [b - a for a, b in pairwise(per_query)]
-    assert max(steps) <= 1.1 * 1.125 * 512 and per_query[-1] < 5000
+    # Of each level a query sees between window (1 - 1/r) and window (2 - 2/r) nodes.
+    assert max(steps) <= 1.1 * 1.5 * (1 - 1 / rate) * window and per_query[-1] < 5000
 
 
 def off_by_one(rects: list[Rect]) -> list[Rect]:
@@ -336,13 +342,13 @@ def test_observers_see_where_the_softmax_mass_goes(make: Callable[..., BaseAtten
 @pytest.mark.parametrize(
     ("kind", "field", "value", "message"),
     [
-        (MSRAConfig, "window", 511, "divisible by an integer from 2 to compression_factor = 4"),
+        (MSRAConfig, "window", 509, "divisible by an integer from 2 to compression_factor = 8"),
         (MSRAConfig, "calibration_factor", 1.5, r"in \[0, 1\]"),
         (MSRAConfig, "feature_fusion", "max", "'adaptive', 'uniform'"),
         (DALAConfig, "importance_threshold", 1.0, r"in \[0, 1\)"),
         (DALAConfig, "router_temperature", 0.0, "> 0"),
         (DALAConfig, "memory_size", 0, ">= 1"),
-        (UCSAConfig, "local_window_size", 100, "multiple of query_block and leaf size: of 128"),
+        (UCSAConfig, "local_window_size", 100, "multiple of query_block and leaf size: of 256"),
         (UCSAConfig, "compression_ratio", 0.7, r"in \(0, 0.5\]"),
         (UCSAConfig, "sparsity_factor", 0, r"in \(0, 1\]"),
         (UCSAConfig, "num_heads", 7, "not a multiple"),

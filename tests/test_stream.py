@@ -124,6 +124,14 @@ def test_dala_options_stream(fields: dict[str, object]) -> None:
     assert relative_error(got, module(*x)) <= 1e-5
 
 
+def test_ucsa_without_coarse_nodes_streams() -> None:
+    module = trained("ucsa", coarse_nodes=False)
+    x = make_inputs(module, 150)
+    rows = decided(module, x)
+    got, _ = feed(module, x, [1, 5, 39, 41, 90])
+    assert relative_error(got[:, :, rows], module(*x)[:, :, rows]) <= 1e-5
+
+
 @every
 def test_sequences_of_different_lengths_step_together(name: str) -> None:
     module, lengths = trained(name), (150, 3, 64)

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ class BaseAttention(nn.Module):
     """Whether a causal configuration hides every later token; the suites hold it to that."""
 
     config: AttentionConfig
+    _auxiliary: Tensor | None = None
 
     def setup_attention(self, config: AttentionConfig) -> None:
         """Keep the configuration (the seed's extension point).
@@ -80,6 +81,37 @@ class BaseAttention(nn.Module):
             (B, H, N, D) in the dtype of ``q``; a query that sees no token gets zeros.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def auxiliary_loss(self) -> Tensor:
+        """What the last forward pass asks to be added to the training loss, weighted as configured.
+
+        A scalar to be read between the forward and the backward pass. Zero for an attention without
+        such a loss, before the first forward pass, and after one in evaluation mode or without
+        gradients. See :meth:`keep_auxiliary`.
+        """
+        if self._auxiliary is not None:
+            return self._auxiliary
+        return next(self.parameters(), torch.zeros(())).new_zeros(())
+
+    @property
+    def wants_auxiliary(self) -> bool:
+        """Whether this forward pass should compute its auxiliary loss: it is one of training."""
+        return self.training and torch.is_grad_enabled()
+
+    def keep_auxiliary(self, loss: Tensor | None) -> None:
+        """Replace what :meth:`auxiliary_loss` returns; for every forward pass to call, once.
+
+        Args:
+            loss: a scalar with its graph, already weighted; None for none.
+        """
+        # Gradient checkpointing repeats the forward pass inside the backward pass: the loss of the
+        # first run is the one that was added, and the graph of the second is nobody's.
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            self._auxiliary = loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the graph of the last forward pass, which can be neither copied nor saved."""
+        return {name: x for name, x in self.__dict__.items() if name != "_auxiliary"}
 
     @classmethod
     def build(cls, shape: AttentionConfig) -> Self:
@@ -177,5 +209,7 @@ def check_inputs(
             raise ValueError(f"mask has shape {tuple(mask.shape)}: must be (B, N) = {(B, N)}")
         if mask.device != q.device:
             raise ValueError(f"mask is on {mask.device}: must be on {q.device} like q")
-        if mask.dtype.is_complex or (mask.dtype.is_floating_point and bool(mask.isnan().any())):
+        # Compiled code cannot ask for values; NaN then counts as a real token, like any nonzero.
+        ask = mask.dtype.is_floating_point and not torch.compiler.is_compiling()
+        if mask.dtype.is_complex or (ask and bool(mask.isnan().any())):
             raise ValueError(f"mask is {mask.dtype} with NaN or complex: must be bool or 0 / 1")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import index
 from typing import Self
 
 import torch
@@ -16,15 +17,17 @@ from danon.attention.dala_parts import (
     GatedState,
     ImportanceNetwork,
     Router,
+    load_balance,
     period_means,
     remember,
     remember_both_sides,
 )
+from danon.attention.dala_window import WindowNetwork, decay
 from danon.attention.kernels import HIDDEN
 from danon.attention.oracles.dala import oracle
 from danon.attention.registry import register
 from danon.attention.stream import Part, Span, StreamingAttention, span_of, tensor_of
-from danon.attention.tiles import NEAR, Rect, Rows, Tiles, batch, near_rects
+from danon.attention.tiles import NEAR, Rect, Rows, batch, near_rects
 from danon.attention.union import Call, Source, observe, union
 from danon.config import AttentionConfig, DALAConfig
 
@@ -38,7 +41,8 @@ class DALA(StreamingAttention):
     Tokens after the first ``global_tokens`` fall into periods. A query sees, under one softmax:
 
     - near: the first tokens, its own period and the one before, the latter two with the bias
-      -lambda |i-j| - |i-j|^2 / (2 w^2) (seed 2.2, 2.3);
+      -lambda |i-j| - |i-j|^2 / (2 w^2) (seed 2.2, 2.3). w goes by the head, and by the content of
+      the period before: see :class:`~danon.attention.dala_window.WindowNetwork`;
     - memory: of the tokens older than that, the ``memory_size`` most important ones whose
       sigmoid(s) passes the threshold, s = MLP(key + PE); ties to the more recent. Their logits get
       log sigmoid(s), so the score learns;
@@ -46,8 +50,10 @@ class DALA(StreamingAttention):
       mean key and value (seed 2.2), up to the period before the near window.
 
     The router gives each query a distribution over the three paths, whose logarithm is the bias of
-    the path. Bidirectional: the periods on both sides are near, the memory is chosen from both
-    sides, and a second state runs backwards with the same weights. O(N) time.
+    the path. In training, :meth:`auxiliary_loss` keeps it from forgetting a path
+    (:func:`~danon.attention.dala_parts.load_balance`). Bidirectional: the periods on both sides are
+    near, the memory is chosen from both sides, and a second state runs backwards with the same
+    weights. O(N) time.
     """
 
     oracle_kind = "definition"
@@ -65,6 +71,8 @@ class DALA(StreamingAttention):
         self.state = GatedState(D)
         if config.use_adaptive_router:
             self.router = Router(D, config.router_temperature, config.router_iterations)
+        if config.adaptive_window:
+            self.window = WindowNetwork(D)
 
     @classmethod
     def build(cls, shape: AttentionConfig) -> Self:
@@ -75,18 +83,23 @@ class DALA(StreamingAttention):
         c = self.cfg
         check_inputs(c, q, k, v, mask)
         B, H, N, D = q.shape
+        N = index(N)  # a compiler, too, makes its plan for this length
         if self.training and c.attention_dropout:
             keep = torch.rand(B, N, device=q.device) >= c.attention_dropout
             mask = keep if mask is None else keep & (mask != 0)
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
-        return self._attend(q_, _whole(self, q_, k_, v_, seen)).view(B, H, N, D)
+        paths = _whole(self, q_, k_, v_, seen)
+        wanted = self.wants_auxiliary and c.load_balance_weight and paths.shifts
+        self.keep_auxiliary(c.load_balance_weight * paths.imbalance(seen) if wanted else None)
+        return self._attend(q_, paths).view(B, H, N, D)
 
     def _attend(self, q: Tensor, paths: _Paths) -> Tensor:
         c, scale = self.cfg, self.cfg.head_dim**-0.5
         out, lse = union(
-            q, paths.sources, paths.calls(decayed=True), paths.shifts, scale=scale, kernel=c.kernel
-        )
+            q, paths.sources, paths.calls(decayed=True), (*paths.shifts, paths.inverse_squares()),
+            scale=scale, kernel=c.kernel,
+        )  # fmt: skip
         if c.decay == "literal":
             # softmax(e) * gamma = softmax(e + log gamma) * exp(lse with decay - lse without).
             with observe(None):
@@ -110,6 +123,7 @@ class DALA(StreamingAttention):
                 slots.shape[:2], -torch.inf, dtype=wide, device=empty.device
             ),
             "state": torch.zeros(X, 2, 2 * D, dtype=wide, device=empty.device),
+            "mean": torch.zeros(X, 1, 2 * D, dtype=wide, device=empty.device),
         }
 
     def advance(
@@ -128,13 +142,6 @@ class DALA(StreamingAttention):
         for name in new:
             after[name] = span_of(after, name).since(max(0, (stop - g) // P - 1) * P)
         return out, after
-
-    def log_decay(self, distance: Tensor) -> Tensor:
-        """log gamma of every query head at the distances |i - j| (n,): (H, n)."""
-        c = self.cfg
-        heads = torch.arange(c.num_heads, device=distance.device)
-        w = (c.base_window * 2.0 ** (heads % 4))[:, None]
-        return -c.decay_rate * distance - distance.square() / (2 * w.square())
 
     def choose_memory(self, k: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """What each period remembers of keys (X, N, D), ``seen`` (X, N) of which count.
@@ -216,12 +223,15 @@ class _Paths:
             there is one; from the period of the first query on.
         states: (source, entry that the first query's period sees) of each source of states.
         shifts: of memory and state.
+        content: mean key and value of the period before each (X, periods, 2 D), or half the sum of
+            both neighbours'; zero where there is none.
     """
 
     m: DALA
     q: Tensor
     start: int
     sources: list[Source]
+    content: Tensor
     sinks: int = 0
     row: int = 0
     index: Tensor | None = None
@@ -266,10 +276,37 @@ class _Paths:
         means = []
         for t in range(0, len(self.periods), together):
             end = min(t + together, len(self.periods))
-            kept = self.kept[t:end].to(dtype)[..., None]
+            kept = self.kept[t:end].to(dtype)[:, :, None]
             chosen = Rows(self.index).load(k, t, end).to(dtype)
-            means.append((chosen * kept).sum(2) / kept.sum(2).clamp_min(1))
+            means.append((kept @ chosen / kept.sum(3, keepdim=True).clamp_min(1)).squeeze(2))
         return torch.cat(means).transpose(0, 1)
+
+    def imbalance(self, seen: Tensor | None) -> Tensor:
+        """The load-balance loss over the queries that have more than one path to choose from.
+
+        ``seen``: the tokens that count, (batch * key/value heads, n), or None.
+        """
+        c, (X, n, _) = self.m.cfg, self.q.shape
+        own = ((torch.arange(n, device=self.q.device) - c.global_tokens) // c.period).clamp_min(0)
+        counts = own >= 2
+        if not c.is_causal:
+            counts = counts | (own + 2 < len(self.periods))
+        counts = counts.expand(X, n)
+        if seen is not None:
+            counts = counts & seen.repeat_interleave(X // len(seen), 0)
+        return load_balance(F.pad(torch.stack(self.shifts, -1), (1, 0)).softmax(-1), counts)
+
+    def inverse_squares(self) -> Tensor:
+        """1 / w^2 of each query (X, n), w the width of its head and period."""
+        c, (X, n, _) = self.m.cfg, self.q.shape
+        heads = torch.arange(X, device=self.q.device) % c.num_heads
+        w = c.base_window * torch.exp2((heads % 4).to(self.content))[:, None]
+        if not c.adaptive_window:
+            return w.square().reciprocal().expand(X, n)
+        factor = self.m.window(self.content).repeat_interleave(X // len(self.content), 0)
+        by_period: Tensor = (w * factor).square().reciprocal()
+        own = torch.arange(self.start, self.start + n, device=self.q.device) - c.global_tokens
+        return by_period[:, (own // c.period).clamp_min(0) - self.first]
 
     def calls(self, decayed: bool) -> list[Call]:
         """What is visible, with the decay of the near window or without."""
@@ -283,8 +320,15 @@ class _Paths:
             for away in sorted({r.q0 - r.k0 for r in rects}):
                 alike = [r for r in rects if r.q0 - r.k0 == away]
                 for qt, kt, causal in batch(alike, self.start, row):
-                    bias = self._decay(qt, kt) if decayed and part else None
-                    calls.append(Call(source, qt, kt, causal, bias, branch=NEAR[part]))
+                    call = Call(source, qt, kt, causal, branch=NEAR[part])
+                    if decayed and part:
+                        apart = self.start + qt.start - (row + kt.start)
+                        bias, profile = decay(
+                            c.decay_rate, len(self.shifts), qt.length, kt.length, apart,
+                            self.content, causal,
+                        )  # fmt: skip
+                        call = replace(call, bias=bias, profile=profile)
+                    calls.append(call)
         if self.index is None or self.kept is None:
             return calls
         periods = [r for r in self.periods if r.k0 >= 2 or not c.is_causal]
@@ -296,37 +340,28 @@ class _Paths:
             calls.append(Call(1, qt, rows, bias=hidden, shift=memory, branch="memory"))
         for source, entry in self.states:
             most = self.sources[source].k.shape[1]
-            seen = [r._replace(k0=at, k1=at + 1) for r in periods
-                    if 0 <= (at := r.k0 - self.first + entry) < most]  # fmt: skip
+            there = [(r, r.k0 - self.first + entry) for r in periods]
+            seen = [r._replace(k0=at, k1=at + 1) for r, at in there if 0 <= at < most]
             calls += [
                 Call(source, qt, kt, shift=state, branch="state")
                 for qt, kt, _ in batch(seen, self.start)
             ]
         return calls
 
-    def _decay(self, qt: Tiles, kt: Tiles) -> Tensor:
-        """log gamma (1, X, C, L) of tiles whose queries and keys keep their distance."""
-        C, L, away = qt.length, kt.length, self.start + qt.start - (self.row + kt.start)
-        wide = torch.promote_types(self.q.dtype, torch.float32)
-        # Row c is a window of one line of distances: |away + c - l| for l = 0 ... L-1.
-        line = torch.arange(away + C - 1, away - L, -1, device=self.q.device, dtype=wide)
-        bias = self.m.log_decay(line.abs()).unfold(-1, L, 1).flip(-2)
-        return bias.repeat(len(self.q) // len(bias), 1, 1)[None]
-
 
 def _whole(m: DALA, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> _Paths:
     """The paths of whole sequences."""
     c, g = m.cfg, m.cfg.global_tokens
-    paths = _Paths(
-        m, q, 0, [Source(k, v, None if seen is None else torch.where(seen, 0.0, HIDDEN))]
-    )
+    tail = None if seen is None else seen[:, g:]
+    means, count = _means(k[:, g:], v[:, g:], tail, c.period)
+    around, n = F.pad(means, (0, 0, 1, 2)), max(1, means.shape[1])
+    content = around[:, :n] if c.is_causal else (around[:, :n] + around[:, 2 : n + 2]) / 2
+    tokens = Source(k, v, None if seen is None else torch.where(seen, 0.0, HIDDEN))
+    paths = _Paths(m, q, 0, [tokens], content)
     if len(paths.periods) <= 2:  # nothing is outside the near window
         return paths
     score, paths.index, paths.kept = m.choose_memory(k, seen)
     memory = Source(k, v, F.logsigmoid(score))
-    tail = None if seen is None else seen[:, g:]
-    keys, count = period_means(k[:, g:], tail, c.period)
-    means = torch.cat((keys, period_means(v[:, g:], tail, c.period)[0]), -1)
     past = m.state.entries(*m.state(means, count))
     paths.sources += [memory, Source(past.k.to(k.dtype), past.v.to(k.dtype), past.bias)]
     paths.states = ((2, -2),)  # period p sees the state after p - 2
@@ -337,7 +372,7 @@ def _whole(m: DALA, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> _Pa
         paths.states = ((2, -2), (3, 2))
         state = (state + F.pad(future.k, (0, 0, 0, 2))[:, 2:]) / 2
     if c.use_adaptive_router:
-        paths.route(F.pad(keys, (0, 0, 1, 0))[:, :-1], memory, state)
+        paths.route(F.pad(means, (0, 0, 1, 0))[:, :-1, : q.shape[-1]], memory, state)
     return paths
 
 
@@ -345,11 +380,12 @@ def _chunk(m: DALA, q: Tensor, start: int, parts: dict[str, Part]) -> _Paths:
     """The paths of the next tokens of a stream, which ``parts`` already hold; updates the rest."""
     c, g, stop = m.cfg, m.cfg.global_tokens, start + q.shape[1]
     k, v, score = (span_of(parts, name) for name in ("k", "v", "score"))
-    old_k, old_v, old_score, state = (
-        tensor_of(parts, name) for name in ("memory_k", "memory_v", "memory_score", "state")
+    old_k, old_v, old_score, state, content = (
+        tensor_of(parts, x) for x in ("memory_k", "memory_v", "memory_score", "state", "mean")
     )
     sinks = Source(span_of(parts, "sink_k").rows, span_of(parts, "sink_v").rows)
-    paths = _Paths(m, q, start, [Source(k.rows, v.rows), sinks], sinks=1, row=g + k.start)
+    sources = [Source(k.rows, v.rows), sinks]
+    paths = _Paths(m, q, start, sources, content, sinks=1, row=g + k.start)
     if stop <= g:
         return paths
     # Rows hold tokens from one period before the first query's on (if there is one).
@@ -357,7 +393,6 @@ def _chunk(m: DALA, q: Tensor, start: int, parts: dict[str, Part]) -> _Paths:
     best, index = old_score[None], torch.arange(c.memory_size, device=q.device)
     index = index.expand(best.shape)
     memory = Source(old_k, old_v, F.logsigmoid(old_score.clamp_min(HIDDEN)))
-    keys, _ = period_means(k.rows, None, c.period)
     if following > first:  # periods end in this chunk: memory and state move on
         index, best = remember(
             m.keepable(score.rows), c.period, c.memory_size, range(first, following + 1), base,
@@ -367,8 +402,9 @@ def _chunk(m: DALA, q: Tensor, start: int, parts: dict[str, Part]) -> _Paths:
             torch.cat((k.rows, old_k), 1), torch.cat((v.rows, old_v), 1),
             F.logsigmoid(torch.cat((score.rows, old_score.clamp_min(HIDDEN)), 1)),
         )  # fmt: skip
-        means = torch.cat((keys, period_means(v.rows, None, c.period)[0]), -1)
+        means, _ = _means(k.rows, v.rows, None, c.period)
         means = means[:, first - base : following - base]
+        content = torch.cat((content, means), 1)
         new, _ = m.state(means, torch.ones_like(means[..., 0]), state[:, 1])
         state = torch.cat((state, new), 1)
         at = index[-1][..., None].expand_as(old_k)
@@ -377,16 +413,23 @@ def _chunk(m: DALA, q: Tensor, start: int, parts: dict[str, Part]) -> _Paths:
             "memory_v": memory.v.gather(1, at),
             "memory_score": best[-1],
             "state": state[:, -2:].clone(),
+            "mean": content[:, -1:].clone(),
         }
     met = torch.arange(first - 2, following, device=q.device) >= 0
     past = m.state.entries(state, met.expand(state.shape[:2]))
     count = len(paths.periods)
+    paths.content = content[:, :count]
     if paths.periods[-1].k0 >= 2:
         paths.index, paths.kept = index[:count], best[:count] > -torch.inf
         paths.sources.insert(1, memory)
         paths.sources.insert(2, Source(past.k.to(k.rows.dtype), past.v.to(k.rows.dtype), past.bias))
         paths.sinks, paths.states = 3, ((2, 0),)
         if c.use_adaptive_router:
-            near = keys if base < first else F.pad(keys, (0, 0, 1, 0))
-            paths.route(near[:, :count], memory, past.k[:, :count])
+            paths.route(paths.content[..., : q.shape[-1]], memory, past.k[:, :count])
     return paths
+
+
+def _means(k: Tensor, v: Tensor, seen: Tensor | None, period: int) -> tuple[Tensor, Tensor]:
+    """:func:`period_means` of keys and values side by side (X, periods, 2 D), and the counts."""
+    keys, count = period_means(k, seen, period)
+    return torch.cat((keys, period_means(v, seen, period)[0]), -1), count

@@ -10,8 +10,8 @@ from danon.attention.kernels import HIDDEN
 from danon.attention.pooling import sinusoid_pairs
 from danon.attention.union import Source
 
-__all__ = ["GatedState", "ImportanceNetwork", "Router", "period_means", "remember",
-           "remember_both_sides"]  # fmt: skip
+__all__ = ["GatedState", "ImportanceNetwork", "Router", "load_balance", "period_means",
+           "remember", "remember_both_sides"]  # fmt: skip
 
 
 class ImportanceNetwork(nn.Module):
@@ -126,6 +126,22 @@ class Router(nn.Module):
         return (match / self.temperature + b).log_softmax(-1)
 
 
+def load_balance(p: Tensor, counts: Tensor) -> Tensor:
+    """J sum_j (P_j - 1/J)^2, the squared coefficient of variation of P = mean of p.
+
+    Zero where all paths get the same share, J - 1 where one gets everything. It is the importance
+    loss of Shazeer et al. 2017 (arXiv 1701.06538, section 4), and up to a constant that of the
+    Switch Transformer (arXiv 2101.03961, J sum_j f_j P_j) for a router that drops nothing: f = P.
+
+    Args:
+        p: distributions of queries over J paths (X, n, J).
+        counts: (X, n) bool, the queries that count; none of them gives zero.
+    """
+    weight = counts.to(p)[..., None]
+    mean = (p * weight).sum((0, 1)) / weight.sum().clamp_min(1)
+    return len(mean) * (mean - mean.mean()).square().sum()
+
+
 def period_means(x: Tensor, seen: Tensor | None, period: int) -> tuple[Tensor, Tensor]:
     """Means over the unmasked tokens of each period, zero if there are none.
 
@@ -141,8 +157,8 @@ def period_means(x: Tensor, seen: Tensor | None, period: int) -> tuple[Tensor, T
     one = torch.ones(X, n, device=x.device, dtype=wide) if seen is None else seen.to(wide)
     x = x.to(wide) if seen is None else x.to(wide) * one[..., None]
     pad = -n % period
-    total = F.pad(x, (0, 0, 0, pad)).view(X, -1, period, D).sum(2)
-    count = F.pad(one, (0, pad)).view(X, -1, period).sum(2)
+    total = F.pad(x, (0, 0, 0, pad)).unflatten(1, ((n + pad) // period, period)).sum(2)
+    count = F.pad(one, (0, pad)).unflatten(1, ((n + pad) // period, period)).sum(2)
     return total / count.clamp_min(1)[..., None], count
 
 

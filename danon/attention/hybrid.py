@@ -156,6 +156,9 @@ class SuperHybrid(StreamingAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         check_inputs(self.cfg, q, k, v, mask)
         names, N = self._in_use(q.shape[2], q.device), q.shape[2]
+        for name in self.members:
+            if name not in names:
+                self._member(name).keep_auxiliary(None)
         if self.cfg.mode == "select":
             with _labelled(names[0], None):
                 out: Tensor = self._member(names[0])(q, k, v, mask)
@@ -214,18 +217,22 @@ class SuperHybrid(StreamingAttention):
         return math.log(len(mean)) - entropy, away
 
     def auxiliary_loss(self) -> Tensor:
-        """lambda_1 L_div + lambda_2 L_reg of the last forward pass (seed 4.2), to add to the loss.
+        """lambda_1 L_div + lambda_2 L_reg (seed 4.2) and the members' losses, all of the last pass.
 
-        Zero where no weights are learned: in mode select, or with ``fusion_strategy`` fixed.
+        The former two are zero where no weights are learned: in mode select, or with
+        ``fusion_strategy`` fixed.
 
         Raises:
             ValueError: a blend that has had no forward pass with gradients.
         """
+        total = next(self.parameters()).new_zeros(())
+        for name in self.members:
+            total = total + self._member(name).auxiliary_loss().to(total)
         if not hasattr(self, "beta"):
-            return next(self.parameters()).new_zeros(())
+            return total
         diversity, regularization = self.loss_terms()
         c = self.cfg
-        return c.diversity_weight * diversity + c.regularization_weight * regularization
+        return total + c.diversity_weight * diversity + c.regularization_weight * regularization
 
     def loss_terms(self) -> tuple[Tensor, Tensor]:
         """L_div and L_reg of the last forward pass of a blend; see :meth:`auxiliary_loss`."""
@@ -235,7 +242,7 @@ class SuperHybrid(StreamingAttention):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the graph of the last forward pass, which can be neither copied nor saved."""
-        return {**self.__dict__, "_terms": None}
+        return {**super().__getstate__(), "_terms": None}
 
     def visible_pairs(self, length: int) -> int | None:
         names = self._in_use(length, next(self.parameters()).device)

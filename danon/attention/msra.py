@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from operator import index
 from typing import Any, Self
 
 import torch
@@ -18,7 +19,7 @@ from danon.attention.oracles.msra import oracle
 from danon.attention.pooling import ImportancePool, sinusoid, soft_cap
 from danon.attention.registry import register
 from danon.attention.stream import Part, Span, StreamingAttention, span_of, tensor_of
-from danon.attention.tiles import NEAR, Rect, batch, near_rects
+from danon.attention.tiles import NEAR, Rect, batch, constant, near_rects
 from danon.attention.union import Call, Source, union
 from danon.config import AttentionConfig, MSRAConfig
 
@@ -29,7 +30,7 @@ def _append(parts: dict[str, Part], name: str, x: Tensor) -> None:
     parts[name] = span_of(parts, name).append(x) if name in parts else Span.of(x)
 
 
-@lru_cache(maxsize=64)
+@constant
 def far_rects(
     length: int, window: int, rate: int, sinks: int, causal: bool, start: int = 0
 ) -> tuple[tuple[list[Rect], list[Rect]], ...]:
@@ -40,6 +41,13 @@ def far_rects(
     (B_l + 2) W_l. Rectangles have keys in nodes of that level, which start at token ``sinks``.
     ``start`` is the first query of interest; not 0 only when causal.
     """
+    return _far_rects(length, window, rate, sinks, causal, start)
+
+
+@lru_cache(maxsize=64)
+def _far_rects(
+    length: int, window: int, rate: int, sinks: int, causal: bool, start: int
+) -> tuple[tuple[list[Rect], list[Rect]], ...]:
     g = min(sinks, length)
     levels = []
     group = window  # W_{l-1}: queries that see the same nodes of level l
@@ -100,6 +108,7 @@ class MSRA(StreamingAttention):
         c = self.cfg
         check_inputs(c, q, k, v, mask)
         B, H, N, D = q.shape
+        N = index(N)  # a compiler, too, makes its plan for this length
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
         bias = None if seen is None else torch.where(seen, 0.0, HIDDEN)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from operator import index
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danon.attention.base import check_inputs, without_autocast
@@ -17,6 +18,7 @@ from danon.attention.pooling import ImportancePool
 from danon.attention.registry import register
 from danon.attention.stream import Part, StreamingAttention
 from danon.attention.tiles import NEAR, batch, near_rects
+from danon.attention.ucsa_error import relative_error, running_sums, squared_length
 from danon.attention.ucsa_far import (
     FarCalls,
     blocks_of,
@@ -25,12 +27,39 @@ from danon.attention.ucsa_far import (
     far_bounds,
     first_far_block,
 )
-from danon.attention.ucsa_select import Tree, tree_depth
+from danon.attention.ucsa_information import information_loss
+from danon.attention.ucsa_recover import recover, recover_stream, suspicious
+from danon.attention.ucsa_select import tree_depth
 from danon.attention.ucsa_stream import advance, begin
-from danon.attention.union import Call, Source, union
+from danon.attention.ucsa_tree import Tree, widen
+from danon.attention.union import Call, Source, observe, union
 from danon.config import AttentionConfig, UCSAConfig
 
-__all__ = ["UCSA"]
+__all__ = ["UCSA", "anneal"]
+
+
+def anneal(model: nn.Module, step: int) -> int:
+    """Set t of the sparsity annealing in every UCSA of a model: call it after an optimizer step.
+
+    t is what the training loop says, since only the loop knows it: forward passes are no steps
+    where gradients are accumulated, and gradient checkpointing must repeat them with the same t.
+    It is part of the ``state_dict``. Evaluation does not look at it: it refines the final share.
+
+    Args:
+        step: optimizer steps done, at least 0.
+
+    Returns:
+        How many modules anneal.
+
+    Raises:
+        ValueError: step below 0.
+    """
+    if step < 0:
+        raise ValueError(f"step = {step}: must be at least 0")
+    found = [m for m in model.modules() if isinstance(m, UCSA) and m.cfg.sparsity_start]
+    for module in found:
+        module.anneal_step.fill_(step)
+    return len(found)
 
 
 @register("ucsa")
@@ -48,13 +77,26 @@ class UCSA(StreamingAttention):
     - Of the ``candidate_blocks`` leaves left, each query refines its own best ``selected_blocks``
       to single tokens; the others stay as leaf entries.
 
-    Coarse entries carry log(mass). O(N log N) selection with a small constant, O(N) attention.
-    With candidates and budget for all leaves the result is exact attention.
+    Coarse entries carry log(mass); without ``coarse_nodes`` they only guide the choice. O(N log N)
+    selection with a small constant, O(N) attention. With candidates and budget for all leaves the
+    result is exact attention.
+
+    A node whose tokens have the same keys (error below ``error_tolerance``) is never refined; with
+    ``error_alpha`` one of a large error is refined before others (:mod:`~.ucsa_error`).
+
+    In training more may be refined, less and less (seed 3.2; see :func:`anneal`), and
+    :meth:`auxiliary_loss` is the information loss (seed 3.1; :mod:`~.ucsa_information`).
 
     Learned: the pooling scores. Selection itself has no gradient.
+
+    Attributes:
+        recovered: outputs, of one head and token each, that were not finite and were computed again
+            in float64 (:mod:`~.ucsa_recover`).
+        anneal_step: t of the annealing, int64; only with ``sparsity_start``.
     """
 
     oracle_kind = "definition"
+    anneal_step: Tensor
 
     def __init__(self, config: UCSAConfig) -> None:
         super().__init__()
@@ -66,6 +108,9 @@ class UCSA(StreamingAttention):
         )
         self.leaf_pool = ImportancePool(config.head_dim, config.leaf, 1)
         self.tree_pool = ImportancePool(config.head_dim, config.fanout, 1)
+        self.recovered = 0
+        if config.sparsity_start:
+            self.register_buffer("anneal_step", torch.zeros((), dtype=torch.int64))
 
     @classmethod
     def build(cls, shape: AttentionConfig) -> Self:
@@ -76,25 +121,46 @@ class UCSA(StreamingAttention):
         c = self.cfg
         check_inputs(c, q, k, v, mask)
         B, H, N, D = q.shape
+        N = index(N)  # a compiler, too, makes its plan for this length
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
-        bias = None if seen is None else torch.where(seen, 0.0, HIDDEN)
-        sources = [Source(k_, v_, bias)]
         near = near_rects(N, c.local_window_size, c.global_tokens, c.is_causal)
         calls = [
             Call(0, qt, kt, causal, branch=branch)
             for branch, part in zip(NEAR, near, strict=True)
             for qt, kt, causal in batch(part)
         ]
+        tree = None
         if first_far_block(c, N) < blocks_of(c, N):
-            tree, node_v = self._tree(k_, v_, seen)
-            key, log_mass = torch.cat(tuple(tree.key), 1), torch.cat(tuple(tree.log_mass), 1)
-            sources.append(Source(key.to(q.dtype), node_v.to(q.dtype), log_mass))
-            sources.append(self._leaf_tokens(k_, v_, seen))
+            tree = self._tree(k_, v_, seen)
             vote = None if seen is None else seen[:, c.global_tokens :]
-            calls += FarCalls(c, q_, tree, q_[:, c.global_tokens :], vote).calls()
-        out, _ = union(q_, sources, calls, scale=D**-0.5, kernel=c.kernel)
-        return out.view(B, H, N, D)
+            lines = q_[:, c.global_tokens :]
+            calls += FarCalls(c, q_, tree[0], lines, vote, extra=self.extra_share).calls()
+
+        def attend(q: Tensor, sources: list[Source]) -> Tensor:
+            return union(q, sources, calls, scale=D**-0.5, kernel=c.kernel)[0].view(B, H, N, D)
+
+        def again(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
+            wide = None if tree is None else self._tree(k.double(), v.double(), seen)
+            with observe(None):
+                return attend(q, self._sources(k, v, seen, wide))
+
+        out, lost = attend(q_, self._sources(k_, v_, seen, tree)), None
+        if suspicious(out):
+            out = recover(self, (q, k, v), mask, out, again)
+        elif tree is not None and c.information_weight and self.wants_auxiliary:
+            lost = c.information_weight * information_loss(c, q_, k_, v_, seen, *tree)
+        self.keep_auxiliary(lost)
+        return out
+
+    @property
+    def extra_share(self) -> float:
+        """s_0 * exp(-lambda t) of seed section 3.2: what training refines on top."""
+        c = self.cfg
+        if not (self.training and c.sparsity_start):
+            return 0.0
+        return c.sparsity_start * math.exp(-c.sparsity_decay * int(self.anneal_step))
 
     def begin(self, empty: Tensor) -> Mapping[str, Part]:
         return begin(self.cfg, empty)
@@ -102,17 +168,39 @@ class UCSA(StreamingAttention):
     def advance(
         self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, Part]
     ) -> tuple[Tensor, Mapping[str, Part]]:
-        return advance(self.cfg, self.leaf_pool, self.tree_pool, (q, k, v), start, parts)
+        out, after = advance(
+            self.cfg, self.leaf_pool, self.tree_pool, (q, k, v), start, parts, self.extra_share
+        )
+        if suspicious(out):
+            return recover_stream(self, (q, k, v), start, parts, out, after)
+        return out, after
 
-    def _tree(self, k: Tensor, v: Tensor, seen: Tensor | None) -> tuple[Tree, Tensor]:
+    def _sources(
+        self, k: Tensor, v: Tensor, seen: Tensor | None, tree: tuple[Tree, list[Tensor]] | None
+    ) -> list[Source]:
+        """Tokens, nodes and leaves of tokens (X, n, D), in the dtype of k."""
+        sources = [Source(k, v, None if seen is None else torch.where(seen, 0.0, HIDDEN))]
+        if tree is not None:
+            (nodes, values), dtype = tree, k.dtype
+            key, log_mass = torch.cat(tuple(nodes.key), 1), torch.cat(tuple(nodes.log_mass), 1)
+            sources.append(Source(key.to(dtype), torch.cat(values, 1).to(dtype), log_mass))
+            sources.append(self._leaf_tokens(k, v, seen))
+        return sources
+
+    def _tree(self, k: Tensor, v: Tensor, seen: Tensor | None) -> tuple[Tree, list[Tensor]]:
         """The nodes of all levels that any block needs, and their values."""
         c, g = self.cfg, self.cfg.global_tokens
         wide = torch.promote_types(k.dtype, torch.float32)
         k, v = k[:, g:], v[:, g:]
+        square = squared_length(k) if c.detects_errors else None
         mass: Tensor | None = torch.ones(k.shape[:2], dtype=wide, device=k.device)
         if seen is not None:
             mass = seen[:, g:].to(wide)
-        keys, values, log_masses = [], [], []
+        top = bottom = k.detach().to(wide)
+        if seen is not None:
+            padding = ~seen[:, g:, None]
+            top, bottom = (top.masked_fill(padding, x) for x in (-torch.inf, torch.inf))
+        keys, values, log_masses, spreads, errors = [], [], [], [], []
         pool = self.leaf_pool
         for _ in range(tree_depth(c, math.ceil(k.shape[1] / c.leaf)) + 1):
             weight, mass = pool.weights(k, v, 0, mass)
@@ -121,8 +209,18 @@ class UCSA(StreamingAttention):
             keys.append(k)
             values.append(v)
             log_masses.append(torch.where(mass > 0, mass.clamp_min(1).log(), HIDDEN))
+            top, bottom = widen(top, bottom, pool.rate)
+            spread = (top - bottom).square()
+            spreads.append(spread if seen is None else spread.masked_fill(mass[..., None] == 0, 0))
+            if square is not None:
+                square = pool.reduce(weight.detach(), square[..., None])[..., 0]
+                errors.append(relative_error(square, k, mass, c.error_tolerance))
             pool = self.tree_pool
-        return Tree(keys, log_masses, [0] * len(keys)), torch.cat(values, 1)
+        sums = [] if c.error_alpha is None else [running_sums(e) for e in errors]
+        asked = not torch.compiler.is_compiling()  # a compiler must be ready for both
+        if asked and not sums and not any(bool((e == 0).any()) for e in errors):
+            errors = []  # as a rule: nothing is lossless
+        return Tree(keys, log_masses, spreads, [0] * len(keys), None, errors, sums), values
 
     def _leaf_tokens(self, k: Tensor, v: Tensor, seen: Tensor | None) -> Source:
         """Tokens past the global ones, filled up to whole leaves."""
@@ -139,7 +237,10 @@ class UCSA(StreamingAttention):
         return Source(k, v, bias)
 
     def visible_pairs(self, length: int) -> int | None:
-        """Pairs seen, not pairs computed: a query is masked from what its neighbours selected."""
+        """Pairs seen, not pairs computed: a query is masked from what its neighbours selected.
+
+        The most there can be: what is lossless is not refined.
+        """
         c, f = self.cfg, self.cfg.fanout
         if not c.is_causal:
             return None  # depends on where the near window cuts the tree
@@ -154,8 +255,8 @@ class UCSA(StreamingAttention):
                 entries += nodes - refined
                 beyond = math.ceil(a / f**level) * f - math.ceil(a / f ** (level - 1))
                 nodes = refined * f - beyond
-            chosen = min(nodes, int(budget_of(c, torch.tensor([[a, z, n]]))))
-            entries += nodes - chosen + chosen * c.leaf
+            chosen = min(nodes, budget_of(c, [(a, z, n)], self.extra_share)[0])
+            entries = (entries + nodes - chosen) * c.coarse_nodes + chosen * c.leaf
             rows = min(c.query_block, length - c.global_tokens - t * c.query_block)
             pairs += rows * entries
         return pairs

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danon.attention.kernels import HIDDEN
-from danon.attention.tiles import Rows, Tiles
+from danon.attention.calls import Call, Seen
+from danon.attention.tiles import Rows, Tiles, constant
+from danon.attention.ucsa_error import Verdict, judge
 from danon.attention.ucsa_select import (
     Cut,
-    Tree,
     choose_leaves,
     descend,
     far_leaves,
     tree_depth,
 )
-from danon.attention.union import Call
+from danon.attention.ucsa_tree import Bounds, Tree
 from danon.config import UCSAConfig
 
 __all__ = ["FarCalls", "blocks_of", "budget_of", "depth_of", "far_bounds", "first_far_block"]
@@ -52,10 +52,24 @@ def depth_of(c: UCSAConfig, bounds: tuple[int, int, int]) -> int:
     return tree_depth(c, bounds[0] if c.is_causal else bounds[2])
 
 
-def budget_of(c: UCSAConfig, bounds: Tensor) -> Tensor:
-    """Leaves each query may refine (T,): at most ``sparsity_factor`` of those far from it."""
-    far = bounds[:, 0] + bounds[:, 2] - bounds[:, 1]
-    return (far.double() * c.sparsity_factor).ceil().long().clamp_max(c.selected_blocks)
+def budget_of(c: UCSAConfig, bounds: Bounds, extra: float = 0.0) -> list[int]:
+    """Leaves each query may refine, by the share of those far from it (seed 3.2).
+
+    At most ``sparsity_factor`` of them and ``selected_blocks``, which together are s_min; and
+    ``extra`` of them on top, s_0 * exp(-lambda t), which no number bounds but the candidates': a
+    share within ``selected_blocks`` would anneal nothing on a long input.
+    """
+    far = [a + n - z for a, z, n in bounds]
+    return [min(math.ceil(f * c.sparsity_factor), c.selected_blocks) + int(f * extra) for f in far]
+
+
+@constant
+def _plan(
+    c: UCSAConfig, first: int, last: int, length: int
+) -> list[tuple[tuple[int, int, int], int]]:
+    """Bounds and depth of blocks [first, last)."""
+    bounds = [far_bounds(c, t, length) for t in range(first, last)]
+    return [(b, depth_of(c, b)) for b in bounds]
 
 
 class FarCalls:
@@ -71,13 +85,15 @@ class FarCalls:
         vote: which of them do (G, m), or None for all.
         start: place of the first query.
         base: see ``lines``.
+        extra: see :func:`budget_of`.
     """
 
     def __init__(
         self, c: UCSAConfig, q: Tensor, tree: Tree, lines: Tensor, vote: Tensor | None = None,
-        start: int = 0, base: int = 0,
+        start: int = 0, base: int = 0, extra: float = 0.0,
     ) -> None:  # fmt: skip
         self.c, self.q, self.tree, self.start, self.base = c, q, tree, start, base
+        self.extra = extra
         self.stop, self.groups = start + q.shape[1], tree.key[0].shape[0]
         X, n, D = lines.shape
         G, wide, fill = self.groups, tree.key[0].dtype, -n % c.query_block
@@ -88,27 +104,31 @@ class FarCalls:
         votes = F.pad(votes, (0, fill)).view(G, -1, c.query_block).transpose(0, 1)
         self.votes = votes.repeat(1, 1, X // G)
 
-    @torch.no_grad()
     def calls(self) -> list[Call]:
-        """All calls."""
+        """All calls; what is chosen has no gradient."""
+        with torch.no_grad():
+            return self._calls()
+
+    def _calls(self) -> list[Call]:
         c, blocks = self.c, blocks_of(self.c, self.stop)
         t0 = max(
             first_far_block(c, self.stop), max(0, self.start - c.global_tokens) // c.query_block
         )
-        bounds = {t: far_bounds(c, t, self.stop) for t in range(t0, blocks)}
+        first, plan = t0, _plan(c, t0, blocks, self.stop)
         calls: list[Call] = []
         while t0 < blocks:
-            depth = depth_of(c, bounds[t0])
+            depth = plan[t0 - first][1]
             t1, most = t0 + 1, min(blocks, t0 + self.together(t0))
-            while t1 < most and depth_of(c, bounds[t1]) == depth:
+            while t1 < most and plan[t1 - first][1] == depth:
                 t1 += 1
-            these = torch.tensor([bounds[t] for t in range(t0, t1)], device=self.q.device)
-            cut, budget = self.cut(t0, t1, these, depth), budget_of(c, these)
+            these = [bounds for bounds, _ in plan[t0 - first : t1 - first]]
+            cut, budget = self.cut(t0, t1, these, depth), budget_of(c, these, self.extra)
+            verdict = judge(c, self.tree, 0, cut.leaf, these)
             for rows, at in self._pieces(t0, t1):
-                calls += self._piece(cut, budget, rows, t0, at)
+                calls += self._piece(cut, budget, verdict, rows, t0, at)
             if t0 == 0 and not c.is_causal and c.global_tokens:
                 # The first tokens see what block 0 sees.
-                calls += self._piece(cut, budget, Tiles(0, 1, 1, c.global_tokens), 0, 0)
+                calls += self._piece(cut, budget, verdict, Tiles(0, 1, 1, c.global_tokens), 0, 0)
             t0 = t1
         return calls
 
@@ -116,7 +136,7 @@ class FarCalls:
         """Blocks from ``t0`` on that may choose in one go."""
         return SELECT_TOGETHER
 
-    def cut(self, t0: int, t1: int, bounds: Tensor, depth: int) -> Cut:
+    def cut(self, t0: int, t1: int, bounds: Bounds, depth: int) -> Cut:
         """The cut of blocks [t0, t1); each is chosen by the block before when causal."""
         before = self.base + (1 if self.c.is_causal else 0)
         some = slice(t0 - before, t1 - before)
@@ -151,31 +171,35 @@ class FarCalls:
             yield Tiles(first - self.start, C, count, last - first), at - t0
             at += count
 
-    def _piece(self, cut: Cut, budget: Tensor, rows: Tiles, t0: int, at: int) -> list[Call]:
+    def _piece(
+        self, cut: Cut, budget: list[int], verdict: Verdict, rows: Tiles, t0: int, at: int
+    ) -> list[Call]:
         """Calls of ``rows``, which are the blocks of the cut from the ``at``-th on."""
         size, some = self.c.leaf, slice(at, at + rows.count)
         cut, repeat = cut.part(some), self.q.shape[0] // self.groups
-        key, log_mass = self.tree.gather(0, cut.leaf)
         source, tokens, able = self.leaves(cut)
-        choosing = rows.load(self.q, 0, rows.count).to(key.dtype)
+        choosing = rows.load(self.q, 0, rows.count).to(self.tree.key[0].dtype)
         choosing = choosing.unflatten(1, (self.groups, repeat)).flatten(2, 3)
-        chosen = choose_leaves(
-            key, log_mass, able, choosing, budget[some], repeat, self.c.head_dim**-0.5
-        )
+        logits = self.tree.scores(0, cut.leaf, choosing, self.c.head_dim**-0.5)
+        logits = logits.unflatten(2, (repeat, -1)).amax(2)
+        if verdict.lossless is not None:
+            able = able & ~verdict.lossless[some]
+        most, limit = max(budget[some]), torch.tensor(budget[some], device=able.device)[:, None]
+        if verdict.forced is None:
+            chosen = choose_leaves(logits, able, limit, most)
+        else:  # those of a large error first, the others with what is left of the budget
+            forced = able & verdict.forced[some]
+            left = (limit - forced.sum(-1)).clamp_min(0)
+            chosen = choose_leaves(logits, forced, limit, most)
+            chosen |= choose_leaves(logits, able & ~forced, left, most)
         self.chose(cut, chosen, t0 + at)
-        on = [on[:, :, None].expand(-1, -1, rows.length, -1) for _, _, on in cut.coarse]
-
-        def node_bias(t0: int, t1: int) -> Tensor:
-            kept = cut.leaf_on[t0:t1, :, None] & ~chosen[t0:t1]
-            seen = torch.cat((*(x[t0:t1] for x in on), kept), -1)
-            return torch.where(seen, 0.0, HIDDEN).repeat_interleave(repeat, 1)
-
-        def token_bias(t0: int, t1: int) -> Tensor:
-            seen = torch.where(chosen[t0:t1], 0.0, HIDDEN).repeat_interleave(repeat, 1)
-            return seen.repeat_interleave(size, -1)
-
         where, nodes = self.nodes(cut)
-        calls = [Call(where, rows, nodes, bias=node_bias, branch="nodes")]
-        if bool(chosen.any()):
-            calls.append(Call(source, rows, tokens, bias=token_bias, branch="selected"))
+        kept = cut.leaf_on[:, :, None] & ~chosen
+        on = torch.cat([on for _, _, on in cut.coarse], -1) if cut.coarse else None
+        calls = []
+        if self.c.coarse_nodes:
+            calls.append(Call(where, rows, nodes, bias=Seen(on, kept, repeat), branch="nodes"))
+        if most > 0:
+            seen = Seen(None, chosen, repeat, size)
+            calls.append(Call(source, rows, tokens, bias=seen, branch="selected"))
         return calls

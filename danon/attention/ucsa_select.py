@@ -7,55 +7,19 @@ in a fixed order, the more recent first, which is what decides between equal sco
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from danon.attention.tiles import Rows
+from danon.attention.ucsa_error import judge
+from danon.attention.ucsa_tree import Bounds, Tree
 from danon.config import UCSAConfig
 
-__all__ = ["Cut", "Tree", "choose_leaves", "descend", "far_leaves", "tree_depth"]
+__all__ = ["Cut", "choose_leaves", "descend", "far_leaves", "tree_depth"]
 
 REFINE_FIRST = 1e30
 """Score of a node that reaches into the near window: it must be split."""
-
-
-@dataclass(frozen=True)
-class Tree:
-    """Nodes by level; level 0 are the leaves.
-
-    Attributes:
-        key: (X, n, D) float32 or wider, of each level.
-        log_mass: (X, n) of each level.
-        first: the node in row 0 of each level.
-        keep: nodes of a level that a bounded state holds on to, the last ones; None for all.
-    """
-
-    key: Sequence[Tensor]
-    log_mass: Sequence[Tensor]
-    first: Sequence[int]
-    keep: int | None = None
-
-    def row(self, level: int, node: Tensor) -> Tensor:
-        """Rows of nodes; a node that does not exist, or not yet, gets some other's."""
-        rows = self.key[level].shape[1]
-        return (node - self.first[level]).clamp(0, max(0, rows - 1))
-
-    def gather(self, level: int, node: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys (T, X, k, D) and log(mass) (T, X, k) of nodes (T, X, k)."""
-        rows = Rows(self.row(level, node))
-        key, mass = self.key[level], self.log_mass[level]
-        return rows.load(key, 0, rows.count), rows.load(mass, 0, rows.count)
-
-    def oldest(self, level: int, far: Tensor, fanout: int) -> Tensor:
-        """The oldest node held of a level when ``far`` leaves are far; it begins a parent."""
-        if self.keep is None:
-            return torch.zeros_like(far)
-        last = (far // fanout**level - self.keep).clamp_min(0)
-        first: Tensor = -(-last // fanout) * fanout
-        return first
 
 
 @dataclass(frozen=True)
@@ -95,7 +59,7 @@ def tree_depth(config: UCSAConfig, leaves: int) -> int:
 
 
 def descend(
-    config: UCSAConfig, tree: Tree, q: Tensor, weight: Tensor, bounds: Tensor, depth: int,
+    config: UCSAConfig, tree: Tree, q: Tensor, weight: Tensor, bounds: Bounds, depth: int,
     scale: float,
 ) -> Cut:  # fmt: skip
     """Refine from level ``depth`` down to the leaves, for T blocks of queries at once.
@@ -103,15 +67,13 @@ def descend(
     Args:
         q: the queries that choose (T, X, Q, D) float32; all heads of a key/value group in Q.
         weight: their votes (T, X, Q); zero for padding.
-        bounds: (T, 3) int64: a, z and n of :func:`far_leaves`.
+        bounds: of these T blocks.
         depth: :func:`tree_depth` of these blocks.
     """
     T, X, _, D = q.shape
     f, refine = config.fanout, config.candidate_blocks // config.fanout
-    a, z, n = (bounds[:, i, None, None] for i in range(3))
-    top = math.ceil(
-        int(bounds[:, 2].max() if not config.is_causal else bounds[:, 0].max()) / f**depth
-    )
+    a, z, n = torch.tensor(bounds, device=q.device).T[..., None, None]
+    top = math.ceil(max(b[0] if config.is_causal else b[2] for b in bounds) / f**depth)
     node = torch.arange(top - 1, -1, -1, device=q.device).expand(T, X, top)
     on = torch.ones_like(node, dtype=torch.bool)
     coarse = []
@@ -128,8 +90,16 @@ def descend(
         able = None
         if tree.keep is not None:  # the children of old nodes are gone
             able = node * f >= tree.oldest(level - 1, a, f)
+        verdict = judge(config, tree, level, node, bounds)
+        if verdict.lossless is not None:
+            rough = split | ~verdict.lossless
+            able = rough if able is None else able & rough
+        if able is not None:
             votes = torch.where(able, votes, -1.0)
         order = votes.sort(dim=-1, descending=True, stable=True).indices
+        if verdict.forced is not None:
+            rank = (split.long() * 2 + (verdict.forced & ~split & (votes >= 0))).gather(-1, order)
+            order = order.gather(-1, rank.sort(dim=-1, descending=True, stable=True).indices)
         chosen, rest = order[..., :refine], order[..., refine:]
         coarse.append((level, node.gather(-1, rest), on.gather(-1, rest)))
         parent, on = node.gather(-1, chosen), on.gather(-1, chosen)
@@ -147,39 +117,34 @@ def _votes(
     tree: Tree, level: int, node: Tensor, on: Tensor, q: Tensor, weight: Tensor, scale: float
 ) -> Tensor:
     """Softmax mass that the choosing queries give each node (T, X, slots)."""
-    key, log_mass = tree.gather(level, node)
-    logits = q @ key.transpose(-1, -2) * scale + log_mass[:, :, None]
+    logits = tree.scores(level, node, q, scale)
     logits = logits.masked_fill(~on[:, :, None], torch.finfo(logits.dtype).min)
     return (logits.softmax(-1) * weight[..., None]).sum(2)
 
 
-def choose_leaves(
-    key: Tensor, log_mass: Tensor, on: Tensor, q: Tensor, budget: Tensor, heads: int, scale: float
-) -> Tensor:
+def choose_leaves(logits: Tensor, on: Tensor, budget: Tensor, most: int) -> Tensor:
     """Each query's own leaves, shared by the heads of its group (seed 3.2).
 
-    P(z = 1) = sigmoid(q.k / sqrt(d) + b) with b the leaf's log(mass), the best of any head; the
-    sigmoid is monotone, so its argument is compared. Equals at the edge are all chosen.
+    P(z = 1) = sigmoid(q.k / sqrt(d) + b) with b what :mod:`~.ucsa_tree` adds, the best of any head;
+    the sigmoid is monotone, so its argument is compared. Equals at the edge are all chosen.
 
     Args:
-        key: of the candidates (T, X, candidates, D) float32.
-        log_mass: (T, X, candidates).
+        logits: of the candidates (T, X, C, candidates).
         on: bool (T, X, candidates): which may be chosen.
-        q: queries (T, X, heads * C, D) float32.
-        budget: leaves each query of block t may refine (T,) int64, at least 0.
+        budget: leaves each query of block t may refine, (T, 1) or (T, X) int64, at least 0.
+        most: the largest there can be.
 
     Returns:
         (T, X, C, candidates) bool.
     """
-    logits: Tensor = q @ key.transpose(-1, -2) * scale
-    logits = logits.unflatten(2, (heads, -1)).amax(2) + log_mass[:, :, None]
     logits = logits.masked_fill(~on[:, :, None], -torch.inf)
     slots = logits.shape[-1]
-    most = min(int(budget.max()), slots)
+    most = min(most, slots)
     if most == 0:
         return torch.zeros_like(logits, dtype=torch.bool)
     best = logits.topk(most, dim=-1).values
-    edge = (budget.clamp(1, most) - 1)[:, None, None, None].expand(*best.shape[:-1], 1)
+    budget = budget[..., None, None]
+    edge = (budget.clamp(1, most) - 1).expand(*best.shape[:-1], 1)
     chosen = logits >= best.gather(-1, edge)
     chosen = chosen & on[:, :, None]
-    return chosen & (budget > 0)[:, None, None, None]
+    return chosen & (budget > 0)

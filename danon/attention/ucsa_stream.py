@@ -12,8 +12,10 @@ from danon.attention.block_cache import BlockCache
 from danon.attention.pooling import ImportancePool
 from danon.attention.stream import Part, Span, span_of, tensor_of
 from danon.attention.tiles import NEAR, Rows, Tiles, batch, near_rects
+from danon.attention.ucsa_error import relative_error, running_sums, squared_length
 from danon.attention.ucsa_far import FarCalls, blocks_of, far_bounds, first_far_block
-from danon.attention.ucsa_select import Cut, Tree
+from danon.attention.ucsa_select import Cut
+from danon.attention.ucsa_tree import Bounds, Tree, widen
 from danon.attention.union import Call, Source, union
 from danon.config import UCSAConfig
 
@@ -27,6 +29,9 @@ AT_ONCE = 8192
 
 CUT = ("cut_on", "cut_leaf", "cut_leaf_on", "cut_k", "cut_v", "cut_mass")
 """Parts: what the block of the last query sees."""
+
+NODE = ("key", "value", "spread", "error", "sums")
+"""Parts of each level, the last two where errors are asked for."""
 
 GATHERED = -1
 """In place of a level: entries of a cut that the state holds already."""
@@ -43,8 +48,13 @@ def begin(c: UCSAConfig, empty: Tensor) -> dict[str, Part]:
 def advance(
     c: UCSAConfig, leaf_pool: ImportancePool, tree_pool: ImportancePool,
     qkv: tuple[Tensor, Tensor, Tensor], start: int, parts: Mapping[str, Part],
+    extra: float = 0.0,
 ) -> tuple[Tensor, Mapping[str, Part]]:  # fmt: skip
-    """Attend with tokens [start, start + n); see ``StreamingAttention.advance``."""
+    """Attend with tokens [start, start + n); see ``StreamingAttention.advance``.
+
+    Args:
+        extra: see :func:`danon.attention.ucsa_far.budget_of`.
+    """
     after, outs, stop = dict(parts), [], start + qkv[0].shape[1]
     size = c.max_cache_size // c.leaf if c.enable_cache else None
     cache = BlockCache(after, size, c.cache_strategy)
@@ -56,7 +66,7 @@ def advance(
             # Leaves are evicted as a local block begins, so each sees a cache of its own.
             end = min(end, c.global_tokens + block * c.local_window_size)
         q, k, v = (x[:, at - start : end - start].contiguous() for x in qkv)
-        outs.append(_advance(c, leaf_pool, tree_pool, q, k, v, at, after, cache))
+        outs.append(_advance(c, leaf_pool, tree_pool, q, k, v, at, after, cache, extra))
         at = end
     return outs[0] if len(outs) == 1 else torch.cat(outs, 1), after | cache.parts()
 
@@ -64,6 +74,7 @@ def advance(
 def _advance(
     c: UCSAConfig, leaf_pool: ImportancePool, tree_pool: ImportancePool,
     q: Tensor, k: Tensor, v: Tensor, start: int, parts: dict[str, Part], cache: BlockCache,
+    extra: float,
 ) -> Tensor:  # fmt: skip
     g, stop = c.global_tokens, start + k.shape[1]
     sinks = max(0, min(g, stop) - start)
@@ -80,7 +91,7 @@ def _advance(
         for part, rects in enumerate(near)
         for qt, kt, causal in batch(rects, start, g + tokens.start if part else 0)
     ]
-    far = _StreamedFar(c, q, start, parts, cache)
+    far = _StreamedFar(c, q, start, parts, cache, extra)
     if first_far_block(c, stop) < blocks_of(c, stop):
         calls += far.calls()
     width = (-1, c.head_dim)
@@ -110,8 +121,9 @@ def _forget(c: UCSAConfig, parts: dict[str, Part], stop: int) -> None:
     while c.enable_cache and f"key{level}" in parts:
         last = far // c.fanout**level - c.max_cache_size
         oldest = -(-max(0, last) // c.fanout) * c.fanout
-        for name in (f"key{level}", f"value{level}"):
-            parts[name] = span_of(parts, name).since(oldest)
+        for name in NODE:
+            if f"{name}{level}" in parts:
+                parts[f"{name}{level}"] = span_of(parts, f"{name}{level}").since(oldest)
         level += 1
 
 
@@ -122,27 +134,39 @@ def _grow(
     """Add the nodes that are whole now.
 
     Args:
-        parts: nodes that wait for a parent are in ``raw`` of their level, keys beside values.
+        parts: nodes that wait for a parent are in ``raw`` of their level: keys, values, largest
+            and smallest keys, and mean squared lengths side by side.
         leaves: how many there were.
     """
     tokens = span_of(parts, "k")
     dtype, some = tokens.rows.dtype, slice(leaves * c.leaf - tokens.start, None)
     k, v = tokens.rows[:, some], span_of(parts, "v").rows[:, some]
     pool, rate, level, mass = leaf_pool, c.leaf, 0, 1
+    square = squared_length(k)[..., None] if c.detects_errors else k[..., :0]
+    wide = torch.promote_types(dtype, torch.float32)
+    top = bottom = k.to(wide)
     while (m := k.shape[1] // rate) > 0:
-        k, v = k[:, : m * rate], v[:, : m * rate]
-        wide = torch.promote_types(k.dtype, torch.float32)
+        k, v, top, bottom, square = (x[:, : m * rate] for x in (k, v, top, bottom, square))
         # All masses are equal; they are here for the same roundings as in the parallel form.
         weight, _ = pool.weights(k, v, 0, torch.full_like(k[..., 0], mass, dtype=wide))
         k, v, mass = pool.reduce(weight, k), pool.reduce(weight, v), mass * rate
-        for name, x in ((f"key{level}", k), (f"value{level}", v.to(dtype))):
-            parts[name] = span_of(parts, name).append(x) if name in parts else Span.of(x)
-        raw = torch.cat((k, v), -1)
+        square = pool.reduce(weight, square)
+        top, bottom = widen(top, bottom, rate)
+        made = {"key": k, "value": v.to(dtype), "spread": (top - bottom).square()}
+        if c.detects_errors:
+            made["error"] = relative_error(square[..., 0], k, None, c.error_tolerance)
+        if c.error_alpha is not None:
+            before = span_of(parts, f"sums{level}").rows[:, -1] if f"sums{level}" in parts else None
+            made["sums"] = running_sums(made["error"], before)
+        for name, x in made.items():
+            held = f"{name}{level}"
+            parts[held] = span_of(parts, held).append(x) if held in parts else Span.of(x)
+        raw = torch.cat((k, v, top, bottom, square), -1)
         if f"raw{level}" in parts:
             raw = torch.cat((tensor_of(parts, f"raw{level}"), raw), 1)
         pool, rate = tree_pool, c.fanout
         parts[f"raw{level}"] = raw[:, raw.shape[1] - raw.shape[1] % rate :].clone()
-        k, v = raw.split(c.head_dim, -1)
+        k, v, top, bottom, square = raw.split((*[c.head_dim] * 4, square.shape[-1]), -1)
         level += 1
 
 
@@ -166,20 +190,27 @@ class _StreamedFar(FarCalls):
     """
 
     def __init__(
-        self, c: UCSAConfig, q: Tensor, start: int, parts: dict[str, Part], cache: BlockCache
-    ) -> None:
+        self, c: UCSAConfig, q: Tensor, start: int, parts: dict[str, Part], cache: BlockCache,
+        extra: float,
+    ) -> None:  # fmt: skip
         levels = 0
         while f"key{levels}" in parts:
             levels += 1
         keys = [span_of(parts, f"key{level}") for level in range(levels)]
         self.value = [span_of(parts, f"value{level}") for level in range(levels)]
+        errors, sums = (
+            [span_of(parts, f"{name}{level}").rows for level in range(levels if on else 0)]
+            for name, on in (("error", c.detects_errors), ("sums", c.error_alpha is not None))
+        )
         tree = _StreamedTree(
             [x.rows for x in keys] or [span_of(parts, "k").rows[:, :0]], [],
-            [x.start for x in keys], c.max_cache_size if c.enable_cache else None, c.leaf, c.fanout,
+            [span_of(parts, f"spread{level}").rows for level in range(levels)],
+            [x.start for x in keys], c.max_cache_size if c.enable_cache else None, errors, sums,
+            c.leaf, c.fanout,
         )  # fmt: skip
         voters = span_of(parts, "q")
         lines = voters.rows.unflatten(2, (-1, c.head_dim)).transpose(1, 2).flatten(0, 1)
-        super().__init__(c, q, tree, lines, None, start, voters.start // c.query_block)
+        super().__init__(c, q, tree, lines, None, start, voters.start // c.query_block, extra)
         self.tokens = span_of(parts, "k"), span_of(parts, "v")
         self.cache = cache
         self.nodes_of: list[Source] = []
@@ -200,8 +231,8 @@ class _StreamedFar(FarCalls):
             return 1
         return super().together(t0)
 
-    def cut(self, t0: int, t1: int, bounds: Tensor, depth: int) -> Cut:
-        c, far = self.c, int(bounds[:, 0].max())
+    def cut(self, t0: int, t1: int, bounds: Bounds, depth: int) -> Cut:
+        c, far = self.c, max(a for a, _, _ in bounds)
         if far > self.inserted:
             k, v = (
                 x.rows[:, self.inserted * c.leaf - x.start : far * c.leaf - x.start]

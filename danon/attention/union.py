@@ -13,7 +13,11 @@ backward through spare columns of the head dimension:
     q' = [q, 1, 0]   k' = [k, 0, 1]   v' = [v, 0, 0]   o' = [o, -dlse, 0]   do' = [do, 1, 0]
 
 leave every logit as it is; column sums of dS then stand in dk', row sums in dq', and rowsum(do' o')
-has dlse taken off.
+has dlse taken off. A bias s_i f(i, j) with f of low rank, sum_m r_im c_jm, is the same trick: with
+c_j in k' (and zeros in q'), dq' holds sum_j dS_ij c_jm, from which ds_i = sum_m r_im dq'_im.
+
+Compiled code sees the whole union as one operator, ``danon::union``, and its backward as another:
+kernels on strided views, written in place, are nothing that a compiler could improve.
 """
 
 from __future__ import annotations
@@ -21,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,54 +32,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from danon.attention import kernels
+from danon.attention.calls import SPARE, Call, Packed, Profile, Source
 from danon.attention.kernels import HIDDEN
-from danon.attention.tiles import Rows, Tiles
+from danon.attention.tiles import Rows
 
-__all__ = ["Call", "Source", "observe", "observer", "union"]
-
-SPARE = 8
-"""Spare columns: two are used, eight keep the head dimension a multiple of eight."""
+__all__ = ["Call", "Profile", "Source", "observe", "observer", "union"]
 
 CHUNK_BYTES = 1 << 25
 """Temporaries of one kernel call stay about this size, near the caches."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Keys and values (X, n, D) that calls draw from; X = batch * key/value heads.
-
-    ``bias`` (X, n) float is added to the logit of each key; HIDDEN removes it.
-    """
-
-    k: Tensor
-    v: Tensor
-    bias: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One batched kernel call: query tiles see key tiles of a source.
-
-    Attributes:
-        source: index into the sources.
-        q: query tiles; a query may appear in many calls, once in each.
-        k: key tiles or gathered rows; as many as query tiles.
-        causal: query c of a tile sees keys up to c only (tiles of equal length).
-        bias: not differentiated. A tensor (1|T, 1|X, 1|C, L), or a function (t0, t1) -> tensor for
-            tiles [t0, t1), where the whole would be large.
-        offset: constant added to every logit of the call.
-        shift: index into the shifts, or None.
-        branch: what it shows, for those who observe: ``near``, ``memory`` ...
-    """
-
-    source: int
-    q: Tiles
-    k: Tiles | Rows
-    causal: bool = False
-    bias: Tensor | Callable[[int, int], Tensor] | None = None
-    offset: float = 0.0
-    shift: int | None = None
-    branch: str = "entries"
 
 
 Watch = Callable[[Sequence[str], Tensor], None]
@@ -122,9 +85,9 @@ def union(
         Output (X, N, D) in the dtype of q and log-sum-exp (X, N) float32 (float64 for float64),
         both differentiable. A query without a visible entry gets zeros and HIDDEN.
     """
-    flat: list[Tensor | None] = []
-    for s in sources:
-        flat += [s.k, s.v, s.bias]
+    if torch.compiler.is_compiling():
+        return _compiled(q, sources, calls, shifts, scale, kernel)
+    flat = [x for s in sources for x in (s.k, s.v, s.bias)]
     out, lse = _Union.apply(  # type: ignore[no-untyped-call]
         tuple(calls), scale, kernel, len(shifts), q, *shifts, *flat
     )
@@ -138,35 +101,7 @@ class _Union(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         shifts, flat = tensors[:n_shifts], tensors[n_shifts:]
-        wide = torch.promote_types(q.dtype, torch.float32)
-        out = torch.zeros(q.shape, dtype=wide, device=q.device)
-        lse = torch.full(q.shape[:2], HIDDEN, dtype=wide, device=q.device)
-        watch, branches = observer(), dict[str, Tensor]()
-        for call in calls:
-            if watch is not None and call.branch not in branches:
-                branches[call.branch] = torch.full_like(lse, HIDDEN)
-            k, v, key_bias = flat[3 * call.source : 3 * call.source + 3]
-            assert k is not None and v is not None
-            for t0, t1 in _chunks(call, q, key_bias is not None):
-                bias = _bias(call, key_bias, q, t0, t1)
-                run = kernels.choose(kernel, q.device, q.dtype, q.shape[-1], bias is not None)
-                qt = call.q.load(q, t0, t1)
-                kt, vt = (_repeat(call.k.load(x, t0, t1), q, k, run) for x in (k, v))
-                part, part_lse = run.forward(qt, kt, vt, bias, call.causal, scale)
-                part_lse = part_lse + call.offset
-                if call.shift is not None:
-                    part_lse += call.q.load(_not_none(shifts[call.shift]), t0, t1)
-                _merge(call.q.load(out, t0, t1), call.q.load(lse, t0, t1), part, part_lse)
-                if watch is not None:
-                    mine = call.q.load(branches[call.branch], t0, t1)
-                    mine.copy_(torch.logaddexp(mine, part_lse))
-        empty = lse <= HIDDEN / 2
-        out.masked_fill_(empty[..., None], 0.0)
-        lse.masked_fill_(empty, HIDDEN)
-        if watch is not None:
-            mass = (torch.stack(list(branches.values())) - lse).exp().masked_fill_(empty, 0.0)
-            watch(list(branches), mass)
-        result = out.to(q.dtype)
+        result, lse = _forward(q, shifts, flat, calls, scale, kernel, observer())
         ctx.save_for_backward(q, result, lse, *tensors)
         ctx.plan = calls, scale, kernel, n_shifts
         ctx.set_materialize_grads(False)
@@ -179,65 +114,218 @@ class _Union(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         q, out, lse, *tensors = ctx.saved_tensors
         calls, scale, kernel, n_shifts = ctx.plan
-        shifts, flat = tensors[:n_shifts], tensors[n_shifts:]
-        D = q.shape[-1]
-        wide = lse.dtype
-        need = ctx.needs_input_grad[5:]
-        spare = grad_lse is not None or any(need[:n_shifts]) or any(need[n_shifts + 2 :: 3])
-        grad = torch.zeros_like(out) if grad is None else grad.contiguous()
-        lse = lse.masked_fill(lse <= HIDDEN / 2, 0.0)  # so that exp(hidden - lse) is zero
-        if spare:
-            one = torch.ones((), dtype=q.dtype, device=q.device)
-            q, grad = _pad(q, one, None), _pad(grad, one, None)
-            out = _pad(out, None if grad_lse is None else -grad_lse.to(q.dtype), None)
-            flat = [
-                x if i % 3 == 2 or x is None else _pad(x, None, one if i % 3 == 0 else None)
-                for i, x in enumerate(flat)
-            ]
-        d_q = torch.zeros(q.shape, dtype=wide, device=q.device)
-        d_flat = [
-            None if i % 3 == 2 or x is None else torch.zeros(x.shape, dtype=wide, device=q.device)
-            for i, x in enumerate(flat)
-        ]
-        d_shifts = [torch.zeros_like(lse) if need[i] else None for i in range(n_shifts)]
-        for call in calls:
-            k, v, key_bias = flat[3 * call.source : 3 * call.source + 3]
-            for t0, t1 in _chunks(call, q, key_bias is not None):
-                bias = _bias(call, key_bias, q, t0, t1)
-                run = kernels.choose(kernel, q.device, q.dtype, q.shape[-1], bias is not None)
-                part_lse = call.q.load(lse, t0, t1) - call.offset
-                if call.shift is not None:
-                    part_lse = part_lse - call.q.load(_not_none(shifts[call.shift]), t0, t1)
-                dot, qt, ot = (call.q.load(x, t0, t1) for x in (grad, q, out))
-                kt, vt = (_repeat(call.k.load(x, t0, t1), q, k, run) for x in (k, v))
-                dq, dk, dv = run.backward(
-                    dot, qt, kt, vt, ot, part_lse, bias, call.causal, scale
-                )  # fmt: skip
-                call.q.add_to(d_q, dq, t0, t1)
-                if call.shift is not None and d_shifts[call.shift] is not None:
-                    rows = dq[..., D + 1].to(wide) / scale
-                    call.q.add_to(_not_none(d_shifts[call.shift]), rows, t0, t1)
-                for x, dx in zip(
-                    d_flat[3 * call.source : 3 * call.source + 2], (dk, dv), strict=True
-                ):
-                    call.k.add_to(_not_none(x), _fold(dx, k), t0, t1)
-        grads: list[Tensor | None] = [d_q[..., :D].to(q.dtype), *d_shifts]
-        for i, x in enumerate(flat):
-            if x is None or not need[n_shifts + i]:
-                grads.append(None)
-            elif i % 3 == 2:
-                grads.append((_not_none(d_flat[i - 2])[..., D] / scale).to(x.dtype))
-            else:
-                grads.append(_not_none(d_flat[i])[..., :D].to(x.dtype))
+        grads = _backward(
+            grad, grad_lse, q, out, lse, tensors[:n_shifts], tensors[n_shifts:], calls, scale,
+            kernel, ctx.needs_input_grad[5:],
+        )  # fmt: skip
         return None, None, None, None, *grads
 
 
+def _forward(
+    q: Tensor, shifts: Sequence[Tensor | None], flat: Sequence[Tensor | None],
+    calls: Sequence[Call], scale: float, kernel: str, watch: Watch | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Output and log-sum-exp; ``flat`` are key, value and bias of one source after the other."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out = torch.zeros(q.shape, dtype=wide, device=q.device)
+    lse = torch.full(q.shape[:2], HIDDEN, dtype=wide, device=q.device)
+    branches: dict[str, Tensor] = {}
+    for call in calls:
+        if watch is not None and call.branch not in branches:
+            branches[call.branch] = torch.full_like(lse, HIDDEN)
+        k, v, key_bias = flat[3 * call.source : 3 * call.source + 3]
+        assert k is not None and v is not None
+        for t0, t1 in _chunks(call, q, key_bias is not None):
+            bias = _bias(call, key_bias, q, t0, t1)
+            flipped = None if key_bias is not None else _flipped(call, shifts, q.shape[-1], t0, t1)
+            bias = _profiled(call, bias, shifts, t0, t1) if flipped is None else flipped
+            run = kernels.choose(kernel, q.device, q.dtype, q.shape[-1], bias is not None)
+            qt = call.q.load(q, t0, t1)
+            kt, vt = (_repeat(call.k.load(x, t0, t1), q, k, run) for x in (k, v))
+            if flipped is not None:
+                kt, vt = kt.flip(2), vt.flip(2)
+            part, part_lse = run.forward(qt, kt, vt, bias, call.causal, scale)
+            part_lse = part_lse + call.offset
+            if call.shift is not None:
+                part_lse += call.q.load(_not_none(shifts[call.shift]), t0, t1)
+            _merge(call.q.load(out, t0, t1), call.q.load(lse, t0, t1), part, part_lse)
+            if watch is not None:
+                mine = call.q.load(branches[call.branch], t0, t1)
+                mine.copy_(torch.logaddexp(mine, part_lse))
+    empty = lse <= HIDDEN / 2
+    out.masked_fill_(empty[..., None], 0.0)
+    lse.masked_fill_(empty, HIDDEN)
+    if watch is not None:
+        mass = (torch.stack(list(branches.values())) - lse).exp().masked_fill_(empty, 0.0)
+        watch(list(branches), mass)
+    return out.to(q.dtype), lse
+
+
+def _backward(
+    grad: Tensor | None, grad_lse: Tensor | None, q: Tensor, out: Tensor, lse: Tensor,
+    shifts: Sequence[Tensor | None], flat: Sequence[Tensor | None], calls: Sequence[Call],
+    scale: float, kernel: str, need: Sequence[bool],
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of q, the shifts and ``flat``; ``need`` is about the shifts and ``flat``."""
+    D, n_shifts = q.shape[-1], len(shifts)
+    wide = lse.dtype
+    spare = grad_lse is not None or any(need[:n_shifts]) or any(need[n_shifts + 2 :: 3])
+    grad = torch.zeros_like(out) if grad is None else grad.contiguous()
+    lse = lse.masked_fill(lse <= HIDDEN / 2, 0.0)  # so that exp(hidden - lse) is zero
+    if spare:
+        one = torch.ones((), dtype=q.dtype, device=q.device)
+        q, grad = _pad(q, one, None), _pad(grad, one, None)
+        out = _pad(out, None if grad_lse is None else -grad_lse.to(q.dtype), None)
+        flat = [
+            x if i % 3 == 2 or x is None else _pad(x, None, one if i % 3 == 0 else None)
+            for i, x in enumerate(flat)
+        ]
+    d_q = torch.zeros(q.shape, dtype=wide, device=q.device)
+    d_flat = [
+        None if i % 3 == 2 or x is None else torch.zeros(x.shape, dtype=wide, device=q.device)
+        for i, x in enumerate(flat)
+    ]
+    d_shifts = [torch.zeros_like(lse) if need[i] else None for i in range(n_shifts)]
+    for call in calls:
+        k, v, key_bias = flat[3 * call.source : 3 * call.source + 3]
+        assert k is not None and v is not None
+        profile = call.profile
+        scaled = None if profile is None else d_shifts[profile.scale]
+        if profile is not None and scaled is not None:
+            r, c = profile.factors()
+            room = slice(D + 2, D + 2 + c.shape[1])
+        for t0, t1 in _chunks(call, q, key_bias is not None):
+            bias = _profiled(call, _bias(call, key_bias, q, t0, t1), shifts, t0, t1)
+            run = kernels.choose(kernel, q.device, q.dtype, q.shape[-1], bias is not None)
+            part_lse = call.q.load(lse, t0, t1) - call.offset
+            if call.shift is not None:
+                part_lse = part_lse - call.q.load(_not_none(shifts[call.shift]), t0, t1)
+            dot, qt, ot = (call.q.load(x, t0, t1) for x in (grad, q, out))
+            kt, vt = (_repeat(call.k.load(x, t0, t1), q, k, run) for x in (k, v))
+            if scaled is not None:
+                kt = kt.clone()
+                kt[..., room] = c.to(kt.dtype)
+            dq, dk, dv = run.backward(
+                dot, qt, kt, vt, ot, part_lse, bias, call.causal, scale
+            )  # fmt: skip
+            call.q.add_to(d_q, dq, t0, t1)
+            if call.shift is not None and d_shifts[call.shift] is not None:
+                rows = dq[..., D + 1].to(wide) / scale
+                call.q.add_to(_not_none(d_shifts[call.shift]), rows, t0, t1)
+            if scaled is not None:
+                call.q.add_to(scaled, (dq[..., room].to(wide) * r).sum(-1) / scale, t0, t1)
+            for x, dx in zip(d_flat[3 * call.source : 3 * call.source + 2], (dk, dv), strict=True):
+                call.k.add_to(_not_none(x), _fold(dx, k), t0, t1)
+    grads: list[Tensor | None] = [d_q[..., :D].to(q.dtype), *d_shifts]
+    for i, x in enumerate(flat):
+        if x is None or not need[n_shifts + i]:
+            grads.append(None)
+        elif i % 3 == 2:
+            grads.append((_not_none(d_flat[i - 2])[..., D] / scale).to(x.dtype))
+        else:
+            grads.append(_not_none(d_flat[i])[..., :D].to(x.dtype))
+    return grads
+
+
+def _compiled(
+    q: Tensor, sources: Sequence[Source], calls: Sequence[Call], shifts: Sequence[Tensor],
+    scale: float, kernel: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The union as an operator that a compiler does not look into."""
+    flat = [x for s in sources for x in (s.k, s.v, s.bias)]
+    given = [x is not None for x in flat]
+    tensors = [q, *shifts, *(x for x in flat if x is not None)]
+    fixed, plan, offsets = Packed.of(calls)
+    out, lse = _union_op(tensors, fixed, given, plan, offsets, scale, kernel)
+    return out, lse
+
+
+def _sorted(
+    tensors: Sequence[Tensor], given: Sequence[bool]
+) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    """q, shifts, and key, value and bias of each source, of the operator's tensors."""
+    n_shifts = len(tensors) - 1 - sum(given)
+    rest = iter(tensors[1 + n_shifts :])
+    return (tensors[0], list(tensors[1 : 1 + n_shifts]),
+            [next(rest) if there else None for there in given])  # fmt: skip
+
+
+@torch.library.custom_op("danon::union", mutates_args=())
+def _union_op(
+    tensors: Sequence[Tensor], fixed: Sequence[Tensor], given: Sequence[bool], plan: Sequence[int],
+    offsets: Sequence[float], scale: float, kernel: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q, shifts, flat = _sorted(tensors, given)
+    calls = Packed(list(fixed), list(plan), list(offsets)).calls()
+    return _forward(q, shifts, flat, calls, scale, kernel, None)
+
+
+@_union_op.register_fake
+def _(
+    tensors: Sequence[Tensor], fixed: Sequence[Tensor], given: Sequence[bool], plan: Sequence[int],
+    offsets: Sequence[float], scale: float, kernel: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q = tensors[0]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
+
+
+@torch.library.custom_op("danon::union_backward", mutates_args=())
+def _union_backward_op(
+    grad: Tensor | None, grad_lse: Tensor | None, out: Tensor, lse: Tensor,
+    tensors: Sequence[Tensor], fixed: Sequence[Tensor], need: Sequence[bool],
+    given: Sequence[bool], plan: Sequence[int], offsets: Sequence[float], scale: float,
+    kernel: str,
+) -> list[Tensor]:  # fmt: skip
+    q, shifts, flat = _sorted(tensors, given)
+    calls = Packed(list(fixed), list(plan), list(offsets)).calls()
+    wanted = iter(need[1:])
+    needs = [next(wanted) for _ in shifts] + [there and next(wanted) for there in given]
+    grads = _backward(
+        grad, grad_lse, q, out, lse, shifts, flat, calls, scale, kernel, needs
+    )  # fmt: skip
+    wants = zip((need[0], *needs), grads, strict=True)
+    return [_not_none(x).contiguous() for wanted, x in wants if wanted]
+
+
+@_union_backward_op.register_fake
+def _(
+    grad: Tensor | None, grad_lse: Tensor | None, out: Tensor, lse: Tensor,
+    tensors: Sequence[Tensor], fixed: Sequence[Tensor], need: Sequence[bool],
+    given: Sequence[bool], plan: Sequence[int], offsets: Sequence[float], scale: float,
+    kernel: str,
+) -> list[Tensor]:  # fmt: skip
+    return [x.new_empty(x.shape) for x, wanted in zip(tensors, need, strict=True) if wanted]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    tensors, fixed, *ctx.plan = inputs
+    ctx.n_tensors = len(tensors)
+    ctx.save_for_backward(*output, *tensors, *fixed)
+    ctx.set_materialize_grads(False)
+
+
+def _compiled_backward(
+    ctx: Any, grad: Tensor | None, grad_lse: Tensor | None
+) -> tuple[list[Tensor | None] | None, ...]:
+    out, lse, *rest = ctx.saved_tensors
+    need = list(ctx.needs_input_grad[0])
+    tensors, fixed = rest[: ctx.n_tensors], rest[ctx.n_tensors :]
+    found = iter(_union_backward_op(grad, grad_lse, out, lse, tensors, fixed, need, *ctx.plan))
+    grads = [next(found) if wanted else None for wanted in need]
+    return grads, [None] * len(fixed), None, None, None, None, None
+
+
+_union_op.register_autograd(_compiled_backward, setup_context=_save)
+
+
 def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """Add a branch to what has been merged so far, in place."""
-    total = torch.logaddexp(lse, part_lse)
-    out.mul_((lse - total).exp_()[..., None])
-    out.add_(part * (part_lse - total).exp_()[..., None])
-    lse.copy_(total)
+    """Add a branch to what has been merged so far, in place.
+
+    exp(part_lse - total) and exp(lse - total) are a sigmoid and the rest: one pass over the output.
+    """
+    out.lerp_(part.to(out.dtype), torch.sigmoid(part_lse - lse)[..., None])
+    lse.copy_(torch.logaddexp(lse, part_lse))
 
 
 def _bias(call: Call, key_bias: Tensor | None, q: Tensor, t0: int, t1: int) -> Tensor | None:
@@ -251,6 +339,33 @@ def _bias(call: Call, key_bias: Tensor | None, q: Tensor, t0: int, t1: int) -> T
         # Two hidden biases may add up; at the limit the kernels' own arithmetic stays finite.
         bias = per_key if bias is None else (bias + per_key).clamp_min(HIDDEN)
     return None if bias is None else bias.to(torch.promote_types(q.dtype, torch.float32))
+
+
+def _profiled(
+    call: Call, bias: Tensor | None, shifts: Sequence[Tensor | None], t0: int, t1: int
+) -> Tensor | None:
+    """The call's bias with its profile, (T, X, C, L)."""
+    if call.profile is None:
+        return bias
+    each = call.q.load(_not_none(shifts[call.profile.scale]), t0, t1)[..., None]
+    zero = each.new_zeros(()) if bias is None else bias
+    return torch.addcmul(zero, each, call.profile.values)
+
+
+def _flipped(
+    call: Call, shifts: Sequence[Tensor | None], width: int, t0: int, t1: int
+) -> Tensor | None:
+    """Bias and profile of the call's keys in reverse order, or None where that is no use.
+
+    They go by c + l then, so that (T, X, C, L) is a view of lines which stay in the nearest cache.
+    """
+    profile = call.profile
+    if profile is None or profile.lines is None or profile.lines.is_cuda:
+        return None
+    if call.q.length < width:  # turning the keys costs more
+        return None
+    each = call.q.load(_not_none(shifts[profile.scale]), t0, t1)[:, :, :1]
+    return torch.addcmul(profile.lines[0], each, profile.lines[1]).unfold(-1, call.k.length, 1)
 
 
 def _repeat(x: Tensor, q: Tensor, k: Tensor, run: kernels.Kernel) -> Tensor:
@@ -284,9 +399,12 @@ def _chunks(call: Call, q: Tensor, biased: bool) -> list[tuple[int, int]]:
     tile = call.q.length * D
     if isinstance(call.k, Rows):
         tile += 2 * call.k.length * D
-    if biased or call.bias is not None:  # some kernels want it in full size
-        tile += call.q.length * call.k.length
-    step = max(1, CHUNK_BYTES // (4 * X * tile))
+    if biased or call.bias is not None or call.profile is not None:
+        tile += call.q.length * call.k.length  # some kernels want the bias in full size
+    room = CHUNK_BYTES
+    if call.profile is not None and call.profile.lines is None and q.device.type == "cpu":
+        room >>= 3  # a bias of each tile's own is best read while it is in the cache
+    step = max(1, room // (4 * X * tile))
     return [(t, min(t + step, call.q.count)) for t in range(0, call.q.count, step)]
 
 

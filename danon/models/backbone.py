@@ -103,6 +103,17 @@ class Backbone(nn.Module):
             return self.head(x)  # type: ignore[no-any-return]
         return x  # type: ignore[no-any-return]
 
+    def auxiliary_loss(self) -> Tensor:
+        """What the layers' attentions ask to be added to the loss of the last forward pass.
+
+        A scalar, each layer's :meth:`BaseAttention.auxiliary_loss` in sum, weighted as configured;
+        to be read before the backward pass. Zero where there is none.
+        """
+        total = self.embed.weight.new_zeros(())
+        for layer in self._blocks():
+            total = total + layer.mixer.auxiliary_loss().to(total)
+        return total
+
     def init_state(self, batch: int = 1) -> ModelState:
         """The state before the first token, for ``batch`` sequences of whatever lengths.
 
@@ -239,16 +250,18 @@ class Backbone(nn.Module):
             )
         if input_ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"input_ids is {input_ids.dtype}: must be torch.int64 or torch.int32")
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}: must be that of "
+                f"input_ids, {tuple(input_ids.shape)}"
+            )
+        if torch.compiler.is_compiling():  # values are not known yet; the embedding checks them
+            return
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(
                 f"input_ids holds {low if low < 0 else high}: must be in "
                 f"[0, vocab_size = {self.config.vocab_size})"
-            )
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}: must be that of "
-                f"input_ids, {tuple(input_ids.shape)}"
             )
 
 

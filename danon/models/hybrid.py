@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from danon.attention.hybrid import SuperHybrid, mechanism_of_layer
+from danon.attention.hybrid import mechanism_of_layer
 from danon.hybrid_config import SuperHybridConfig
 from danon.models.backbone import Backbone, Task
 from danon.models.factories import made_config
@@ -36,12 +36,5 @@ def create_super_hybrid_model(
 
 
 def auxiliary_loss(model: Backbone) -> Tensor:
-    """lambda_1 L_div + lambda_2 L_reg of the last forward pass, summed over the blending layers.
-
-    Zero for a model without any.
-    """
-    total = model.embed.weight.new_zeros(())
-    for module in model.modules():
-        if isinstance(module, SuperHybrid):
-            total = total + module.auxiliary_loss().to(total)
-    return total
+    """What the last forward pass asks to be added to the loss: :meth:`Backbone.auxiliary_loss`."""
+    return model.auxiliary_loss()

@@ -86,7 +86,18 @@ def oracle(  # noqa: C901 - one definition, read from top to bottom
         sides.append((states(list(range(periods))[::-1]), 2))
     scale = D**-0.5
     dist = (i - j).abs().double()
-    w = (c.base_window * 2.0 ** (torch.arange(c.num_heads) % 4).double())[:, None, None]
+    w = (c.base_window * 2.0 ** (torch.arange(c.num_heads) % 4).double())[:, None]
+    w = w.expand(B, -1, len(rows))
+    if c.adaptive_window:
+        nothing = torch.zeros(B, G, 2 * D, dtype=k.dtype)
+        beside = (-1,) if c.is_causal else (-1, 1)
+        mean_of = dict(enumerate(means))
+        around = [[mean_of.get(int(t) + side, nothing) for side in beside] for t in mine[:, 0]]
+        x = torch.stack([sum(near_by, nothing) / len(beside) for near_by in around], 2)
+        f = torch.tanh(x @ p["window.inner.weight"].T + p["window.inner.bias"])
+        f = torch.tanh(f @ p["window.outer.weight"].T)
+        w = w * up(2 ** (3 * f)).squeeze(-1)
+    w = w[..., None]
     gamma = torch.where(j < g, 0.0, -c.decay_rate * dist - dist.square() / (2 * w.square()))
     logits = q @ up(k).transpose(-1, -2) * scale
     entry_k, entry_v, entry_on = [], [], []
