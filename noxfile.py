@@ -68,6 +68,13 @@ def tests_slow(session: nox.Session) -> None:
     run(session, "python", "-m", "pytest", "-m", "slow", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def endless(session: nox.Session) -> None:
+    """Read a million tokens with each model, ten million with each layer: about an hour."""
+    install(session, "all")
+    run(session, "python", "-m", "pytest", "-m", "endless", "-s", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check formatting, rules and import arrows."""
