@@ -6,7 +6,7 @@ The figures of docs/ablations.md are what these tests print (``pytest -s -m "slo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,16 +16,9 @@ from torch import Tensor
 from danon.attention import DALA
 from danon.config import DALAConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SEEDS = 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Batch(NamedTuple):

@@ -193,5 +193,3 @@ def test_calls_survive_packing() -> None:
     profile = made[3].profile
     assert profile is not None and profile.scale == 1
     assert profile.values is calls[3].profile.values and profile.factors()[0] is calls[1].bias
-    with pytest.raises(TypeError, match="Seen"):
-        Packed.of([Call(0, Tiles(0, 1, 1, 1), Tiles(0, 1, 1, 1), bias=lambda a, b: tensor(1))])

@@ -6,7 +6,6 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,18 +26,11 @@ from danon.hybrid_config import SuperHybridConfig
 from danon.models import auxiliary_loss, create_super_hybrid_model
 from danon.testing import assert_matches_oracle, make_inputs, relative_error
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"block_size": 4, "state_update_frequency": 2, "global_tokens": 3, "memory_size": 10,
          "window_max": 6}  # fmt: skip
 PERIOD, SINKS = 8, 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trained(causal: bool = True, num_kv_heads: int = 4, scale: float = 0.3, **kw: Any) -> DALA:

@@ -97,7 +97,8 @@ def run(code: str, *arguments: object) -> dict[str, Any]:
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_chunks_give_what_one_piece_gives(name: str) -> None:
     # Relative, root mean square: where UCSA's scores nearly tie, rounding selects another leaf.
-    assert run(MODEL, name, 16384)["difference"] < 1e-4
+    bound = 1e-3 if name == "ucsa" else 1e-5
+    assert run(MODEL, name, 16384)["difference"] < bound
 
 
 @pytest.mark.parametrize("name", MECHANISMS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ transformers = pytest.importorskip("transformers")
 from danon.config import ConfigError  # noqa: E402
 from danon.integrations.hf_layer import LayerAttention  # noqa: E402
 from danon.integrations.transformers import StreamLayer, attach, register  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 register()
 transformers.logging.set_verbosity_error()
@@ -53,15 +54,6 @@ EXACT = {
              "candidate_blocks": 64, "selected_blocks": 64},
 }  # fmt: skip
 MECHANISMS = list(SMALL)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small lose by a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(name: str, mechanism: str | None = None, settings: dict[str, Any] | None = None) -> Any:

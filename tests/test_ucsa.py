@@ -21,13 +21,7 @@ from danon.testing import Inputs, assert_matches_oracle, make_inputs, relative_e
 both = pytest.mark.parametrize("causal", [False, True])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These tensors are too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def shaken(module: UCSA) -> UCSA:

@@ -87,8 +87,7 @@ class Call:
         q: query tiles; a query may appear in many calls, once in each.
         k: key tiles or gathered rows; as many as query tiles.
         causal: query c of a tile sees keys up to c only (tiles of equal length).
-        bias: not differentiated. A tensor (1|T, 1|X, 1|C, L), or a function (t0, t1) -> tensor for
-            tiles [t0, t1), where the whole would be large; compiled code takes a Seen only.
+        bias: not differentiated. A tensor (1|T, 1|X, 1|C, L), or what makes it for some tiles.
         offset: constant added to every logit of the call.
         shift: index into the shifts, or None.
         profile: added to the bias, or None.
@@ -99,7 +98,7 @@ class Call:
     q: Tiles
     k: Tiles | Rows
     causal: bool = False
-    bias: Tensor | Callable[[int, int], Tensor] | None = None
+    bias: Tensor | Seen | None = None
     offset: float = 0.0
     shift: int | None = None
     profile: Profile | None = None
@@ -122,11 +121,7 @@ class Packed(NamedTuple):
 
     @classmethod
     def of(cls, calls: Sequence[Call]) -> Packed:
-        """Pack.
-
-        Raises:
-            TypeError: a bias that is a function other than :class:`Seen`.
-        """
+        """Pack."""
         packed = cls([], [], [])
         for call in calls:
             packed._add(call)
@@ -144,10 +139,8 @@ class Packed(NamedTuple):
         if isinstance(bias, Seen):
             by_tile = self._put(bias.by_tile)
             self.plan.extend((self._put(bias.by_query), by_tile, bias.heads, bias.size))
-        elif bias is None or isinstance(bias, Tensor):
-            self.plan.extend((self._put(bias), -1, 0, 0))
         else:
-            raise TypeError(f"bias is a {type(bias).__name__}: compiled code takes a Seen")
+            self.plan.extend((self._put(bias), -1, 0, 0))
         self.plan.extend(self._profile(call.profile))
         self.offsets.append(call.offset)
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from danon.attention import kernels
-from danon.attention.calls import SPARE, Call, Packed, Profile, Source
+from danon.attention.calls import SPARE, Call, Packed, Profile, Seen, Source
 from danon.attention.kernels import HIDDEN
 from danon.attention.tiles import Rows
 
@@ -330,7 +330,7 @@ def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
 
 def _bias(call: Call, key_bias: Tensor | None, q: Tensor, t0: int, t1: int) -> Tensor | None:
     """The call's bias plus the bias of its keys, (1|T, 1|X, 1|C, L), or None if it has neither."""
-    bias = call.bias(t0, t1) if callable(call.bias) else call.bias
+    bias = call.bias(t0, t1) if isinstance(call.bias, Seen) else call.bias
     if isinstance(call.bias, Tensor) and call.bias.shape[0] > 1:
         bias = call.bias[t0:t1]
     if key_bias is not None:
