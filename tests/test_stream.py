@@ -176,6 +176,8 @@ def test_a_state_is_saved_and_loaded(name: str) -> None:
     )
     with pytest.raises(ValueError, match="not a saved stream state: KeyError"):
         StreamState.from_dict({"owner": name})
+    with pytest.raises(ValueError, match="saved in format 1: must be 2; begin with init_state"):
+        StreamState.from_dict({k: x for k, x in state.to_dict().items() if k != "format"})
 
 
 @every

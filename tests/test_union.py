@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
+import danon.attention.union as union_module
 from danon.attention import kernels
 from danon.attention.kernels import HIDDEN
 from danon.attention.tiles import Rect, Rows, Tiles, batch, near_rects
@@ -75,10 +78,6 @@ def test_union_is_one_softmax_forward_and_backward(kernel: str, dtype: torch.dty
 
 @pytest.mark.parametrize("mutant", ["no offset", "swapped weights", "one row too many", "no shift"])
 def test_the_comparison_rejects_wrong_unions(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
-
-    import danon.attention.union as module
-
     *x, _ = inputs()
     q, k, v, b, shift, k2, v2 = x
     calls, seen = plan(4)
@@ -90,9 +89,9 @@ def test_the_comparison_rejects_wrong_unions(mutant: str, monkeypatch: pytest.Mo
         last = calls[0]
         calls[0] = dataclasses.replace(last, causal=False)
     else:
-        merge = module._merge
+        merge = union_module._merge
         monkeypatch.setattr(
-            module,
+            union_module,
             "_merge",
             lambda out, lse, part, new: merge(out, lse, part, new - 2 * (new - lse).clamp(-1, 1)),
         )
@@ -111,14 +110,39 @@ def test_a_query_that_sees_nothing_gets_zeros_and_no_gradient() -> None:
         assert g.eq(0).all()
 
 
-def test_chunked_calls_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    import danon.attention.union as module
+def test_the_order_of_calls_does_not_matter() -> None:
+    # In plan's order the first calls have every query once and are written; reversed, all merge.
+    q, k, v, b, shift, k2, v2, _ = inputs()
+    calls, _ = plan(4)
+    sources = [Source(k, v, b), Source(k2, v2)]
+    assert union_module._first_of_all(calls, N) and not union_module._first_of_all(calls[::-1], N)
+    one, one_lse = union(q, sources, calls, [shift], scale=0.3)
+    two, two_lse = union(q, sources, calls[::-1], [shift], scale=0.3)
+    assert (one - two).abs().max() < 1e-12 and (one_lse - two_lse).abs().max() < 1e-12
 
+
+@pytest.mark.parametrize(
+    "tiles, first",
+    [
+        ([Tiles(0, 5, 4, 5), Tiles(20, 1, 1, 3)], 2),
+        ([Tiles(20, 1, 1, 3), Tiles(5, 5, 3, 5), Tiles(0, 1, 1, 5), Tiles(0, 1, 1, N)], 3),
+        ([Tiles(0, 5, 4, 5)], 0),  # three queries in none
+        ([Tiles(0, 5, 4, 6)], 0),  # tiles overlap
+        ([Tiles(0, 6, 4, 5)], 0),  # gaps
+        ([Tiles(0, 1, 1, 10), Tiles(5, 1, 1, N - 5)], 0),  # five queries twice
+    ],
+)
+def test_first_calls_that_have_every_query_once(tiles: list[Tiles], first: int) -> None:
+    calls = [Call(0, t, Tiles(0, 0, t.count, N)) for t in tiles]
+    assert union_module._first_of_all(calls, N) == first
+
+
+def test_chunked_calls_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v, b, shift, k2, v2, grad = inputs()
     calls, _ = plan(4)
     results = []
     for limit in (1 << 25, 1):
-        monkeypatch.setattr(module, "CHUNK_BYTES", limit)
+        monkeypatch.setattr(union_module, "CHUNK_BYTES", limit)
         leaves = [t.clone().requires_grad_() for t in (q, k, v, b, shift)]
         out, _ = union(
             leaves[0], [Source(*leaves[1:4]), Source(k2, v2)], calls, [leaves[4]], scale=1.0

@@ -22,6 +22,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+FORMAT = 2
+"""Of saved states: one more whenever a mechanism keeps other parts."""
+
 STEP = 64
 """Storage grows in multiples of this many rows, so that blocks of rows tile it."""
 
@@ -176,6 +179,7 @@ class StreamState:
             return part
 
         return {
+            "format": FORMAT,
             "owner": self.owner,
             "config": dict(self.config),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -194,7 +198,7 @@ class StreamState:
         """The state that :meth:`to_dict` described.
 
         Raises:
-            ValueError: something is missing; says what.
+            ValueError: something is missing, or another version saved it; says what.
         """
         device = torch.device(device)
 
@@ -213,9 +217,15 @@ class StreamState:
                 for g in saved["groups"]
             )  # fmt: skip
             dtype = getattr(torch, saved["dtype"])
-            return cls(saved["owner"], dict(saved["config"]), dtype, device, groups)
+            state = cls(saved["owner"], dict(saved["config"]), dtype, device, groups)
         except (KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"not a saved stream state: {error!r}") from error
+        if (found := saved.get("format", 1)) != FORMAT:
+            raise ValueError(
+                f"the state was saved in format {found}: must be {FORMAT}; begin with init_state "
+                "and feed the tokens again"
+            )
+        return state
 
 
 class StreamingAttention(BaseAttention):

@@ -127,10 +127,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output and log-sum-exp; ``flat`` are key, value and bias of one source after the other."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    out = torch.zeros(q.shape, dtype=wide, device=q.device)
+    first = _first_of_all(calls, q.shape[1])
+    out = (torch.empty if first else torch.zeros)(q.shape, dtype=wide, device=q.device)
     lse = torch.full(q.shape[:2], HIDDEN, dtype=wide, device=q.device)
     branches: dict[str, Tensor] = {}
-    for call in calls:
+    for number, call in enumerate(calls):
         if watch is not None and call.branch not in branches:
             branches[call.branch] = torch.full_like(lse, HIDDEN)
         k, v, key_bias = flat[3 * call.source : 3 * call.source + 3]
@@ -148,13 +149,15 @@ def _forward(
             part_lse = part_lse + call.offset
             if call.shift is not None:
                 part_lse += call.q.load(_not_none(shifts[call.shift]), t0, t1)
-            _merge(call.q.load(out, t0, t1), call.q.load(lse, t0, t1), part, part_lse)
+            merge = _write if number < first else _merge
+            merge(call.q.load(out, t0, t1), call.q.load(lse, t0, t1), part, part_lse)
             if watch is not None:
                 mine = call.q.load(branches[call.branch], t0, t1)
                 mine.copy_(torch.logaddexp(mine, part_lse))
     empty = lse <= HIDDEN / 2
-    out.masked_fill_(empty[..., None], 0.0)
-    lse.masked_fill_(empty, HIDDEN)
+    if empty.is_cuda or empty.any():  # not worth waiting for a GPU
+        out.masked_fill_(empty[..., None], 0.0)
+        lse.masked_fill_(empty, HIDDEN)
     if watch is not None:
         mass = (torch.stack(list(branches.values())) - lse).exp().masked_fill_(empty, 0.0)
         watch(list(branches), mass)
@@ -317,6 +320,27 @@ def _compiled_backward(
 
 
 _union_op.register_autograd(_compiled_backward, setup_context=_save)
+
+
+def _first_of_all(calls: Sequence[Call], length: int) -> int:
+    """How many calls from the first on have every query in exactly one of them; 0 if none do."""
+    free = [(0, length)]  # queries in none so far
+    for number, call in enumerate(calls, 1):
+        a, b = call.q.start, call.q.start + call.q.count * call.q.length
+        within = [span for span in free if span[0] <= a and b <= span[1]]
+        if not within or (call.q.count > 1 and call.q.step != call.q.length):
+            return 0
+        free.remove(within[0])
+        free += [(x, y) for x, y in ((within[0][0], a), (b, within[0][1])) if x < y]
+        if not free:
+            return number
+    return 0
+
+
+def _write(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Merge into what is empty yet."""
+    out.copy_(part)
+    lse.copy_(part_lse)
 
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
