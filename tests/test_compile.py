@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from danon.attention import DALA, MSRA, UCSA, BaseAttention
 from danon.attention.calls import Call, Packed, Profile, Seen
+from danon.attention.hybrid import SuperHybrid
 from danon.attention.tiles import Rows, Tiles
 from danon.config import DALAConfig, MSRAConfig, UCSAConfig
+from danon.hybrid_config import SuperHybridConfig
 from danon.models import create_dala_model, create_msra_model, create_ucsa_model
 from danon.models.backbone import Backbone
 from danon.testing import make_inputs
@@ -30,6 +32,13 @@ MECHANISMS: dict[str, Callable[[bool], BaseAttention]] = {
     "msra": lambda causal: MSRA(MSRAConfig(**SHAPE, **MSRA_SMALL, causal=causal)),
     "dala": lambda causal: DALA(DALAConfig(**SHAPE, **DALA_SMALL, causal=causal)),
     "ucsa": lambda causal: UCSA(UCSAConfig(**SHAPE, **UCSA_SMALL, causal=causal)),
+}
+HYBRID: dict[str, Any] = {**SHAPE, "causal": True, "select_length": 64, "components": {
+    "msra": MSRA_SMALL, "dala": DALA_SMALL, "ucsa": UCSA_SMALL}}  # fmt: skip
+FORMS: dict[str, Callable[[], BaseAttention]] = {
+    "literal decay": lambda: DALA(DALAConfig(**SHAPE, **DALA_SMALL, causal=True, decay="literal")),
+    "select": lambda: SuperHybrid(SuperHybridConfig(**HYBRID, mode="select")),
+    "blend": lambda: SuperHybrid(SuperHybridConfig(**HYBRID, mode="blend")),
 }
 MODELS: dict[str, Callable[[], Backbone]] = {
     "msra": lambda: create_msra_model(**SHAPE, **MSRA_SMALL, num_layers=2, vocab_size=50,
@@ -81,6 +90,15 @@ def test_a_mechanism_is_one_graph_and_computes_the_same(name: str, causal: bool)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     x = make_inputs(module, N, padded=not causal)
     assert_same(module, compiled, [t.requires_grad_() for t in x[:3]], x.mask)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "blend"))
+                                  for n in FORMS])  # fmt: skip
+def test_other_forms_are_one_graph_and_compute_the_same(name: str) -> None:
+    module = FORMS[name]()
+    learned(module)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert_same(module, compiled, [t.requires_grad_() for t in make_inputs(module, N)[:3]], None)
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def test_the_order_of_calls_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    "tiles, first",
+    ("tiles", "first"),
     [
         ([Tiles(0, 5, 4, 5), Tiles(20, 1, 1, 3)], 2),
         ([Tiles(20, 1, 1, 3), Tiles(5, 5, 3, 5), Tiles(0, 1, 1, 5), Tiles(0, 1, 1, N)], 3),

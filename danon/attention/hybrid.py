@@ -16,6 +16,7 @@ from danon.attention.msra import MSRA
 from danon.attention.profiles import Choice, choose, load
 from danon.attention.registry import register
 from danon.attention.stream import Part, StreamingAttention
+from danon.attention.tiles import constant
 from danon.attention.ucsa import UCSA
 from danon.attention.union import observe, observer
 from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
@@ -137,6 +138,7 @@ class SuperHybrid(StreamingAttention):
             self._choices[key] = choose(c, self._runs, length, kind, by)
         return self._choices[key]
 
+    @constant
     def _selected(self, length: int, device: torch.device) -> str:
         """The name of the mechanism for inputs of that length."""
         fixed = self.cfg.is_causal or self.cfg.select_length is not None
