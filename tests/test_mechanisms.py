@@ -15,10 +15,9 @@ from torch.nn import functional as F
 import danon.attention.msra as msra_module
 import danon.attention.tiles as tiles_module
 import danon.attention.ucsa as ucsa_module
-import danon.attention.union as union_module
-from danon.attention import DALA, MSRA, UCSA, BaseAttention
+from danon.attention import DALA, MSRA, UCSA, BaseAttention, branches
 from danon.attention.tiles import Rect
-from danon.attention.union import observe
+from danon.attention.union import Call, observe, union
 from danon.config import ConfigError, DALAConfig, MSRAConfig, UCSAConfig
 from danon.testing import (
     AttentionContract,
@@ -198,11 +197,9 @@ def test_selection_follows_no_later_query() -> None:
 def entries_seen(module: BaseAttention, length: int) -> Tensor:
     """Entries that the masks of the union's calls leave visible, by head and query."""
     seen = torch.zeros(4, length)
-    real = union_module._bias
+    real = branches._bias
 
-    def count(
-        call: union_module.Call, key_bias: Tensor | None, q: Tensor, t0: int, t1: int
-    ) -> Tensor | None:
+    def count(call: Call, key_bias: Tensor | None, q: Tensor, t0: int, t1: int) -> Tensor | None:
         bias = real(call, key_bias, q, t0, t1)
         on = torch.ones(t1 - t0, 4, call.q.length, call.k.length)
         on = on if bias is None else on * (bias > -1e29)
@@ -210,7 +207,7 @@ def entries_seen(module: BaseAttention, length: int) -> Tensor:
         return bias
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(union_module, "_bias", count)
+        patch.setattr(branches, "_bias", count)
         module(*make_inputs(module, length, batch=1))
     return seen
 
@@ -289,7 +286,7 @@ def test_the_checks_reject_wrong_kernels(
         elif mutant == "one token leaks":
             monkeypatch.setattr(home, "near_rects", leaking)
     if mutant == "missing log-mass":
-        real = union_module.union
+        real = union
 
         def massless(
             q: Tensor, sources: list[Any], calls: list[Any], *args: Any, **kw: Any
@@ -306,9 +303,9 @@ def test_the_checks_reject_wrong_kernels(
         for home in (msra_module, dala_module, ucsa_module):
             monkeypatch.setattr(home, "union", massless)
     elif mutant == "swapped weights":
-        merge = union_module._merge
+        merge = branches._merge
         monkeypatch.setattr(
-            union_module,
+            branches,
             "_merge",
             lambda out, lse, part, new: merge(
                 out, lse, part, torch.where(lse > -1e29, 2 * lse - new, new)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import danon.attention.union as union_module
-from danon.attention import kernels
+from danon.attention import branches, kernels
 from danon.attention.kernels import HIDDEN
 from danon.attention.tiles import Rect, Rows, Tiles, batch, near_rects
 from danon.attention.union import Call, Source, union
@@ -89,9 +88,9 @@ def test_the_comparison_rejects_wrong_unions(mutant: str, monkeypatch: pytest.Mo
         last = calls[0]
         calls[0] = dataclasses.replace(last, causal=False)
     else:
-        merge = union_module._merge
+        merge = branches._merge
         monkeypatch.setattr(
-            union_module,
+            branches,
             "_merge",
             lambda out, lse, part, new: merge(out, lse, part, new - 2 * (new - lse).clamp(-1, 1)),
         )
@@ -115,7 +114,7 @@ def test_the_order_of_calls_does_not_matter() -> None:
     q, k, v, b, shift, k2, v2, _ = inputs()
     calls, _ = plan(4)
     sources = [Source(k, v, b), Source(k2, v2)]
-    assert union_module._first_of_all(calls, N) and not union_module._first_of_all(calls[::-1], N)
+    assert branches._first_of_all(calls, N) and not branches._first_of_all(calls[::-1], N)
     one, one_lse = union(q, sources, calls, [shift], scale=0.3)
     two, two_lse = union(q, sources, calls[::-1], [shift], scale=0.3)
     assert (one - two).abs().max() < 1e-12 and (one_lse - two_lse).abs().max() < 1e-12
@@ -134,7 +133,7 @@ def test_the_order_of_calls_does_not_matter() -> None:
 )
 def test_first_calls_that_have_every_query_once(tiles: list[Tiles], first: int) -> None:
     calls = [Call(0, t, Tiles(0, 0, t.count, N)) for t in tiles]
-    assert union_module._first_of_all(calls, N) == first
+    assert branches._first_of_all(calls, N) == first
 
 
 def test_chunked_calls_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +141,7 @@ def test_chunked_calls_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None
     calls, _ = plan(4)
     results = []
     for limit in (1 << 25, 1):
-        monkeypatch.setattr(union_module, "CHUNK_BYTES", limit)
+        monkeypatch.setattr(branches, "CHUNK_BYTES", limit)
         leaves = [t.clone().requires_grad_() for t in (q, k, v, b, shift)]
         out, _ = union(
             leaves[0], [Source(*leaves[1:4]), Source(k2, v2)], calls, [leaves[4]], scale=1.0
