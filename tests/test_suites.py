@@ -449,6 +449,11 @@ class TestContract:
         with pytest.raises(ValueError, match=message):
             check_contract(attention, ("float32", "bfloat16"), "cpu")
 
+    @pytest.mark.parametrize("name", ["CompactMSRA", "CompactDALA", "CompactUCSA"])
+    def test_accepts_the_examples(self, name: str) -> None:
+        attention = registry.load(f"{ROOT / 'examples' / 'compact.py'}:{name}")
+        check_contract(attention, ("float32", "bfloat16"), "cpu")
+
     def test_accepts_the_reference(self) -> None:
         gather((), ())
         check_contract("sdpa", ("float32", "bfloat16"), "cpu")
