@@ -83,6 +83,43 @@ print(json.dumps(dict(resident=levels, state=sizes, seconds=time.perf_counter() 
 )
 
 
+SCALING = (
+    COMMON
+    + """
+from danon.measure.paired import measure_pair
+from danon.measure.statistics import fit_exponent
+layer = registry.get(name).build(AttentionConfig(hidden_size=256, num_heads=4, causal=True))
+text = text_qkv(1, 4, total, 64)
+lengths = [total >> n for n in (6, 4, 2, 0)]
+seconds = dict.fromkeys(lengths, float("inf"))
+
+class Decode:
+    def __init__(self, context):
+        self.state = layer.init_state()
+        for at in range(0, context, chunk):
+            self(slice(at, at + chunk))
+
+    def __call__(self, rows=slice(0, 1)):
+        q, k, v = (x[:, :, rows] for x in text)
+        _, self.state = layer.step(q, k, v, self.state)
+
+with torch.no_grad():
+    for _ in range(3):
+        for n in lengths:
+            x, start = [x[:, :, :n] for x in text], time.perf_counter()
+            layer(*x)
+            seconds[n] = min(seconds[n], time.perf_counter() - start)
+    decode = measure_pair(
+        Decode(total), Decode(total >> 6), torch.device("cpu"), budget_s=30, width=0.01
+    )
+print(json.dumps(dict(
+    seconds=seconds, exponent=fit_exponent(lengths, list(seconds.values())).value,
+    decode=decode.ratio.value, interval=[decode.ratio.low, decode.ratio.high],
+)))
+"""
+)
+
+
 def run(code: str, *arguments: object) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -106,6 +143,14 @@ def test_ten_million_tokens_leave_resident_memory_flat(name: str) -> None:
     got = run(LAYER, name, 10 << 20)
     warm, later = got["resident"][1], got["resident"][2:]
     assert max(later) - warm < 64 << 20, got["resident"]
+
+
+@pytest.mark.parametrize(("name", "most"), [("msra", 1.12), ("dala", 1.05), ("ucsa", 1.05)])
+def test_time_from_16k_to_a_million_tokens(name: str, most: float) -> None:
+    got = run(SCALING, name, 1 << 20)
+    assert got["exponent"] <= most
+    # Of one more token, after a million over after 16k: one that grew with the context has 64.
+    assert got["decode"] <= 1.15
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
