@@ -163,10 +163,10 @@ class MSRAConfig(AttentionConfig):
     """
 
     num_levels: int = 3
-    window: int = 768
+    window: int = 1024
     global_tokens: int = 64
-    compression_factor: int = 8
-    compression_alpha: float = 1.0
+    compression_factor: int = 16
+    compression_alpha: float = 2.0
     feature_fusion: Literal["adaptive", "uniform"] = "adaptive"
     bidirectional_flow: bool | None = None
     calibration_factor: float = 0.0
@@ -200,6 +200,17 @@ class MSRAConfig(AttentionConfig):
         """
         rate = _rate(self.compression_alpha, self.max_sequence_length, self.compression_factor)
         return min(self._rates(), key=lambda r: abs(r - rate))
+
+    @property
+    def level_width(self) -> int:
+        """Nodes of a level in one of its blocks, of which a query sees one to two.
+
+        A quarter of the window, so that levels cost little against it however many there are. All
+        of it where a quarter does not do: unless the rate divides it and is 8, 12, 16, ...
+        """
+        quarter, rest = divmod(self.window, 4)
+        fits = not (rest or quarter % self.rate or self.rate % 4) and self.rate > 4
+        return quarter if fits else self.window
 
     def _rates(self) -> list[int]:
         rates = range(2, self.compression_factor + 1)

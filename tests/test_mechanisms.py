@@ -169,6 +169,35 @@ def test_msra_whose_window_covers_the_sequence_is_dense_attention(causal: bool) 
 
 
 @pytest.mark.parametrize("causal", [False, True])
+def test_msra_levels_narrower_than_the_window_match_the_oracle(causal: bool) -> None:
+    module = small_msra(causal, 2, window=32, compression_factor=8, compression_alpha=9)
+    assert (module.cfg.rate, module.cfg.level_width) == (8, 8)
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x = make_inputs(module, 1200, batch=1, padded=True)  # three levels
+    assert_matches_oracle(module, x)
+    if causal:
+        state, outs = module.init_state(), []
+        for a, b in ((0, 777), (777, 1200)):
+            out, state = module.step(*(t[:, :, a:b] for t in x[:3]), state)
+            outs.append(out)
+        whole = module(*x[:3])
+        assert relative_error(torch.cat(outs, 2), whole) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("window", "most", "rate", "width"),
+    [(1024, 16, 16, 256), (768, 8, 8, 192), (768, 12, 12, 192), (512, 4, 4, 512), (8, 2, 2, 8),
+     (64, 16, 16, 16), (32, 16, 16, 32), (90, 10, 10, 90)],
+)  # fmt: skip
+def test_blocks_of_levels_are_a_quarter_of_the_window_where_they_nest(
+    window: int, most: int, rate: int, width: int
+) -> None:
+    c = MSRAConfig(window=window, compression_factor=most, compression_alpha=100)
+    assert (c.rate, c.level_width) == (rate, width)
+
+
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("calibration", [0.0, 1.0])
 def test_msra_is_dense_attention_where_tokens_under_each_node_are_equal(
     causal: bool, calibration: float
@@ -242,11 +271,11 @@ def test_dala_counts_the_pairs_of_these_keys(length: int, causal: bool) -> None:
 
 def test_msra_entries_grow_with_the_logarithm() -> None:
     module = MSRA(MSRAConfig(hidden_size=64, num_heads=1, causal=True))
-    window, rate = module.cfg.window, module.cfg.rate
-    per_query = [module.visible_pairs(n) / n for n in (2**14 * rate**i for i in range(4))]
+    width, rate = module.cfg.level_width, module.cfg.rate
+    per_query = [module.visible_pairs(n) / n for n in (2**18 * rate**i for i in range(3))]
     steps = [b - a for a, b in pairwise(per_query)]
-    # Of each level a query sees between window (1 - 1/r) and window (2 - 2/r) nodes.
-    assert max(steps) <= 1.1 * 1.5 * (1 - 1 / rate) * window and per_query[-1] < 5000
+    # Of each level a query sees between width (1 - 1/r) and width (2 - 2/r) nodes.
+    assert max(steps) <= 1.1 * 1.5 * (1 - 1 / rate) * width and per_query[-1] < 3000
 
 
 def off_by_one(rects: list[Rect]) -> list[Rect]:
@@ -339,7 +368,7 @@ def test_observers_see_where_the_softmax_mass_goes(make: Callable[..., BaseAtten
 @pytest.mark.parametrize(
     ("kind", "field", "value", "message"),
     [
-        (MSRAConfig, "window", 509, "divisible by an integer from 2 to compression_factor = 8"),
+        (MSRAConfig, "window", 509, "divisible by an integer from 2 to compression_factor = 16"),
         (MSRAConfig, "calibration_factor", 1.5, r"in \[0, 1\]"),
         (MSRAConfig, "feature_fusion", "max", "'adaptive', 'uniform'"),
         (DALAConfig, "importance_threshold", 1.0, r"in \[0, 1\)"),

@@ -32,38 +32,43 @@ def _append(parts: dict[str, Part], name: str, x: Tensor) -> None:
 
 @constant
 def far_rects(
-    length: int, window: int, rate: int, sinks: int, causal: bool, start: int = 0
+    length: int, window: int, width: int, rate: int, sinks: int, causal: bool, start: int = 0
 ) -> tuple[tuple[list[Rect], list[Rect]], ...]:
     """Which nodes of each level l = 1, 2, ... which queries see: (past, future) rectangles.
 
-    With W_l = window * rate^l and B_l(i) = (i - sinks) // W_l, level l covers the past tokens from
-    (B_l - 1) W_l up to (B_{l-1} - 1) W_{l-1}, and the future ones from (B_{l-1} + 2) W_{l-1} up to
-    (B_l + 2) W_l. Rectangles have keys in nodes of that level, which start at token ``sinks``.
-    ``start`` is the first query of interest; not 0 only when causal.
+    With W_0 = window, W_l = width * rate^l and B_l(i) = (i - sinks) // W_l, level l covers the past
+    tokens from (B_l - 1) W_l up to (B_{l-1} - 1) W_{l-1}, and the future ones from (B_{l-1} + 2)
+    W_{l-1} up to (B_l + 2) W_l. Rectangles have keys in nodes of that level, which start at token
+    ``sinks``. ``start`` is the first query of interest; not 0 only when causal.
     """
-    return _far_rects(length, window, rate, sinks, causal, start)
+    return _far_rects(length, window, width, rate, sinks, causal, start)
 
 
 @lru_cache(maxsize=64)
 def _far_rects(
-    length: int, window: int, rate: int, sinks: int, causal: bool, start: int
+    length: int, window: int, width: int, rate: int, sinks: int, causal: bool, start: int
 ) -> tuple[tuple[list[Rect], list[Rect]], ...]:
     g = min(sinks, length)
     levels = []
-    group = window  # W_{l-1}: queries that see the same nodes of level l
-    while (length - g) > 2 * group:
+    inner, node = (
+        window,
+        rate,
+    )  # W_{l-1}, whose queries see the same nodes of level l; tokens of one
+    while (length - g) > 2 * inner:
         past, future = [], []
-        nodes = math.ceil((length - g) / (group // window * rate))
-        for i in range(max(0, start - g) // group, math.ceil((length - g) / group)):
-            rows = (0 if i == 0 and not causal else g + i * group), min(g + (i + 1) * group, length)
-            rows = max(rows[0], start), rows[1]
-            outer = i // rate
-            past.append(Rect(*rows, max(0, (outer - 1) * window), (i - 1) * window // rate))
+        nodes, outer = math.ceil((length - g) / node), width * node
+        for b_in in range(max(0, start - g) // inner, math.ceil((length - g) / inner)):
+            q0 = 0 if b_in == 0 and not causal else g + b_in * inner
+            rows, b_out = (
+                (max(q0, start), min(g + (b_in + 1) * inner, length)),
+                b_in * inner // outer,
+            )
+            past.append(Rect(*rows, max(0, (b_out - 1) * width), (b_in - 1) * inner // node))
             if not causal:
-                last = min(nodes, (outer + 2) * window)
-                future.append(Rect(*rows, (i + 2) * window // rate, last))
+                last = min(nodes, (b_out + 2) * width)
+                future.append(Rect(*rows, (b_in + 2) * inner // node, last))
         levels.append((past, future))
-        group *= rate
+        inner, node = outer, node * rate
     return tuple(levels)
 
 
@@ -73,8 +78,9 @@ class MSRA(StreamingAttention):
 
     A query sees, under one softmax: the first ``global_tokens`` tokens; its own block of ``window``
     tokens and the block before; and nodes of level l = 1, 2, ... that partition everything older,
-    each the learned mean of ``rate`` nodes of the level below, O(window) of them per level. A
-    node's logit carries log(mass), so equal tokens under it make it exact. O(N log N) time.
+    each the learned mean of ``rate`` nodes of the level below; of each level at most twice
+    :attr:`~danon.config.MSRAConfig.level_width`. A node's logit carries log(mass), so equal tokens
+    under it make it exact. O(N log N) time.
 
     Learned: the pooling scores, the gain of the level's positional encoding on node keys (starts
     at zero), and per query and level the scale weight log w_l = log softmax_l(beta_l) with
@@ -112,7 +118,7 @@ class MSRA(StreamingAttention):
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
         bias = None if seen is None else torch.where(seen, 0.0, HIDDEN)
-        levels = far_rects(N, c.window, c.rate, c.global_tokens, c.is_causal)
+        levels = far_rects(N, c.window, c.level_width, c.rate, c.global_tokens, c.is_causal)
         sources = [Source(k_, v_, bias), *self._nodes(k_, v_, seen, len(levels))]
         out = self._attend(q_, 0, sources, 0, [0] * len(sources))
         return out.view(B, H, N, D)
@@ -129,7 +135,9 @@ class MSRA(StreamingAttention):
             first: the token or node that row 0 of each source is.
         """
         c, stop = self.cfg, start + q.shape[1]
-        levels = far_rects(stop, c.window, c.rate, c.global_tokens, c.is_causal, start)
+        levels = far_rects(
+            stop, c.window, c.level_width, c.rate, c.global_tokens, c.is_causal, start
+        )
         shifts = self._scale_weights(q) if levels and c.feature_fusion == "adaptive" else []
         near = near_rects(stop, c.window, c.global_tokens, c.is_causal, start)
         calls = [
@@ -164,19 +172,19 @@ class MSRA(StreamingAttention):
             if sinks < x.shape[1]:
                 _append(after, f"{name}0", x[:, sinks:])  # tokens past the first ones, from 0
         self._grow(after)
-        depth = len(far_rects(stop, c.window, c.rate, g, True, start))
+        depth = len(far_rects(stop, c.window, c.level_width, c.rate, g, True, start))
         pairs = [*((f"k{i}", f"v{i}") for i in range(depth + 1)), ("sink_k", "sink_v")]
         sources = [Source(span_of(after, a).rows, span_of(after, b).rows) for a, b in pairs]
         first = [span_of(after, a).start for a, _ in pairs]
         first[0] += g
         out = self._attend(q, start, sources, depth + 1, first)
-        level, block = 0, c.window
+        level, width, node = 0, c.window, 1
         while f"k{level}" in after:
             # A later query's block of this level is this one at least; it sees the one before too.
-            kept = (max(0, stop - g) // block - 1) * c.window
+            kept = (max(0, stop - g) // (width * node) - 1) * width
             for name in (f"k{level}", f"v{level}"):
                 after[name] = span_of(after, name).since(kept)
-            level, block = level + 1, block * c.rate
+            level, width, node = level + 1, c.level_width, node * c.rate
         return out, after
 
     def _grow(self, parts: dict[str, Part]) -> None:
@@ -278,7 +286,7 @@ class MSRA(StreamingAttention):
     def visible_pairs(self, length: int) -> int:
         c = self.cfg
         near = near_rects(length, c.window, c.global_tokens, c.is_causal)
-        far = far_rects(length, c.window, c.rate, c.global_tokens, c.is_causal)
+        far = far_rects(length, c.window, c.level_width, c.rate, c.global_tokens, c.is_causal)
         parts = [*near, *(side for sides in far for side in sides)]
         return sum(r.pairs for part in parts for r in part if r.k1 > r.k0)
 

@@ -61,9 +61,10 @@ class Tiles:
     def load(self, x: Tensor, t0: int, t1: int) -> Tensor:
         """View tiles [t0, t1) of x (X, N, ...) as (t1 - t0, X, length, ...)."""
         s, first = x.stride(), self.start + t0 * self.step
-        return x.narrow(1, first, x.shape[1] - first).as_strided(
+        return x.as_strided(
             (t1 - t0, x.shape[0], self.length, *x.shape[2:]),
             (self.step * s[1], s[0], s[1], *s[2:]),
+            x.storage_offset() + first * s[1],
         )
 
     def add_to(self, x: Tensor, tiles: Tensor, t0: int, t1: int) -> None:

@@ -47,7 +47,7 @@ def oracle(
         w = (w / w.sum(-1, keepdim=True).clamp_min(1e-300))[..., None]
         k, v, square = ((x.unflatten(2, (n, r)) * w).sum(3) for x in (k, v, square))
         mass = mass.unflatten(-1, (n, r)).sum(-1)
-        outer, node = inner * r, torch.arange(n, device=q.device)
+        outer, node = c.level_width * r**level, torch.arange(n, device=q.device)
         first, last = node * r**level, (node + 1) * r**level  # tokens [first, last) past g
         b_in, b_out = (i - g).clamp_min(0) // inner, (i - g).clamp_min(0) // outer
         past = (first >= (b_out - 1) * outer) & (last <= (b_in - 1) * inner)
