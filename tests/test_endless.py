@@ -145,12 +145,16 @@ def test_ten_million_tokens_leave_resident_memory_flat(name: str) -> None:
     assert max(later) - warm < 64 << 20, got["resident"]
 
 
-@pytest.mark.parametrize(("name", "most"), [("msra", 1.12), ("dala", 1.05), ("ucsa", 1.05)])
-def test_time_from_16k_to_a_million_tokens(name: str, most: float) -> None:
+# Decode: time of one more token after a million, over that after 16k; dense attention has 64. MSRA
+# sees 1.3 times as many entries there.
+@pytest.mark.parametrize(
+    ("name", "exponent", "decode"),
+    [("msra", 1.12, 1.25), ("dala", 1.05, 1.15), ("ucsa", 1.05, 1.15)],
+)
+def test_time_from_16k_to_a_million_tokens(name: str, exponent: float, decode: float) -> None:
     got = run(SCALING, name, 1 << 20)
-    assert got["exponent"] <= most
-    # Of one more token, after a million over after 16k: one that grew with the context has 64.
-    assert got["decode"] <= 1.15
+    assert got["exponent"] <= exponent
+    assert got["decode"] <= decode
 
 
 @pytest.mark.parametrize("name", MECHANISMS)

@@ -57,9 +57,10 @@ def forward(
             if flipped is not None:
                 kt, vt = kt.flip(2), vt.flip(2)
             part, part_lse = run.forward(qt, kt, vt, bias, call.causal, scale)
-            part_lse = part_lse + call.offset
+            if call.offset:
+                part_lse = part_lse + call.offset
             if call.shift is not None:
-                part_lse += call.q.load(_not_none(shifts[call.shift]), t0, t1)
+                part_lse = part_lse + call.q.load(_not_none(shifts[call.shift]), t0, t1)
             merge = _write if number < first else _merge
             merge(call.q.load(out, t0, t1), call.q.load(lse, t0, t1), part, part_lse)
             if watch is not None:
@@ -168,7 +169,7 @@ def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     exp(part_lse - total) and exp(lse - total) are a sigmoid and the rest: one pass over the output.
     """
     out.lerp_(part.to(out.dtype), torch.sigmoid(part_lse - lse)[..., None])
-    lse.copy_(torch.logaddexp(lse, part_lse))
+    torch.logaddexp(lse, part_lse, out=lse)
 
 
 def _bias(call: Call, key_bias: Tensor | None, q: Tensor, t0: int, t1: int) -> Tensor | None:

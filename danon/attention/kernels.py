@@ -408,6 +408,7 @@ def available() -> dict[str, str | None]:
     return {name: kernel.missing() for name, kernel in _TABLE.items()}
 
 
+@functools.lru_cache(maxsize=256)
 def choose(
     name: str, device: torch.device, dtype: torch.dtype, head_dim: int, bias: bool
 ) -> Kernel:

@@ -93,11 +93,12 @@ class MSRA(StreamingAttention):
         super().__init__()
         self.setup_attention(config)
         self.cfg = config
+        self.rate, self.width = config.rate, config.level_width
         D, levels, hidden = config.head_dim, config.num_levels, 16
         self.semantics = (
-            f"window {config.window} + pyramid of rate {config.rate} + {config.global_tokens} sinks"
+            f"window {config.window} + pyramid of rate {self.rate} + {config.global_tokens} sinks"
         )
-        self.pool = ImportancePool(D, config.rate, levels, config.stability_factor)
+        self.pool = ImportancePool(D, self.rate, levels, config.stability_factor)
         self.pe_gain = nn.Parameter(torch.zeros(levels))
         if config.feature_fusion == "adaptive":
             bound = D**-0.5
@@ -118,7 +119,7 @@ class MSRA(StreamingAttention):
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
         bias = None if seen is None else torch.where(seen, 0.0, HIDDEN)
-        levels = far_rects(N, c.window, c.level_width, c.rate, c.global_tokens, c.is_causal)
+        levels = far_rects(N, c.window, self.width, self.rate, c.global_tokens, c.is_causal)
         sources = [Source(k_, v_, bias), *self._nodes(k_, v_, seen, len(levels))]
         out = self._attend(q_, 0, sources, 0, [0] * len(sources))
         return out.view(B, H, N, D)
@@ -136,7 +137,7 @@ class MSRA(StreamingAttention):
         """
         c, stop = self.cfg, start + q.shape[1]
         levels = far_rects(
-            stop, c.window, c.level_width, c.rate, c.global_tokens, c.is_causal, start
+            stop, c.window, self.width, self.rate, c.global_tokens, c.is_causal, start
         )
         shifts = self._scale_weights(q) if levels and c.feature_fusion == "adaptive" else []
         near = near_rects(stop, c.window, c.global_tokens, c.is_causal, start)
@@ -148,7 +149,7 @@ class MSRA(StreamingAttention):
         for level, sides in enumerate(levels, 1):
             shift = min(level, c.num_levels) - 1 if shifts else None
             # Where every visible node is whole its log(mass) is one number for the whole level.
-            offset = level * math.log(c.rate) if sources[level].bias is None else 0.0
+            offset = level * math.log(self.rate) if sources[level].bias is None else 0.0
             calls += [
                 Call(level, qt, kt, offset=offset, shift=shift, branch=f"level {level}")
                 for side in sides
@@ -172,7 +173,7 @@ class MSRA(StreamingAttention):
             if sinks < x.shape[1]:
                 _append(after, f"{name}0", x[:, sinks:])  # tokens past the first ones, from 0
         self._grow(after)
-        depth = len(far_rects(stop, c.window, c.level_width, c.rate, g, True, start))
+        depth = len(far_rects(stop, c.window, self.width, self.rate, g, True, start))
         pairs = [*((f"k{i}", f"v{i}") for i in range(depth + 1)), ("sink_k", "sink_v")]
         sources = [Source(span_of(after, a).rows, span_of(after, b).rows) for a, b in pairs]
         first = [span_of(after, a).start for a, _ in pairs]
@@ -184,7 +185,7 @@ class MSRA(StreamingAttention):
             kept = (max(0, stop - g) // (width * node) - 1) * width
             for name in (f"k{level}", f"v{level}"):
                 after[name] = span_of(after, name).since(kept)
-            level, width, node = level + 1, c.level_width, node * c.rate
+            level, width, node = level + 1, self.width, node * self.rate
         return out, after
 
     def _grow(self, parts: dict[str, Part]) -> None:
@@ -195,11 +196,11 @@ class MSRA(StreamingAttention):
         """
         c, tokens = self.cfg, span_of(parts, "k0")
         nodes = span_of(parts, "k1").stop if "k1" in parts else 0
-        waiting = nodes * c.rate - tokens.start
+        waiting = nodes * self.rate - tokens.start
         k, v = tokens.rows[:, waiting:], span_of(parts, "v0").rows[:, waiting:]
         square = self._square(k)
         level = 0
-        while k.shape[1] >= c.rate:
+        while k.shape[1] >= self.rate:
             first = span_of(parts, f"k{level + 1}").stop if f"k{level + 1}" in parts else 0
             k, v, square, _, node = self._pool(k, v, square, None, level, first)
             level += 1
@@ -208,7 +209,7 @@ class MSRA(StreamingAttention):
             raw = torch.cat([k, v] if square is None else [k, v, square], -1)
             if f"raw{level}" in parts:
                 raw = torch.cat((tensor_of(parts, f"raw{level}"), raw), 1)
-            rest = raw.shape[1] % c.rate
+            rest = raw.shape[1] % self.rate
             parts[f"raw{level}"] = raw[:, raw.shape[1] - rest :].clone()
             k, v = raw[..., : c.head_dim], raw[..., c.head_dim : 2 * c.head_dim]
             square = None if square is None else raw[..., 2 * c.head_dim :]
@@ -286,7 +287,7 @@ class MSRA(StreamingAttention):
     def visible_pairs(self, length: int) -> int:
         c = self.cfg
         near = near_rects(length, c.window, c.global_tokens, c.is_causal)
-        far = far_rects(length, c.window, c.level_width, c.rate, c.global_tokens, c.is_causal)
+        far = far_rects(length, c.window, self.width, self.rate, c.global_tokens, c.is_causal)
         parts = [*near, *(side for sides in far for side in sides)]
         return sum(r.pairs for part in parts for r in part if r.k1 > r.k0)
 

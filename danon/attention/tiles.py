@@ -212,5 +212,7 @@ def _from(r: Rect, start: int) -> list[Rect]:
         return []
     if not r.causal:
         return [r._replace(q0=start)]
+    if r.q1 - start == 1:  # one token: it sees all up to itself
+        return [Rect(start, r.q1, r.k0, r.k1)]
     middle = r.k0 + start - r.q0
     return [Rect(start, r.q1, r.k0, middle), Rect(start, r.q1, middle, r.k1, True)]
