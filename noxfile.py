@@ -21,7 +21,7 @@ nox.options.reuse_existing_virtualenvs = True
 ROOT = Path(__file__).parent
 ENVIRONMENT = ROOT / ".nox" / "danon"
 BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
-CODE = ("danon", "baselines", "suites", "tests", "noxfile.py")
+CODE = ("danon", "baselines", "suites", "tests", "examples", "noxfile.py")
 
 
 def run(session: nox.Session, *command: str, env: dict[str, str] | None = None) -> None:

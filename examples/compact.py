@@ -1,4 +1,4 @@
-"""The mechanisms at settings that are as fast as cheap baselines, for comparison at equal speed.
+"""The mechanisms at cheap settings, for comparison with cheap baselines.
 
 nox -s bench -- --attention examples/compact.py:CompactMSRA
 """

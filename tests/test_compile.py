@@ -133,8 +133,13 @@ def test_generated_code_computes_the_same(name: str) -> None:
     assert_same(module, compiled, [t.requires_grad_() for t in x[:3]], None, exact=False)
 
 
-def test_a_new_length_is_one_more_graph_and_known_ones_are_kept() -> None:
-    module = MECHANISMS["msra"](True)
+@pytest.mark.parametrize(
+    "make", [lambda: MECHANISMS["msra"](True), FORMS["select"]], ids=["msra", "select"]
+)
+def test_a_new_length_is_one_more_graph_and_known_ones_are_kept(
+    make: Callable[[], BaseAttention],
+) -> None:
+    module = make()
     graphs = []
 
     def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:

@@ -80,6 +80,22 @@ def test_token_by_token_over_many_blocks(name: str) -> None:
     assert relative_error(got[:, :, rows], module(*x)[:, :, rows]) <= 1e-5
 
 
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(cuts=st.sets(st.integers(1, 1199), max_size=40))
+def test_msra_levels_narrower_than_the_window_stream(cuts: set[int]) -> None:
+    module = trained("msra", window=32, compression_factor=8, compression_alpha=9)
+    x = make_inputs(module, 1200, batch=1)  # three levels
+    got, _ = feed(module, x, sorted(cuts))
+    assert relative_error(got, module(*x)) <= 1e-5
+
+
+def test_msra_levels_narrower_than_the_window_token_by_token() -> None:
+    module = trained("msra", window=32, compression_factor=8, compression_alpha=9)
+    x = make_inputs(module, 1200, batch=1)
+    got, _ = feed(module, x, list(range(1, 1200)))
+    assert relative_error(got, module(*x)) <= 1e-5
+
+
 @every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_streams_are_as_good_as_the_parallel_form(
@@ -259,6 +275,8 @@ def test_state_bytes_grow_as_promised() -> None:
     wide = {"hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "causal": True}
     sizes = bytes_after(DALA(DALAConfig(**wide, memory_size=64, block_size=16)), lengths)
     assert len(set(sizes)) == 1
+    small, _, large = bytes_after(MSRA(MSRAConfig(**wide, window=128)), lengths)
+    assert large <= 1.5 * small  # one level more, a quarter of the window wide
     ucsa = UCSA(UCSAConfig(**wide, max_cache_size=256))
     small, middle, large = bytes_after(ucsa, lengths)
     assert large - middle <= 1.5 * (middle - small) and large < 2 * small

@@ -99,10 +99,11 @@ def test_the_comparison_rejects_wrong_unions(mutant: str, monkeypatch: pytest.Mo
     assert (out - want).norm() > 1e-3 * want.norm()
 
 
-def test_a_query_that_sees_nothing_gets_zeros_and_no_gradient() -> None:
+@pytest.mark.parametrize("tiles", [Tiles(3, 1, 1, 5), Tiles(0, 1, 1, N)])
+def test_a_query_that_sees_nothing_gets_zeros_and_no_gradient(tiles: Tiles) -> None:
     q, k, v, b, *_ = (t.requires_grad_() for t in inputs())
     hidden = torch.full_like(b, HIDDEN).detach()
-    calls = [Call(0, Tiles(3, 1, 1, 5), Tiles(0, 1, 1, N))]
+    calls = [Call(0, tiles, Tiles(0, 1, 1, N))]
     out, lse = union(q, [Source(k, v, hidden)], calls, scale=1.0)
     assert out.eq(0).all() and lse.eq(HIDDEN).all()
     for g in torch.autograd.grad(out.sum() + lse.sum(), (q, k, v)):
@@ -168,6 +169,13 @@ def test_tiles_add_to_is_the_adjoint_of_load() -> None:
         back = torch.zeros_like(x)
         part.add_to(back, y, 0, part.count)
         torch.testing.assert_close((loaded * y).sum(), (x * back).sum())
+
+
+@pytest.mark.parametrize("tiles", [Tiles(-1, 1, 1, 3), Tiles(21, 1, 1, 3), Tiles(0, 5, 5, 5)])
+def test_tiles_outside_are_an_error(tiles: Tiles) -> None:
+    x = torch.zeros(2, 40, D)[:, 8 : 8 + N]  # a view: there are rows before and behind it
+    with pytest.raises(IndexError, match="there are 23"):
+        tiles.load(x, 0, tiles.count)
 
 
 def test_batch_covers_each_rectangle_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from operator import index
 from typing import Any, Self
 
 import torch
@@ -157,7 +158,8 @@ class SuperHybrid(StreamingAttention):
     @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         check_inputs(self.cfg, q, k, v, mask)
-        names, N = self._in_use(q.shape[2], q.device), q.shape[2]
+        N = index(q.shape[2])  # a compiler, too, makes its plan for this length
+        names = self._in_use(N, q.device)
         for name in self.members:
             if name not in names:
                 self._member(name).keep_auxiliary(None)

@@ -50,19 +50,14 @@ def _far_rects(
 ) -> tuple[tuple[list[Rect], list[Rect]], ...]:
     g = min(sinks, length)
     levels = []
-    inner, node = (
-        window,
-        rate,
-    )  # W_{l-1}, whose queries see the same nodes of level l; tokens of one
+    inner, node = window, rate  # W_{l-1}; the tokens of a node of level l
     while (length - g) > 2 * inner:
         past, future = [], []
         nodes, outer = math.ceil((length - g) / node), width * node
         for b_in in range(max(0, start - g) // inner, math.ceil((length - g) / inner)):
             q0 = 0 if b_in == 0 and not causal else g + b_in * inner
-            rows, b_out = (
-                (max(q0, start), min(g + (b_in + 1) * inner, length)),
-                b_in * inner // outer,
-            )
+            rows = max(q0, start), min(g + (b_in + 1) * inner, length)
+            b_out = b_in * inner // outer
             past.append(Rect(*rows, max(0, (b_out - 1) * width), (b_in - 1) * inner // node))
             if not causal:
                 last = min(nodes, (b_out + 2) * width)
@@ -79,8 +74,8 @@ class MSRA(StreamingAttention):
     A query sees, under one softmax: the first ``global_tokens`` tokens; its own block of ``window``
     tokens and the block before; and nodes of level l = 1, 2, ... that partition everything older,
     each the learned mean of ``rate`` nodes of the level below; of each level at most twice
-    :attr:`~danon.config.MSRAConfig.level_width`. A node's logit carries log(mass), so equal tokens
-    under it make it exact. O(N log N) time.
+    :attr:`~danon.config.MSRAConfig.level_width` (three times when bidirectional). A node's logit
+    carries log(mass), so equal tokens under it make it exact. O(N log N) time.
 
     Learned: the pooling scores, the gain of the level's positional encoding on node keys (starts
     at zero), and per query and level the scale weight log w_l = log softmax_l(beta_l) with

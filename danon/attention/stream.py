@@ -209,6 +209,11 @@ class StreamState:
             return out
 
         try:
+            if "groups" in saved and (found := saved.get("format", 1)) != FORMAT:
+                raise ValueError(
+                    f"the state was saved in format {found}: must be {FORMAT}; begin with "
+                    "init_state and feed the tokens again"
+                )
             groups = tuple(
                 Group(
                     tuple(g["rows"]), int(g["length"]),
@@ -217,15 +222,9 @@ class StreamState:
                 for g in saved["groups"]
             )  # fmt: skip
             dtype = getattr(torch, saved["dtype"])
-            state = cls(saved["owner"], dict(saved["config"]), dtype, device, groups)
+            return cls(saved["owner"], dict(saved["config"]), dtype, device, groups)
         except (KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"not a saved stream state: {error!r}") from error
-        if (found := saved.get("format", 1)) != FORMAT:
-            raise ValueError(
-                f"the state was saved in format {found}: must be {FORMAT}; begin with init_state "
-                "and feed the tokens again"
-            )
-        return state
 
 
 class StreamingAttention(BaseAttention):

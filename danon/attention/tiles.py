@@ -61,6 +61,9 @@ class Tiles:
     def load(self, x: Tensor, t0: int, t1: int) -> Tensor:
         """View tiles [t0, t1) of x (X, N, ...) as (t1 - t0, X, length, ...)."""
         s, first = x.stride(), self.start + t0 * self.step
+        last = first + (t1 - t0 - 1) * self.step + self.length
+        if first < 0 or last > x.shape[1]:  # as_strided would read what lies beside x
+            raise IndexError(f"rows {first} to {last}: there are {x.shape[1]}")
         return x.as_strided(
             (t1 - t0, x.shape[0], self.length, *x.shape[2:]),
             (self.step * s[1], s[0], s[1], *s[2:]),
