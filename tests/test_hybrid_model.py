@@ -87,7 +87,7 @@ def test_every_seed_field_reaches_its_mechanism() -> None:
         ({"components": {"mamba": {}}}, "must be a dictionary with keys of 'msra', 'dala', 'ucsa'"),
         ({"components": {"msra": 3}}, r"components\['msra'\] = 3: must be a dictionary of fields"),
         ({"components": {"msra": {"windows": 3}}}, "MSRAConfig has no field 'windows'"),
-        ({"components": {"msra": {"window": 11}}}, "MSRAConfig.window = 11: must be divisible"),
+        ({"components": {"msra": {"window": 17}}}, "MSRAConfig.window = 17: must be divisible"),
         ({"components": {"msra": {"num_heads": 3}}}, "sets num_heads: the whole hybrid shares"),
         ({"components": {"msra": {"weight": 0}}}, r"\['weight'\] = 0: must be a number > 0"),
         (

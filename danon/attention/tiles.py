@@ -64,10 +64,10 @@ class Tiles:
         last = first + (t1 - t0 - 1) * self.step + self.length
         if first < 0 or last > x.shape[1]:  # as_strided would read what lies beside x
             raise IndexError(f"rows {first} to {last}: there are {x.shape[1]}")
+        x = x.narrow(1, first, x.shape[1] - first) if first else x
         return x.as_strided(
             (t1 - t0, x.shape[0], self.length, *x.shape[2:]),
             (self.step * s[1], s[0], s[1], *s[2:]),
-            x.storage_offset() + first * s[1],
         )
 
     def add_to(self, x: Tensor, tiles: Tensor, t0: int, t1: int) -> None:
