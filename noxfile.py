@@ -70,7 +70,7 @@ def tests_slow(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def endless(session: nox.Session) -> None:
-    """Read a million tokens with each model, ten million with each layer: about an hour."""
+    """Read a million tokens with each model, ten million with each layer: hours."""
     install(session, "all")
     run(session, "python", "-m", "pytest", "-m", "endless", "-s", *session.posargs)
 

@@ -82,34 +82,31 @@ def learned(module: nn.Module) -> None:
         nn.init.normal_(parameter, std=0.3)
 
 
+def assert_one_graph(module: BaseAttention, padded: bool) -> None:
+    """Compiled without a graph break it computes the same, forward and backward."""
+    learned(module)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = make_inputs(module, N, padded=padded)
+    assert_same(module, compiled, [t.requires_grad_() for t in x[:3]], x.mask)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_a_mechanism_is_one_graph_and_computes_the_same(name: str, causal: bool) -> None:
-    module = MECHANISMS[name](causal)
-    learned(module)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    x = make_inputs(module, N, padded=not causal)
-    assert_same(module, compiled, [t.requires_grad_() for t in x[:3]], x.mask)
+    assert_one_graph(MECHANISMS[name](causal), padded=not causal)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "blend"))
                                   for n in FORMS])  # fmt: skip
 def test_other_forms_are_one_graph_and_compute_the_same(name: str) -> None:
-    module = FORMS[name]()
-    learned(module)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    assert_same(module, compiled, [t.requires_grad_() for t in make_inputs(module, N)[:3]], None)
+    assert_one_graph(FORMS[name](), padded=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_the_other_half_of_the_masks(name: str, causal: bool) -> None:
-    module = MECHANISMS[name](causal)
-    learned(module)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    x = make_inputs(module, N, padded=causal)
-    assert_same(module, compiled, [t.requires_grad_() for t in x[:3]], x.mask)
+    assert_one_graph(MECHANISMS[name](causal), padded=causal)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "msra"))

@@ -23,7 +23,7 @@ from danon.attention.tiles import Tiles
 from danon.attention.union import Call, Profile, Source, union
 from danon.config import ConfigError, DALAConfig
 from danon.hybrid_config import SuperHybridConfig
-from danon.models import auxiliary_loss, create_super_hybrid_model
+from danon.models import create_super_hybrid_model
 from danon.testing import assert_matches_oracle, make_inputs, relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -367,4 +367,4 @@ def test_a_model_adds_its_layers() -> None:
     model(torch.randint(0, 50, (2, 60)))
     each = [layer.mixer.auxiliary_loss() for layer in model.layers]
     assert sum(bool(x > 0) for x in each) == sum(isinstance(x.mixer, DALA) for x in model.layers)
-    torch.testing.assert_close(auxiliary_loss(model), sum(each))
+    torch.testing.assert_close(model.auxiliary_loss(), sum(each))

@@ -1,4 +1,4 @@
-"""A million tokens through a model, ten million through a layer: an hour, by nox -s endless.
+"""A million tokens through a model, ten million through a layer: hours, by nox -s endless.
 
 Every case runs in a process of its own, so that the resident memory it reports is its own.
 """

@@ -27,7 +27,6 @@ from torch import Tensor
 from danon.attention import MSRA
 from danon.attention.hybrid import SuperHybrid
 from danon.attention.stream import StreamState
-from danon.models.hybrid import auxiliary_loss
 from danon.testing import (
     AttentionContract,
     Inputs,
@@ -206,12 +205,12 @@ def test_the_loss_of_a_model_reaches_every_blending_layer(checkpointing: bool) -
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     out = model(ids())
-    (out.square().mean() * 0 + auxiliary_loss(model)).backward()
+    (out.square().mean() * 0 + model.auxiliary_loss()).backward()
     for layer in model.layers:
         assert layer.mixer.beta.grad.any() and layer.mixer.gate.grad.any()
     other = small_model(mode="layers").eval()
     other(ids())
-    assert float(auxiliary_loss(other)) == 0.0
+    assert float(other.auxiliary_loss()) == 0.0
 
 
 # Streams

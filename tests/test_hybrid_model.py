@@ -23,7 +23,7 @@ from hybrids import (
 from danon.attention import DALA, MSRA, UCSA
 from danon.config import ConfigError
 from danon.hybrid_config import SuperHybridConfig
-from danon.models.hybrid import auxiliary_loss, create_super_hybrid_model
+from danon.models.hybrid import create_super_hybrid_model
 
 # Configuration
 
@@ -165,7 +165,7 @@ def test_the_pattern_goes_over_the_depth() -> None:
 def test_models_of_every_mode_train_and_generate(mode: str) -> None:
     model = small_model(mode=mode, task="lm")
     assert model.config.is_causal and not small_model(mode=mode).config.is_causal
-    loss = model(ids()).square().mean() + auxiliary_loss(model)
+    loss = model(ids()).square().mean() + model.auxiliary_loss()
     loss.backward()
     assert model.embed.weight.grad.any()
     new, _ = model.eval().generate(ids(20), 3)

@@ -296,11 +296,12 @@ def test_the_checks_reject_wrong_kernels(
     make: Callable[[bool], BaseAttention], mutant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import danon.attention.dala as dala_module
+    import danon.attention.dala_paths as dala_paths_module
 
     module = make(True)
     for p in module.parameters():
         torch.nn.init.normal_(p, std=0.3)
-    for home in (msra_module, dala_module, ucsa_module):
+    for home in (msra_module, dala_paths_module, ucsa_module):
         if mutant == "off-by-one mask":
             monkeypatch.setattr(
                 home, "batch", lambda r, *at, real=home.batch: real(off_by_one(list(r)), *at)

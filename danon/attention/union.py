@@ -72,9 +72,9 @@ def union(
         Output (X, N, D) in the dtype of q and log-sum-exp (X, N) float32 (float64 for float64),
         both differentiable. A query without a visible entry gets zeros and HIDDEN.
     """
-    if torch.compiler.is_compiling():
-        return _compiled(q, sources, calls, shifts, scale, kernel)
     flat = [x for s in sources for x in (s.k, s.v, s.bias)]
+    if torch.compiler.is_compiling():
+        return _compiled(q, flat, calls, shifts, scale, kernel)
     out, lse = _Union.apply(  # type: ignore[no-untyped-call]
         tuple(calls), scale, kernel, len(shifts), q, *shifts, *flat
     )
@@ -109,11 +109,10 @@ class _Union(torch.autograd.Function):
 
 
 def _compiled(
-    q: Tensor, sources: Sequence[Source], calls: Sequence[Call], shifts: Sequence[Tensor],
+    q: Tensor, flat: Sequence[Tensor | None], calls: Sequence[Call], shifts: Sequence[Tensor],
     scale: float, kernel: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The union as an operator that a compiler does not look into."""
-    flat = [x for s in sources for x in (s.k, s.v, s.bias)]
     given = [x is not None for x in flat]
     tensors = [q, *shifts, *(x for x in flat if x is not None)]
     fixed, plan, offsets = Packed.of(calls)
@@ -165,8 +164,12 @@ def _union_backward_op(
     grads = branches.backward(
         grad, grad_lse, q, out, lse, shifts, flat, calls, scale, kernel, needs
     )  # fmt: skip
-    wants = zip((need[0], *needs), grads, strict=True)
-    return [x.contiguous() for wanted, x in wants if wanted and x is not None]
+    found = []
+    for asked, x in zip((need[0], *needs), grads, strict=True):
+        if asked:
+            assert x is not None
+            found.append(x.contiguous())
+    return found
 
 
 @_union_backward_op.register_fake

@@ -2,7 +2,7 @@
 
 from danon.models.backbone import Backbone
 from danon.models.factories import create_dala_model, create_msra_model, create_ucsa_model
-from danon.models.hybrid import auxiliary_loss, create_super_hybrid_model
+from danon.models.hybrid import create_super_hybrid_model
 from danon.models.prefix_cache import PrefixCache
 from danon.models.state import ModelState
 
@@ -10,7 +10,6 @@ __all__ = [
     "Backbone",
     "ModelState",
     "PrefixCache",
-    "auxiliary_loss",
     "create_dala_model",
     "create_msra_model",
     "create_super_hybrid_model",

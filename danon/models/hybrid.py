@@ -5,14 +5,12 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
-from torch import Tensor
-
 from danon.attention.hybrid import mechanism_of_layer
 from danon.hybrid_config import SuperHybridConfig
 from danon.models.backbone import Backbone, Task
 from danon.models.factories import made_config
 
-__all__ = ["auxiliary_loss", "create_super_hybrid_model"]
+__all__ = ["create_super_hybrid_model"]
 
 
 def create_super_hybrid_model(
@@ -33,8 +31,3 @@ def create_super_hybrid_model(
     if made.enable_all_optimizations:
         model.enable_gradient_checkpointing()
     return model
-
-
-def auxiliary_loss(model: Backbone) -> Tensor:
-    """What the last forward pass asks to be added to the loss: :meth:`Backbone.auxiliary_loss`."""
-    return model.auxiliary_loss()
