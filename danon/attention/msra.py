@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from danon.attention.base import check_inputs, without_autocast
 from danon.attention.kernels import HIDDEN
 from danon.attention.oracles.msra import oracle
-from danon.attention.pooling import ImportancePool, sinusoid, soft_cap
+from danon.attention.pooling import ImportancePool, by_pieces, sinusoid, soft_cap
 from danon.attention.registry import register
 from danon.attention.stream import Part, Span, StreamingAttention, span_of, tensor_of
 from danon.attention.tiles import NEAR, Rect, batch, constant, near_rects
@@ -216,10 +216,15 @@ class MSRA(StreamingAttention):
         logits, which is a sum that nearly cancels.
         """
         wide = torch.promote_types(q.dtype, torch.float32)
-        hidden = F.linear(q.to(wide), self.fuse_h.to(wide))
-        beta = [torch.tanh(hidden + x) @ self.fuse_v.to(wide) for x in self.fuse_x]
-        capped = soft_cap(torch.stack(beta), self.cfg.stability_factor)
-        return list(capped[1:] - capped[0])
+        w_h, w_x, out = (x.to(wide) for x in (self.fuse_h, self.fuse_x, self.fuse_v))
+
+        def some(a: int, z: int) -> Tensor:
+            hidden = F.linear(q[:, a:z].to(wide), w_h)
+            beta = torch.stack([torch.tanh(hidden + x) @ out for x in w_x], -1)
+            return soft_cap(beta, self.cfg.stability_factor)
+
+        beta = by_pieces(some, q.shape[1], q.shape[0] * q.shape[2])
+        return list((beta[..., 1:] - beta[..., :1]).movedim(-1, 0).contiguous())
 
     def _nodes(self, k: Tensor, v: Tensor, seen: Tensor | None, levels: int) -> list[Source]:
         if self.cfg.memory_efficient and torch.is_grad_enabled():

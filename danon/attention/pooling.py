@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ImportancePool", "sinusoid", "sinusoid_pairs", "soft_cap"]
+__all__ = ["ImportancePool", "by_pieces", "sinusoid", "sinusoid_pairs", "soft_cap"]
+
+PIECE = 1 << 20
+"""Numbers in a temporary of what is computed for all tokens of a long input, about."""
 
 
 class ImportancePool(nn.Module):
@@ -39,12 +44,16 @@ class ImportancePool(nn.Module):
         self.v = nn.Parameter(torch.zeros(scales, hidden))
 
     def score(self, k: Tensor, v: Tensor, scale: int) -> Tensor:
-        """beta of each child: k, v (..., D) -> (...) float32 or wider."""
+        """beta of each child: k, v (X, n, D) -> (X, n) float32 or wider."""
         s = min(scale, len(self.b) - 1)
         wide = torch.promote_types(k.dtype, torch.float32)
-        w_h, w_x, b = (x[s].to(wide) for x in (self.w_h, self.w_x, self.b))
-        hidden = torch.tanh(F.linear(k.to(wide), w_h, b) + F.linear(v.to(wide), w_x))
-        return soft_cap(hidden @ self.v[s].to(wide), self.cap)
+        w_h, w_x, b, out = (x[s].to(wide) for x in (self.w_h, self.w_x, self.b, self.v))
+
+        def some(a: int, z: int) -> Tensor:
+            of_k, of_v = F.linear(k[:, a:z].to(wide), w_h, b), F.linear(v[:, a:z].to(wide), w_x)
+            return soft_cap(torch.tanh(of_k + of_v) @ out, self.cap)
+
+        return by_pieces(some, k.shape[1], k.shape[0] * k.shape[2])
 
     def weights(
         self, k: Tensor, v: Tensor, scale: int, mass: Tensor | None = None
@@ -76,12 +85,27 @@ class ImportancePool(nn.Module):
         x = x[:, : m * r]
         if x.shape[1] < m * r:
             x = F.pad(x, (0, 0, 0, m * r - x.shape[1]))
-        return (x.reshape(X, m, r, -1) * weight[..., None]).sum(2)
+        nodes = x.unflatten(1, (m, r))
+        return by_pieces(
+            lambda a, z: (nodes[:, a:z] * weight[:, a:z, :, None]).sum(2), m, X * r * x.shape[2]
+        )
 
     def _whole(self, x: Tensor, pad: bool) -> Tensor:
         """x (X, n) with n made a multiple of the rate: padded with zeros, or cut."""
         rest = x.shape[1] % self.rate
         return F.pad(x, (0, -x.shape[1] % self.rate)) if pad else x[:, : x.shape[1] - rest]
+
+
+def by_pieces(some: Callable[[int, int], Tensor], length: int, width: int) -> Tensor:
+    """``some(a, z)`` for all of [0, length), side by side in dimension 1.
+
+    In pieces whose temporaries, of ``width`` numbers for each place, are of the size of a cache: a
+    temporary as long as the input is new memory each time, a page fault for every 4 KiB.
+    """
+    step = max(1, PIECE // max(1, width))
+    if length <= step or torch.compiler.is_compiling():  # a compiler fuses it anyway
+        return some(0, length)
+    return torch.cat([some(a, min(a + step, length)) for a in range(0, length, step)], 1)
 
 
 def soft_cap(beta: Tensor, s: float) -> Tensor:

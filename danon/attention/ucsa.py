@@ -233,7 +233,9 @@ class UCSA(StreamingAttention):
                 seen[:, g:] if seen is not None else torch.ones_like(k[:, g:, 0], dtype=torch.bool)
             )
             bias = F.pad(torch.where(real, 0.0, HIDDEN), (0, fill), value=HIDDEN)
-        k, v = (F.pad(x[:, g:], (0, 0, 0, fill)).contiguous() for x in (k, v))
+        k, v = k[:, g:], v[:, g:]
+        if fill or k.stride(0) % (self.cfg.leaf * k.stride(1)):  # else whole leaves as they are
+            k, v = (F.pad(x, (0, 0, 0, fill)).contiguous() for x in (k, v))
         return Source(k, v, bias)
 
     def visible_pairs(self, length: int) -> int | None:

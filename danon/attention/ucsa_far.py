@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from danon.attention.calls import Call, Seen
 from danon.attention.tiles import Rows, Tiles, constant
 from danon.attention.ucsa_error import Verdict, judge
 from danon.attention.ucsa_select import (
+    VOTE_EVERY,
     Cut,
     choose_leaves,
     descend,
@@ -81,8 +83,9 @@ class FarCalls:
         c: configuration.
         q: the queries (X, n, D).
         tree: with X / heads of a group as its first dimension, G.
-        lines: queries past the global tokens that vote (X, m, D), from block ``base`` on.
-        vote: which of them do (G, m), or None for all.
+        lines: queries past the global tokens (X, m, D), from block ``base`` on: one in
+            ``VOTE_EVERY`` of a block votes.
+        vote: which of them may (G, m), or None for all.
         start: place of the first query.
         base: see ``lines``.
         extra: see :func:`budget_of`.
@@ -95,14 +98,27 @@ class FarCalls:
         self.c, self.q, self.tree, self.start, self.base = c, q, tree, start, base
         self.extra = extra
         self.stop, self.groups = start + q.shape[1], tree.key[0].shape[0]
-        X, n, D = lines.shape
-        G, wide, fill = self.groups, tree.key[0].dtype, -n % c.query_block
-        lines = F.pad(lines.to(wide), (0, 0, 0, fill)).view(G, X // G, -1, c.query_block, D)
-        # (blocks, G, heads of the group * C, D): the heads of a group choose together.
-        self.voters = lines.permute(2, 0, 1, 3, 4).flatten(2, 3)
-        votes = tree.key[0].new_ones(G, n) if vote is None else vote.to(wide)
-        votes = F.pad(votes, (0, fill)).view(G, -1, c.query_block).transpose(0, 1)
-        self.votes = votes.repeat(1, 1, X // G)
+        self.lines, self.vote = lines, vote
+
+    @cached_property
+    def voters(self) -> tuple[Tensor, Tensor]:
+        """Queries (blocks, G, heads of the group * voters, D) and their votes, zero for padding.
+
+        The heads of a group choose together.
+        """
+        c, G, like = self.c, self.groups, self.tree.key[0]
+        lines, heads = self.lines, self.lines.shape[0] // self.groups
+        vote = like.new_ones(G, lines.shape[1]) if self.vote is None else self.vote.to(like.dtype)
+        rest = lines.shape[1] % c.query_block
+        if rest and c.is_causal:  # a block that is not whole votes for none
+            lines, vote = lines[:, :-rest], vote[:, :-rest]
+        elif rest:
+            lines = F.pad(lines, (0, 0, 0, c.query_block - rest))
+            vote = F.pad(vote, (0, c.query_block - rest))
+        lines = lines.unflatten(1, (-1, c.query_block))[:, :, ::VOTE_EVERY].to(like.dtype)
+        vote = vote.unflatten(1, (-1, c.query_block))[:, :, ::VOTE_EVERY].transpose(0, 1)
+        lines = lines.unflatten(0, (G, heads)).permute(2, 0, 1, 3, 4).flatten(2, 3)
+        return lines, vote.repeat(1, 1, heads)
 
     def calls(self) -> list[Call]:
         """All calls; what is chosen has no gradient."""
@@ -140,10 +156,8 @@ class FarCalls:
         """The cut of blocks [t0, t1); each is chosen by the block before when causal."""
         before = self.base + (1 if self.c.is_causal else 0)
         some = slice(t0 - before, t1 - before)
-        return descend(
-            self.c, self.tree, self.voters[some], self.votes[some], bounds, depth,
-            self.c.head_dim**-0.5,
-        )  # fmt: skip
+        q, votes = (x[some] for x in self.voters)
+        return descend(self.c, self.tree, q, votes, bounds, depth, self.c.head_dim**-0.5)
 
     def nodes(self, cut: Cut) -> tuple[int, Rows | Tiles]:
         """Source and keys of coarse nodes and candidates."""

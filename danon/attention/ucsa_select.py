@@ -16,7 +16,10 @@ from danon.attention.ucsa_error import judge
 from danon.attention.ucsa_tree import Bounds, Tree
 from danon.config import UCSAConfig
 
-__all__ = ["Cut", "choose_leaves", "descend", "far_leaves", "tree_depth"]
+__all__ = ["VOTE_EVERY", "Cut", "choose_leaves", "descend", "far_leaves", "tree_depth"]
+
+VOTE_EVERY = 4
+"""One query in so many of a block votes: the others would vote much alike (docs/log.md)."""
 
 REFINE_FIRST = 1e30
 """Score of a node that reaches into the near window: it must be split."""
