@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danon.attention.kernels import HIDDEN
-from danon.attention.pooling import sinusoid_pairs
+from danon.attention.pooling import by_pieces, sinusoid_pairs
 from danon.attention.union import Source
 
 __all__ = ["GatedState", "ImportanceNetwork", "Router", "load_balance", "period_means",
@@ -28,10 +28,17 @@ class ImportanceNetwork(nn.Module):
         ``start`` is the place of the first key in its sequence.
         """
         wide = torch.promote_types(k.dtype, self.inner.weight.dtype)
-        w, b = self.inner.weight.to(wide), self.inner.bias.to(wide)
-        place = F.linear(_positions(start, k.shape[1], k.shape[2], wide, k.device), w, b)
-        hidden = torch.tanh(F.linear(k.to(wide), w) + place)
-        return F.linear(hidden, self.outer.weight.to(wide), self.outer.bias.to(wide)).squeeze(-1)
+        w, b, w_out, b_out = (
+            x.to(wide)
+            for x in (self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias)
+        )
+
+        def some(a: int, z: int) -> Tensor:
+            place = F.linear(_positions(start + a, z - a, k.shape[2], wide, k.device), w, b)
+            hidden = torch.tanh(F.linear(k[:, a:z].to(wide), w) + place)
+            return F.linear(hidden, w_out, b_out).squeeze(-1)
+
+        return by_pieces(some, k.shape[1], k.shape[0] * k.shape[2])
 
 
 def _positions(
@@ -117,9 +124,9 @@ class Router(nn.Module):
 
     def forward(self, q: Tensor, paths: Tensor) -> Tensor:
         """log p: queries (..., n, D) and path keys (..., J, D) -> (..., n, J)."""
-        wide = torch.promote_types(q.dtype, torch.float32)
-        s = F.linear(q.to(wide), self.weight.to(wide))  # tau magnifies rounding
-        match = s @ paths.to(wide).transpose(-1, -2)
+        wide = torch.promote_types(q.dtype, torch.float32)  # tau magnifies rounding
+        # (W q).k = q.(W^T k), and there are fewer paths than queries.
+        match = q.to(wide) @ (paths.to(wide) @ self.weight.to(wide)).transpose(-1, -2)
         b = torch.zeros_like(match)
         for _ in range(self.iterations):
             b = b + (match / self.temperature + b).softmax(-1) * match
@@ -152,13 +159,16 @@ def period_means(x: Tensor, seen: Tensor | None, period: int) -> tuple[Tensor, T
     Returns:
         (X, periods, D) float32 or wider, and the number of tokens (X, periods) float.
     """
-    X, n, D = x.shape
+    X, n, _ = x.shape
     wide = torch.promote_types(x.dtype, torch.float32)
     one = torch.ones(X, n, device=x.device, dtype=wide) if seen is None else seen.to(wide)
-    x = x.to(wide) if seen is None else x.to(wide) * one[..., None]
-    pad = -n % period
-    total = F.pad(x, (0, 0, 0, pad)).unflatten(1, ((n + pad) // period, period)).sum(2)
-    count = F.pad(one, (0, pad)).unflatten(1, ((n + pad) // period, period)).sum(2)
+    if seen is not None:
+        x = x.to(wide) * one[..., None]
+    count = F.pad(one, (0, -n % period)).unflatten(1, (-1, period)).sum(2)
+    whole = n // period * period
+    total = x[:, :whole].unflatten(1, (n // period, period)).sum(2, dtype=wide)
+    if whole < n:
+        total = torch.cat((total, x[:, whole:].sum(1, keepdim=True, dtype=wide)), 1)
     return total / count.clamp_min(1)[..., None], count
 
 
