@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import danon.attention.msra as msra_module
 import danon.attention.tiles as tiles_module
 import danon.attention.ucsa as ucsa_module
-from danon.attention import DALA, MSRA, UCSA, BaseAttention, branches
+from danon.attention import DALA, MSRA, UCSA, BaseAttention, branches, pooling
 from danon.attention.tiles import Rect
 from danon.attention.union import Call, observe, union
 from danon.config import ConfigError, DALAConfig, MSRAConfig, UCSAConfig
@@ -269,6 +269,46 @@ def test_msra_entries_grow_with_the_logarithm() -> None:
     steps = [b - a for a, b in pairwise(per_query)]
     # Of each level a query sees between width (1 - 1/r) and width (2 - 2/r) nodes.
     assert max(steps) <= 1.1 * 1.5 * (1 - 1 / rate) * width and per_query[-1] < 3000
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("make", [small_msra, small_dala, small_ucsa])
+def test_a_long_input_in_pieces_gives_the_same(
+    make: Callable[..., BaseAttention], padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make(True, 2).double()
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    inputs = make_inputs(module, 103, dtype=torch.float64, padded=padded)
+    x = [t.requires_grad_() for t in inputs[:3]]
+
+    def results() -> tuple[Tensor, ...]:
+        out = module(*x, inputs.mask)
+        return out, *torch.autograd.grad(out.sin().sum(), [*x, *module.parameters()])
+
+    whole, joined, cat = results(), 0, torch.cat
+
+    def counted(parts: list[Tensor], *args: int) -> Tensor:
+        nonlocal joined
+        joined = max(joined, len(parts))
+        return cat(parts, *args)
+
+    monkeypatch.setattr(pooling, "PIECE", 300)
+    monkeypatch.setattr(pooling.torch, "cat", counted)
+    for a, b in zip(results(), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert joined > 5
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("more", [0, 1])
+def test_ucsa_shows_whole_leaves_where_they_lie(more: int, causal: bool) -> None:
+    module = small_ucsa(causal, 2, global_tokens=4)
+    x = make_inputs(module, 96 + more)
+    k, v = (t.flatten(0, 1) for t in x[1:3])
+    source = module._leaf_tokens(k, v, None)
+    assert (source.k.data_ptr() == k[:, 4:].data_ptr()) == (more == 0)
+    assert_matches_oracle(module, x)
 
 
 def off_by_one(rects: list[Rect]) -> list[Rect]:
