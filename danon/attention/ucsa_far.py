@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -99,8 +98,8 @@ class FarCalls:
         self.extra = extra
         self.stop, self.groups = start + q.shape[1], tree.key[0].shape[0]
         self.lines, self.vote = lines, vote
+        self.ballot: tuple[Tensor, Tensor] | None = None
 
-    @cached_property
     def voters(self) -> tuple[Tensor, Tensor]:
         """Queries (blocks, G, heads of the group * voters, D) and their votes, zero for padding.
 
@@ -156,7 +155,9 @@ class FarCalls:
         """The cut of blocks [t0, t1); each is chosen by the block before when causal."""
         before = self.base + (1 if self.c.is_causal else 0)
         some = slice(t0 - before, t1 - before)
-        q, votes = (x[some] for x in self.voters)
+        if self.ballot is None:  # most steps of a stream ask for no vote
+            self.ballot = self.voters()
+        q, votes = (x[some] for x in self.ballot)
         return descend(self.c, self.tree, q, votes, bounds, depth, self.c.head_dim**-0.5)
 
     def nodes(self, cut: Cut) -> tuple[int, Rows | Tiles]:
