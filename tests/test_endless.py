@@ -104,11 +104,12 @@ class Decode:
         _, self.state = layer.step(q, k, v, self.state)
 
 with torch.no_grad():
-    for _ in range(3):
-        for n in lengths:
-            x, start = [x[:, :, :n] for x in text], time.perf_counter()
-            layer(*x)
-            seconds[n] = min(seconds[n], time.perf_counter() - start)
+    for _ in range(2):
+        for n in lengths:  # as many tokens of each: what disturbs the machine meets all alike
+            x, start = [x[:, :, :n].contiguous() for x in text], time.perf_counter()
+            for _ in range(total // n):
+                layer(*x)
+            seconds[n] = min(seconds[n], (time.perf_counter() - start) * n / total)
     decode = measure_pair(
         Decode(total), Decode(total >> 6), torch.device("cpu"), budget_s=30, width=0.01
     )
@@ -149,7 +150,7 @@ def test_ten_million_tokens_leave_resident_memory_flat(name: str) -> None:
 # token after a million, over that after 16k; dense attention has 64. MSRA has one level more there.
 @pytest.mark.parametrize(
     ("name", "exponent", "decode"),
-    [("msra", 1.12, 1.25), ("dala", 1.05, 1.15), ("ucsa", 1.15, 1.15)],
+    [("msra", 1.12, 1.25), ("dala", 1.05, 1.15), ("ucsa", 1.10, 1.15)],
 )
 def test_time_from_16k_to_a_million_tokens(name: str, exponent: float, decode: float) -> None:
     got = run(SCALING, name, 1 << 20)
