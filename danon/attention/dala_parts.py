@@ -38,7 +38,7 @@ class ImportanceNetwork(nn.Module):
             hidden = torch.tanh(F.linear(k[:, a:z].to(wide), w) + place)
             return F.linear(hidden, w_out, b_out).squeeze(-1)
 
-        return by_pieces(some, k.shape[1], k.shape[0] * k.shape[2])
+        return by_pieces(some, k)
 
 
 def _positions(

@@ -223,7 +223,7 @@ class MSRA(StreamingAttention):
             beta = torch.stack([torch.tanh(hidden + x) @ out for x in w_x], -1)
             return soft_cap(beta, self.cfg.stability_factor)
 
-        beta = by_pieces(some, q.shape[1], q.shape[0] * q.shape[2])
+        beta = by_pieces(some, q)
         return list((beta[..., 1:] - beta[..., :1]).movedim(-1, 0).contiguous())
 
     def _nodes(self, k: Tensor, v: Tensor, seen: Tensor | None, levels: int) -> list[Source]:

@@ -53,7 +53,7 @@ class ImportancePool(nn.Module):
             of_k, of_v = F.linear(k[:, a:z].to(wide), w_h, b), F.linear(v[:, a:z].to(wide), w_x)
             return soft_cap(torch.tanh(of_k + of_v) @ out, self.cap)
 
-        return by_pieces(some, k.shape[1], k.shape[0] * k.shape[2])
+        return by_pieces(some, k)
 
     def weights(
         self, k: Tensor, v: Tensor, scale: int, mass: Tensor | None = None
@@ -81,14 +81,12 @@ class ImportancePool(nn.Module):
 
     def reduce(self, weight: Tensor, x: Tensor) -> Tensor:
         """Weighted means of children x (X, n, D) -> (X, m, D), in the wider of the dtypes."""
-        X, m, r = weight.shape
+        _, m, r = weight.shape
         x = x[:, : m * r]
         if x.shape[1] < m * r:
             x = F.pad(x, (0, 0, 0, m * r - x.shape[1]))
         nodes = x.unflatten(1, (m, r))
-        return by_pieces(
-            lambda a, z: (nodes[:, a:z] * weight[:, a:z, :, None]).sum(2), m, X * r * x.shape[2]
-        )
+        return by_pieces(lambda a, z: (nodes[:, a:z] * weight[:, a:z, :, None]).sum(2), nodes)
 
     def _whole(self, x: Tensor, pad: bool) -> Tensor:
         """x (X, n) with n made a multiple of the rate: padded with zeros, or cut."""
@@ -96,16 +94,17 @@ class ImportancePool(nn.Module):
         return F.pad(x, (0, -x.shape[1] % self.rate)) if pad else x[:, : x.shape[1] - rest]
 
 
-def by_pieces(some: Callable[[int, int], Tensor], length: int, width: int) -> Tensor:
-    """``some(a, z)`` for all of [0, length), side by side in dimension 1.
+def by_pieces(some: Callable[[int, int], Tensor], x: Tensor) -> Tensor:
+    """``some(a, z)`` of x (X, n, ...) for all of [0, n), side by side in dimension 1.
 
-    In pieces whose temporaries, of ``width`` numbers for each place, are of the size of a cache: a
-    temporary as long as the input is new memory each time, a page fault for every 4 KiB.
+    On a CPU in pieces whose temporaries are of the size of a cache: one as long as the input is new
+    memory each time, a page fault for every 4 KiB. Compiled code has none.
     """
-    step = max(1, PIECE // max(1, width))
-    if length <= step or torch.compiler.is_compiling():  # a compiler fuses it anyway
-        return some(0, length)
-    return torch.cat([some(a, min(a + step, length)) for a in range(0, length, step)], 1)
+    n = x.shape[1]
+    step = max(1, PIECE * n // max(1, x.numel()))
+    if n <= step or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return some(0, n)
+    return torch.cat([some(a, min(a + step, n)) for a in range(0, n, step)], 1)
 
 
 def soft_cap(beta: Tensor, s: float) -> Tensor:
