@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import danon.attention.msra as msra_module
 import danon.attention.tiles as tiles_module
 import danon.attention.ucsa as ucsa_module
-from danon.attention import DALA, MSRA, UCSA, BaseAttention, branches, pooling
+from danon.attention import DALA, MSRA, UCSA, BaseAttention, branches, dala_parts, pooling
 from danon.attention.tiles import Rect
 from danon.attention.union import Call, observe, union
 from danon.config import ConfigError, DALAConfig, MSRAConfig, UCSAConfig
@@ -116,6 +116,8 @@ def test_dala_options_match_the_oracle(fields: dict[str, object], causal: bool) 
         {"compression_ratio": 0.25, "candidate_blocks": 8},
         {"selected_blocks": 1000},
         {"coarse_nodes": False},
+        {"query_block": 16, "local_window_size": 16},  # several voters
+        {"query_block": 6, "local_window_size": 12},
     ],
 )
 def test_ucsa_options_match_the_oracle(fields: dict[str, object], causal: bool) -> None:
@@ -123,6 +125,7 @@ def test_ucsa_options_match_the_oracle(fields: dict[str, object], causal: bool) 
     for p in module.parameters():
         torch.nn.init.normal_(p, std=0.3)
     assert_matches_oracle(module, make_inputs(module, 150, padded=True))
+    assert_matches_oracle(module, make_inputs(module, 110))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -271,33 +274,35 @@ def test_msra_entries_grow_with_the_logarithm() -> None:
     assert max(steps) <= 1.1 * 1.5 * (1 - 1 / rate) * width and per_query[-1] < 3000
 
 
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("make", [small_msra, small_dala, small_ucsa])
-def test_a_long_input_in_pieces_gives_the_same(
-    make: Callable[..., BaseAttention], padded: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_long_input_goes_by_pieces(
+    make: Callable[..., BaseAttention], causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = make(True, 2).double()
+    module = make(causal, 2).double()
     for p in module.parameters():
         torch.nn.init.normal_(p, std=0.3)
-    inputs = make_inputs(module, 103, dtype=torch.float64, padded=padded)
-    x = [t.requires_grad_() for t in inputs[:3]]
+    x = make_inputs(module, 103, dtype=torch.float64, padded=not causal)
+    whole, seen = module(*x), []  # with gradients: in one piece
 
-    def results() -> tuple[Tensor, ...]:
-        out = module(*x, inputs.mask)
-        return out, *torch.autograd.grad(out.sin().sum(), [*x, *module.parameters()])
+    def counted(some: Callable[[int, int], Tensor], x: Tensor) -> Tensor:
+        places: list[int] = []
 
-    whole, joined, cat = results(), 0, torch.cat
+        def one(a: int, z: int) -> Tensor:
+            places.append(z - a)
+            return some(a, z)
 
-    def counted(parts: list[Tensor], *args: int) -> Tensor:
-        nonlocal joined
-        joined = max(joined, len(parts))
-        return cat(parts, *args)
+        out = pooling_by_pieces(one, x)
+        seen.append(places == [1] * x.shape[1])
+        return out
 
-    monkeypatch.setattr(pooling, "PIECE", 300)
-    monkeypatch.setattr(pooling.torch, "cat", counted)
-    for a, b in zip(results(), whole, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-    assert joined > 5
+    pooling_by_pieces = pooling.by_pieces
+    monkeypatch.setattr(pooling, "PIECE", 1)
+    for home in (pooling, msra_module, dala_parts):
+        monkeypatch.setattr(home, "by_pieces", counted)
+    with torch.no_grad():
+        torch.testing.assert_close(module(*x), whole, rtol=1e-10, atol=1e-10)
+    assert seen and all(seen)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -140,8 +140,11 @@ def test_dala_options_stream(fields: dict[str, object]) -> None:
     assert relative_error(got, module(*x)) <= 1e-5
 
 
-def test_ucsa_without_coarse_nodes_streams() -> None:
-    module = trained("ucsa", coarse_nodes=False)
+@pytest.mark.parametrize(
+    "fields", [{"coarse_nodes": False}, {"query_block": 6, "local_window_size": 12}]
+)
+def test_other_forms_of_ucsa_stream(fields: dict[str, object]) -> None:
+    module = trained("ucsa", **fields)
     x = make_inputs(module, 150)
     rows = decided(module, x)
     got, _ = feed(module, x, [1, 5, 39, 41, 90])

@@ -125,7 +125,7 @@ class Router(nn.Module):
     def forward(self, q: Tensor, paths: Tensor) -> Tensor:
         """log p: queries (..., n, D) and path keys (..., J, D) -> (..., n, J)."""
         wide = torch.promote_types(q.dtype, torch.float32)  # tau magnifies rounding
-        # (W q).k = q.(W^T k), and there are fewer paths than queries.
+        # (W q).k = q.(W^T k): a long input has fewer paths than queries.
         match = q.to(wide) @ (paths.to(wide) @ self.weight.to(wide)).transpose(-1, -2)
         b = torch.zeros_like(match)
         for _ in range(self.iterations):

@@ -98,11 +98,14 @@ def by_pieces(some: Callable[[int, int], Tensor], x: Tensor) -> Tensor:
     """``some(a, z)`` of x (X, n, ...) for all of [0, n), side by side in dimension 1.
 
     On a CPU in pieces whose temporaries are of the size of a cache: one as long as the input is new
-    memory each time, a page fault for every 4 KiB. Compiled code has none.
+    memory each time, a page fault for every 4 KiB. Not for a gradient, which keeps them all anyway
+    and fills one tensor as long as the input for each piece.
     """
     n = x.shape[1]
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
+        return some(0, n)
     step = max(1, PIECE * n // max(1, x.numel()))
-    if n <= step or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if n <= step:
         return some(0, n)
     return torch.cat([some(a, min(a + step, n)) for a in range(0, n, step)], 1)
 

@@ -74,6 +74,7 @@ class UCSA(StreamingAttention):
       bidirectional) narrows the tree: from the coarsest level with at most ``candidate_blocks``
       nodes down, the nodes with the largest softmax mass are replaced by their children; the
       others stay as coarse entries. A node that reaches into the near window is always split.
+      Every fourth query of that block votes.
     - Of the ``candidate_blocks`` leaves left, each query refines its own best ``selected_blocks``
       to single tokens; the others stay as leaf entries.
 

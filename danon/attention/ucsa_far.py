@@ -114,10 +114,14 @@ class FarCalls:
         elif rest:
             lines = F.pad(lines, (0, 0, 0, c.query_block - rest))
             vote = F.pad(vote, (0, c.query_block - rest))
-        lines = lines.unflatten(1, (-1, c.query_block))[:, :, ::VOTE_EVERY].to(like.dtype)
-        vote = vote.unflatten(1, (-1, c.query_block))[:, :, ::VOTE_EVERY].transpose(0, 1)
-        lines = lines.unflatten(0, (G, heads)).permute(2, 0, 1, 3, 4).flatten(2, 3)
-        return lines, vote.repeat(1, 1, heads)
+        vote = vote.unflatten(1, (-1, c.query_block))
+        lines = lines.unflatten(1, (-1, c.query_block)).unflatten(0, (G, heads))
+        if self.vote is not None:  # padding has no turn
+            vote, order = vote.sort(dim=-1, descending=True, stable=True)
+            lines = lines.gather(3, order[:, None, ..., None].expand_as(lines))
+        vote = vote[..., ::VOTE_EVERY].transpose(0, 1)
+        lines = lines[:, :, :, ::VOTE_EVERY].permute(2, 0, 1, 3, 4).flatten(2, 3)
+        return lines.to(like.dtype), vote.repeat(1, 1, heads)
 
     def calls(self) -> list[Call]:
         """All calls; what is chosen has no gradient."""

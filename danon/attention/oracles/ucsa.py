@@ -152,8 +152,8 @@ def _choices(
             continue
         if t not in cuts:
             s = t - 1 if c.is_causal else t
-            voters = torch.arange(g + s * C, min(g + (s + 1) * C, N), 4)  # one in four
-            asked = q[:, voters[real[voters]]].flatten(0, 1)
+            voters = torch.arange(g + s * C, min(g + (s + 1) * C, N))
+            asked = q[:, voters[real[voters]][::4]].flatten(0, 1)  # one in four
             nodes, leaves, close = _cut(c, asked, tree, a, z, n, scale)
             lossless, forced, tied = _judge(c, tree, 0, leaves, a if c.is_causal else n)
             first = torch.tensor(forced, dtype=torch.bool)
