@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from test_mechanisms import SMALL_UCSA, small_dala, small_msra, small_ucsa
 from torch import Tensor
 
-from danon.attention import DALA, MSRA, UCSA, ucsa_stream
+from danon.attention import DALA, MSRA, UCSA, kernels, ucsa_stream
+from danon.attention.kernels import CPUFlash
 from danon.attention.stream import StreamingAttention, StreamState
+from danon.attention.union import observe
 from danon.config import ConfigError, DALAConfig, MSRAConfig, UCSAConfig
 from danon.testing import Inputs, make_inputs, relative_error
 
@@ -93,6 +96,60 @@ def test_msra_levels_narrower_than_the_window_token_by_token() -> None:
     module = trained("msra", window=32, compression_factor=8, compression_alpha=9)
     x = make_inputs(module, 1200, batch=1)
     got, _ = feed(module, x, list(range(1, 1200)))
+    assert relative_error(got, module(*x)) <= 1e-5
+
+
+@pytest.mark.parametrize(("length", "levels"), [(40, 1), (200, 3)])
+def test_a_token_of_msra_is_two_kernel_calls_at_any_length(
+    length: int, levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = trained("msra")
+    x = make_inputs(module, length, batch=1)
+    _, state = feed(module, part(x, 0, length - 2), [])
+    runs, forward = [], CPUFlash.forward
+
+    def counted(self: CPUFlash, *args: Any) -> tuple[Tensor, Tensor]:
+        runs.append(args[1].shape[2])
+        return forward(self, *args)
+
+    monkeypatch.setattr(CPUFlash, "forward", counted)
+    for start in (length - 2, length - 1):
+        runs.clear()
+        _, state = module.step(*part(x, start, start + 1)[:3], state)
+        assert len(runs) == 2
+    assert sum(f"k{level}" in state.groups[0].parts for level in range(1, 9)) >= levels
+
+
+def test_a_kernel_without_bias_reads_tokens_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = trained("msra", kernel="cpu-flash")
+    x = make_inputs(module, 150)
+    want = module(*x)
+    monkeypatch.setattr(CPUFlash, "takes_bias", False)
+    kernels.choose.cache_clear()
+    got, _ = feed(module, x, [*range(1, 150)])
+    assert relative_error(got, want) <= 1e-5
+    kernels.choose.cache_clear()
+
+
+def test_an_observer_of_one_token_sees_every_level() -> None:
+    module = trained("msra")
+    x = make_inputs(module, 200, batch=1)
+    _, state = feed(module, part(x, 0, 199), [])
+    last, seen = part(x, 199, 200), []
+    want, _ = module.step(*last[:3], state)
+    with observe(lambda names, mass: seen.append((set(names), mass))):
+        got, _ = module.step(*last[:3], state)
+    ((names, mass),) = seen
+    assert {"sinks", "near", "level 1", "level 2", "level 3"} <= names
+    assert relative_error(mass.sum(0), torch.ones_like(mass[0])) <= 1e-5
+    assert relative_error(got, want) <= 1e-5
+
+
+@pytest.mark.parametrize("fields", [{"feature_fusion": "uniform"}, {"stability_factor": 0.0}])
+def test_msra_options_stream(fields: dict[str, object]) -> None:
+    module = trained("msra", **fields)
+    x = make_inputs(module, 150)
+    got, _ = feed(module, x, [1, 5, 39, 41, *range(90, 130)])
     assert relative_error(got, module(*x)) <= 1e-5
 
 

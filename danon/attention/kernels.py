@@ -408,6 +408,11 @@ def available() -> dict[str, str | None]:
     return {name: kernel.missing() for name, kernel in _TABLE.items()}
 
 
+def takes_bias(name: str) -> bool:
+    """Whether the kernel of that name, or what ``auto`` chooses, can take a logit bias."""
+    return name not in _TABLE or _TABLE[name].takes_bias
+
+
 @functools.lru_cache(maxsize=256)
 def choose(
     name: str, device: torch.device, dtype: torch.dtype, head_dim: int, bias: bool

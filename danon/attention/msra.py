@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from operator import index
 from typing import Any, Self
 
@@ -13,58 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from danon.attention import msra_stream
 from danon.attention.base import check_inputs, without_autocast
 from danon.attention.kernels import HIDDEN
+from danon.attention.msra_plan import far_rects
 from danon.attention.oracles.msra import oracle
 from danon.attention.pooling import ImportancePool, by_pieces, sinusoid, soft_cap
 from danon.attention.registry import register
-from danon.attention.stream import Part, Span, StreamingAttention, span_of, tensor_of
-from danon.attention.tiles import NEAR, Rect, batch, constant, near_rects
+from danon.attention.stream import Part, StreamingAttention
+from danon.attention.tiles import NEAR, batch, near_rects
 from danon.attention.union import Call, Source, union
 from danon.config import AttentionConfig, MSRAConfig
 
 __all__ = ["MSRA"]
-
-
-def _append(parts: dict[str, Part], name: str, x: Tensor) -> None:
-    parts[name] = span_of(parts, name).append(x) if name in parts else Span.of(x)
-
-
-@constant
-def far_rects(
-    length: int, window: int, width: int, rate: int, sinks: int, causal: bool, start: int = 0
-) -> tuple[tuple[list[Rect], list[Rect]], ...]:
-    """Which nodes of each level l = 1, 2, ... which queries see: (past, future) rectangles.
-
-    With W_0 = window, W_l = width * rate^l and B_l(i) = (i - sinks) // W_l, level l covers the past
-    tokens from (B_l - 1) W_l up to (B_{l-1} - 1) W_{l-1}, and the future ones from (B_{l-1} + 2)
-    W_{l-1} up to (B_l + 2) W_l. Rectangles have keys in nodes of that level, which start at token
-    ``sinks``. ``start`` is the first query of interest; not 0 only when causal.
-    """
-    return _far_rects(length, window, width, rate, sinks, causal, start)
-
-
-@lru_cache(maxsize=64)
-def _far_rects(
-    length: int, window: int, width: int, rate: int, sinks: int, causal: bool, start: int
-) -> tuple[tuple[list[Rect], list[Rect]], ...]:
-    g = min(sinks, length)
-    levels = []
-    inner, node = window, rate  # W_{l-1}; the tokens of a node of level l
-    while (length - g) > 2 * inner:
-        past, future = [], []
-        nodes, outer = math.ceil((length - g) / node), width * node
-        for b_in in range(max(0, start - g) // inner, math.ceil((length - g) / inner)):
-            q0 = 0 if b_in == 0 and not causal else g + b_in * inner
-            rows = max(q0, start), min(g + (b_in + 1) * inner, length)
-            b_out = b_in * inner // outer
-            past.append(Rect(*rows, max(0, (b_out - 1) * width), (b_in - 1) * inner // node))
-            if not causal:
-                last = min(nodes, (b_out + 2) * width)
-                future.append(Rect(*rows, (b_in + 2) * inner // node, last))
-        levels.append((past, future))
-        inner, node = outer, node * rate
-    return tuple(levels)
 
 
 @register("msra")
@@ -116,10 +76,10 @@ class MSRA(StreamingAttention):
         bias = None if seen is None else torch.where(seen, 0.0, HIDDEN)
         levels = far_rects(N, c.window, self.width, self.rate, c.global_tokens, c.is_causal)
         sources = [Source(k_, v_, bias), *self._nodes(k_, v_, seen, len(levels))]
-        out = self._attend(q_, 0, sources, 0, [0] * len(sources))
+        out = self.attend(q_, 0, sources, 0, [0] * len(sources))
         return out.view(B, H, N, D)
 
-    def _attend(
+    def attend(
         self, q: Tensor, start: int, sources: list[Source], sinks: int, first: list[int]
     ) -> Tensor:
         """The union for queries [start, start + n).
@@ -134,7 +94,8 @@ class MSRA(StreamingAttention):
         levels = far_rects(
             stop, c.window, self.width, self.rate, c.global_tokens, c.is_causal, start
         )
-        shifts = self._scale_weights(q) if levels and c.feature_fusion == "adaptive" else []
+        weighed = bool(levels) and c.feature_fusion == "adaptive"
+        shifts = list(self.scale_weights(q)) if weighed else []
         near = near_rects(stop, c.window, c.global_tokens, c.is_causal, start)
         calls = [
             Call(source, qt, kt, causal=causal, branch=branch)
@@ -154,63 +115,15 @@ class MSRA(StreamingAttention):
         return out
 
     def begin(self, empty: Tensor) -> Mapping[str, Part]:
-        return {name: Span.of(empty) for name in ("sink_k", "sink_v", "k0", "v0")}
+        return msra_stream.begin(empty)
 
     def advance(
         self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, Part]
     ) -> tuple[Tensor, Mapping[str, Part]]:
-        c, g, stop = self.cfg, self.cfg.global_tokens, start + k.shape[1]
-        after = dict(parts)
-        sinks = max(0, min(g, stop) - start)
-        for name, x in (("k", k), ("v", v)):
-            if sinks:
-                _append(after, f"sink_{name}", x[:, :sinks])
-            if sinks < x.shape[1]:
-                _append(after, f"{name}0", x[:, sinks:])  # tokens past the first ones, from 0
-        self._grow(after)
-        depth = len(far_rects(stop, c.window, self.width, self.rate, g, True, start))
-        pairs = [*((f"k{i}", f"v{i}") for i in range(depth + 1)), ("sink_k", "sink_v")]
-        sources = [Source(span_of(after, a).rows, span_of(after, b).rows) for a, b in pairs]
-        first = [span_of(after, a).start for a, _ in pairs]
-        first[0] += g
-        out = self._attend(q, start, sources, depth + 1, first)
-        level, width, node = 0, c.window, 1
-        while f"k{level}" in after:
-            # A later query's block of this level is this one at least; it sees the one before too.
-            kept = (max(0, stop - g) // (width * node) - 1) * width
-            for name in (f"k{level}", f"v{level}"):
-                after[name] = span_of(after, name).since(kept)
-            level, width, node = level + 1, self.width, node * self.rate
-        return out, after
+        return msra_stream.advance(self, q, k, v, start, parts)
 
-    def _grow(self, parts: dict[str, Part]) -> None:
-        """Add the nodes that are complete now, level by level.
-
-        Children that make no whole node yet wait: tokens in their span, nodes in ``raw`` of their
-        level, keys before positions, values and squared lengths side by side.
-        """
-        c, tokens = self.cfg, span_of(parts, "k0")
-        nodes = span_of(parts, "k1").stop if "k1" in parts else 0
-        waiting = nodes * self.rate - tokens.start
-        k, v = tokens.rows[:, waiting:], span_of(parts, "v0").rows[:, waiting:]
-        square = self._square(k)
-        level = 0
-        while k.shape[1] >= self.rate:
-            first = span_of(parts, f"k{level + 1}").stop if f"k{level + 1}" in parts else 0
-            k, v, square, _, node = self._pool(k, v, square, None, level, first)
-            level += 1
-            _append(parts, f"k{level}", node.to(tokens.rows.dtype))
-            _append(parts, f"v{level}", v.to(tokens.rows.dtype))
-            raw = torch.cat([k, v] if square is None else [k, v, square], -1)
-            if f"raw{level}" in parts:
-                raw = torch.cat((tensor_of(parts, f"raw{level}"), raw), 1)
-            rest = raw.shape[1] % self.rate
-            parts[f"raw{level}"] = raw[:, raw.shape[1] - rest :].clone()
-            k, v = raw[..., : c.head_dim], raw[..., c.head_dim : 2 * c.head_dim]
-            square = None if square is None else raw[..., 2 * c.head_dim :]
-
-    def _scale_weights(self, q: Tensor) -> list[Tensor]:
-        """log w_l - log w_0 of each query for every scale: (X, N) each.
+    def scale_weights(self, q: Tensor) -> Tensor:
+        """log w_l - log w_0 of each query for every scale: (scales, X, N).
 
         Only differences matter to the softmax. Taken against level 0 they need no gradient of its
         logits, which is a sum that nearly cancels.
@@ -224,7 +137,7 @@ class MSRA(StreamingAttention):
             return soft_cap(beta, self.cfg.stability_factor)
 
         beta = by_pieces(some, q)
-        return list((beta[..., 1:] - beta[..., :1]).movedim(-1, 0).contiguous())
+        return (beta[..., 1:] - beta[..., :1]).movedim(-1, 0).contiguous()
 
     def _nodes(self, k: Tensor, v: Tensor, seen: Tensor | None, levels: int) -> list[Source]:
         if self.cfg.memory_efficient and torch.is_grad_enabled():
@@ -246,23 +159,23 @@ class MSRA(StreamingAttention):
             mass = seen[:, c.global_tokens :].to(wide)
         elif not c.is_causal:
             mass = torch.ones(k.shape[:2], dtype=wide, device=k.device)
-        square = self._square(k)
+        square = self.square(k)
         flat: list[Any] = []
         for level in range(levels):
-            k, v, square, mass, node = self._pool(k, v, square, mass, level)
+            k, v, square, mass, node = self.parents(k, v, square, mass, level)
             log_mass = None
             if mass is not None:
                 log_mass = torch.where(mass > 0, mass.clamp_min(1).log(), HIDDEN)
             flat += [node.to(dtype), v.to(dtype), log_mass]
         return flat
 
-    def _square(self, k: Tensor) -> Tensor | None:
+    def square(self, k: Tensor) -> Tensor | None:
         """Squared lengths (X, n, 1) of keys, where calibration needs them."""
         if not self.cfg.calibration_factor:
             return None
         return k.to(torch.promote_types(k.dtype, torch.float32)).square().sum(-1, keepdim=True)
 
-    def _pool(
+    def parents(
         self, k: Tensor, v: Tensor, square: Tensor | None, mass: Tensor | None, level: int,
         first: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:  # fmt: skip

@@ -1,0 +1,146 @@
+"""MSRA as a stream: a window of tokens, and of every level the nodes that a later query may see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from danon.attention import kernels
+from danon.attention.msra_plan import far_rects
+from danon.attention.stream import Part, Span, span_of, tensor_of
+from danon.attention.tiles import Tiles
+from danon.attention.union import Call, Source, observer, union
+
+if TYPE_CHECKING:
+    from danon.attention.msra import MSRA
+
+__all__ = ["advance", "begin"]
+
+FAR = ("far_k", "far_v")
+"""Parts: sinks and nodes of all levels that the block of the next token sees, side by side."""
+
+
+def begin(empty: Tensor) -> dict[str, Part]:
+    """Parts of an empty state, for keys like ``empty`` (X, 0, D)."""
+    return {name: Span.of(empty) for name in ("sink_k", "sink_v", "k0", "v0")}
+
+
+def advance(
+    m: MSRA, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, Part]
+) -> tuple[Tensor, Mapping[str, Part]]:
+    """Attend with tokens [start, start + n); see ``StreamingAttention.advance``."""
+    c, g, stop = m.cfg, m.cfg.global_tokens, start + k.shape[1]
+    after = dict(parts)
+    sinks = max(0, min(g, stop) - start)
+    for name, x in (("k", k), ("v", v)):
+        if sinks:
+            _append(after, f"sink_{name}", x[:, :sinks])
+        if sinks < x.shape[1]:
+            _append(after, f"{name}0", x[:, sinks:])  # tokens past the first ones, from 0
+    _grow(m, after)
+    one = stop - start == 1 and start >= g
+    if one and observer() is None and kernels.takes_bias(c.kernel):
+        out = _attend_one(m, q, start, after)
+    else:
+        depth = len(far_rects(stop, c.window, m.width, m.rate, g, True, start))
+        names = [*((f"k{i}", f"v{i}") for i in range(depth + 1)), ("sink_k", "sink_v")]
+        sources = [Source(span_of(after, k).rows, span_of(after, v).rows) for k, v in names]
+        first = [span_of(after, k).start for k, _ in names]
+        out = m.attend(q, start, sources, depth + 1, [first[0] + g, *first[1:]])
+    if max(0, stop - g) // c.window > max(0, start - g) // c.window:
+        _forget(m, after, stop)
+    return out, after
+
+
+def _attend_one(m: MSRA, q: Tensor, start: int, parts: dict[str, Part]) -> Tensor:
+    """What the token ``start`` sees, in two kernel calls however many levels there are.
+
+    Every query of a block sees the same nodes, which are gathered for its first token alone.
+    """
+    c = m.cfg
+    block, inside = divmod(start - c.global_tokens, c.window)
+    end = start - inside + c.window  # of the block: one plan for all its tokens
+    levels = far_rects(end, c.window, m.width, m.rate, c.global_tokens, True, end - 1)
+    seen = [(past[0].k0, past[0].k1) for past, _ in levels]
+    if FAR[0] not in parts:
+        for name, kind in zip(FAR, "kv", strict=True):
+            rows = [span_of(parts, f"sink_{kind}").rows]
+            for level, (a, z) in enumerate(seen, 1):
+                nodes = span_of(parts, f"{kind}{level}")
+                rows.append(nodes.rows[:, a - nodes.start : z - nodes.start])
+            parts[name] = torch.cat(rows, 1)
+    tokens, values = span_of(parts, "k0"), span_of(parts, "v0")
+    one = Tiles(0, 1, 1, 1)
+    near = max(0, (block - 1) * c.window)
+    here = start - c.global_tokens + 1
+    calls = [Call(0, one, Tiles(near - tokens.start, 1, 1, here - near))]
+    far = Source(tensor_of(parts, FAR[0]), tensor_of(parts, FAR[1]))
+    if far.k.shape[1]:
+        calls.append(Call(1, one, Tiles(0, 1, 1, far.k.shape[1]), bias=_bias(m, q, seen)))
+    sources = [Source(tokens.rows, values.rows), far]
+    out, _ = union(q, sources, calls, scale=c.head_dim**-0.5, kernel=c.kernel)
+    return out
+
+
+def _bias(m: MSRA, q: Tensor, seen: list[tuple[int, int]]) -> Tensor:
+    """log(mass) and scale weight of what FAR holds, for one query: (1, X, 1, entries)."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    counts = [m.cfg.global_tokens, *(z - a for a, z in seen)]
+    mass = [level * math.log(m.rate) for level in range(len(counts))]
+    bias = torch.tensor([mass], dtype=wide, device=q.device).expand(q.shape[0], -1)
+    if m.cfg.feature_fusion == "adaptive":
+        shifts = m.scale_weights(q)[..., 0]
+        which = [min(level, m.cfg.num_levels) - 1 for level in range(1, len(counts))]
+        bias = torch.cat((bias[:, :1], bias[:, 1:] + shifts[which].T), 1)
+    repeats = torch.tensor(counts, device=q.device)
+    return bias.repeat_interleave(repeats, 1, output_size=sum(counts))[None, :, None]
+
+
+def _forget(m: MSRA, parts: dict[str, Part], stop: int) -> None:
+    """Drop what no token from ``stop`` on sees, which is in a later block than the one before."""
+    for name in FAR:
+        parts.pop(name, None)
+    level, width, node = 0, m.cfg.window, 1
+    while f"k{level}" in parts:
+        # A later query's block of this level is this one at least; it sees the one before too.
+        kept = (max(0, stop - m.cfg.global_tokens) // (width * node) - 1) * width
+        for name in (f"k{level}", f"v{level}"):
+            parts[name] = span_of(parts, name).since(kept)
+        level, width, node = level + 1, m.width, node * m.rate
+
+
+def _grow(m: MSRA, parts: dict[str, Part]) -> None:
+    """Add the nodes that are complete now, level by level.
+
+    Children that make no whole node yet wait: tokens in their span, nodes in ``raw`` of their
+    level, keys before positions, values and squared lengths side by side.
+    """
+    tokens, D = span_of(parts, "k0"), m.cfg.head_dim
+    nodes = span_of(parts, "k1").stop if "k1" in parts else 0
+    if tokens.stop - nodes * m.rate < m.rate:
+        return
+    waiting = nodes * m.rate - tokens.start
+    k, v = tokens.rows[:, waiting:], span_of(parts, "v0").rows[:, waiting:]
+    square = m.square(k)
+    level = 0
+    while k.shape[1] >= m.rate:
+        first = span_of(parts, f"k{level + 1}").stop if f"k{level + 1}" in parts else 0
+        k, v, square, _, node = m.parents(k, v, square, None, level, first)
+        level += 1
+        _append(parts, f"k{level}", node.to(tokens.rows.dtype))
+        _append(parts, f"v{level}", v.to(tokens.rows.dtype))
+        raw = torch.cat([k, v] if square is None else [k, v, square], -1)
+        if f"raw{level}" in parts:
+            raw = torch.cat((tensor_of(parts, f"raw{level}"), raw), 1)
+        rest = raw.shape[1] % m.rate
+        parts[f"raw{level}"] = raw[:, raw.shape[1] - rest :].clone()
+        k, v = raw[..., :D], raw[..., D : 2 * D]
+        square = None if square is None else raw[..., 2 * D :]
+
+
+def _append(parts: dict[str, Part], name: str, x: Tensor) -> None:
+    parts[name] = span_of(parts, name).append(x) if name in parts else Span.of(x)
