@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import torch
 
-__all__ = ["is_out_of_memory", "limit_memory"]
+__all__ = ["limit_memory", "out_of_memory"]
 
 SHARE = 0.8
 _CGROUP = Path("/sys/fs/cgroup")
@@ -36,8 +37,14 @@ def limit_memory() -> int | None:
     return share
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on the CPU or on a GPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+def out_of_memory(error: BaseException) -> str:
+    """What an allocation on the CPU or a GPU wanted and did not get; empty for other errors."""
+    text = str(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not (
+        isinstance(error, RuntimeError) and "can't allocate memory" in text
+    ):
+        return ""
+    asked = re.search(r"allocate (?:(\d+) bytes|([\d.]+ [KMGT]iB))", text)
+    if asked is None:
+        return "out of memory"
+    return f"out of memory: {asked[2] or f'{int(asked[1]) / 2**30:.1f} GiB'} more was too much"

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 __all__ = ["text_bytes", "text_qkv"]
 
 CHUNK = 512
+TOGETHER = 64
+"""Chunks that go through the transformer at once: a million tokens would take gigabytes."""
+
 LOGIT_STD = 2.0
 """Spread of q.k / sqrt(D), about that of trained models."""
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -55,19 +58,26 @@ def text_qkv(batch: int, heads: int, length: int, head_dim: int) -> Triple:
         weight = torch.randn(3, width, width) * width**-0.5
     weight[1] = (weight[0] + weight[1]) / 2**0.5  # keys share half of the queries' features
     future = nn.Transformer.generate_square_subsequent_mask(CHUNK)
-    with torch.no_grad():
-        x = embed(F.pad(text_bytes(batch, length), (0, -length % CHUNK))).view(-1, CHUNK, width)
+
+    def encode(text: Tensor) -> Tensor:
+        x = embed(text)
         for layer in layers:
             x = layer.train()(x, src_mask=future, is_causal=True)  # eval would take another path
-        x = F.layer_norm(x, (width,)).view(batch, -1, width)[:, :length]
-        q, k, v = (
-            F.linear(x, w).view(batch, length, heads, head_dim).transpose(1, 2) for w in weight
-        )
-        q, k = (_rotate(F.normalize(y, dim=-1)) for y in (q, k))
+        return F.layer_norm(x, (width,))
+
+    with torch.no_grad():
+        text = F.pad(text_bytes(batch, length), (0, -length % CHUNK)).view(-1, CHUNK)
+        x = torch.cat([encode(some) for some in text.split(TOGETHER)])
+        x = x.view(batch, -1, width)[:, :length]
+
+        def project(w: Tensor) -> Tensor:
+            return F.linear(x, w).view(batch, length, heads, head_dim).transpose(1, 2)
+
+        q, k = (_rotate(F.normalize(project(w), dim=-1)) for w in weight[:2])
         sample = torch.linspace(0, length - 1, min(length, 256)).long()
         logits = q[:, :, sample] @ k[:, :, sample].transpose(-1, -2) * head_dim**-0.5
         gain = (LOGIT_STD / logits.std()).sqrt()
-        return (q * gain).contiguous(), (k * gain).contiguous(), v.contiguous()
+        return q.mul_(gain).contiguous(), k.mul_(gain).contiguous(), project(weight[2]).contiguous()
 
 
 def _rotate(x: Tensor, base: float = 10000.0) -> Tensor:

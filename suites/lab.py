@@ -19,7 +19,7 @@ from danon.measure.roofline import matmul_rate
 from danon.measure.statistics import fit_exponent
 from suites.attentions import REFERENCE, one_line, shape_of
 from suites.costs import CHECK_CALLS, SELF_CALLS, TIMING_CALLS, Costs
-from suites.guard import is_out_of_memory
+from suites.guard import out_of_memory
 from suites.profiles import Profile
 from suites.specimen import Specimen
 from suites.stream import Stream
@@ -101,8 +101,9 @@ class Lab:
                 config=module.config.to_dict(),
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001  its row says so; the others go on
-            status: Status = "over budget" if is_out_of_memory(error) else "failed"
-            return _without(case, status, one_line(error))
+            if shortage := out_of_memory(error):
+                return _without(case, "over budget", shortage)
+            return _without(case, "failed", one_line(error))
 
     def _unavailable(self, case: Case, *, backward: bool) -> str | None:
         return registry.get(case.attention).unavailable(

@@ -178,10 +178,12 @@ def test_the_board_is_sorted_and_its_figures_come_from_the_results(
 
 
 def test_roles(info: RunInfo) -> None:
-    names = ("sdpa", "msra", "ucsa-shared", "MyAttention", "window")
+    names = ("sdpa", "msra", "ucsa-shared", "super-hybrid", "MyAttention", "window", "msra2")
     assert [frame.role(name, info.command) for name in names] == [
-        "reference", "ours", "ours", "yours", "baseline"
+        "reference", "ours", "ours", "ours", "yours", "baseline", "baseline"
     ]  # fmt: skip
+    assert frame.mechanism("ucsa-shared") == "ucsa"
+    assert frame.mechanism("super-hybrid") == "super-hybrid"
     assert frame.role("MyAttention", "danon bench") == "baseline"
 
 

@@ -17,7 +17,7 @@ from danon.bench.child import Child
 from danon.measure.case import Case, CaseResult
 from suites.attentions import check_contract, gather
 from suites.costs import Costs, Forecast
-from suites.guard import is_out_of_memory
+from suites.guard import out_of_memory
 from suites.inputs import text_bytes, text_qkv
 from suites.lab import Lab
 from suites.profiles import PROFILES, Block, Profile, visible_profiles
@@ -332,12 +332,12 @@ class TestLab:
         self, lab: Lab, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def hungry(*args: object) -> None:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 99 bytes")
+            raise RuntimeError("can't allocate memory: you tried to allocate 4297064448 bytes.")
 
         monkeypatch.setattr(registry.get("window"), "forward", hungry)
         found = lab.result(speed("window", 64))
         assert found.status == "over budget"
-        assert "can't allocate memory" in found.reason
+        assert found.reason == "out of memory: 4.0 GiB more was too much"
 
     def test_known_outcomes_are_not_measured_again(self) -> None:
         heard: list[object] = []
@@ -351,11 +351,13 @@ def test_the_memory_limit_turns_into_an_error() -> None:
     program = (
         "import torch; from suites.guard import *; limit = limit_memory()\n"
         "try: torch.empty(limit + 2**30, dtype=torch.uint8)\n"
-        "except RuntimeError as error: print(is_out_of_memory(error))"
+        "except RuntimeError as error: print(out_of_memory(error))"
     )
-    assert python("-c", program).strip() == "True"
-    assert is_out_of_memory(MemoryError())
-    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert "GiB more was too much" in python("-c", program)
+    assert out_of_memory(MemoryError()) == "out of memory"
+    cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")
+    assert out_of_memory(cuda) == "out of memory: 20.00 GiB more was too much"
+    assert not out_of_memory(RuntimeError("shapes do not match"))
 
 
 class TestInputs:

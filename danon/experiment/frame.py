@@ -23,7 +23,7 @@ __all__ = [
     "absences", "board", "check_rows", "machine", "mechanism", "origin", "role", "table", "views",
 ]  # fmt: skip
 
-OURS = ("msra", "dala", "ucsa")
+OURS = ("msra", "dala", "ucsa", "super-hybrid")
 REFERENCE = "sdpa"
 Role = Literal["ours", "yours", "reference", "baseline"]
 SHAPE = ("device", "batch", "heads", "head_dim", "causal")
@@ -41,8 +41,9 @@ def role(attention: str, command: str) -> Role:
 
 
 def mechanism(attention: str) -> str:
-    """The family of a variant: ``ucsa-shared`` -> ``ucsa``."""
-    return attention.replace("_", "-").partition("-")[0]
+    """Which of :data:`OURS` an attention is or varies (``ucsa-shared``); else its own name."""
+    name = attention.replace("_", "-")
+    return next((ours for ours in OURS if f"{name}-".startswith(f"{ours}-")), name)
 
 
 def table(results: Sequence[CaseResult]) -> pd.DataFrame:

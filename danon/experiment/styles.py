@@ -37,6 +37,7 @@ STRONG = {
     "msra": ("#0b5fc0", "#6cb4ff"),
     "dala": ("#c8450c", "#ff9d66"),
     "ucsa": ("#0a7d5c", "#4fd6aa"),
+    "super-hybrid": ("#946200", "#f0c24b"),
 }
 YOURS = ("#a3189f", "#f2a0ee")
 DENSE = ("#111418", "#f4f6f8")
