@@ -47,4 +47,5 @@ def out_of_memory(error: BaseException) -> str:
     asked = re.search(r"allocate (?:(\d+) bytes|([\d.]+ [KMGT]iB))", text)
     if asked is None:
         return "out of memory"
-    return f"out of memory: {asked[2] or f'{int(asked[1]) / 2**30:.1f} GiB'} more was too much"
+    more = asked[2] or f"{int(asked[1]) / 2**20:,.0f} MiB"
+    return f"out of memory: {more} more was too much"

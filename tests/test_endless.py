@@ -147,15 +147,12 @@ def test_ten_million_tokens_leave_resident_memory_flat(name: str) -> None:
 
 
 # Exponent: UCSA shows some nodes of each level, and there are more levels. Decode: time of one more
-# token after a million, over that after 16k; dense attention has 64. MSRA has one level more there.
-@pytest.mark.parametrize(
-    ("name", "exponent", "decode"),
-    [("msra", 1.12, 1.25), ("dala", 1.05, 1.15), ("ucsa", 1.10, 1.15)],
-)
-def test_time_from_16k_to_a_million_tokens(name: str, exponent: float, decode: float) -> None:
+# token after a million, over that after 16k; dense attention has 64.
+@pytest.mark.parametrize(("name", "exponent"), [("msra", 1.12), ("dala", 1.05), ("ucsa", 1.10)])
+def test_time_from_16k_to_a_million_tokens(name: str, exponent: float) -> None:
     got = run(SCALING, name, 1 << 20)
     assert got["exponent"] <= exponent
-    assert got["decode"] <= decode
+    assert got["decode"] <= 1.15
 
 
 @pytest.mark.parametrize("name", MECHANISMS)

@@ -15,6 +15,8 @@ import torch
 from danon.attention import registry
 from danon.bench.child import Child
 from danon.measure.case import Case, CaseResult
+from danon.testing import relative_error
+from suites import inputs
 from suites.attentions import check_contract, gather
 from suites.costs import Costs, Forecast
 from suites.guard import out_of_memory
@@ -337,7 +339,7 @@ class TestLab:
         monkeypatch.setattr(registry.get("window"), "forward", hungry)
         found = lab.result(speed("window", 64))
         assert found.status == "over budget"
-        assert found.reason == "out of memory: 4.0 GiB more was too much"
+        assert found.reason == "out of memory: 4,098 MiB more was too much"
 
     def test_known_outcomes_are_not_measured_again(self) -> None:
         heard: list[object] = []
@@ -353,7 +355,7 @@ def test_the_memory_limit_turns_into_an_error() -> None:
         "try: torch.empty(limit + 2**30, dtype=torch.uint8)\n"
         "except RuntimeError as error: print(out_of_memory(error))"
     )
-    assert "GiB more was too much" in python("-c", program)
+    assert "MiB more was too much" in python("-c", program)
     assert out_of_memory(MemoryError()) == "out of memory"
     cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")
     assert out_of_memory(cuda) == "out of memory: 20.00 GiB more was too much"
@@ -361,6 +363,14 @@ def test_the_memory_limit_turns_into_an_error() -> None:
 
 
 class TestInputs:
+    def test_do_not_depend_on_how_much_is_made_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = text_qkv(2, 2, 1500, 16)
+        monkeypatch.setattr(inputs, "TOGETHER", 1)
+        for x, y in zip(text_qkv.__wrapped__(2, 2, 1500, 16), whole, strict=True):
+            assert relative_error(x, y) <= 1e-6
+
     def test_are_the_same_in_every_process(self) -> None:
         program = (
             "from suites.inputs import text_qkv\n"

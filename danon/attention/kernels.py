@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["HIDDEN", "Kernel", "available", "choose", "names"]
+__all__ = ["HIDDEN", "Kernel", "available", "choose", "keeps_bias", "names"]
 
 HIDDEN = -1e30
 """Bias of an entry that must not be seen: finite, so that no kernel meets inf - inf."""
@@ -33,6 +33,8 @@ class Kernel(ABC):
     device: ClassVar[str | None]
     dtypes: ClassVar[tuple[torch.dtype, ...]]
     takes_bias: ClassVar[bool] = True
+    rounds_bias: ClassVar[bool] = False
+    """Whether a logit bias is rounded to the dtype of q."""
     grouped: ClassVar[bool] = True
     """Whether k and v may have fewer heads than q; if not, the union repeats them."""
     head_dims: ClassVar[tuple[int, int]] = (1, 1 << 16)
@@ -168,6 +170,7 @@ class CUDAEfficient(Kernel):
     """Memory-efficient attention (CUTLASS) as PyTorch ships it; takes a bias."""
 
     name, device = "cuda-efficient", "cuda"
+    rounds_bias = True
     head_dims = (8, 1 << 16)
     dtypes = (torch.float32, *HALF)
     grouped = False
@@ -268,7 +271,7 @@ class XFormers(_Package):
 
     name, package = "xformers", "xformers"
     dtypes = (torch.float32, *HALF)
-    takes_bias = True
+    takes_bias = rounds_bias = True
     grouped = False
 
     @staticmethod
@@ -408,11 +411,6 @@ def available() -> dict[str, str | None]:
     return {name: kernel.missing() for name, kernel in _TABLE.items()}
 
 
-def takes_bias(name: str) -> bool:
-    """Whether the kernel of that name, or what ``auto`` chooses, can take a logit bias."""
-    return name not in _TABLE or _TABLE[name].takes_bias
-
-
 @functools.lru_cache(maxsize=256)
 def choose(
     name: str, device: torch.device, dtype: torch.dtype, head_dim: int, bias: bool
@@ -439,3 +437,10 @@ def choose(
             f"kernel {name!r} cannot run this call: {reason}; these can: {', '.join(able)}"
         )
     return _TABLE[name]
+
+
+def keeps_bias(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether the kernel for a call takes a logit bias and adds it in float32 or wider."""
+    if name in _TABLE and _TABLE[name].refuses(device, dtype, head_dim, True) is not None:
+        return False
+    return not choose(name, device, dtype, head_dim, True).rounds_bias or dtype not in HALF

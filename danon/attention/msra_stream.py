@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from danon.attention import kernels
 from danon.attention.msra_plan import far_rects
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["advance", "begin"]
 
 FAR = ("far_k", "far_v")
-"""Parts: sinks and nodes of all levels that the block of the next token sees, side by side."""
+"""Parts: the first tokens and the nodes of all levels that the block of the next token sees."""
 
 
 def begin(empty: Tensor) -> dict[str, Part]:
@@ -42,14 +44,19 @@ def advance(
         if sinks < x.shape[1]:
             _append(after, f"{name}0", x[:, sinks:])  # tokens past the first ones, from 0
     _grow(m, after)
-    one = stop - start == 1 and start >= g
-    if one and observer() is None and kernels.takes_bias(c.kernel):
+    single = stop - start == 1 and start >= g
+    if (
+        single
+        and observer() is None
+        and kernels.keeps_bias(c.kernel, q.device, q.dtype, c.head_dim)
+    ):
         out = _attend_one(m, q, start, after)
     else:
         depth = len(far_rects(stop, c.window, m.width, m.rate, g, True, start))
         names = [*((f"k{i}", f"v{i}") for i in range(depth + 1)), ("sink_k", "sink_v")]
-        sources = [Source(span_of(after, k).rows, span_of(after, v).rows) for k, v in names]
-        first = [span_of(after, k).start for k, _ in names]
+        spans = [(span_of(after, a), span_of(after, b)) for a, b in names]
+        sources = [Source(keys.rows, values.rows) for keys, values in spans]
+        first = [keys.start for keys, _ in spans]
         out = m.attend(q, start, sources, depth + 1, [first[0] + g, *first[1:]])
     if max(0, stop - g) // c.window > max(0, start - g) // c.window:
         _forget(m, after, stop)
@@ -59,7 +66,7 @@ def advance(
 def _attend_one(m: MSRA, q: Tensor, start: int, parts: dict[str, Part]) -> Tensor:
     """What the token ``start`` sees, in two kernel calls however many levels there are.
 
-    Every query of a block sees the same nodes, which are gathered for its first token alone.
+    Every query of a block sees the same nodes, so they are gathered once and kept until it ends.
     """
     c = m.cfg
     block, inside = divmod(start - c.global_tokens, c.window)
@@ -89,19 +96,26 @@ def _attend_one(m: MSRA, q: Tensor, start: int, parts: dict[str, Part]) -> Tenso
 def _bias(m: MSRA, q: Tensor, seen: list[tuple[int, int]]) -> Tensor:
     """log(mass) and scale weight of what FAR holds, for one query: (1, X, 1, entries)."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    counts = [m.cfg.global_tokens, *(z - a for a, z in seen)]
-    mass = [level * math.log(m.rate) for level in range(len(counts))]
-    bias = torch.tensor([mass], dtype=wide, device=q.device).expand(q.shape[0], -1)
-    if m.cfg.feature_fusion == "adaptive":
-        shifts = m.scale_weights(q)[..., 0]
-        which = [min(level, m.cfg.num_levels) - 1 for level in range(1, len(counts))]
-        bias = torch.cat((bias[:, :1], bias[:, 1:] + shifts[which].T), 1)
-    repeats = torch.tensor(counts, device=q.device)
-    return bias.repeat_interleave(repeats, 1, output_size=sum(counts))[None, :, None]
+    counts = (m.cfg.global_tokens, *(z - a for a, z in seen))
+    log_mass, scale = _entries(counts, m.rate, m.cfg.num_levels, wide, q.device)
+    if m.cfg.feature_fusion == "uniform":
+        return log_mass[None, None, None]
+    weights = F.pad(m.scale_weights(q)[..., 0].T, (1, 0))  # 0 for tokens, then every scale
+    return (weights.index_select(1, scale) + log_mass)[None, :, None]
+
+
+@lru_cache(maxsize=64)
+def _entries(
+    counts: tuple[int, ...], rate: int, scales: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """log(mass) of each entry and the number of its scale, 0 for tokens; ``counts`` by level."""
+    level = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    log_mass = level.to(device, dtype) * math.log(rate)
+    return log_mass, level.clamp_max(scales).to(device)
 
 
 def _forget(m: MSRA, parts: dict[str, Part], stop: int) -> None:
-    """Drop what no token from ``stop`` on sees, which is in a later block than the one before."""
+    """Drop what no token from ``stop`` on sees; called when that begins a later block."""
     for name in FAR:
         parts.pop(name, None)
     level, width, node = 0, m.cfg.window, 1

@@ -22,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-FORMAT = 2
+FORMAT = 3
 """Of saved states: one more whenever a mechanism keeps other parts."""
 
 STEP = 64
