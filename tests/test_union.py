@@ -214,4 +214,20 @@ def test_choose_names_what_is_allowed() -> None:
     ):
         kernels.choose("cuda-flash", cpu, torch.float32, 64, False)
     assert kernels.choose("auto", cpu, torch.float32, 64, True).name == "cpu-flash"
+
+
+def test_a_half_precision_bias_is_rounded_by_cutlass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(kernels.Kernel, "missing", lambda self: None)
+    kernels.choose.cache_clear()
+    for name, device, dtype, keeps in (
+        ("auto", cpu, torch.bfloat16, True),
+        ("auto", cuda, torch.bfloat16, False),
+        ("auto", cuda, torch.float32, True),
+        ("dense", cuda, torch.float16, True),
+        ("cuda-flash", cuda, torch.bfloat16, False),
+        ("flex", cuda, torch.bfloat16, True),
+    ):
+        assert kernels.keeps_bias(name, device, dtype, 64) == keeps, name
+    kernels.choose.cache_clear()
     assert set(kernels.available()) == set(kernels.names())
