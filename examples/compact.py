@@ -27,26 +27,27 @@ class CompactMSRA(MSRA):
 
 
 class CompactDALA(DALA):
-    """Periods of 256 tokens, a memory of 8, no router."""
+    """Periods of 256 tokens without decay, a memory of 256, no router."""
 
     @classmethod
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(
             DALAConfig(
-                **shape.shared(), state_update_frequency=4, memory_size=8, global_tokens=0,
+                **shape.shared(), state_update_frequency=4, memory_size=256, decay_rate=0.0,
+                adaptive_window=False, window_beta=1000.0, window_max=4096,
                 use_adaptive_router=False,
             )
         )  # fmt: skip
 
 
 class CompactUCSA(UCSA):
-    """A window of 128 tokens, four selected leaves out of eight, and nodes."""
+    """A window of 256 tokens, the best of eight leaves of 8 tokens, and nodes."""
 
     @classmethod
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(
             UCSAConfig(
-                **shape.shared(), local_window_size=128, query_block=128, candidate_blocks=8,
-                selected_blocks=4, global_tokens=0, error_tolerance=0,
+                **shape.shared(), leaf_max=8, candidate_blocks=8, selected_blocks=1,
+                global_tokens=0, error_tolerance=0,
             )
         )  # fmt: skip
