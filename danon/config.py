@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from danon.hybrid_config import SuperHybridConfig
 
 __all__ = [
-    "AttentionConfig", "ConfigError", "DALAConfig", "MSRAConfig", "SuperHybridConfig", "UCSAConfig",
+    "AttentionConfig", "Config", "ConfigError", "DALAConfig", "MSRAConfig", "SuperHybridConfig",
+    "UCSAConfig", "require",
 ]  # fmt: skip
 
 
@@ -32,7 +33,8 @@ class ConfigError(ValueError):
     """A configuration value that is not allowed; the message says which and what is."""
 
 
-def _require(ok: bool, config: object, field: str, allowed: str) -> None:
+def require(ok: bool, config: object, field: str, allowed: str) -> None:
+    """Raise a ConfigError that names field, value and what is allowed, unless ok."""
     if not ok:
         raise ConfigError(
             f"{type(config).__name__}.{field} = {getattr(config, field)!r}: must be {allowed}"
@@ -53,7 +55,34 @@ def _matches(value: object, hint: object) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
+class Config:
+    """Fields of the types they are declared with, from and to a mapping."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            require(_matches(getattr(self, name), hint), self, name, _describe(hint))
+            value = getattr(self, name)
+            if isinstance(value, float):
+                require(math.isfinite(value), self, name, "finite")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from a mapping; an unknown key is an error that lists the known ones."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(
+                f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; "
+                f"its fields are: {', '.join(sorted(known))}"
+            )
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(Config):
     """What every attention and every model around it needs to know.
 
     Attributes:
@@ -82,21 +111,17 @@ class AttentionConfig:
     kernel: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            _require(_matches(getattr(self, name), hint), self, name, _describe(hint))
-            value = getattr(self, name)
-            if isinstance(value, float):
-                _require(math.isfinite(value), self, name, "finite")
+        super().__post_init__()
         positive = ("hidden_size", "num_heads", "num_layers", "vocab_size", "max_sequence_length")
         for name in positive:
-            _require(getattr(self, name) >= 1, self, name, ">= 1")
+            require(getattr(self, name) >= 1, self, name, ">= 1")
         if self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"{type(self).__name__}.hidden_size = {self.hidden_size} is not a multiple of "
                 f"num_heads = {self.num_heads}"
             )
         kv = self.kv_heads
-        _require(kv >= 1 and self.num_heads % kv == 0, self, "num_kv_heads",
+        require(kv >= 1 and self.num_heads % kv == 0, self, "num_kv_heads",
                  f"a divisor of num_heads = {self.num_heads}")  # fmt: skip
 
     @property
@@ -110,21 +135,6 @@ class AttentionConfig:
     @property
     def is_causal(self) -> bool:
         return bool(self.causal)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from a mapping; an unknown key is an error that lists the known ones."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(
-                f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; "
-                f"its fields are: {', '.join(sorted(known))}"
-            )
-        return cls(**values)
 
     def shared(self) -> dict[str, Any]:
         """The fields of :class:`AttentionConfig` that a mechanism's default settings go with.
@@ -175,16 +185,16 @@ class MSRAConfig(AttentionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.num_levels >= 1, self, "num_levels", ">= 1")
-        _require(self.compression_factor >= 2, self, "compression_factor", ">= 2")
-        _require(self.compression_alpha > 0, self, "compression_alpha", "> 0")
-        _require(self.global_tokens >= 0, self, "global_tokens", ">= 0")
-        _require(0 <= self.calibration_factor <= 1, self, "calibration_factor", "in [0, 1]")
-        _require(self.stability_factor >= 0, self, "stability_factor", ">= 0")
-        _require(bool(self._rates()), self, "window",
+        require(self.num_levels >= 1, self, "num_levels", ">= 1")
+        require(self.compression_factor >= 2, self, "compression_factor", ">= 2")
+        require(self.compression_alpha > 0, self, "compression_alpha", "> 0")
+        require(self.global_tokens >= 0, self, "global_tokens", ">= 0")
+        require(0 <= self.calibration_factor <= 1, self, "calibration_factor", "in [0, 1]")
+        require(self.stability_factor >= 0, self, "stability_factor", ">= 0")
+        require(bool(self._rates()), self, "window",
                  "divisible by an integer from 2 to "
                  f"compression_factor = {self.compression_factor}")  # fmt: skip
-        _require(self.bidirectional_flow is None or self.causal is None
+        require(self.bidirectional_flow is None or self.causal is None
                  or self.bidirectional_flow != self.causal, self, "bidirectional_flow",
                  f"None or {not self.causal}, since causal = {self.causal}")  # fmt: skip
 
@@ -263,13 +273,13 @@ class DALAConfig(AttentionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("block_size", "state_update_frequency", "memory_size", "window_max"):
-            _require(getattr(self, name) >= 1, self, name, ">= 1")
+            require(getattr(self, name) >= 1, self, name, ">= 1")
         for name in ("global_tokens", "decay_rate", "router_iterations", "load_balance_weight"):
-            _require(getattr(self, name) >= 0, self, name, ">= 0")
+            require(getattr(self, name) >= 0, self, name, ">= 0")
         for name in ("window_beta", "router_temperature"):
-            _require(getattr(self, name) > 0, self, name, "> 0")
+            require(getattr(self, name) > 0, self, name, "> 0")
         for name in ("importance_threshold", "attention_dropout"):
-            _require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
+            require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
 
     @property
     def period(self) -> int:
@@ -343,24 +353,24 @@ class UCSAConfig(AttentionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("leaf_max", "query_block", "selected_blocks"):
-            _require(getattr(self, name) >= 1, self, name, ">= 1")
-        _require(self.leaf_alpha > 0, self, "leaf_alpha", "> 0")
-        _require(self.global_tokens >= 0, self, "global_tokens", ">= 0")
-        _require(0 < self.compression_ratio <= 0.5, self, "compression_ratio", "in (0, 0.5]")
-        _require(0 < self.sparsity_factor <= 1, self, "sparsity_factor", "in (0, 1]")
-        _require(0 <= self.sparsity_start <= 1, self, "sparsity_start", "in [0, 1]")
-        _require(0 <= self.error_tolerance < 1, self, "error_tolerance", "in [0, 1)")
+            require(getattr(self, name) >= 1, self, name, ">= 1")
+        require(self.leaf_alpha > 0, self, "leaf_alpha", "> 0")
+        require(self.global_tokens >= 0, self, "global_tokens", ">= 0")
+        require(0 < self.compression_ratio <= 0.5, self, "compression_ratio", "in (0, 0.5]")
+        require(0 < self.sparsity_factor <= 1, self, "sparsity_factor", "in (0, 1]")
+        require(0 <= self.sparsity_start <= 1, self, "sparsity_start", "in [0, 1]")
+        require(0 <= self.error_tolerance < 1, self, "error_tolerance", "in [0, 1)")
         for name in ("sparsity_decay", "information_weight", "information_kl"):
-            _require(getattr(self, name) >= 0, self, name, ">= 0")
-        _require(self.error_alpha is None or self.error_alpha >= 0, self, "error_alpha",
+            require(getattr(self, name) >= 0, self, name, ">= 0")
+        require(self.error_alpha is None or self.error_alpha >= 0, self, "error_alpha",
                  "None or >= 0")  # fmt: skip
-        _require(self.candidate_blocks >= 2 * self.fanout, self, "candidate_blocks",
+        require(self.candidate_blocks >= 2 * self.fanout, self, "candidate_blocks",
                  f">= {2 * self.fanout}, twice the fan-out")  # fmt: skip
         unit = math.lcm(self.leaf, self.query_block)
-        _require(self.local_window_size >= 1 and self.local_window_size % unit == 0, self,
+        require(self.local_window_size >= 1 and self.local_window_size % unit == 0, self,
                  "local_window_size",
                  f"a positive multiple of query_block and leaf size: of {unit}")  # fmt: skip
-        _require(self.max_cache_size >= self.local_window_size, self, "max_cache_size",
+        require(self.max_cache_size >= self.local_window_size, self, "max_cache_size",
                  f">= local_window_size = {self.local_window_size}, one block")  # fmt: skip
 
     @property

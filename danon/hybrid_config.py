@@ -14,7 +14,7 @@ from danon.config import (
     DALAConfig,
     MSRAConfig,
     UCSAConfig,
-    _require,
+    require,
 )
 
 __all__ = ["MEMBERS", "SuperHybridConfig"]
@@ -108,18 +108,18 @@ class SuperHybridConfig(AttentionConfig):
     def __post_init__(self) -> None:
         self._check_contents(self.components, self.pattern)
         super().__post_init__()
-        _require(self.num_levels >= 1, self, "num_levels", ">= 1")
-        _require(0 < self.sparsity_factor <= 1, self, "sparsity_factor", "in (0, 1]")
-        _require(0 < self.compression_ratio <= 0.5, self, "compression_ratio", "in (0, 0.5]")
-        _require(self.temperature > 0, self, "temperature", "> 0")
+        require(self.num_levels >= 1, self, "num_levels", ">= 1")
+        require(0 < self.sparsity_factor <= 1, self, "sparsity_factor", "in (0, 1]")
+        require(0 < self.compression_ratio <= 0.5, self, "compression_ratio", "in (0, 0.5]")
+        require(self.temperature > 0, self, "temperature", "> 0")
         alphas = ("accuracy_weight", "speed_weight", "memory_weight")
         for name in (*alphas, "diversity_weight", "regularization_weight"):
-            _require(getattr(self, name) >= 0, self, name, ">= 0")
+            require(getattr(self, name) >= 0, self, name, ">= 0")
         if not any(getattr(self, name) for name in alphas):
             raise ConfigError(f"{type(self).__name__}: one of {', '.join(alphas)} must be > 0")
         for name in ("error_budget", "time_budget", "memory_budget", "select_length"):
             value = getattr(self, name)
-            _require(value is None or value > 0, self, name, "> 0 or None")
+            require(value is None or value > 0, self, name, "> 0 or None")
         for name in self.components:
             self.member(name)
 
@@ -127,12 +127,12 @@ class SuperHybridConfig(AttentionConfig):
         """What lies inside ``components`` and ``pattern``, which get copied."""
         kind, known = type(self).__name__, ", ".join(map(repr, MEMBERS))
         whole = isinstance(components, Mapping) and len(components) > 0
-        _require(whole, self, "components", f"a dictionary with keys of {known}")
+        require(whole, self, "components", f"a dictionary with keys of {known}")
         assert isinstance(components, Mapping)
         own = {f.name for f in dataclasses.fields(AttentionConfig)}
         shared = own - {"kernel", "max_sequence_length"}
         for name, fields in components.items():
-            _require(name in MEMBERS, self, "components", f"a dictionary with keys of {known}")
+            require(name in MEMBERS, self, "components", f"a dictionary with keys of {known}")
             place = f"{kind}.components[{name!r}]"
             if not isinstance(fields, Mapping):
                 raise ConfigError(f"{place} = {fields!r}: must be a dictionary of fields")
@@ -148,7 +148,7 @@ class SuperHybridConfig(AttentionConfig):
                 f"{kind}.components weighs {', '.join(weighed)} only: must weigh all or none"
             )
         names = pattern if isinstance(pattern, tuple | list) else (None,)  # JSON has lists only
-        _require(all(name in components for name in names), self, "pattern",
+        require(all(name in components for name in names), self, "pattern",
                  f"a tuple of components: of {', '.join(map(repr, components))}")  # fmt: skip
         copied = {name: dict(fields) for name, fields in components.items()}
         object.__setattr__(self, "components", copied)

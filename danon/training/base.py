@@ -1,0 +1,113 @@
+"""One optimizer step after another: what every trainer shares, and what one's own replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from danon.training.config import TrainingConfig
+
+__all__ = ["BaseTrainer"]
+
+IGNORED = -100
+"""Label of a place that has no target."""
+
+
+class BaseTrainer:
+    """Holds model, optimizer and accelerator; a subclass replaces the steps it wants otherwise.
+
+    ``setup_training`` builds, ``train_step`` runs one batch, ``compute_loss`` judges what the model
+    said, ``backward_step`` learns from it.
+
+    Attributes:
+        model: as prepared by accelerate.
+        batch: the batch of the current step, on the device.
+        step: optimizer steps done.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig | Mapping[str, Any]) -> None:
+        """``config``: or a dictionary, of its fields or in the seed's nested form."""
+        if not isinstance(config, TrainingConfig):
+            config = TrainingConfig.from_dict(config)
+        self.model, self.config = model, config
+        self.batch: Any = None
+        self.step = 0
+
+    def setup_training(self) -> None:
+        """Make accelerator and optimizer; called by ``fit`` where the subclass did not."""
+        Accelerator, AcceleratorState = _accelerate()
+        c = self.config
+        # accelerate has one precision for the whole process, and a trainer has its own.
+        AcceleratorState._reset_state()
+        self.accelerator = Accelerator(
+            mixed_precision=c.mixed_precision,
+            gradient_accumulation_steps=c.gradient_accumulation_steps,
+        )
+        if c.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()  # type: ignore[operator]
+        self.optimizer = self.make_optimizer()
+        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; decay for matrices only."""
+        matrices = [p for p in self.model.parameters() if p.requires_grad and p.dim() >= 2]
+        others = [p for p in self.model.parameters() if p.requires_grad and p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": self.config.weight_decay},
+                  {"params": others, "weight_decay": 0.0}]  # fmt: skip
+        return torch.optim.AdamW(groups, lr=self.config.learning_rate)
+
+    def train_step(self, batch: Any) -> Tensor:
+        """Run the model on a batch and learn from it; the loss, detached."""
+        with self.accelerator.autocast():
+            loss = self.compute_loss(self.forward(batch))
+        self.backward_step(loss)
+        return loss.detach()
+
+    def forward(self, batch: Any) -> Any:
+        """The model's output for a batch: ``(input_ids, labels)``, or a mapping of arguments."""
+        if isinstance(batch, Mapping):
+            known = {name: x for name, x in batch.items() if name != "labels"}
+            return self.model(**known)
+        return self.model(batch[0])
+
+    def compute_loss(self, outputs: Any) -> Tensor:
+        """Cross entropy of logits (..., classes) against the labels of ``self.batch``.
+
+        Labels (...) are of the same places as the logits, ``-100`` where there is none. Plus what
+        the attentions ask for (``auxiliary_loss``) while training.
+        """
+        labels = self.batch["labels"] if isinstance(self.batch, Mapping) else self.batch[1]
+        logits = outputs.logits if hasattr(outputs, "logits") else outputs
+        loss = F.cross_entropy(
+            logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED
+        )
+        extra = getattr(self.accelerator.unwrap_model(self.model), "auxiliary_loss", None)
+        return loss + extra() if extra is not None and self.model.training else loss
+
+    def backward_step(self, loss: Tensor) -> None:
+        """Add the gradient; after the last batch of a step clip it and move the weights."""
+        c, a = self.config, self.accelerator
+        a.backward(loss)
+        if not a.sync_gradients:
+            return
+        if c.gradient_clipping is not None:
+            a.clip_grad_norm_(self.model.parameters(), c.gradient_clipping)
+        for group in self.optimizer.param_groups:
+            group["lr"] = c.learning_rate * c.rate(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def _accelerate() -> tuple[Any, Any]:
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError as error:
+        raise ImportError(
+            "training needs the package accelerate: pip install 'danon[training]'"
+        ) from error
+    return Accelerator, AcceleratorState

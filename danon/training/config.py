@@ -1,0 +1,124 @@
+"""What a training run is told: steps, optimizer, schedule, precision, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from danon.config import Config, ConfigError, require
+
+__all__ = ["TrainingConfig"]
+
+SEED = {
+    ("optimizer", "lr"): "learning_rate",
+    ("optimizer", "weight_decay"): "weight_decay",
+    ("scheduler", "type"): "schedule",
+    ("scheduler", "warmup_steps"): "warmup_steps",
+}
+"""Places of fields in the nested dictionary of the seed's section on configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Config):
+    """Settings of :class:`danon.training.Trainer`.
+
+    Attributes:
+        steps: optimizer steps of the whole run.
+        batch_size: examples of one forward pass.
+        gradient_accumulation_steps: forward passes of one optimizer step.
+        learning_rate: the highest there is, eta_0.
+        weight_decay: of AdamW, on matrices only; biases, gains and other vectors have none.
+        warmup_steps: steps of linear growth from zero.
+        schedule: after the warm-up: ``cosine`` down to ``final_ratio`` of the learning rate,
+            ``adaptive`` eta_0 * min(1, sqrt(t_0 / t)) (seed 6) with t_0 the warm-up, ``constant``.
+        final_ratio: last learning rate of the cosine over the highest.
+        gradient_clipping: largest norm of the gradient; None: not clipped.
+        mixed_precision: ``bf16`` and ``fp16`` compute in that type, weights stay as they are.
+        gradient_checkpointing: recompute each block in the backward pass.
+        seed: of the order of the examples and of what training draws.
+        eval_every: steps between evaluations; None: only after the last step.
+        patience: evaluations without improvement before training stops; None: it does not.
+        checkpoint_every: steps between checkpoints; None: only after the last step.
+        keep_checkpoints: how many stay on disk.
+        log_every: steps between logged metrics.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    schedule: Literal["cosine", "adaptive", "constant"] = "cosine"
+    final_ratio: float = 0.1
+    gradient_clipping: float | None = 1.0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    eval_every: int | None = None
+    patience: int | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints",
+                     "log_every"):  # fmt: skip
+            require(getattr(self, name) >= 1, self, name, ">= 1")
+        for name in ("eval_every", "patience", "checkpoint_every"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, self, name, ">= 1 or None")
+        require(self.learning_rate > 0, self, "learning_rate", "> 0")
+        require(self.weight_decay >= 0, self, "weight_decay", ">= 0")
+        require(0 <= self.warmup_steps <= self.steps, self, "warmup_steps",
+                f"from 0 to steps = {self.steps}")  # fmt: skip
+        require(self.schedule != "adaptive" or self.warmup_steps >= 1, self, "warmup_steps",
+                ">= 1 with schedule = 'adaptive': it is t_0")  # fmt: skip
+        require(0 <= self.final_ratio <= 1, self, "final_ratio", "in [0, 1]")
+        require(self.gradient_clipping is None or self.gradient_clipping > 0, self,
+                "gradient_clipping", "> 0 or None")  # fmt: skip
+        require(self.patience is None or self.eval_every is not None, self, "patience",
+                "None without eval_every")  # fmt: skip
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, ... over the highest."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "adaptive":
+            return min(1.0, math.sqrt(self.warmup_steps / (step + 1)))
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.final_ratio + (1 - self.final_ratio) * (1 + math.cos(math.pi * done)) / 2
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from fields, or from the seed's ``training_config`` with its two inner mappings."""
+        flat: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in ("optimizer", "scheduler"):
+                flat |= _flat(name, value)
+            elif name == "mixed_precision" and isinstance(value, bool):
+                flat[name] = "bf16" if value else "no"
+            else:
+                flat[name] = value
+        return super().from_dict(flat)
+
+
+def _flat(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of an inner mapping of the seed's form."""
+    known = {key: field for (name, key), field in SEED.items() if name == part}
+    found = {}
+    for key, value in values.items():
+        if (part, key) == ("optimizer", "type"):
+            if value != "adamw":
+                raise ConfigError(f"optimizer.type = {value!r}: must be 'adamw'")
+        elif key in known:
+            found[known[key]] = value
+        else:
+            allowed = sorted({"type", *known})
+            raise ConfigError(f"{part}.{key}: must be one of {', '.join(allowed)}")
+    return found
