@@ -1,24 +1,22 @@
-"""The trainer: it learns, it resumes to the same weights, and it says what went wrong."""
+"""The trainer: it learns, by its settings, and it says what went wrong."""
 
 from __future__ import annotations
 
-import subprocess
+import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from danon import create_dala_model, create_ucsa_model
 from danon.config import ConfigError
-from danon.experiment import store
-from danon.training import BaseTrainer, Trainer, TrainingConfig, checkpoint
+from danon.training import BaseTrainer, Trainer, TrainingConfig
 from danon.training.order import Order
-from danon.training.recorded import recorded
-
-ROOT = Path(__file__).parents[1]
 
 
 def text(examples: int = 24, length: int = 32) -> TensorDataset:
@@ -64,6 +62,14 @@ def test_it_learns() -> None:
     assert result.best == result.history[120]["eval_loss"] and result.best_step == 120
 
 
+def test_annealing_knows_the_step() -> None:
+    model = create_ucsa_model(
+        task="lm", hidden_size=32, num_heads=2, num_layers=1, vocab_size=32, sparsity_start=1.0,
+    )  # fmt: skip
+    Trainer(model, settings(steps=3)).fit(text())
+    assert [int(x) for name, x in model.named_buffers() if name.endswith("anneal_step")] == [3]
+
+
 def test_accumulation_is_a_larger_batch() -> None:
     models = [small(), small()]
     plain = {"gradient_clipping": None, "steps": 3}
@@ -80,82 +86,94 @@ def test_trainers_of_one_process_have_their_own_precision() -> None:
     assert losses[0] == losses[2] != losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
-KILLED = """
-import os, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import test_training as t
-from danon.training import Trainer
-class Dies(Trainer):
-    def backward_step(self, loss):
-        if self.step == {at}:
-            os._exit(9)
-        super().backward_step(loss)
-Dies(t.drawing(), t.settings(checkpoint_every={every}), directory={place!r}).fit(t.text(), t.text())
-"""
+class Explodes(Trainer):
+    def compute_loss(self, outputs: Tensor) -> Tensor:
+        loss = super().compute_loss(outputs)
+        return loss * torch.inf if self.step == 5 else loss
 
 
-@pytest.mark.parametrize(("at", "every"), [(0, 1), (5, 1), (7, 4), (11, 5)])
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, at: int, every: int) -> None:
-    whole = drawing()
-    want = Trainer(whole, settings(checkpoint_every=every)).fit(text(), text())
-    code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), at=at, every=every,
-                         place=str(tmp_path))  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode == 9, done.stderr.decode()
-    again = drawing(seed=5)  # its weights come from the checkpoint, or from the start
-    if not list(tmp_path.glob("step-*")):
-        again = drawing()
-    got = Trainer(again, settings(checkpoint_every=every), directory=tmp_path).fit(text(), text())
-    assert torch.equal(weights(again), weights(whole))
-    assert got == want
+class Steep(Trainer):
+    def compute_loss(self, outputs: Tensor) -> Tensor:
+        loss = super().compute_loss(outputs)
+        return loss + (outputs.sum() * 0).sqrt() if self.step == 5 else loss
 
 
-def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("kind", "accumulated", "reason"),
+    [(Explodes, 1, "loss is inf"), (Explodes, 2, "loss is inf"),
+     (Steep, 1, "norm of the gradient is nan")],
+)  # fmt: skip
+def test_a_run_that_diverges_stops_before_the_weights_move(
+    kind: type[Trainer], accumulated: int, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Trainer(small(), settings(steps=4, checkpoint_every=2, keep_checkpoints=2),
-            directory=tmp_path).fit(text())  # fmt: skip
-    newest = tmp_path / "step-00000004"
-    file = max(newest.iterdir(), key=lambda f: f.stat().st_size)
-    file.write_bytes(file.read_bytes()[:-100])
-    found = checkpoint.newest(tmp_path)
-    assert found is not None and found[1] == 2
-    assert f"{newest} is damaged ({file.name} changed" in caplog.text
+    c = {"schedule": "constant", "gradient_accumulation_steps": accumulated}
+    model, five = small(), small()
+    result = kind(model, settings(**c)).fit(text())
+    assert (result.outcome, result.step) == ("diverged", 6) and 6 not in result.history
+    assert caplog.messages == [f"the {reason} at step 6: training stops"]
+    Trainer(five, settings(**c, steps=5)).fit(text())
+    assert torch.equal(weights(model), weights(five))
+    # No gradient is left that would spoil the next training.
+    assert Trainer(model, settings(steps=1)).fit(text()).outcome == "finished"
 
 
-def test_checkpoints_that_are_too_old_go(tmp_path: Path) -> None:
-    Trainer(small(), settings(steps=6, checkpoint_every=1, keep_checkpoints=3),
-            directory=tmp_path).fit(text())  # fmt: skip
-    assert [p.name[-1] for p in sorted(tmp_path.iterdir())] == ["4", "5", "6"]
+def test_a_train_step_of_ones_own_that_diverges_is_noticed() -> None:
+    class Own(Trainer):
+        def train_step(self, batch: object) -> Tensor:
+            return torch.tensor(torch.nan if self.step == 5 else 1.0)
 
-
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 1, lambda p: (p / "x").write_text("1") and None, {}, 2)
-
-    def full(place: Path) -> None:
-        (place / "x").write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, 2, full, {}, 2)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    Trainer(small(), settings(steps=2), directory=tmp_path).fit(text())
-    with pytest.raises(ValueError, match=r"is of a run with steps = 2: must have steps = 3, or"):
-        Trainer(small(), settings(steps=3), directory=tmp_path).fit(text())
-
-
-def test_a_run_that_diverges_says_when() -> None:
-    class Explodes(Trainer):
-        def compute_loss(self, outputs: Tensor) -> Tensor:
-            loss = super().compute_loss(outputs)
-            return loss * torch.inf if self.step == 5 else loss
-
-    result = Explodes(small(), settings()).fit(text())
+    result = Own(small(), settings()).fit(text())
     assert (result.outcome, result.step) == ("diverged", 6)
-    assert 6 not in result.history
+
+
+@pytest.mark.parametrize("form", ["pair", "mapping"])
+def test_evaluation_weighs_batches_by_their_labels(form: str) -> None:
+    ids, labels = text(10).tensors
+    labels[0], labels[4:8] = -100, -100  # of batches of 4: three examples, none, two
+    labels[8, 2:] = -100
+    data: Any = TensorDataset(ids, labels)
+    if form == "mapping":
+        data = [{"input_ids": i, "labels": j} for i, j in zip(ids, labels, strict=True)]
+    model = small()
+    trainer = Trainer(model, settings())
+    trainer.setup_training()
+    got = trainer.evaluate(data)["eval_loss"]
+    with torch.no_grad():
+        want = nn.functional.cross_entropy(model(ids).flatten(0, 1), labels.flatten())
+    assert got == pytest.approx(float(want), rel=1e-5)
+
+
+def test_evaluation_without_labels_weighs_batches_by_their_examples() -> None:
+    class Mean(Trainer):
+        def compute_loss(self, outputs: Tensor) -> Tensor:
+            return outputs.mean()
+
+    trainer = Mean(nn.Identity(), settings())
+    trainer.accelerator = Accelerator()
+    got = trainer.evaluate(TensorDataset(torch.arange(6.0)[:, None]))
+    assert got == {"eval_loss": 2.5}
+
+
+def test_an_evaluation_of_nothing_is_refused() -> None:
+    trainer = Trainer(small(), settings())
+    trainer.setup_training()
+    ids, labels = text(4).tensors
+    with pytest.raises(ValueError, match="every label of the dataset is -100: at least one must"):
+        trainer.evaluate(TensorDataset(ids, torch.full_like(labels, -100)))
+    empty = TensorDataset(ids[:0], labels[:0])
+    with pytest.raises(ValueError, match="the dataset is empty"):
+        trainer.evaluate(empty)
+    with pytest.raises(ValueError, match="the dataset is empty"):
+        trainer.fit(empty)
+
+
+def test_an_evaluation_that_is_not_a_number_is_never_the_best() -> None:
+    class Odd(Trainer):
+        def evaluate(self, dataset: Dataset[object]) -> dict[str, float]:
+            return {"eval_loss": torch.nan if self.step <= 4 else 2.0}
+
+    result = Odd(small(), settings(eval_every=4)).fit(text(), text())
+    assert (result.best, result.best_step) == (2.0, 8)
 
 
 def test_it_stops_when_nothing_improves() -> None:
@@ -238,27 +256,73 @@ def test_ones_own_trainer_as_in_the_seed() -> None:
     assert not torch.equal(weights(model), before)
 
 
-def test_a_run_is_recorded_with_its_metrics_and_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_hugging_face_models_recompute_their_blocks() -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=32, use_cache=False,
+    ))  # fmt: skip
+    ran: list[object] = []
+    model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: ran.append(1))
+    Trainer(model, settings(steps=1)).fit(text())
+    assert len(ran) == 1
+    Trainer(model, settings(steps=1, gradient_checkpointing=True)).fit(text())
+    assert len(ran) == 3
+
+
+def test_older_hugging_face_models_are_told_by_their_own_method() -> None:
+    class Older(nn.Linear):
+        def gradient_checkpointing_enable(self) -> None:
+            self.recomputes = True
+
+    model = Older(2, 2)
+    Trainer(model, settings(gradient_checkpointing=True)).setup_training()
+    assert model.recomputes
+
+
+def test_a_model_that_cannot_recompute_is_refused() -> None:
+    message = "Linear must have a method enable_gradient_checkpointing, or Hugging Face's gradient_"
+    with pytest.raises(ValueError, match=message):
+        Trainer(nn.Linear(2, 2), settings(gradient_checkpointing=True)).fit(text())
+
+
+class Interrupted(Trainer):
+    def _one_step(self, batches: object) -> float:
+        if self.step == 8:
+            raise KeyboardInterrupt
+        return super()._one_step(batches)
+
+
+def test_the_bar_is_closed_on_errors_and_begins_where_training_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    c = settings(steps=4, log_every=2)
-    with recorded("good", c.to_dict()) as listener:
-        result = Trainer(small(), c, listeners=(listener,)).fit(text(), text())
-    with pytest.raises(RuntimeError, match="broken"), recorded("bad", {}):
-        raise RuntimeError("broken")
-    with pytest.raises(KeyboardInterrupt), recorded("stopped", {}):
-        raise KeyboardInterrupt
-    client = store.connect(uri)
-    runs = {run.info.run_name: run for run in client.search_runs(
-        [store.experiment_id(client, uri, "training")])}  # fmt: skip
-    ended = {name: run.info.status for name, run in runs.items()}
-    assert ended == {"good": "FINISHED", "bad": "FAILED", "stopped": "KILLED"}
-    good = runs["good"]
-    assert good.data.params["learning_rate"] == "0.003"
-    steps = client.get_metric_history(good.info.run_id, "loss")
-    assert {m.step: m.value for m in steps} == {
-        step: metrics["loss"] for step, metrics in result.history.items()
-    }
-    assert good.data.metrics["eval_loss"] == result.best
+    c = settings(checkpoint_every=4)
+    with pytest.raises(KeyboardInterrupt) as kept:  # its frames keep the bar from being collected
+        Interrupted(small(), c, directory=tmp_path, progress=True).fit(text())
+    out, err = capsys.readouterr()
+    assert kept.tb and out == "" and err.endswith("\n") and "| 0/12 [" in err and " 8/12 [" in err
+    Trainer(small(), c, directory=tmp_path, progress=True).fit(text())
+    err = capsys.readouterr().err
+    assert "| 0/12 [" not in err and "| 8/12 [" in err and "12/12 [" in err and "loss=" in err
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_is_for_terminals(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    Trainer(small(), settings(steps=1)).fit(text())
+    assert ("1/1 [" in stream.getvalue()) == terminal
+    stream.truncate(0)
+    Trainer(small(), settings(steps=1), progress=False).fit(text())
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("package", ["accelerate", "filelock", "tqdm"])
+def test_what_is_not_installed_is_named(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    message = rf"the package {package}: pip install 'danon\[training\]'"
+    with pytest.raises(ImportError, match=message):
+        Trainer(small(), settings(), directory=tmp_path).fit(text())

@@ -1,7 +1,7 @@
 """Training: a trainer on accelerate, its settings, and what one's own trainer stands on."""
 
-from danon.training.base import BaseTrainer
+from danon.training.base import IGNORED, BaseTrainer
 from danon.training.config import TrainingConfig
 from danon.training.trainer import Trainer, TrainingResult
 
-__all__ = ["BaseTrainer", "Trainer", "TrainingConfig", "TrainingResult"]
+__all__ = ["IGNORED", "BaseTrainer", "Trainer", "TrainingConfig", "TrainingResult"]

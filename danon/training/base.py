@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,32 @@ __all__ = ["BaseTrainer"]
 
 IGNORED = -100
 """Label of a place that has no target."""
+
+CHECKPOINTING = (
+    "enable_gradient_checkpointing",
+    "activation_checkpointing_enable",  # Hugging Face, and its name before transformers 5
+    "gradient_checkpointing_enable",
+)
+"""Methods of models that recompute their blocks in the backward pass."""
+
+
+class DivergenceError(ArithmeticError):
+    """Loss or gradient is not finite; the weights have not moved."""
+
+
+def needed(name: str) -> Any:
+    """A module of the extra ``training``.
+
+    Raises:
+        ImportError: it is not installed; the message says how to.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise ImportError(
+            f"training needs the package {package}: pip install 'danon[training]'"
+        ) from error
 
 
 class BaseTrainer:
@@ -38,17 +65,21 @@ class BaseTrainer:
         self.step = 0
 
     def setup_training(self) -> None:
-        """Make accelerator and optimizer; called by ``fit`` where the subclass did not."""
-        Accelerator, AcceleratorState = _accelerate()
-        c = self.config
+        """Make accelerator and optimizer; called by ``fit`` where the subclass did not.
+
+        Raises:
+            ImportError: accelerate is not installed.
+            ValueError: ``gradient_checkpointing`` of a model that has no method for it.
+        """
+        accelerate, c = needed("accelerate"), self.config
         # accelerate has one precision for the whole process, and a trainer has its own.
-        AcceleratorState._reset_state()
-        self.accelerator = Accelerator(
+        accelerate.state.AcceleratorState._reset_state()
+        self.accelerator = accelerate.Accelerator(
             mixed_precision=c.mixed_precision,
             gradient_accumulation_steps=c.gradient_accumulation_steps,
         )
         if c.gradient_checkpointing:
-            self.model.enable_gradient_checkpointing()  # type: ignore[operator]
+            _checkpoint_blocks(self.model)
         self.optimizer = self.make_optimizer()
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
@@ -89,25 +120,36 @@ class BaseTrainer:
         return loss + extra() if extra is not None and self.model.training else loss
 
     def backward_step(self, loss: Tensor) -> None:
-        """Add the gradient; after the last batch of a step clip it and move the weights."""
+        """Add the gradient; after the last batch of a step clip it and move the weights.
+
+        Raises:
+            DivergenceError: the loss is not finite, or the gradient that is to be clipped; the
+                weights are those of the step before.
+        """
         c, a = self.config, self.accelerator
+        if not torch.isfinite(loss):
+            raise DivergenceError(f"the loss is {loss.item()}")
         a.backward(loss)
         if not a.sync_gradients:
             return
         if c.gradient_clipping is not None:
-            a.clip_grad_norm_(self.model.parameters(), c.gradient_clipping)
+            norm = a.clip_grad_norm_(self.model.parameters(), c.gradient_clipping)
+            # The scaler of fp16 finds its scale by gradients that overflow, and skips those steps.
+            if a.scaler is None and not torch.isfinite(norm):
+                raise DivergenceError(f"the norm of the gradient is {norm.item()}")
         for group in self.optimizer.param_groups:
             group["lr"] = c.learning_rate * c.rate(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
-def _accelerate() -> tuple[Any, Any]:
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError as error:
-        raise ImportError(
-            "training needs the package accelerate: pip install 'danon[training]'"
-        ) from error
-    return Accelerator, AcceleratorState
+def _checkpoint_blocks(model: nn.Module) -> None:
+    for name in CHECKPOINTING:
+        enable = getattr(model, name, None)
+        if enable is not None:
+            enable()
+            return
+    raise ValueError(
+        f"gradient_checkpointing = True: {type(model).__name__} must have a method "
+        f"{CHECKPOINTING[0]}, or Hugging Face's {CHECKPOINTING[-1]}"
+    )

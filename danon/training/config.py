@@ -40,8 +40,9 @@ class TrainingConfig(Config):
         seed: of the order of the examples and of what training draws.
         eval_every: steps between evaluations; None: only after the last step.
         patience: evaluations without improvement before training stops; None: it does not.
-        checkpoint_every: steps between checkpoints; None: only after the last step.
-        keep_checkpoints: how many stay on disk.
+        checkpoint_every: steps between checkpoints; None: only after the last step. An evaluation
+            better than all before writes one too.
+        keep_checkpoints: how many stay on disk, with that of the best evaluation beside them.
         log_every: steps between logged metrics.
     """
 

@@ -17,7 +17,7 @@ class Order(Sampler[list[int]]):
     each gets its share of every batch.
 
     Args:
-        examples: how many there are.
+        examples: how many there are, at least one.
         batch_size: of all processes together.
         seed: of the permutations.
         first: the batch to begin with.
@@ -29,8 +29,6 @@ class Order(Sampler[list[int]]):
         self, examples: int, batch_size: int, seed: int, first: int = 0, rank: int = 0,
         world: int = 1,
     ) -> None:  # fmt: skip
-        if examples < 1:
-            raise ValueError("the dataset is empty: training needs at least one example")
         if batch_size % world:
             raise ValueError(f"batch_size = {batch_size}: must be a multiple of {world} processes")
         self.examples, self.batch_size, self.seed = examples, batch_size, seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from danon.attention.ucsa import anneal
 from danon.training import checkpoint
-from danon.training.base import BaseTrainer
+from danon.training.base import IGNORED, BaseTrainer, DivergenceError, needed
 from danon.training.config import TrainingConfig
 from danon.training.order import Order
 
@@ -38,7 +40,8 @@ class TrainingResult:
 
     Attributes:
         step: optimizer steps done.
-        outcome: ``diverged``: the loss was not finite at ``step``.
+        outcome: ``diverged``: loss or gradient was not finite in step ``step``, the weights are
+            those of the step before.
         history: metrics by step: ``loss``, ``learning_rate``, and of evaluations ``eval_loss`` and
             what ``evaluate`` returns beside it.
         best: lowest ``eval_loss``, None without an evaluation.
@@ -55,20 +58,24 @@ class TrainingResult:
 class Trainer(BaseTrainer):
     """Trains a model; goes on where a killed run with the same directory was.
 
+    It tells every UCSA that anneals its sparsity which step it is.
+
     Args:
         model: called with a batch's inputs.
         config: settings.
         directory: of the checkpoints; None keeps none.
         listeners: told of the metrics as they come.
+        progress: show a bar on stderr; None: on a terminal.
     """
 
     def __init__(
         self, model: nn.Module, config: TrainingConfig | Mapping[str, Any], *,
         directory: Path | str | None = None, listeners: tuple[Listener, ...] = (),
+        progress: bool | None = None,
     ) -> None:  # fmt: skip
         super().__init__(model, config)
         self.directory = None if directory is None else Path(directory)
-        self.listeners = listeners
+        self.listeners, self.progress = listeners, progress
         self.result = TrainingResult()
         self.waited = 0
 
@@ -82,52 +89,81 @@ class Trainer(BaseTrainer):
             eval_dataset: what ``eval_loss`` is measured on.
 
         Raises:
-            ValueError: an empty dataset, or a checkpoint of another configuration.
+            ValueError: an empty dataset, a directory in use, only damaged checkpoints in it, or one
+                of another configuration or model.
         """
-        c = self.config
-        torch.manual_seed(c.seed)
+        torch.manual_seed(self.config.seed)
         self.setup_training()
-        if self.directory is not None:
-            self._resume(self.directory)
-        batches = self._batches(train_dataset)
-        self.model.train()
-        while self.result.outcome == "finished" and self.step < c.steps:
-            loss = self._one_step(batches)
-            if not math.isfinite(loss):
-                self.result.outcome = "diverged"
-                _log.warning("the loss is %s at step %d: training stops", loss, self.step)
-                break
-            last = self.step == c.steps
-            if self.step % c.log_every == 0 or last:
-                rate = c.learning_rate * c.rate(self.step - 1)
-                self._tell({"loss": loss, "learning_rate": rate})
-            if eval_dataset is not None and (last or _due(self.step, c.eval_every)):
-                self._judge(eval_dataset)
-            if self.directory is not None and (
-                last or _due(self.step, c.checkpoint_every) or self.result.outcome != "finished"
-            ):
-                self._save(self.directory)
+        with contextlib.ExitStack() as held:
+            if self.directory is not None:
+                if self.accelerator.is_main_process:
+                    held.enter_context(checkpoint.alone(self.directory))
+                self._resume(self.directory)
+            batches = self._batches(train_dataset)
+            bar = held.enter_context(self._bar())
+            self.model.train()
+            while self.result.outcome == "finished" and self.step < self.config.steps:
+                try:
+                    loss = self._one_step(batches)
+                except DivergenceError as error:
+                    self.model.zero_grad()  # or the next training of this model begins with them
+                    self.result.outcome, self.result.step = "diverged", self.step + 1
+                    _log.warning("%s at step %d: training stops", error, self.result.step)
+                    break
+                bar.set_postfix(loss=loss, refresh=False)
+                bar.update()
+                self._after_step(loss, eval_dataset)
         return self.result
 
     def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
-        """Mean loss over a dataset, by example; draws of training are not disturbed.
+        """Mean loss over a dataset; draws of training are not disturbed.
+
+        A batch weighs as much as it has labels other than ``-100``, or examples if it has none.
 
         Raises:
-            ValueError: an empty dataset.
+            ValueError: an empty dataset, or one whose labels are all ``-100``.
         """
-        size, total, seen = _size(dataset), 0.0, 0
+        _size(dataset)
+        total, seen = 0.0, 0
         loader = DataLoader(dataset, batch_size=self.config.batch_size)
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng():
             for batch in loader:
+                weight = _weight(batch)
+                if weight == 0:
+                    continue  # the mean over nothing is not a number
                 self.batch = self._place(batch)
                 with self.accelerator.autocast():
                     loss = self.compute_loss(self.forward(self.batch))
-                n = len(next(iter(batch.values() if isinstance(batch, Mapping) else batch)))
-                total, seen = total + n * float(loss), seen + n
+                total, seen = total + weight * float(loss), seen + weight
         self.model.train()
-        assert seen == size
+        if seen == 0:
+            raise ValueError(f"every label of the dataset is {IGNORED}: at least one must not be")
         return {"eval_loss": total / seen}
+
+    def load_best(self) -> None:
+        """Give the model the weights of the best evaluation; nothing else changes.
+
+        Raises:
+            ValueError: there is none, it is damaged, or it is of another model.
+        """
+        found = None if self.directory is None else checkpoint.newest(self.directory)
+        best = None if found is None else found[2]["result"]["best_step"]
+        if found is None or best is None:
+            raise ValueError(
+                f"directory = {self.directory}: must hold checkpoints of a run with evaluations"
+            )
+        path = checkpoint.folder(found[0].parent, best)
+        self._same_shapes(path, checkpoint.read(path)[1])
+        needed("safetensors.torch").load_model(self.model, path / "model.safetensors")
+
+    def _bar(self) -> Any:
+        hidden = None if self.progress is None else not self.progress  # None: tqdm asks the stream
+        if not self.accelerator.is_main_process:
+            hidden = True
+        return needed("tqdm").tqdm(
+            total=self.config.steps, initial=self.step, unit="step", disable=hidden
+        )
 
     def _one_step(self, batches: Iterator[Any]) -> float:
         loss = torch.zeros((), device=self.accelerator.device)
@@ -135,9 +171,30 @@ class Trainer(BaseTrainer):
             self.batch = self._place(next(batches))
             with self.accelerator.accumulate(self.model):
                 loss += self.train_step(self.batch)
+        mean = float(loss) / self.config.gradient_accumulation_steps
+        if not math.isfinite(mean):
+            raise DivergenceError(f"the loss is {mean}")  # one's own train_step need not notice
         self.step += 1
         self.result.step = self.step
-        return float(loss) / self.config.gradient_accumulation_steps
+        anneal(self.model, self.step)
+        return mean
+
+    def _after_step(self, loss: float, eval_dataset: Dataset[Any] | None) -> None:
+        """Tell, evaluate and save, whatever is due; saved last, so that it knows the rest."""
+        c = self.config
+        last = self.step == c.steps
+        if self.step % c.log_every == 0 or last:
+            rate = c.learning_rate * c.rate(self.step - 1)
+            self._tell({"loss": loss, "learning_rate": rate})
+        if eval_dataset is not None and (last or _due(self.step, c.eval_every)):
+            self._judge(eval_dataset)
+        if self.directory is not None and (
+            last
+            or _due(self.step, c.checkpoint_every)
+            or self.result.outcome != "finished"
+            or self.result.best_step == self.step
+        ):
+            self._save(self.directory)
 
     def _batches(self, dataset: Dataset[Any]) -> Iterator[Any]:
         c, a = self.config, self.accelerator
@@ -161,7 +218,7 @@ class Trainer(BaseTrainer):
         found = self.evaluate(dataset)
         self._tell(found)
         result, loss = self.result, found["eval_loss"]
-        if result.best is None or loss < result.best:
+        if loss < (math.inf if result.best is None else result.best):
             result.best, result.best_step, self.waited = loss, self.step, 0
             return
         self.waited += 1
@@ -173,8 +230,22 @@ class Trainer(BaseTrainer):
             self.accelerator.save_state(str(place), safe_serialization=True)
 
         known = {"config": self.config.to_dict(), "waited": self.waited,
-                 "result": dataclasses.asdict(self.result)}  # fmt: skip
-        checkpoint.save(directory, self.step, write, known, self.config.keep_checkpoints)
+                 "result": dataclasses.asdict(self.result), "shapes": self._shapes()}  # fmt: skip
+        checkpoint.save(
+            directory, self.step, write, known, self.config.keep_checkpoints, self.result.best_step
+        )
+
+    def _shapes(self) -> dict[str, list[int]]:
+        return {name: list(p.shape) for name, p in self.model.named_parameters()}
+
+    def _same_shapes(self, path: Path, known: Mapping[str, Any]) -> None:
+        theirs, ours = known["shapes"], self._shapes()
+        for name in {**ours, **theirs}:
+            if theirs.get(name) != ours.get(name):
+                raise ValueError(
+                    f"{path} is of another model: {name} is of shape {_shape(theirs.get(name))}, "
+                    f"must be {_shape(ours.get(name))}; or train in another directory"
+                )
 
     def _resume(self, directory: Path) -> None:
         found = checkpoint.newest(directory)
@@ -191,6 +262,7 @@ class Trainer(BaseTrainer):
                 + ", ".join(f"{name} = {ours[name]!r}" for name in differ)
                 + ", or train in another directory"
             )
+        self._same_shapes(path, known)
         self.accelerator.load_state(str(path))
         self.step, self.waited = step, known["waited"]
         self.result = TrainingResult(**known["result"])
@@ -207,3 +279,18 @@ def _size(dataset: Dataset[Any]) -> int:
     if len(dataset) == 0:
         raise ValueError("the dataset is empty")
     return len(dataset)
+
+
+def _weight(batch: Any) -> int:
+    """Labels of a batch that count; its examples if it has no labels."""
+    if isinstance(batch, Mapping):
+        parts, labels = list(batch.values()), batch.get("labels")
+    else:
+        parts, labels = batch, batch[1] if len(batch) > 1 else None
+    if isinstance(labels, Tensor):
+        return int((labels != IGNORED).sum())
+    return len(parts[0])
+
+
+def _shape(sizes: list[int] | None) -> str:
+    return "none (it is not there)" if sizes is None else str(tuple(sizes))
