@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +31,14 @@ class LocalAttention(Adapter):
         self.core = self.load().LocalAttention(
             window_size=width, causal=shape.is_causal, autopad=True, use_rotary_pos_emb=False
         )
+
+    @classmethod
+    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+        """A block and a half is seen on average."""
+        width = max(1, 2 * entries // 3)
+        made = cls(shape, width=width)
+        made.semantics = f"exact within its block of {width} and the block before (after)"
+        return made
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         B, _, N, _ = q.shape

@@ -8,7 +8,7 @@ handed to SDPA some thousands of queries at a time, so memory stays linear and s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from baselines._masked import Band, masked_attention
 from baselines._parts import expand_heads
 from baselines.sdpa import masked_sdpa
 from danon.attention.registry import register
+from danon.attention.sizing import SINKS
 from danon.attention.stream import Part, Span, StreamingAttention, span_of
 from danon.config import AttentionConfig
 
@@ -41,6 +42,13 @@ class Window(Adapter, StreamingAttention):
             raise ValueError(f"width = {width}, sinks = {sinks}: must be >= 1 and >= 0")
         causal = shape.is_causal
         self.band = Band(width - 1, 0 if causal else width - 1, sinks, causal)
+
+    @classmethod
+    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+        width = max(1, entries - SINKS)
+        made = cls(shape, width=width, sinks=SINKS)
+        made.semantics = f"exact window {width} + {SINKS} sinks"
+        return made
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])

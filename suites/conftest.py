@@ -20,6 +20,7 @@ from suites.profiles import PROFILES, Profile, visible_profiles
 from suites.replay import replay
 
 DEVICES = ("cpu", "cuda")
+SUITES = ("speed", "memory", "decode", "scaling", "recall", "language")
 _channel = pytest.StashKey[Channel]()
 _profile = pytest.StashKey[Profile]()
 _cases = pytest.StashKey[dict[str, Case]]()
@@ -35,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--danon-attention", action="append", default=[], help="file.py:Class to measure as well"
     )
     group.addoption("--danon-only", default="", help="registered names to keep, comma separated")
+    group.addoption("--danon-suites", default="", help=f"of {', '.join(SUITES)}; all without")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,8 +57,10 @@ def _prepare(config: pytest.Config) -> None:
         raise ValueError(f"unknown device {device!r}; known: {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch finds no CUDA device here; use --device cpu")
-    only = [word.strip() for word in config.getoption("--danon-only").split(",") if word.strip()]
-    names, own = gather(config.getoption("--danon-attention"), only)
+    names, own = gather(config.getoption("--danon-attention"), _words(config, "only"))
+    for suite in _words(config, "suites"):
+        if suite not in SUITES:
+            raise ValueError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
     profile = config.stash[_profile] = PROFILES[name]
     dtypes = {d for block in (*profile.speed, *profile.memory) for d in block.dtypes}
     for attention in own:
@@ -71,13 +75,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     suite = metafunc.function.__name__.removeprefix("test_")
     cases = config.stash[_profile].cases(config.stash[_names], config.getoption("--danon-device"))
     # Identifiers, not cases: pytest-benchmark stores the parameters in its JSON.
-    mine = {case.id: case for case in cases if case.suite == suite}
+    wanted = suite in (_words(config, "suites") or SUITES)
+    mine = {case.id: case for case in cases if wanted and case.suite == suite}
     config.stash[_cases] |= mine
     metafunc.parametrize("case", mine, ids=[i.partition("/")[2] for i in mine], indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Short lengths first, whatever the suite: long ones are forecast from them."""
+    items[:] = [item for item in items if isinstance(_parameter(item), str)]  # a suite not wanted
     items.sort(key=lambda item: _case(item).length or math.inf)
 
 
@@ -139,8 +145,17 @@ def measure(lab: Lab, request: pytest.FixtureRequest) -> Callable[[Case], None]:
     return run
 
 
-def _case(item: pytest.Item) -> Case:
+def _words(config: pytest.Config, option: str) -> list[str]:
+    given: str = config.getoption(f"--danon-{option}")
+    return [word.strip() for word in given.split(",") if word.strip()]
+
+
+def _parameter(item: pytest.Item) -> object:
     assert isinstance(item, pytest.Function)
-    identifier = item.callspec.params["case"]
+    return item.callspec.params["case"]
+
+
+def _case(item: pytest.Item) -> Case:
+    identifier = _parameter(item)
     assert isinstance(identifier, str)
     return item.config.stash[_cases][identifier]

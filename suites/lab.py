@@ -14,13 +14,15 @@ from danon.attention.base import BaseAttention
 from danon.attention.stream import StreamingAttention
 from danon.measure.case import Case, CaseResult, Status
 from danon.measure.memory import peak_bytes, saved_bytes
-from danon.measure.paired import Paired, measure_pair, measure_single
+from danon.measure.paired import measure_pair, measure_single
 from danon.measure.roofline import matmul_rate
 from danon.measure.statistics import fit_exponent
 from suites.attentions import REFERENCE, one_line, shape_of
 from suites.costs import CHECK_CALLS, SELF_CALLS, TIMING_CALLS, Costs
+from suites.figures import ratios
 from suites.guard import out_of_memory
 from suites.profiles import Profile
+from suites.quality import School
 from suites.specimen import Specimen
 from suites.stream import Stream
 from suites.verify import Verdict, Verifier
@@ -52,6 +54,7 @@ class Lab:
         self._on_begin, self._on_result = on_begin, on_result
         self._results = {result.case: result for result in known}
         self._verifier = Verifier()
+        self._school = School(profile)
         self._rates: dict[tuple[str, str], float] = {}
         self._costs = Costs()
         self._reading: dict[tuple[str, str], tuple[int, float]] = {}  # tokens, seconds
@@ -76,6 +79,8 @@ class Lab:
 
     def _outcome(self, case: Case) -> CaseResult:
         try:
+            if case.phase == "training":
+                return self._school.result(case)
             if case.suite == "scaling":
                 return self._scaling(case)
             if reason := self._unavailable(case, backward=case.phase == "forward+backward"):
@@ -140,7 +145,7 @@ class Lab:
                 call, reference, device, budget_s=budget, width=width, seed=case.length
             )
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
-            metrics |= _ratios(pair)
+            metrics |= ratios(pair)
         else:
             single = measure_single(call, device, budget_s=budget, width=width)
             samples = {"candidate_s": list(single.samples)}
@@ -243,7 +248,7 @@ class Lab:
                 seed=case.length,
             )  # fmt: skip
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
-            metrics |= _ratios(pair)
+            metrics |= ratios(pair)
         metrics["time_s"] = median(samples["candidate_s"])
         return CaseResult(
             case, "measured", "", semantics, metrics, samples, verdict.info, config=config
@@ -288,18 +293,6 @@ def _over(seconds: float, length: int, cap: float) -> str:
         f"estimated {seconds:.0f} s at least, going by {length} tokens; "
         f"the profile allows {cap:.0f} s a case"
     )
-
-
-def _ratios(pair: Paired) -> dict[str, float]:
-    """The figures of a paired timing."""
-    return {
-        "time_ratio": pair.ratio.value,
-        "time_ratio_low": pair.ratio.low,
-        "time_ratio_high": pair.ratio.high,
-        "speedup": 1 / pair.ratio.value,
-        "reference_time_s": median(pair.reference),
-        "conclusive": float(pair.conclusive),
-    }
 
 
 def _without(case: Case, status: Status, reason: str) -> CaseResult:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from danon.measure.case import Case, Phase
+from suites.curricula import QUICK, SMOKE, STANDARD
+from suites.plans import LanguagePlan, RecallPlan
 
 __all__ = ["HEADS", "HEAD_DIM", "PROFILES", "Block", "Profile", "visible_profiles"]
 
@@ -36,6 +38,7 @@ class Profile:
         seconds: rounds of one case go on this long unless its interval is narrow before.
         width: half width of the interval, in logarithms, that is narrow enough.
         cap_s: a case that should take longer, its check included, is over budget.
+        recall, language: what models are trained on; they have budgets of their own.
         hidden: not offered to users.
     """
 
@@ -46,6 +49,8 @@ class Profile:
     seconds: float
     width: float
     cap_s: float
+    recall: tuple[RecallPlan, ...] = ()
+    language: tuple[LanguagePlan, ...] = ()
     hidden: bool = False
 
     def cases(self, attentions: tuple[str, ...], device: str) -> Iterator[Case]:
@@ -65,9 +70,16 @@ class Profile:
             for dtype in block.dtypes:
                 for name in attentions:
                     yield _case("scaling", name, 0, dtype, block.phase, device)
+        for name in attentions:
+            for plan in (*self.recall, *self.language):
+                for n in plan.lengths:
+                    yield _learning(name, n, plan, device)
 
     def weight(self, case: Case) -> float:
         """Seconds expected of a case, roughly: for the progress bar."""
+        if case.phase == "training":
+            plan = self.plan(case)
+            return plan.expected_s if case.length == plan.lengths[0] else 0.5
         if case.suite == "scaling":
             return 0.1
         if case.suite == "decode":
@@ -76,6 +88,14 @@ class Profile:
         dense_s *= (0.5 if case.dtype != "float32" else 1) * (3.5 if case.phase != "forward" else 1)
         share = self.seconds if case.suite == "speed" else 0.2
         return min(share + 4 * dense_s, self.cap_s)
+
+    def plan(self, case: Case) -> RecallPlan | LanguagePlan:
+        """What a model of a case is trained by."""
+        (found,) = (
+            plan for plan in (*self.recall, *self.language)
+            if (plan.suite, plan.task) == (case.suite, case.task) and case.length in plan.lengths
+        )  # fmt: skip
+        return found
 
     def shorter(self, case: Case) -> Case | None:
         """The case of the next shorter length that this profile may measure, or None."""
@@ -97,6 +117,14 @@ def _case(suite: str, name: str, length: int, dtype: str, phase: Phase, device: 
     return Case(suite, name, length, dtype, phase, device, heads=HEADS, head_dim=HEAD_DIM)
 
 
+def _learning(name: str, length: int, plan: RecallPlan | LanguagePlan, device: str) -> Case:
+    shape = plan.shape
+    return Case(
+        plan.suite, name, length, "float32", "training", device, heads=shape.heads,
+        head_dim=shape.width // shape.heads, task=plan.task,
+    )  # fmt: skip
+
+
 _BOTH = ("float32", "bfloat16")
 _LOW = ("bfloat16",)
 _FULL = ("float32",)
@@ -114,6 +142,8 @@ PROFILES: dict[str, Profile] = {
         seconds=1.5,
         width=0.05,
         cap_s=20.0,
+        recall=QUICK[0],
+        language=QUICK[1],
     ),
     "standard": Profile(
         speed=(
@@ -130,6 +160,8 @@ PROFILES: dict[str, Profile] = {
         seconds=3.0,
         width=0.03,
         cap_s=60.0,
+        recall=STANDARD[0],
+        language=STANDARD[1],
     ),
     "full": Profile(
         speed=(
@@ -149,6 +181,8 @@ PROFILES: dict[str, Profile] = {
         seconds=6.0,
         width=0.02,
         cap_s=240.0,
+        recall=STANDARD[0],
+        language=STANDARD[1],
     ),
     "smoke": Profile(
         speed=(Block("forward", _FULL, (64, 128)), Block("forward+backward", _FULL, (64,))),
@@ -158,6 +192,8 @@ PROFILES: dict[str, Profile] = {
         seconds=0.1,
         width=0.1,
         cap_s=30.0,
+        recall=SMOKE[0],
+        language=SMOKE[1],
         hidden=True,
     ),
 }

@@ -21,10 +21,11 @@ __all__ = ["Specimen"]
 class Specimen:
     """Attributes: the module; q (B, H, N, D), k and v in dtype and device of the case."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, module: BaseAttention | None = None) -> None:
+        """``module``: None for the one that the case is measured with."""
         self.case = case
         self.device = torch.device(case.device)
-        self.module = build(case)
+        self.module = build(case) if module is None else module
         self.parameters = _trained(self.module)
         dtype = getattr(torch, case.dtype)
         self.q, self.k, self.v = _inputs(

@@ -135,7 +135,7 @@ def test_the_router_sends_each_query_down_its_path() -> None:
     routed, plain = compare(
         "router", recent_or_first, lambda: dala(use_adaptive_router=True), dala, 150, 0.02
     )
-    assert max(routed) < 0.1 * min(plain)
+    assert max(routed) < 0.2 * min(plain)
 
 
 def needles(batch: int, g: torch.Generator) -> Batch:

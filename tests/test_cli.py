@@ -33,7 +33,7 @@ NO_STORE = "http://127.0.0.1:9"  # refuses at once: these tests are not about ML
 def refused(tmp_path: Path, **changes: object) -> tuple[int, str]:
     """Exit status and words of a bench that must not start measuring."""
     values: dict[str, object] = {
-        "profile": "smoke", "device": "cpu", "attentions": (), "only": "sdpa",
+        "profile": "smoke", "device": "cpu", "attentions": (), "only": "sdpa", "suites": "",
         "results": tmp_path / "runs", "resume": False, "command": "danon bench", **changes,
     }  # fmt: skip
     console = Console(record=True, width=200, file=io.StringIO())
@@ -137,7 +137,7 @@ class TestStopped:
         assert (run.parent / "report.html").stat().st_size > 10_000
         entries = json.loads((run.parent / "benchmark.json").read_text())["benchmarks"]
         replayed = {b["params"]["case"] for b in entries}
-        measured = [r for r in journal.results() if r.case.length in (64, 128, 0)]
+        measured = [r for r in journal.results() if r.case.length in (32, 64, 128, 0)]
         assert {r.case.id for r in measured if r.case.id in replayed} == replayed
         assert replayed
 
@@ -217,9 +217,9 @@ class TestDisplay:
 
 
 def test_options_become_arguments_of_the_suites() -> None:
-    options = Options("quick", "cpu", ("a.py:B",), "x,y", Path("r"), False, "danon bench")
+    options = Options("quick", "cpu", ("a.py:B",), "x,y", "speed", Path("r"), False, "danon bench")
     assert options.arguments() == [
-        "--danon-profile=quick", "--danon-device=cpu", "--danon-only=x,y",
+        "--danon-profile=quick", "--danon-device=cpu", "--danon-only=x,y", "--danon-suites=speed",
         "--danon-attention=a.py:B",
     ]  # fmt: skip
     assert asdict(options)["resume"] is False

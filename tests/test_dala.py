@@ -258,8 +258,8 @@ def test_the_loss_pulls_an_unbalanced_router_towards_balance() -> None:
     q, k, v, _ = make_inputs(module, 60)
     q, k = q + 1.0, k + 1.0  # a common direction, so that a linear router can be unbalanced
     with torch.no_grad():
-        module.router.weight.copy_(0.004 * torch.ones(8, 8))
-    optimizer = torch.optim.Adam(module.router.parameters(), lr=5e-4)
+        module.router.weight.copy_(0.02 * torch.ones(8, 8))
+    optimizer = torch.optim.Adam(module.router.parameters(), lr=2e-3)
     losses = []
     for _ in range(8):
         module(q, k, v)

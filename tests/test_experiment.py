@@ -16,7 +16,7 @@ import pytest
 from danon.experiment import store
 from danon.experiment.export import write_results
 from danon.experiment.process import Owner
-from danon.experiment.record import Recorder, upload
+from danon.experiment.record import Recorder, metric_name, upload
 from danon.experiment.runs import Journal, RunInfo
 from danon.measure.case import Case, CaseResult
 
@@ -44,6 +44,18 @@ def some_results() -> list[CaseResult]:
         measured("msra", 1024, "forward+backward"),
         missing,
     ]
+
+
+def two_texts() -> list[CaseResult]:
+    """One attention trained on two texts at one length."""
+    return [
+        CaseResult(
+            Case("language", "msra", 1024, "float32", "training", task=text), "measured",
+            metrics={"bits_per_byte": bits}, samples={"candidate_s": [seconds]},
+            curves={"bits_by_tokens": [[1e6, bits]]},
+        )
+        for text, bits, seconds in (("code", 2.1, 40.0), ("prose", 2.6, 50.0))
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -75,10 +87,10 @@ def journal(tmp_path: Path, info: RunInfo) -> Journal:
     return Journal.create(tmp_path / "runs", info)
 
 
-def runs_of(uri: str, info: RunInfo) -> tuple[list, list]:
+def runs_of(uri: str, info: RunInfo, suite: str = "speed") -> tuple[list, list]:
     """(parent runs, child runs) of an invocation."""
     client = store.connect(uri)
-    experiment = store.experiment_id(client, uri, "speed")
+    experiment = store.experiment_id(client, uri, suite)
     runs = store.runs_where(client, [experiment], f"tags.`danon.run_id` = '{info.run_id}'")
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     return [run for run in runs if run not in children], children
@@ -187,6 +199,16 @@ def test_results_json_is_stable_and_strict_and_samples_are_a_long_table(
     assert {r["run_id"] for r in table} == {info.run_id}
 
 
+def test_samples_name_the_task_of_a_training(tmp_path: Path, info: RunInfo) -> None:
+    write_results([measured("sdpa", 1024), *two_texts()], info, tmp_path)
+    table = pq.read_table(tmp_path / "samples.parquet").to_pylist()
+    tasks = {(row["suite"], row["task"], row["seconds"]) for row in table if row["index"] == 0}
+    assert tasks == {
+        ("speed", "", 0.1), ("speed", "", 0.3),
+        ("language", "code", 40.0), ("language", "prose", 50.0),
+    }  # fmt: skip
+
+
 def test_a_sample_series_without_a_unit_is_refused(tmp_path: Path, info: RunInfo) -> None:
     wrong = replace(measured("sdpa", 1024), samples={"candidate": [1.0]})
     with pytest.raises(ValueError, match="sample series 'candidate': must be seconds"):
@@ -223,6 +245,27 @@ def test_a_run_is_recorded_with_one_child_per_attention_and_step_n(
     params = {run.info.run_name: run.data.params for run in children}
     assert params["msra"]["semantics"] == "exact"
     assert params["msra"]["head_dim"] == "64"
+
+
+def test_two_texts_at_one_length_are_recorded_apart(
+    sqlite: str, journal: Journal, info: RunInfo
+) -> None:
+    recorder = Recorder(info, journal)
+    recorder.start()
+    for result in two_texts():
+        journal.append(result)
+        recorder.log(result)
+    assert recorder.finish("FINISHED").startswith("Recorded 2 cases")
+    _, (child,) = runs_of(sqlite, info, "language")
+    assert child.data.metrics == {
+        "training.float32.code.bits_per_byte": 2.1, "training.float32.prose.bits_per_byte": 2.6
+    }  # fmt: skip
+    assert {tag for tag in child.data.tags if tag.startswith("danon.case.")} == {
+        f"danon.case.training.float32.{text}.N1024" for text in ("code", "prose")
+    }
+    assert upload(journal.run_dir).startswith("0 of 2 cases were new")
+    decode = Case("decode", "msra", 1024, "bfloat16", "decode")
+    assert metric_name(decode, "time_s") == "decode.bfloat16.time_s"
 
 
 def test_upload_completes_a_partial_recording_and_a_second_one_adds_nothing(

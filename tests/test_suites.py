@@ -146,6 +146,8 @@ class TestSession:
         names = {"speed": SPEED, "memory": MEMORY, "scaling": SCALING, "decode": DECODE}
         for attention in ("sdpa", "Exact", "Streamed"):
             for result in session.of(attention):
+                if result.case.phase == "training":
+                    continue
                 if attention == "Exact" and result.case.suite == "decode":
                     assert result.status == "unavailable"
                     assert result.reason == "has no streaming form"
@@ -183,13 +185,13 @@ class TestSession:
 
     def test_a_wrong_attention_is_a_failed_row_without_figures(self, session: Session) -> None:
         found = [r for r in session.of("Wrong") if r.case.suite != "decode"]  # it has no stream
-        assert len(found) > 4
+        assert {r.case.suite for r in found} == {"speed", "memory", "scaling", "recall", "language"}
         for result in found:
             assert result.status == "failed"
             assert "relative error 1.0e-02" in result.reason
             assert not result.metrics
             assert not result.samples
-        checked = [r.check for r in found if r.case.suite != "scaling"]
+        checked = [r.check for r in found if r.case.suite in ("speed", "memory")]
         assert all(check["error"] > check["tolerance"] for check in checked)
 
     def test_what_cannot_run_here_says_why(self, session: Session) -> None:
@@ -235,7 +237,7 @@ class TestProfiles:
     def test_reference_comes_first_and_short_before_long(self) -> None:
         cases = list(PROFILES["quick"].cases(("sdpa", "window"), "cpu"))
         assert len({case.id for case in cases}) == len(cases)
-        lengths = [case.length for case in cases if case.length]
+        lengths = [case.length for case in cases if case.length and case.phase != "training"]
         assert lengths == sorted(lengths)
         assert [case.attention for case in cases[:2]] == ["sdpa", "window"]
         assert all(case.length == 0 for case in cases if case.suite == "scaling")

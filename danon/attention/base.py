@@ -119,6 +119,15 @@ class BaseAttention(nn.Module):
         return cls(shape)
 
     @classmethod
+    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+        """The instance that the quality suites train: a query sees about so many entries at most.
+
+        On average over the queries of ``shape.max_sequence_length`` tokens. What has no such size,
+        dense attention or a recurrence, is what :meth:`build` makes.
+        """
+        return cls.build(shape)
+
+    @classmethod
     def unavailable(
         cls, shape: AttentionConfig, *, length: int, dtype: torch.dtype, device: torch.device,
         backward: bool,

@@ -22,6 +22,7 @@ from danon.attention.dala_paths import Paths, chunk, whole
 from danon.attention.dala_window import WindowNetwork
 from danon.attention.oracles.dala import oracle
 from danon.attention.registry import register
+from danon.attention.sizing import SINKS, largest
 from danon.attention.stream import Part, Span, StreamingAttention, span_of
 from danon.attention.tiles import near_rects
 from danon.attention.union import observe, union
@@ -73,6 +74,21 @@ class DALA(StreamingAttention):
     @classmethod
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(DALAConfig(**shape.shared()))
+
+    @classmethod
+    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+        """A memory as large as a period.
+
+        It takes what scores highest, without a threshold: below that no score could ever learn.
+        """
+
+        def config(window: int) -> DALAConfig:
+            return DALAConfig(
+                **shape.shared(), block_size=window, state_update_frequency=1, memory_size=window,
+                global_tokens=SINKS, importance_threshold=0.0,
+            )  # fmt: skip
+
+        return largest(lambda w: cls(config(w)), shape.max_sequence_length, entries)
 
     @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -112,9 +112,14 @@ class GatedState(nn.Module):
 class Router(nn.Module):
     """Each query's distribution over paths (seed section 2.1).
 
-    p_ij = softmax_j(s_i.k_j / tau + b_ij), s_i = W q_i and k_j the path's mean key before the
-    query's period. b_ij starts at zero and is updated by agreement: b_ij += y_ij.a_i with the
-    path's prediction y_ij = p_ij k_j and the activation a_i = s_i. W starts at zero: no preference.
+    p_ij = softmax_j(s_i.k_j / tau + b_ij), s_i = squash(W q_i / sqrt(d)) and k_j the squashed mean
+    key of the path before the query's period. b_ij starts at zero and is updated by agreement:
+    b_ij += y_ij.a_i with the path's prediction y_ij = p_ij k_j and the activation a_i = s_i. W
+    starts at zero: no preference.
+
+    squash(x) = x / sqrt(1 + |x|^2), so that no vector is longer than 1 and no preference larger
+    than 1/tau + iterations: unbounded, one step of an optimizer could close a path for good
+    (docs/log.md). Sabour et al. 2017 squash what they route for the same reason.
     """
 
     def __init__(self, head_dim: int, temperature: float, iterations: int) -> None:
@@ -125,12 +130,17 @@ class Router(nn.Module):
     def forward(self, q: Tensor, paths: Tensor) -> Tensor:
         """log p: queries (..., n, D) and path keys (..., J, D) -> (..., n, J)."""
         wide = torch.promote_types(q.dtype, torch.float32)  # tau magnifies rounding
-        # (W q).k = q.(W^T k): a long input has fewer paths than queries.
-        match = q.to(wide) @ (paths.to(wide) @ self.weight.to(wide)).transpose(-1, -2)
+        asked = _squash(q.to(wide) @ (self.weight.to(wide).T * q.shape[-1] ** -0.5))
+        match = asked @ _squash(paths.to(wide)).transpose(-1, -2)
         b = torch.zeros_like(match)
         for _ in range(self.iterations):
             b = b + (match / self.temperature + b).softmax(-1) * match
         return (match / self.temperature + b).log_softmax(-1)
+
+
+def _squash(x: Tensor) -> Tensor:
+    """The same direction, shorter than 1; short vectors stay about as they are."""
+    return x * (1 + x.square().sum(-1, keepdim=True)).rsqrt()
 
 
 def load_balance(p: Tensor, counts: Tensor) -> Tensor:

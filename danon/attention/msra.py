@@ -19,6 +19,7 @@ from danon.attention.msra_plan import far_rects
 from danon.attention.oracles.msra import oracle
 from danon.attention.pooling import ImportancePool, by_pieces, sinusoid, soft_cap
 from danon.attention.registry import register
+from danon.attention.sizing import SINKS, largest
 from danon.attention.stream import Part, StreamingAttention
 from danon.attention.tiles import NEAR, batch, near_rects
 from danon.attention.union import Call, Source, union
@@ -64,6 +65,16 @@ class MSRA(StreamingAttention):
     @classmethod
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(MSRAConfig(**shape.shared()))
+
+    @classmethod
+    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+        def config(window: int) -> MSRAConfig:
+            return MSRAConfig(
+                **shape.shared(), window=window, compression_factor=8, compression_alpha=100.0,
+                global_tokens=SINKS,
+            )  # fmt: skip
+
+        return largest(lambda w: cls(config(w)), shape.max_sequence_length, entries)
 
     @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

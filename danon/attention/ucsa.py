@@ -16,6 +16,7 @@ from danon.attention.kernels import HIDDEN
 from danon.attention.oracles.ucsa import oracle, undecided
 from danon.attention.pooling import ImportancePool
 from danon.attention.registry import register
+from danon.attention.sizing import SINKS, largest
 from danon.attention.stream import Part, StreamingAttention
 from danon.attention.tiles import NEAR, batch, near_rects
 from danon.attention.ucsa_error import relative_error, running_sums, squared_length
@@ -62,6 +63,10 @@ def anneal(model: nn.Module, step: int) -> int:
     return len(found)
 
 
+ALL_LEAVES = 256
+"""Candidates of a sized UCSA, at most."""
+
+
 @register("ucsa")
 class UCSA(StreamingAttention):
     """Unified compressed sparse attention (seed section 3).
@@ -105,7 +110,7 @@ class UCSA(StreamingAttention):
         self.cfg = config
         self.semantics = (
             f"window {config.local_window_size} + {config.selected_blocks} selected blocks of "
-            f"{config.leaf} + tree cut + {config.global_tokens} sinks"
+            f"{config.leaf}{' + tree cut' * config.coarse_nodes} + {config.global_tokens} sinks"
         )
         self.leaf_pool = ImportancePool(config.head_dim, config.leaf, 1)
         self.tree_pool = ImportancePool(config.head_dim, config.fanout, 1)
@@ -116,6 +121,29 @@ class UCSA(StreamingAttention):
     @classmethod
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(UCSAConfig(**shape.shared()))
+
+    @classmethod
+    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+        """A small window, and as many refined leaves as there is room for.
+
+        Each query chooses among all leaves, at least up to 256 of them, by nodes that it does not
+        see. What makes it choose well is the divergence in the information loss: docs/log.md.
+        """
+        length = shape.max_sequence_length
+        leaf = 4 if length <= 4 * ALL_LEAVES else 16
+        block = leaf * max(1, entries // (8 * leaf))
+        candidates = min(ALL_LEAVES, max(8, math.ceil(length / leaf)))
+
+        def config(refined: int) -> UCSAConfig:
+            return UCSAConfig(
+                **shape.shared(), local_window_size=block, query_block=block, leaf_max=leaf,
+                leaf_alpha=100.0, candidate_blocks=candidates, coarse_nodes=False,
+                selected_blocks=max(1, refined // leaf), global_tokens=SINKS,
+                max_cache_size=max(length, block), information_weight=0.0003,
+                information_kl=1000.0,
+            )  # fmt: skip
+
+        return largest(lambda n: cls(config(n)), length, entries)
 
     @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -36,6 +36,7 @@ def bench(
         typer.Option(help="file.py:Class of your own, measured beside everything else."),
     ] = None,
     only: Annotated[str, typer.Option(help="Registered names to keep, comma separated.")] = "",
+    suites: Annotated[str, typer.Option(help="Suites to run, comma separated; all without.")] = "",
     results: Results = RESULTS,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
 ) -> None:
@@ -44,7 +45,8 @@ def bench(
     from danon.bench.command import bench as run
 
     command = shlex.join(["danon", *sys.argv[1:]])
-    options = Options(profile, device, tuple(attention or ()), only, results, resume, command)
+    own = tuple(attention or ())
+    options = Options(profile, device, own, only, suites, results, resume, command)
     raise typer.Exit(run(options, Console()))
 
 

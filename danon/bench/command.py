@@ -37,6 +37,7 @@ class Options:
     Attributes:
         attentions: registered names, or ``file.py:Class`` / ``module:Class`` to measure as well.
         only: registered names to keep, comma separated; empty keeps all.
+        suites: to run, comma separated; empty runs all.
         results: folder of all runs.
         resume: go on with the last killed run of the same commit, profile and machine.
         command: as typed, for the record.
@@ -46,6 +47,7 @@ class Options:
     device: str
     attentions: tuple[str, ...]
     only: str
+    suites: str
     results: Path
     resume: bool
     command: str
@@ -56,6 +58,7 @@ class Options:
             f"--danon-profile={self.profile}",
             f"--danon-device={self.device}",
             f"--danon-only={self.only}",
+            f"--danon-suites={self.suites}",
             *(f"--danon-attention={target}" for target in self.attentions),
         ]
 

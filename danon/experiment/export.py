@@ -70,7 +70,7 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
 
     whole, name = pa.int64(), pa.dictionary(pa.int32(), pa.string())
     schema = pa.schema([
-        ("run_id", name), ("suite", name), ("attention", name), ("length", whole),
+        ("run_id", name), ("suite", name), ("task", name), ("attention", name), ("length", whole),
         ("dtype", name), ("phase", name), ("device", name), ("batch", whole), ("heads", whole),
         ("head_dim", whole), ("causal", pa.bool_()), ("side", name), ("index", whole),
         ("seconds", pa.float64()),

@@ -13,14 +13,15 @@ from danon.experiment import words
 from danon.measure.case import Case
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from danon.experiment.runs import RunInfo
     from danon.measure.case import CaseResult
 
 __all__ = [
     "OURS", "REFERENCE", "Absence", "Board", "Curves", "Figure", "Role", "Row", "View",
-    "absences", "board", "check_rows", "machine", "mechanism", "origin", "role", "table", "views",
+    "absences", "board", "check_rows", "figure", "machine", "mechanism", "origin", "role",
+    "speedup", "table", "views",
 ]  # fmt: skip
 
 OURS = ("msra", "dala", "ucsa", "super-hybrid")
@@ -91,10 +92,13 @@ class View:
 
 
 def views(frame: pd.DataFrame) -> list[View]:
-    """Every view with a measured figure, forward before backward, then by dtype and shape."""
+    """Every view with a measured figure, forward before backward, then by dtype and shape.
+
+    Training is no view: its figures do not compare with those of a single pass.
+    """
     if frame.empty:
         return []
-    measured = frame[frame["status"] == "measured"]
+    measured = frame[(frame["status"] == "measured") & frame["phase"].isin(PHASES)]
     names = [f.name for f in dataclasses.fields(View)]
     found = [View(*key) for key in measured[names].drop_duplicates().itertuples(index=False)]
     return sorted(found, key=lambda v: (v.shape, PHASES.index(v.phase), v.dtype))
@@ -129,24 +133,26 @@ class Curves:
         """Length -> figure, ascending; ``speedup`` is derived from the time ratio."""
         found = {}
         for record in self._records.get((suite, attention), ()):
-            figure = _speedup(record) if metric == "speedup" else _plain(record, metric)
-            if math.isfinite(figure.value):
-                found[int(record["length"])] = figure
+            one = speedup(record) if metric == "speedup" else figure(record, metric)
+            if math.isfinite(one.value):
+                found[int(record["length"])] = one
         return dict(sorted(found.items()))
 
 
-def _number(record: dict[Any, Any], name: str) -> float:
+def _number(record: Mapping[Any, Any], name: str) -> float:
     value = record.get(name)
     return math.nan if value is None else float(value)
 
 
-def _plain(record: dict[Any, Any], metric: str) -> Figure:
+def figure(record: Mapping[Any, Any], metric: str) -> Figure:
+    """A metric with its interval, of a record that may lack it."""
     return Figure(
         _number(record, metric), _number(record, f"{metric}_low"), _number(record, f"{metric}_high")
     )
 
 
-def _speedup(record: dict[Any, Any]) -> Figure:
+def speedup(record: Mapping[Any, Any]) -> Figure:
+    """Times faster than dense: one over the time ratio of a record."""
     if record["attention"] == REFERENCE:
         return Figure(1.0)  # by definition: its ratio to itself says nothing
     conclusive = _number(record, "conclusive") != 0.0
@@ -281,18 +287,20 @@ def absences(frame: pd.DataFrame) -> list[Absence]:
 
 
 def _where(group: pd.DataFrame, everything: pd.DataFrame) -> str:
-    """In words: ``speed 8k to 128k (forward float32)``."""
+    """In words: ``speed 8k to 128k (forward float32); recall mqar 64 to 256``."""
     if len(group) == len(everything):
         return "everything"
     parts = []
-    for suite, cases in group.groupby("suite", sort=False):
-        asked = sorted(set(everything[everything["suite"] == suite]["length"]))
+    for (suite, task), cases in group.groupby(["suite", "task"], sort=False):
+        beside = everything[(everything["suite"] == suite) & (everything["task"] == task)]
+        asked = sorted(set(beside["length"]))
         kinds: dict[str, list[str]] = {}  # lengths in words -> kinds of case that lack these
         for (phase, dtype), same in cases.groupby(["phase", "dtype"]):
             spans = _spans(sorted(set(same["length"]) - {0}), asked)
             kinds.setdefault(spans, []).append(f"{phase} {dtype}")
-        said = (f"{spans} ({', '.join(names)})".strip() for spans, names in kinds.items())
-        parts.append(f"{suite} {', '.join(said)}")
+        said = [f"{spans} ({', '.join(names)})".strip() for spans, names in kinds.items()]
+        # a task is trained for in one way only
+        parts.append(f"{suite} {task} {', '.join(kinds)}" if task else f"{suite} {', '.join(said)}")
     return "; ".join(parts)
 
 

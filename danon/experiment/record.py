@@ -37,8 +37,12 @@ _log = logging.getLogger(__name__)
 
 
 def metric_name(case: Case, name: str) -> str:
-    """``forward.float32.time_s``; MLflow allows no ``+`` in a name."""
-    return f"{case.phase.replace('+', '_')}.{case.dtype}.{name}"
+    """``forward.float32.time_s``, ``training.float32.code.bits_per_byte``.
+
+    MLflow allows no ``+`` in a name.
+    """
+    kind = (case.phase.replace("+", "_"), case.dtype, case.task, name)
+    return ".".join(filter(None, kind))
 
 
 @dataclass

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import jinja2
 from markupsafe import Markup
 
-from danon.experiment import frame, words
+from danon.experiment import frame, quality, words
 from danon.experiment.runs import replace_file
 from danon.experiment.styles import styles
 
@@ -45,6 +45,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
 
     data = frame.table(results)
     views = frame.views(data)
+    tasks = quality.tasks(results, info.command)
     template = importlib.resources.files("danon.experiment") / "template"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.globals.update(words=words, isfinite=math.isfinite)
@@ -54,12 +55,16 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         origin=frame.origin(info),
         machine=frame.machine(info),
         boards=[frame.board(data, view, info.command) for view in views],
+        tasks=tasks,
         absences=frame.absences(data),
         checks=frame.check_rows(data).to_dict("records"),
         counts=data["status"].value_counts().to_dict(),
-        payload=_payload(data, views, info),
+        payload={**_payload(data, views, info), "quality": [_task_payload(t) for t in tasks]},
         css=Markup((template / "report.css").read_text()),
-        script=Markup((template / "report.js").read_text()),
+        scripts=[
+            Markup((template / name).read_text())
+            for name in ("report.js", *(["quality.js"] if tasks else ()))
+        ],
         plotly=Markup(get_plotlyjs()),
     )
     replace_file(path, content.encode())
@@ -103,8 +108,34 @@ def _view_payload(data: pd.DataFrame, view: frame.View, names: Sequence[str]) ->
     return {"lengths": sorted(lengths), "curves": curves}
 
 
-def _finite(figure: frame.Figure) -> dict[str, Any]:
-    values = dataclasses.asdict(figure)
+def _task_payload(task: quality.Task) -> dict[str, Any]:
+    costs = get_args(quality.Cost)
     return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
-    }
+        "suite": task.suite, "name": task.name, "higher": task.higher, "lengths": task.lengths,
+        "lines": {
+            row.attention: [
+                {
+                    "n": n, **_finite(score.quality), "speedup": _finite(score.speedup),
+                    **_known(share=score.share, peak=score.peak, items=score.items),
+                    "curves": {
+                        name: [point for point in points if all(map(math.isfinite, point))]
+                        for name, points in score.curves.items()
+                    },
+                }
+                for n, score in row.scores.items()
+            ]
+            for row in task.rows
+        },
+        "fronts": {
+            n: {cost: sorted(task.front(n, [cost])) for cost in costs} for n in task.lengths
+        },
+    }  # fmt: skip
+
+
+def _finite(figure: frame.Figure) -> dict[str, Any]:
+    return _known(**dataclasses.asdict(figure))
+
+
+def _known(**values: float | None) -> dict[str, float | None]:
+    """What JSON has no number for is null."""
+    return {k: None if v is None or not math.isfinite(v) else v for k, v in values.items()}

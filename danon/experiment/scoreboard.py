@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from danon.experiment import frame, words
+from danon.experiment import frame, quality, words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,9 @@ STYLES = {"ours": "bold green", "yours": "bold magenta", "reference": "bold", "b
 STATUS_STYLES = {"failed": "bold red", "over budget": "yellow", "unavailable": "dim"}
 WIDE = 130  # columns from which what an attention computes has a column of its own
 LENGTH_COLUMN = 8  # characters
+QUALITY_COLUMN = 7  # recall or bits per byte on a board
+NAME = 7  # characters of a task
+SCORE_COLUMN, RANGE_COLUMN, TRAINING_COLUMN = 6, 9, 9
 
 LEGEND = (
     "Speed-up: time of dense attention (sdpa) / own time, both measured alternately in this run; "
@@ -33,6 +36,13 @@ LEGEND = (
     "GFLOP/s: useful work. Roof: share of the matmul rate measured in this run. N^: fitted "
     "exponent of time. Error: relative, against dense. Decode: one more token after so many; MiB "
     "of the state. Times compare only between equal fingerprints."
+)
+QUALITY_LEGEND = (
+    "Quality: equal model, steps and seeds; each attention sized to see about a quarter of dense "
+    "attention's pairs, so these are not the sizes of the tables above. Recall: share of right "
+    "answers; range: over the seeds. bits/B: bits per byte of held-out text, lower is better. "
+    "Speed-up: forward pass of the trained attention against dense. * on the Pareto front: no "
+    "other is as good in quality, speed and memory, and better in one."
 )
 
 
@@ -44,15 +54,18 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
     console.print(escape(frame.origin(info)), style="dim", highlight=False)
     console.print(escape(frame.machine(info)), style="dim", highlight=False)
     boards = [frame.board(data, view, info.command) for view in frame.views(data)]
+    tasks = quality.tasks(results, info.command)
     for shown in boards:
         console.print(f"\n[bold]{_title(shown)}[/]", highlight=False)
-        console.print(_table(shown, console.width))
-    if not boards:
-        console.print("\nNo case has figures.")
-    else:
+        console.print(_table(shown, tasks, console.width))
+    if boards:
         console.print(Text(LEGEND, style="dim"))
         if console.width < WIDE:
             _print_semantics(boards, console)
+    if tasks:
+        _print_quality(tasks, console)
+    if not (boards or tasks):
+        console.print("\nNo case has figures.")
     _print_absences(frame.absences(data), console)
 
 
@@ -64,12 +77,17 @@ def _title(shown: frame.Board) -> str:
     return title
 
 
-def _table(shown: frame.Board, width: int) -> Table:
+def _table(shown: frame.Board, tasks: Sequence[quality.Task], width: int) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0))
     head = shown.headline
-    at = f"\nat {words.length_label(head)}"
+    at = _at(head)
     wide = width >= WIDE
-    lengths = _lengths(shown, width - (118 if wide else 82))
+    trained = {"recall": quality.hardest(tasks, "recall")}
+    trained["bits/B"] = quality.hardest(tasks, "language")
+    hardest = {name: task for name, task in trained.items() if task}
+    room = width - (118 if wide else 82) - QUALITY_COLUMN * len(hardest)
+    rates = not hardest or room >= -2  # quality may take their place: the report has them too
+    lengths = _lengths(shown, room)
     table.add_column("\nattention", no_wrap=True, max_width=18)
     if wide:
         table.add_column("\ncomputes", max_width=44, overflow="fold")
@@ -78,10 +96,12 @@ def _table(shown: frame.Board, width: int) -> Table:
         table.add_column(f"{above}\n{words.length_label(length)}", justify="right", no_wrap=True)
         if length == head:
             table.add_column(f"95 %{at}", justify="right", no_wrap=True)
-    for name in ("GFLOP/s", "roof", "MiB"):
+    for name in ("GFLOP/s", "roof", "MiB") if rates else ("MiB",):
         table.add_column(f"{name}{at}", justify="right", no_wrap=True)
     table.add_column("time\n~ N^", justify="right", no_wrap=True)
     table.add_column(f"error{at}", justify="right", no_wrap=True)
+    for name, task in hardest.items():
+        table.add_column(f"{name}\n{task.name[:6]}", justify="right", no_wrap=True)
     for row in shown.rows:
         style = STYLES[row.role]
         cells = [Text(row.attention)]
@@ -94,15 +114,21 @@ def _table(shown: frame.Board, width: int) -> Table:
                 beside = words.interval(figure) if figure else _elsewhere(row, lengths)
                 cells.append(Text(beside, style="dim"))
         exponent = row.exponent.value
+        if rates:
+            cells += [Text(words.rate(row.flops)), Text(words.share(row.roofline))]
         cells += [
-            Text(words.rate(row.flops)),
-            Text(words.share(row.roofline)),
             Text(words.bytes_text(row.peak)),
             Text(f"{exponent:.2f}" if math.isfinite(exponent) else words.NOTHING),
             Text(words.error_text(row.error)),
+            *(Text(_quality(task, row.attention, task.headline)) for task in hardest.values()),
         ]
         table.add_row(*cells, style=style)
     return table
+
+
+def _at(length: int) -> str:
+    """The second line of a heading."""
+    return f"\nat {words.length_label(length)}"
 
 
 def _elsewhere(row: frame.Row, lengths: Sequence[int]) -> str:
@@ -130,6 +156,83 @@ def _print_semantics(boards: Sequence[frame.Board], console: Console) -> None:
         table.add_row(Text(row.attention, style=STYLES[row.role]), Text(row.semantics))
     console.print("\n[bold]What each computes[/]")
     console.print(table)
+
+
+def _quality(task: quality.Task, attention: str, length: int) -> str:
+    score = task.score(attention, length)
+    return task.write(score.quality.value) if score else words.NOTHING
+
+
+def _print_quality(tasks: Sequence[quality.Task], console: Console) -> None:
+    """One table of all tasks; the costs of an attention are those at the longest length of all."""
+    chief = max(tasks, key=lambda task: task.headline)
+    at, wide = _at(chief.headline), console.width >= WIDE
+    standing = quality.attentions(tasks)
+    longest = min(18, max(map(len, standing)))
+    fit = _Fit(tasks, console.width - longest - (61 if wide else 16))
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("\nattention", no_wrap=True, max_width=18)
+    if wide:
+        table.add_column(f"\nas trained {at.strip()}", max_width=44, overflow="fold")
+    table.add_column(f"pairs{at}", justify="right", no_wrap=True)
+    for number, (task, n) in enumerate(fit.columns):
+        again = number and fit.columns[number - 1][0] is task
+        name = "" if again else task.name[:NAME]
+        table.add_column(f"{name}\n{words.length_label(n)}", justify="right", no_wrap=True)
+        if (task, n) == fit.ranged:
+            table.add_column(f"range{_at(n)}", justify="right", no_wrap=True)
+    table.add_column(f"speed-up{at}", justify="right", no_wrap=True)
+    if fit.seconds:
+        table.add_column(f"training{at}", justify="right", no_wrap=True)
+    fronts = [
+        task.front(task.headline) if n == task.headline else frozenset() for task, n in fit.columns
+    ]
+    for name, role in standing.items():
+        cost = chief.score(name, chief.headline)
+        cells = [Text(name)]
+        if wide:
+            cells.append(Text(cost.semantics if cost else "", style="dim"))
+        cells.append(Text(words.share(cost.share) if cost else words.NOTHING))
+        for (task, n), front in zip(fit.columns, fronts, strict=True):
+            cells.append(Text("*" * (name in front) + _quality(task, name, n)))
+            if (task, n) == fit.ranged:
+                score = task.score(name, n)
+                cells.append(Text(task.spread(score.quality) if score else "", style="dim"))
+        cells.append(Text(words.times(cost.speedup if cost else None)))
+        if fit.seconds:
+            cells.append(Text(words.seconds(cost.train_s) if cost else words.NOTHING))
+        table.add_row(*cells, style=STYLES[role])
+    console.print("\n[bold]Quality · small models trained with each attention[/]")
+    console.print(table)
+    told = "; ".join(f"{task.name}: {task.about}" for task in tasks)
+    console.print(Text(f"{QUALITY_LEGEND} {told}.", style="dim"))
+
+
+class _Fit:
+    """What of the quality table has room.
+
+    Attributes:
+        columns: every task at its longest length, then the next longest ones that fit.
+        ranged: the column that has its range over the seeds beside it: where recall is hardest.
+        seconds: the training seconds have room.
+    """
+
+    def __init__(self, tasks: Sequence[quality.Task], room: int) -> None:
+        """Args: room: characters beside name, pairs and speed-up."""
+        room -= (NAME + 1) * len(tasks)
+        self.seconds = room >= TRAINING_COLUMN
+        room -= TRAINING_COLUMN
+        hardest = quality.hardest(tasks, "recall")
+        self.ranged: tuple[quality.Task, int] | None = None
+        if hardest and hardest.ranged and room >= RANGE_COLUMN:
+            self.ranged = hardest, hardest.headline
+            room -= RANGE_COLUMN
+        every = [(task, n) for task in tasks for n in task.lengths]
+        others = sorted(
+            (key for key in every if key[1] != key[0].headline), key=lambda key: -key[1]
+        )
+        left_out = others[max(0, room // SCORE_COLUMN) :]
+        self.columns = [key for key in every if key not in left_out]
 
 
 def _print_absences(missing: Sequence[frame.Absence], console: Console) -> None:

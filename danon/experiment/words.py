@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from danon.experiment.frame import Figure
 
 __all__ = [
-    "bytes_text", "error_text", "interval", "length_label", "rate", "seconds", "share",
-    "times",
+    "accuracy", "bits", "bytes_text", "error_text", "interval", "length_label", "rate", "seconds",
+    "share", "times",
 ]  # fmt: skip
 
 NOTHING = "-"
@@ -53,6 +53,18 @@ def rate(flops: float) -> str:
 def share(value: float) -> str:
     """A fraction of one, in percent."""
     return f"{value:.0%}" if math.isfinite(value) else NOTHING
+
+
+def accuracy(value: float) -> str:
+    """In percent: ``98%``; ``>99%`` and ``<1%`` where rounding would say all or none."""
+    if not math.isfinite(value):
+        return NOTHING
+    return ">99%" if 0.995 <= value < 1 else "<1%" if 0 < value < 0.005 else f"{value:.0%}"
+
+
+def bits(value: float) -> str:
+    """Bits per byte, to the thousandth."""
+    return f"{value:.3f}" if math.isfinite(value) else NOTHING
 
 
 def bytes_text(value: float) -> str:

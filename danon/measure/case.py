@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 __all__ = ["Case", "CaseResult", "Phase", "Status"]
 
-Phase = Literal["forward", "forward+backward", "decode"]
+Phase = Literal["forward", "forward+backward", "decode", "training"]
 Status = Literal["measured", "unavailable", "over budget", "failed"]
 
 
@@ -18,13 +18,14 @@ class Case:
     """One cell of the scoreboard.
 
     Attributes:
-        suite: speed, memory, scaling or decode.
+        suite: speed, memory, scaling, decode, recall or language.
         attention: registered name.
         length: tokens N; 0 for a figure fitted over several lengths. For decode, the tokens read
             before the ones that are timed.
         dtype: float32, bfloat16 or float16.
-        phase: forward, forward+backward, or decode: one new token at a time.
+        phase: forward, forward+backward, decode: one new token at a time, or training: of a model.
         device: cpu or cuda.
+        task: what a model is trained on; empty in suites that train none.
     """
 
     suite: str
@@ -37,12 +38,12 @@ class Case:
     heads: int = 4
     head_dim: int = 64
     causal: bool = True
+    task: str = ""
 
     @property
     def id(self) -> str:
-        return (
-            f"{self.suite}/{self.attention}/N{self.length}/{self.dtype}/{self.phase}/{self.device}"
-        )
+        place = f"{self.suite}/{self.task}" if self.task else self.suite
+        return f"{place}/{self.attention}/N{self.length}/{self.dtype}/{self.phase}/{self.device}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class CaseResult:
         samples: raw samples behind the metrics, in order of measurement.
         check: the correctness check of this very case: kind, error, tolerance, rows.
         config: the fields of the attention's configuration.
+        curves: figures along something else than length, as points [x, y]: ``bits_by_tokens`` ...
     """
 
     case: Case
@@ -68,6 +70,7 @@ class CaseResult:
     samples: dict[str, list[float]] = field(default_factory=dict)
     check: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

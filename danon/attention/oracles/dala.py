@@ -119,7 +119,8 @@ def oracle(  # noqa: C901 - one definition, read from top to bottom
         )
         memory_key = torch.stack([mean(k, kept[:, :, n]) for n in range(len(rows))], 2)
         paths = up(torch.stack((near_key, memory_key, state_key), 3))
-        match = torch.einsum("bhnd,bhnjd->bhnj", q @ p["router.weight"].T, paths)
+        asked = squash(q @ p["router.weight"].T / D**0.5)
+        match = torch.einsum("bhnd,bhnjd->bhnj", asked, squash(paths))
         agreement = torch.zeros_like(match)
         for _ in range(c.router_iterations):
             agreement = agreement + (match / c.router_temperature + agreement).softmax(-1) * match
@@ -144,3 +145,8 @@ def oracle(  # noqa: C901 - one definition, read from top to bottom
     for n, vv in enumerate(entry_v):
         out = out + A[..., 2 * N + n, None] * up(vv)
     return out
+
+
+def squash(x: Tensor) -> Tensor:
+    """Of the router: a vector's direction, with a length below 1."""
+    return x / (1 + x.square().sum(-1, keepdim=True)).sqrt()

@@ -4,6 +4,7 @@
   const MARKS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "pentagon", "x"];
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const shown = new Set(data.attentions.map((a) => a.name));
+  const others = []; // draw what stands in other files
   let view = 0;
 
   const colour = (a) => (dark.matches ? a.dark : a.light);
@@ -51,7 +52,7 @@
       line: { color: colour(a), width: a.width, dash },
       marker: { color: colour(a), symbol, opacity: 1, size: points.map((_, i) => (i < skipped ? 0 : strong ? 8 : 6)), line: { width: 1.5, color: colour(a) } },
       opacity: strong ? 1 : 0.85,
-      text: points.map((p) => hover(a, p, chart)), hovertemplate: "%{text}<extra></extra>",
+      text: points.map((p) => (chart.hover ?? hover)(a, p, chart)), hovertemplate: "%{text}<extra></extra>",
     };
     if (bars && points.some((p) => p.low !== null)) {
       trace.error_y = {
@@ -107,20 +108,26 @@
     hoverlabel: { bgcolor: theme("--card"), bordercolor: theme("--line"), font: { color: theme("--ink") }, align: "left" },
   });
 
-  function draw(id, traces, layout, missing) {
+  const turns = {};
+
+  // Draw a chart, then its names: not those of a drawing that another has replaced meanwhile.
+  function draw(id, traces, layout, missing, name) {
     const place = document.getElementById(id);
+    const turn = turns[id] = (turns[id] ?? 0) + 1;
     if (!traces.length) {
       Plotly.purge(place);
       const note = document.createElement("p");
       note.className = "empty";
       note.textContent = missing;
       place.replaceChildren(note);
-      return Promise.resolve();
+      return;
     }
     place.querySelector(".empty")?.remove();
     const buttons = [["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
     const settings = { displaylogo: false, responsive: true, displayModeBar: "hover", modeBarButtons: buttons };
-    return Plotly.react(place, traces, { ...base(), ...layout }, settings);
+    Plotly.react(place, traces, { ...base(), ...layout }, settings).then(() => {
+      if (turn === turns[id]) name();
+    });
   }
 
   function level(y, text) {
@@ -151,26 +158,34 @@
     const layout = { xaxis: tokenAxis(), yaxis: axis(chart.title, values, chart.tick ?? chart.write), ...extra };
     layout.margin = { ...base().margin, r: 100 };
     const suite = id === "peak_bytes" ? "memory" : "speed";
-    draw(id, traces, layout, `No figures of the ${suite} suite for what is selected above.`).then(() => {
-      if (traces.length) nameEnds(id, chart);
-    });
+    const ends = Object.fromEntries(Object.entries(curves(id)).map(([name, points]) => {
+      const last = points[points.length - 1];
+      return [name, { x: last.n, y: Math.max(last.value * chart.scale, chart.floor ?? 0) }];
+    }));
+    draw(id, traces, layout, `No figures of the ${suite} suite for what is selected above.`, () => nameEnds(id, ends));
   }
 
+  // A value as its axis places it.
+  const on = (axis, value) => (axis.type === "log" ? Math.log10(value) : value);
+
   // The names of ours and of dense where their curves end, moved apart where they would collide.
-  function nameEnds(id, chart) {
+  function nameEnds(id, places) {
     const { xaxis, yaxis } = document.getElementById(id)._fullLayout;
     const ends = data.attentions
-      .filter((a) => a.role !== "baseline" && shown.has(a.name) && curves(id)[a.name])
-      .map((a) => ({ a, last: curves(id)[a.name].slice(-1)[0] }))
-      .map(({ a, last }) => ({ a, x: Math.log10(last.n), y: Math.log10(Math.max(last.value * chart.scale, chart.floor ?? 0)) }))
+      .filter((a) => a.role !== "baseline" && shown.has(a.name) && places[a.name])
+      .map((a) => ({ a, x: on(xaxis, places[a.name].x), y: on(yaxis, places[a.name].y) }))
       .map((end) => ({ ...end, px: xaxis.l2p(end.x), at: yaxis.l2p(end.y), moved: yaxis.l2p(end.y) }))
       .sort((s, t) => s.at - t.at);
     const gap = 16;
+    const near = (s, t) => Math.abs(s.px - t.px) < 90;
     ends.forEach((end, i) => {
-      for (const above of ends.slice(0, i)) {
-        if (Math.abs(above.px - end.px) < 90) end.moved = Math.max(end.moved, above.moved + gap);
-      }
+      for (const above of ends.slice(0, i)) if (near(above, end)) end.moved = Math.max(end.moved, above.moved + gap);
     });
+    let floor = yaxis._length; // none below the chart
+    for (const end of [...ends].reverse()) {
+      for (const below of ends.slice(ends.indexOf(end) + 1)) if (near(below, end)) floor = Math.min(floor, below.moved - gap);
+      end.moved = Math.min(end.moved, floor);
+    }
     Plotly.relayout(id, {
       annotations: ends.map(({ a, x, y, at, moved }) => ({
         x, y, xref: "x", yref: "y", xanchor: "left", yanchor: "middle", xshift: 9, yshift: at - moved, showarrow: false,
@@ -207,9 +222,8 @@
       yaxis: axis("times faster than dense", [1, ...points.map((p) => p.y)], CHARTS.speedup.write),
       ...level(1, "dense"),
     };
-    draw("cost", traces, layout, "No errors against dense for what is selected above.").then(() => {
-      if (points.length) label(points);
-    });
+    draw("cost", traces, layout, "No errors against dense for what is selected above.",
+      () => label("cost", points, level(1, "dense").annotations));
   }
 
   // The headline: the longest length at which dense itself was measured.
@@ -220,36 +234,47 @@
   }
 
   // Names beside the points, where there is room; ours choose first. The rest keep their hover text.
-  function label(points) {
-    const place = document.getElementById("cost");
-    const { xaxis, yaxis } = place._fullLayout;
-    const spots = points.map((p) => ({ ...p, px: xaxis.l2p(Math.log10(p.x)), py: yaxis.l2p(Math.log10(p.y)) }));
-    const taken = spots.map((s) => ({ l: s.px - 8, r: s.px + 8, t: s.py - 8, b: s.py + 8 }));
+  // A point may tell where its bars end, around.x and around.y, and that its name better stands left.
+  function label(id, points, fixed = []) {
+    const { xaxis, yaxis } = document.getElementById(id)._fullLayout;
+    const spots = points.map((p) => ({ ...p, px: xaxis.l2p(on(xaxis, p.x)), py: yaxis.l2p(on(yaxis, p.y)) }));
+    const ends = (axis, at, values) => [...(values ?? []).map((v) => axis.l2p(on(axis, v))), at - 8, at + 8];
+    for (const s of spots) [s.ex, s.ey] = [ends(xaxis, s.px, s.around?.x), ends(yaxis, s.py, s.around?.y)];
+    const taken = spots.flatMap((s) => [
+      { l: Math.min(...s.ex), r: Math.max(...s.ex), t: s.py - 8, b: s.py + 8 },
+      { l: s.px - 8, r: s.px + 8, t: Math.min(...s.ey), b: Math.max(...s.ey) },
+    ]);
     const clear = (box) => box.l >= 0 && box.r <= xaxis._length && box.t >= 0 && box.b <= yaxis._length
       && taken.every((o) => box.r < o.l || box.l > o.r || box.b < o.t || box.t > o.b);
     const labels = [];
     for (const s of [...spots].sort((x, y) => (x.a.role === "baseline") - (y.a.role === "baseline"))) {
       const w = 7.2 * s.a.name.length + 4, h = 16;
-      const options = [[12, -h / 2], [-w - 12, -h / 2], [-w / 2, -h - 9], [-w / 2, 9], [10, -h - 4], [10, 4], [-w - 10, -h - 4], [-w - 10, 4]];
+      const [l, r] = [Math.min(...s.ex) - s.px - 4, Math.max(...s.ex) - s.px + 4];
+      const [t, b] = [Math.min(...s.ey) - s.py - 1, Math.max(...s.ey) - s.py + 1];
+      const sides = [[r, -h / 2], [l - w, -h / 2]];
+      const options = [...(s.left ? sides.reverse() : sides), [-w / 2, t - h], [-w / 2, b], [10, -h - 9], [10, 9], [-w - 10, -h - 9], [-w - 10, 9]];
       for (const [dx, dy] of options) {
         const box = { l: s.px + dx, r: s.px + dx + w, t: s.py + dy, b: s.py + dy + h };
         if (!clear(box)) continue;
         taken.push(box);
         labels.push({
-          x: Math.log10(s.x), y: Math.log10(s.y), xref: "x", yref: "y", showarrow: false,
+          x: on(xaxis, s.x), y: on(yaxis, s.y), xref: "x", yref: "y", showarrow: false,
           xanchor: "left", yanchor: "top", xshift: dx, yshift: -dy, borderpad: 0,
           text: s.a.role === "baseline" ? plain(s.a.name) : `<b>${plain(s.a.name)}</b>`,
-          font: { color: s.a.role === "baseline" ? theme("--soft") : colour(s.a), size: 12 },
+          font: { color: s.a.role === "baseline" ? theme("--soft") : colour(s.a), size: 12 }, bgcolor: `${theme("--card")}c0`,
         });
         break;
       }
     }
-    Plotly.relayout(place, { annotations: [...level(1, "dense").annotations, ...labels] });
+    Plotly.relayout(id, { annotations: [...fixed, ...labels] });
   }
 
   function drawAll() {
-    Object.keys(CHARTS).forEach(drawLines);
-    drawCost();
+    if (data.views.length) {
+      Object.keys(CHARTS).forEach(drawLines);
+      drawCost();
+    }
+    others.forEach((draw) => draw());
   }
 
   function legend() {
@@ -307,11 +332,12 @@
   for (const button of document.querySelectorAll("[data-show]")) {
     button.addEventListener("click", () => show(Number(button.dataset.show)));
   }
-  document.getElementById("length").addEventListener("change", drawCost);
+  document.getElementById("length")?.addEventListener("change", drawCost);
   dark.addEventListener("change", () => {
     legend();
     drawAll();
   });
   legend();
   show(0);
+  window.danon = { data, shown, others, MARKS, colour, theme, plain, tokens, digits, seconds, line, axis, base, draw, nameEnds, label };
 })();

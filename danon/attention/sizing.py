@@ -1,0 +1,36 @@
+"""How large a mechanism may be for a given number of entries a query: see ``sized``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from danon.attention.base import BaseAttention
+
+__all__ = ["SINKS", "largest"]
+
+SINKS = 4
+"""First tokens that stay visible in an attention that is sized."""
+
+STEP = 8
+"""Tokens; sizes are multiples of it."""
+
+_Kind = TypeVar("_Kind", bound=BaseAttention)
+
+
+def largest(make: Callable[[int], _Kind], length: int, entries: int) -> _Kind:
+    """The largest attention of a family whose queries see so many entries on average.
+
+    Args:
+        make: builds the one of a size of 8, 16, 24 ... tokens, in which visible pairs grow.
+        length: tokens N over which the average is taken.
+        entries: at most so many; the smallest one may exceed them.
+    """
+    found = make(STEP)
+    for size in range(2 * STEP, length + 1, STEP):
+        larger = make(size)
+        pairs = larger.visible_pairs(length)
+        if pairs is None or pairs > entries * length:
+            break
+        found = larger
+    return found

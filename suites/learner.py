@@ -1,0 +1,125 @@
+"""The small model that every attention is trained in, and its training: equal for everyone.
+
+Shapes: tokens (B, N), hidden states (B, N, C).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from danon.attention import registry
+from danon.attention.base import BaseAttention
+from danon.config import AttentionConfig
+from danon.models import Backbone
+from danon.training import IGNORED, Trainer
+
+__all__ = ["AnswerTrainer", "Shape", "answered", "learner", "sized"]
+
+TAPS = 4
+SLICE = 16384
+"""Tokens that are judged at once."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of the model.
+
+    Attributes:
+        vocabulary: different tokens.
+        length: the longest input, which the attention is sized for.
+        entries: what a query may see of it on average, at most about.
+    """
+
+    vocabulary: int
+    length: int
+    entries: int
+    width: int
+    heads: int
+    layers: int
+
+    def config(self) -> AttentionConfig:
+        return AttentionConfig(
+            hidden_size=self.width, num_heads=self.heads, causal=True, num_layers=self.layers,
+            vocab_size=self.vocabulary, max_sequence_length=self.length,
+        )  # fmt: skip
+
+
+class ShortConvolution(BaseAttention):
+    """Each channel of v, over the last few tokens: lets a token know its predecessors.
+
+    It stands in the first layer of every model, as in the hybrids of Arora et al. (2023): with it
+    recall takes one attention, and what is compared is that attention.
+    """
+
+    semantics = f"convolution of {TAPS} tokens"
+
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__()
+        self.setup_attention(config)
+        self.weight = nn.Parameter(torch.randn(config.hidden_size, 1, TAPS) * TAPS**-0.5)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        B, H, N, D = v.shape
+        x = F.pad(v.transpose(2, 3).reshape(B, H * D, N), (TAPS - 1, 0))
+        out = F.conv1d(x, self.weight, groups=H * D)
+        return out.view(B, H, D, N).transpose(2, 3)
+
+
+def sized(attention: str, shape: Shape) -> BaseAttention:
+    """The attention under test, in the size of the task."""
+    return registry.get(attention).sized(shape.config(), shape.entries)
+
+
+def learner(attention: str, shape: Shape, seed: int) -> Backbone:
+    """A model that gives hidden states; its layers past the first have that attention."""
+    config, made = shape.config(), 0
+
+    def mixer() -> BaseAttention:
+        nonlocal made
+        made += 1
+        return ShortConvolution(config) if made == 1 else sized(attention, shape)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Backbone(config, mixer, task="encoder")
+        # Tokens as long as what the layers add to them: recall is learned in half the steps.
+        nn.init.normal_(model.embed.weight, std=shape.width**-0.5)
+    return model
+
+
+def answered(model: Backbone, ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits at the places that have an answer, and these answers."""
+    wanted = answers != IGNORED
+    return F.linear(model(ids)[wanted], model.embed.weight), answers[wanted]
+
+
+class AnswerTrainer(Trainer):
+    """Judges a model of hidden states where there are answers, and only there.
+
+    Attributes:
+        judging_s: seconds that evaluations took, which are no training.
+    """
+
+    judging_s = 0.0
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        return answered(self.accelerator.unwrap_model(self.model), *batch)
+
+    def compute_loss(self, outputs: Any) -> Tensor:
+        logits, wanted = outputs
+        loss = F.cross_entropy(logits.float(), wanted)
+        extra: Tensor = self.accelerator.unwrap_model(self.model).auxiliary_loss()
+        return loss + extra if self.model.training else loss
+
+    def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
+        start = perf_counter()
+        found = super().evaluate(dataset)
+        self.judging_s += perf_counter() - start
+        return found

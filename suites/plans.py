@@ -1,0 +1,162 @@
+"""How much is trained: tasks, steps, learning rates and seeds, the same for every attention."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from suites.corpora import corpus, windows
+from suites.learner import Shape
+from suites.tasks import Task
+
+__all__ = ["LanguagePlan", "Plan", "RecallPlan", "Stage"]
+
+ENTRIES = 8
+"""A query may see one in so many of the tokens: a quarter of the pairs of dense attention."""
+WARMUP = 20
+"""Steps of it, at most a fifth of a training."""
+BYTES = 256
+TOKENS_PER_S = 30_000
+"""Of a small model on two cores; only the proportions between cases matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What every training states.
+
+    Attributes:
+        rates: learning rates that the first seed tries; the others take its best.
+        seeds: trainings with that rate.
+        cap_s: an attention whose trainings should take longer is over budget.
+        width: of the model; so are ``heads`` and ``layers``.
+    """
+
+    rates: tuple[float, ...]
+    seeds: int
+    cap_s: float
+    width: int = 64
+    heads: int = 1
+    layers: int = 2
+
+    @property
+    def runs(self) -> int:
+        """Trainings of one attention."""
+        return len(self.rates) + self.seeds - 1
+
+    @property
+    def expected_s(self) -> float:
+        """Of all trainings of one attention, roughly."""
+        return min(self.runs * self.tokens / TOKENS_PER_S, self.cap_s)
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """Of the model."""
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Of one training."""
+
+    @abstractmethod
+    def samples(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """A batch of each kind, tokens and answers (B, N), and how many there are in a training."""
+
+    def settings(self, rate: float, seed: int, steps: int) -> dict[str, Any]:
+        """What every :class:`~danon.training.TrainingConfig` shares."""
+        warmup = min(WARMUP, steps // 5)
+        return {"learning_rate": rate, "seed": seed, "weight_decay": 0.1, "warmup_steps": warmup}
+
+    def _shape(self, vocabulary: int, length: int) -> Shape:
+        return Shape(vocabulary, length, length // ENTRIES, self.width, self.heads, self.layers)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Examples of one kind; stages follow each other from easy to hard."""
+
+    task: Task
+    batch: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallPlan(Plan):
+    """One training on a task, and what is asked afterwards.
+
+    Attributes:
+        tests: from easy to hard; the ones of a length share a case.
+    """
+
+    suite: ClassVar[str] = "recall"
+
+    stages: tuple[Stage, ...]
+    tests: tuple[Task, ...]
+
+    @property
+    def task(self) -> str:
+        """Its name."""
+        return self.tests[-1].name
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of the cases."""
+        return tuple(sorted({test.length for test in self.tests}))
+
+    @property
+    def shape(self) -> Shape:
+        return self._shape(self.tests[-1].vocabulary, max(self.lengths))
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.batch * stage.steps * stage.task.length for stage in self.stages)
+
+    def samples(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        for stage in self.stages:
+            yield *stage.task.examples(stage.batch, 0), stage.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguagePlan(Plan):
+    """A byte-level language model from scratch.
+
+    Attributes:
+        corpus: a name of :mod:`suites.corpora`.
+        context: tokens N of an example.
+        held_out: examples that are judged, of text that is never learned from.
+        judged: evaluations, evenly over the training.
+    """
+
+    suite: ClassVar[str] = "language"
+
+    corpus: str
+    context: int
+    batch: int
+    steps: int
+    held_out: int
+    judged: int
+
+    @property
+    def task(self) -> str:
+        """As in a case."""
+        return self.corpus
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of the only case."""
+        return (self.context,)
+
+    @property
+    def shape(self) -> Shape:
+        return self._shape(BYTES, self.context)
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.steps * self.context
+
+    def samples(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        yield *windows(corpus(self.corpus)[0], self.batch, self.context, 0), self.steps

@@ -1,0 +1,319 @@
+"""What an attention is worth as part of a model: trained on a task, then asked.
+
+Everyone gets the same model, examples, steps, learning rates and seeds, and about the same entries
+a query; only the attention differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from statistics import fmean, median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from danon.attention import SuperHybrid, registry
+from danon.attention.base import BaseAttention
+from danon.measure.case import Case, CaseResult, Status
+from danon.measure.correctness import check_causal
+from danon.measure.memory import peak_bytes
+from danon.measure.paired import measure_pair
+from danon.models import Backbone
+from danon.training import TrainingConfig
+from suites.attentions import REFERENCE, claims_causal
+from suites.corpora import corpus, windows
+from suites.figures import ratios
+from suites.inputs import text_qkv
+from suites.learner import AnswerTrainer, answered, learner, sized
+from suites.plans import LanguagePlan, Plan, RecallPlan
+from suites.profiles import Profile
+from suites.specimen import Specimen
+from suites.verify import Verifier
+
+__all__ = ["School"]
+
+JUDGING = 1_000_000
+"""Seed of the examples that are judged; those that are learned from have smaller ones."""
+ASKED = 4096
+"""Answers that an accuracy is taken over, at least."""
+TOGETHER = 16384
+"""Tokens that are judged at once."""
+SHARE = 0.25
+"""Of the time that the profile gives a case, to time the attention that was trained."""
+BUCKETS = 16
+"""Of positions, over which the loss is shown."""
+PROBE = 256
+"""Tokens that the causality check of an attention takes, at most."""
+
+
+class UnmeasuredError(Exception):
+    """There are no figures: the status and the reason of the row."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+
+
+@dataclass
+class Run:
+    """One training.
+
+    Attributes:
+        score: what learning rates are chosen by, the higher the better; NaN if it diverged.
+        curves: of the result.
+    """
+
+    rate: float
+    model: Backbone
+    diverged: str = ""
+    seconds: float = 0.0
+    score: float = math.nan
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+
+
+class School:
+    """Trains every attention once for a task; the cases of a task share the models."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._verifier = Verifier()
+        self._runs: dict[tuple[str, Plan], list[Run] | UnmeasuredError] = {}
+        self._checks: dict[tuple[str, Plan], dict[str, Any]] = {}
+
+    def result(self, case: Case) -> CaseResult:
+        """Train, unless a case before has, and judge at the length of the case."""
+        kind = registry.get(case.attention)
+        try:
+            plan = self._profile.plan(case)
+            recalls = isinstance(plan, RecallPlan)
+            return self._recalled(case, plan) if recalls else self._spoken(case, plan)
+        except UnmeasuredError as reason:
+            return CaseResult(case, reason.status, str(reason), kind.semantics)
+
+    def _recalled(self, case: Case, plan: RecallPlan) -> CaseResult:
+        runs = self._trained(case, plan, lambda rate, seed: _learn_recall(case, plan, rate, seed))
+        metrics = {}
+        for task in (test for test in plan.tests if test.length == case.length):
+            found = [_accuracy(run.model, task.examples(-(-ASKED // task.items), JUDGING))
+                     for run in runs]  # fmt: skip
+            metrics |= _spread(f"accuracy_{task.items}_items", found)
+            metrics |= _spread("accuracy", found) | {"items": float(task.items)}  # the most last
+        return self._row(case, plan, runs, metrics)
+
+    def _spoken(self, case: Case, plan: LanguagePlan) -> CaseResult:
+        runs = self._trained(case, plan, lambda rate, seed: _learn_language(case, plan, rate, seed))
+        metrics = _spread("bits_per_byte", [-run.score for run in runs])
+        return replace(self._row(case, plan, runs, metrics), curves=runs[0].curves)
+
+    def _row(
+        self, case: Case, plan: Plan, runs: list[Run], metrics: dict[str, float]
+    ) -> CaseResult:
+        """The judgement, and what the attention that was judged costs."""
+        module, seconds = _sized(case, case.attention, plan), [run.seconds for run in runs]
+        heads, width = plan.shape.heads, plan.shape.width // plan.shape.heads
+        q, k, v = (x.to(case.device) for x in text_qkv(1, heads, case.length, width))
+        device = q.device
+
+        def call(attention: BaseAttention) -> Callable[[], object]:
+            def forward() -> object:
+                with torch.no_grad():
+                    return attention(q, k, v)
+
+            return forward
+
+        metrics |= {
+            "train_s": fmean(seconds), "train_tokens": float(plan.tokens),
+            "learning_rate": runs[0].rate, "seeds": float(len(runs)),
+            "parameters": float(sum(p.numel() for p in runs[0].model.parameters())),
+            "peak_bytes": float(peak_bytes(call(module), device)),
+        }  # fmt: skip
+        if (pairs := module.visible_pairs(case.length)) is not None:
+            metrics["pairs_share"] = pairs / (case.length * (case.length + 1) / 2)
+        if case.attention != REFERENCE:
+            pair = measure_pair(
+                call(module), call(_sized(case, REFERENCE, plan)), device,
+                budget_s=self._profile.seconds * SHARE, width=self._profile.width, seed=case.length,
+            )  # fmt: skip
+            metrics |= ratios(pair) | {"time_s": median(pair.candidate)}
+        check, config = self._checks[case.attention, plan], module.config.to_dict()
+        return CaseResult(
+            case, "measured", "", module.semantics, metrics, {"candidate_s": seconds}, check, config
+        )
+
+    def _trained(self, case: Case, plan: Plan, learn: Callable[[float, int], Run]) -> list[Run]:
+        """A run for each seed, at the learning rate that was best for the first.
+
+        Raises:
+            UnmeasuredError: it cannot run here, is wrong, takes too long, sees later tokens, or
+                diverged.
+        """
+        key = case.attention, plan
+        if key not in self._runs:
+            try:
+                self._runs[key] = self._train(case, plan, learn)
+            except UnmeasuredError as reason:
+                self._runs[key] = reason
+        runs = self._runs[key]
+        if isinstance(runs, UnmeasuredError):
+            raise runs
+        return runs
+
+    def _train(self, case: Case, plan: Plan, learn: Callable[[float, int], Run]) -> list[Run]:
+        self._checks[case.attention, plan] = _examine(case, plan, self._verifier)
+        first = [learn(rate, 0) for rate in plan.rates]
+        converged = [run for run in first if not run.diverged]
+        if not converged:
+            said = (f"learning rate {run.rate:g} {run.diverged}" for run in first)
+            raise UnmeasuredError("failed", "; ".join(said))
+        best = max(converged, key=lambda run: run.score)
+        others = [learn(best.rate, seed) for seed in range(1, plan.seeds)]
+        return [best, *(run for run in others if not run.diverged)]
+
+
+def _examine(case: Case, plan: Plan, verifier: Verifier) -> dict[str, Any]:
+    """Whether an attention can be trained on this, and its correctness check, before it is."""
+    kind, shape = registry.get(case.attention), plan.shape
+    if issubclass(kind, SuperHybrid):
+        raise UnmeasuredError("unavailable", "runs one of the mechanisms as it is: see theirs")
+    dtype, device = getattr(torch, case.dtype), torch.device(case.device)
+    reason = kind.unavailable(
+        shape.config(), length=shape.length, dtype=dtype, device=device, backward=True
+    )
+    if reason:
+        raise UnmeasuredError("unavailable", reason)
+    module = _sized(case, case.attention, plan)
+    if not claims_causal(module):
+        raise UnmeasuredError("unavailable", "sees later tokens, which it would have to predict")
+    length = min(PROBE, shape.length)
+    specimen = Specimen(replace(case, length=length, phase="forward+backward"), module)
+    verdict = verifier.verdict(specimen)
+    if reason := verdict.reason or check_causal(module, specimen.q, specimen.k, specimen.v):
+        raise UnmeasuredError("failed", reason)
+    seconds = _forecast(case, plan)
+    if seconds > plan.cap_s:
+        raise UnmeasuredError(
+            "over budget",
+            f"training would take {seconds:.0f} s, going by one step; the profile allows "
+            f"{plan.cap_s:.0f} s",
+        )
+    return verdict.info
+
+
+def _forecast(case: Case, plan: Plan) -> float:
+    """Seconds of all trainings of an attention, going by a step of each kind."""
+    model = learner(case.attention, plan.shape, 0).to(case.device)
+    total = 0.0
+    for ids, answers, steps in plan.samples():
+        batch = ids.to(case.device), answers.to(case.device)
+        for _ in range(2):  # the first one warms up
+            start = perf_counter()
+            F.cross_entropy(*answered(model, *batch)).backward()  # type: ignore[no-untyped-call]
+            if case.device == "cuda":
+                torch.cuda.synchronize()
+            seconds = perf_counter() - start
+        total += steps * seconds
+    return total * plan.runs
+
+
+def _learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> Run:
+    run = Run(rate, learner(case.attention, plan.shape, seed).to(case.device))
+    for number, stage in enumerate(plan.stages):
+        data = stage.task.examples(stage.batch * stage.steps, seed * len(plan.stages) + number)
+        # Ever slower, or questions that it cannot answer make an attention forget those it can.
+        now = rate * (1 - number / len(plan.stages))
+        config = TrainingConfig(
+            steps=stage.steps, batch_size=stage.batch, log_every=stage.steps,
+            **plan.settings(now, seed, stage.steps),
+        )  # fmt: skip
+        if not _fit(run, config, TensorDataset(*data)):
+            return run
+    hardest = plan.tests[-1]
+    run.score = _accuracy(run.model, hardest.examples(-(-ASKED // hardest.items), JUDGING - 1))
+    return run
+
+
+def _learn_language(case: Case, plan: LanguagePlan, rate: float, seed: int) -> Run:
+    run = Run(rate, learner(case.attention, plan.shape, seed).to(case.device))
+    learned, held_out = corpus(plan.corpus)
+    data = windows(learned, plan.batch * plan.steps, plan.context, seed)
+    judged = windows(held_out, plan.held_out, plan.context, JUDGING)
+    config = TrainingConfig(
+        steps=plan.steps, batch_size=plan.batch, log_every=plan.steps,
+        eval_every=max(1, plan.steps // plan.judged), **plan.settings(rate, seed, plan.steps),
+    )  # fmt: skip
+    if _fit(run, config, TensorDataset(*data), TensorDataset(*judged)):
+        run.score = -run.curves["bits_by_tokens"][-1][1]
+        run.curves["bits_by_position"] = _by_position(run.model, judged)
+    return run
+
+
+def _fit(
+    run: Run, config: TrainingConfig, data: TensorDataset, judged: TensorDataset | None = None
+) -> bool:
+    """Train; False if it diverged."""
+    start = perf_counter()
+    points: list[tuple[int, float, float]] = []  # step, seconds of training, loss
+
+    def listen(step: int, metrics: dict[str, float]) -> None:
+        if "eval_loss" in metrics:
+            points.append((step, perf_counter() - start - trainer.judging_s, metrics["eval_loss"]))
+
+    trainer = AnswerTrainer(run.model, config, listeners=(listen,), progress=False)
+    found = trainer.fit(data, judged)
+    run.seconds += perf_counter() - start - trainer.judging_s
+    run.model.eval()
+    if found.outcome == "diverged":
+        run.diverged = f"diverged at step {found.step}"
+        return False
+    tokens = config.batch_size * data.tensors[0].shape[1]
+    bits = [loss / math.log(2) for _, _, loss in points]
+    run.curves["bits_by_tokens"] = [[p[0] * tokens, b] for p, b in zip(points, bits, strict=True)]
+    run.curves["bits_by_seconds"] = [[p[1], b] for p, b in zip(points, bits, strict=True)]
+    return True
+
+
+@torch.no_grad()
+def _accuracy(model: Backbone, examples: tuple[Tensor, Tensor]) -> float:
+    right = total = 0
+    for ids, answers in _slices(model, *examples):
+        logits, wanted = answered(model, ids, answers)
+        right += int((logits.argmax(-1) == wanted).sum())
+        total += len(wanted)
+    return right / total
+
+
+@torch.no_grad()
+def _by_position(model: Backbone, examples: tuple[Tensor, Tensor]) -> list[list[float]]:
+    """Mean bits of the bytes at each stretch of positions: [position it ends at, bits]."""
+    losses = [
+        F.cross_entropy(*answered(model, ids, answers), reduction="none").view(ids.shape)
+        for ids, answers in _slices(model, *examples)
+    ]
+    bits = torch.cat(losses).mean(0) / math.log(2)
+    ends = torch.linspace(0, len(bits), BUCKETS + 1).long().unique().tolist()
+    return [[b, float(bits[a:b].mean())] for a, b in pairwise(ends)]
+
+
+def _slices(model: Backbone, ids: Tensor, answers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    device, size = model.embed.weight.device, max(1, TOGETHER // ids.shape[1])
+    for some, wanted in zip(ids.split(size), answers.split(size), strict=True):
+        yield some.to(device), wanted.to(device)
+
+
+def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Mean over the seeds, and the least and the most of several."""
+    found = {name: fmean(values)}
+    return (
+        found | {f"{name}_low": min(values), f"{name}_high": max(values)} if values[1:] else found
+    )
+
+
+def _sized(case: Case, attention: str, plan: Plan) -> BaseAttention:
+    return sized(attention, plan.shape).eval().to(case.device)

@@ -1,0 +1,156 @@
+"""What models are asked to find again: tokens and the answers wanted, drawn anew for every example.
+
+Shapes: tokens and answers (examples, N) int64; an answer of -100 is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from danon.training import IGNORED
+
+__all__ = ["Copying", "Induction", "Needle", "Recall", "Task"]
+
+GAP_POWER = 0.1
+"""Exponent of the power law of gaps between a pair and its query."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Examples of one length.
+
+    Attributes:
+        name: of the task, as in a case.
+        length: tokens N.
+        items: how much there is to find in an example.
+        vocabulary: different tokens.
+    """
+
+    name: ClassVar[str]
+
+    length: int
+    items: int
+    vocabulary: int = 8192
+
+    def __post_init__(self) -> None:
+        most = self.most()
+        if not 1 <= self.items <= most:
+            raise ValueError(
+                f"{self.name}: items = {self.items}: must be from 1 to {most} for length = "
+                f"{self.length} and vocabulary = {self.vocabulary}"
+            )
+
+    def most(self) -> int:
+        """Items that an example has room for."""
+        raise NotImplementedError
+
+    def examples(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Tokens and answers; the same for the same seed."""
+        raise NotImplementedError
+
+
+class Recall(Task):
+    """Multi-query associative recall (Arora et al. 2023, "Zoology"); items are pairs.
+
+    First come pairs of a key and its value, each key once; then each key is asked for once, at a
+    gap drawn from a power law, and the answer at its place is its value. Everything else is random
+    tokens. Half of the vocabulary are keys, the other half values.
+    """
+
+    name = "mqar"
+
+    def most(self) -> int:
+        return min(self.length // 4, self.vocabulary // 2 - 1)
+
+    def examples(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        N, P, half = self.length, self.items, self.vocabulary // 2
+        keys = 1 + _without_repeat(torch.ones(half - 1), count, P, g)
+        values = half + _without_repeat(torch.ones(half), count, P, g)
+        ids = torch.randint(0, self.vocabulary, (count, N), generator=g)
+        ids[:, : 2 * P : 2], ids[:, 1 : 2 * P : 2] = keys, values
+        space = torch.arange(1, (N - 2 * P) // 2 + 1, dtype=torch.float64)
+        at = 2 * P + 2 * _without_repeat(space ** (GAP_POWER - 1), count, P, g)
+        answers = torch.full_like(ids, IGNORED)
+        return ids.scatter(1, at, keys), answers.scatter(1, at, values)
+
+
+class Needle(Task):
+    """A needle in a haystack: a marker and its value, anywhere among random tokens.
+
+    Each of the first ``items`` tokens of the vocabulary is a marker, which the haystack has once;
+    all are asked for at the end. What matters can be told when it is read.
+    """
+
+    name = "needle"
+
+    def most(self) -> int:
+        return min(self.length // 4, self.vocabulary // 2)
+
+    def examples(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        N, P = self.length, self.items
+        ids = torch.randint(P, self.vocabulary, (count, N), generator=g)
+        at = 2 * _without_repeat(torch.ones((N - P) // 2), count, P, g)
+        marks = torch.arange(P).expand(count, -1)
+        ids.scatter_(1, at, marks)
+        values = ids.gather(1, at + 1)
+        ids[:, N - P :] = marks
+        answers = torch.full_like(ids, IGNORED)
+        answers[:, N - P :] = values
+        return ids, answers
+
+
+class Copying(Task):
+    """Selective copying (Gu and Dao 2023, "Mamba"): tokens among blanks, wanted again in order.
+
+    Token 0 is the blank, token 1 asks for the next.
+    """
+
+    name = "copying"
+
+    def most(self) -> int:
+        return self.length // 2
+
+    def examples(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        N, P = self.length, self.items
+        at = _without_repeat(torch.ones(N - P), count, P, g).sort(1).values
+        values = torch.randint(2, self.vocabulary, (count, P), generator=g)
+        ids = torch.zeros(count, N, dtype=torch.int64).scatter_(1, at, values)
+        ids[:, N - P :] = 1
+        answers = torch.full_like(ids, IGNORED)
+        answers[:, N - P :] = values
+        return ids, answers
+
+
+class Induction(Task):
+    """Random tokens, and then the same again (Olsson et al. 2022): each is asked for its successor.
+
+    Items are the tokens that are repeated, the last ones of the example.
+    """
+
+    name = "induction"
+
+    def most(self) -> int:
+        return self.length // 2
+
+    def examples(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        N, P = self.length, self.items
+        ids = torch.randint(0, self.vocabulary, (count, N), generator=g)
+        first = torch.randint(0, N - 2 * P + 1, (count, 1), generator=g) + torch.arange(P)
+        again = ids.gather(1, first)
+        ids[:, N - P :] = again
+        answers = torch.full_like(ids, IGNORED)
+        answers[:, N - P : N - 1] = again[:, 1:]
+        return ids, answers
+
+
+def _without_repeat(weight: Tensor, rows: int, draws: int, g: torch.Generator) -> Tensor:
+    """(rows, draws) indices, different within a row."""
+    return torch.multinomial(weight.expand(rows, -1), draws, generator=g)

@@ -1,0 +1,180 @@
+"""What an attention is worth: what is trained, what is refused, and that the suites see defects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from danon.attention import UCSA, registry
+from danon.attention.base import BaseAttention
+from danon.attention.registry import register
+from danon.config import AttentionConfig
+from danon.measure.case import CaseResult
+from suites.attentions import gather
+from suites.curricula import QUICK, SMOKE
+from suites.learner import learner
+from suites.profiles import PROFILES, Profile
+from suites.quality import School
+
+gather((), ())
+OURS = ("msra", "dala", "ucsa")
+
+
+def results(attention: str, profile: Profile = PROFILES["smoke"]) -> dict[str, CaseResult]:
+    school = School(profile)
+    cases = [c for c in profile.cases((attention,), "cpu") if c.phase == "training"]
+    return {f"{c.task} {c.length}": school.result(c) for c in cases}
+
+
+@pytest.fixture
+def bring() -> Callable[[str, type[BaseAttention]], str]:
+    """Register an attention for the time of one test."""
+    added: list[str] = []
+
+    def add(name: str, kind: type[BaseAttention]) -> str:
+        register(name)(kind)
+        added.append(name)
+        return name
+
+    yield add
+    for name in added:
+        del registry._TABLE[name]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "ucsa"])
+def test_every_case_has_its_figures(attention: str) -> None:
+    found = results(attention)
+    assert set(found) == {"mqar 32", "mqar 64", "code 64"}
+    for result in found.values():
+        m = result.metrics
+        assert result.status == "measured" and result.check["kind"] == "definition"
+        assert m["seeds"] == 2 and m["train_s"] > 0 and m["parameters"] > 100_000
+        assert 0 < m["pairs_share"] <= 1 and m["peak_bytes"] > 0
+        assert ("time_ratio" in m) == (attention != "sdpa")
+    recall, text = found["mqar 64"].metrics, found["code 64"]
+    assert {"accuracy_4_items", "accuracy_8_items"} <= set(recall) and recall["items"] == 8
+    assert recall["accuracy_low"] <= recall["accuracy"] <= recall["accuracy_high"]
+    assert recall["learning_rate"] in SMOKE[0][0].rates
+    assert 4 < text.metrics["bits_per_byte"] < 9
+    tokens = text.metrics["train_tokens"]
+    assert [x for x, _ in text.curves["bits_by_tokens"]] == [tokens / 2, tokens]
+    assert text.curves["bits_by_position"][-1][0] == 64
+    assert sum(y for _, y in text.curves["bits_by_position"]) / 16 == pytest.approx(
+        text.curves["bits_by_tokens"][-1][1], rel=1e-4
+    )
+
+
+def test_everyone_starts_from_the_same_model() -> None:
+    shape = QUICK[0][0].shape
+    one, other = (learner(name, shape, seed=3) for name in ("sdpa", "window"))
+    theirs = dict(other.named_parameters())
+    assert all(torch.equal(p, theirs[name]) for name, p in one.named_parameters())
+
+
+@pytest.mark.parametrize("attention", [*OURS, "window", "local-attention"])
+@pytest.mark.parametrize("length", [256, 1024, 8192])
+def test_sized_attentions_see_a_quarter_of_the_pairs(attention: str, length: int) -> None:
+    shape = AttentionConfig(
+        hidden_size=64, num_heads=1, causal=True, max_sequence_length=length, vocab_size=16
+    )
+    module = registry.get(attention).sized(shape, length // 8)
+    pairs = module.visible_pairs(length)
+    assert pairs is not None
+    assert 0.18 < pairs / (length * (length + 1) / 2) <= 0.25
+
+
+@pytest.mark.parametrize(
+    ("attention", "reason"),
+    [
+        ("longformer", "sees later tokens"),
+        ("flex-window", "no backward on CPU"),
+        ("super-hybrid", "runs one of the mechanisms"),
+    ],
+)
+def test_what_cannot_be_trained_says_why(attention: str, reason: str) -> None:
+    for result in results(attention).values():
+        assert result.status == "unavailable" and reason in result.reason
+        assert not result.metrics
+
+
+class Dense(BaseAttention):
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__()
+        self.setup_attention(config)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.compute_attention(q, k).softmax(-1) @ v
+
+
+def test_a_leak_is_a_failure_and_not_a_good_mark(bring: Callable[..., str]) -> None:
+    class Peeks(Dense):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+            return super().forward(q, k, v) + 0.1 * v.roll(-1, 2)
+
+    for result in results(bring("peeks", Peeks)).values():
+        assert result.status == "failed" and "not causal" in result.reason
+
+
+def test_a_run_that_diverges_is_a_row_with_its_step(bring: Callable[..., str]) -> None:
+    class Explodes(Dense):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+            late = self.training and torch.is_grad_enabled() and q.shape[0] == 2
+            return super().forward(q, k, v) * (torch.inf if late else 1.0)
+
+    found = results(bring("explodes", Explodes))
+    assert found["mqar 64"].status == "failed"
+    assert found["mqar 64"].reason == (
+        "learning rate 0.001 diverged at step 1; learning rate 0.01 diverged at step 1"
+    )
+    assert not found["mqar 64"].metrics
+
+
+def test_what_takes_too_long_is_not_trained() -> None:
+    smoke = PROFILES["smoke"]
+    recall = tuple(replace(plan, cap_s=1e-3) for plan in smoke.recall)
+    found = results("sdpa", replace(smoke, recall=recall, language=()))
+    for result in found.values():
+        assert result.status == "over budget"
+        assert "going by one step; the profile allows 0 s" in result.reason
+
+
+# Planted defects: each must cost something that a suite can see.
+
+
+def trained(attention: str, steps: float = 1.0) -> float:
+    """Accuracy at the longest length of the quick profile."""
+    plan = QUICK[0][0]
+    stages = tuple(replace(s, steps=round(s.steps * steps)) for s in plan.stages)
+    plan = replace(plan, stages=stages, cap_s=1e4)  # however slow the machine
+    profile = replace(PROFILES["quick"], recall=(plan,), language=())
+    found = results(attention, profile)
+    assert found["mqar 256"].status == "measured", found["mqar 256"].reason
+    return found["mqar 256"].metrics["accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_random_selection_is_seen(
+    bring: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = trained("ucsa")
+    from danon.attention import ucsa_far
+
+    real = ucsa_far.choose_leaves
+
+    def random(logits: Tensor, on: Tensor, budget: Tensor, most: int) -> Tensor:
+        g = torch.Generator().manual_seed(0)
+        noise = torch.rand(logits.shape[:2] + logits.shape[3:], generator=g)
+        return real(noise[:, :, None].expand_as(logits), on, budget, most)
+
+    class Guesses(UCSA):
+        oracle = BaseAttention.oracle  # a definition would refuse it before it is trained
+        oracle_kind = "self in float64"
+
+    monkeypatch.setattr(ucsa_far, "choose_leaves", random)
+    guessed = trained(bring("guesses", Guesses))
+    assert right > 0.9 > 0.5 > guessed, (right, guessed)

