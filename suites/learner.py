@@ -84,7 +84,9 @@ def learner(attention: str, shape: Shape, seed: int) -> Backbone:
     def mixer() -> BaseAttention:
         nonlocal made
         made += 1
-        return ShortConvolution(config) if made == 1 else sized(attention, shape)
+        with torch.random.fork_rng(devices=[]):  # or what it draws would change the rest
+            torch.manual_seed(1000 * seed + made)
+            return ShortConvolution(config) if made == 1 else sized(attention, shape)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
