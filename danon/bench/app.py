@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 RESULTS = Path("results") / "runs"
+REFERENCE = Path("results") / "reference"
 
 app = typer.Typer(
     help="Measure attention mechanisms.", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -84,6 +85,24 @@ def record(run_dir: Annotated[Path, typer.Argument(help="A folder under results/
     try:
         print(upload(run_dir))
     except (FileNotFoundError, StoreError) as error:
+        _refuse(str(error))
+
+
+@app.command()
+def choose(
+    length: Annotated[int, typer.Option(help="Tokens.")],
+    memory_gb: Annotated[float, typer.Option(help="GiB that one call may take.")],
+    task: Annotated[str, typer.Option(help="recall, language, or a task of theirs.")] = "recall",
+    phase: Annotated[str, typer.Option(help="forward, forward+backward or decode.")] = "forward",
+    results: Results = RESULTS,
+) -> None:
+    """Say which attention to take, from recorded figures alone."""
+    from danon.bench.choose import answer
+
+    folders = (results, REFERENCE) if results == RESULTS else (results,)
+    try:
+        raise typer.Exit(answer(folders, length, memory_gb, task, phase, Console()))
+    except ValueError as error:
         _refuse(str(error))
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from danon.measure.case import CaseResult
 
 __all__ = [
-    "OURS", "REFERENCE", "Absence", "Board", "Curves", "Figure", "Role", "Row", "View",
+    "OURS", "PHASES", "REFERENCE", "Absence", "Board", "Curves", "Figure", "Role", "Row", "View",
     "absences", "board", "check_rows", "figure", "machine", "mechanism", "origin", "role",
     "speedup", "table", "views",
 ]  # fmt: skip

@@ -1,0 +1,146 @@
+"""Which attention to take, from recorded figures alone: nothing is guessed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from danon.experiment import frame, quality
+from danon.experiment.frame import REFERENCE, Curves, Figure, View
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from danon.experiment.quality import Score, Task
+    from danon.experiment.runs import RunInfo
+    from danon.measure.case import CaseResult
+
+    Run = tuple[RunInfo, Sequence[CaseResult]]
+
+__all__ = ["Choice", "Option", "choose"]
+
+RECALL_LOSS, BITS_LOSS = 0.01, 0.015
+"""What an attention may lose against dense: share of answers, relative bits per byte."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One attention.
+
+    Attributes:
+        speedup: over dense attention, at the length asked for.
+        peak: bytes there (of decoding: of the state); NaN if not measured.
+        score: in the task, at the longest length it was judged at; None if not measured.
+        fits: within the memory.
+        good: loses no more against dense than :data:`RECALL_LOSS` or :data:`BITS_LOSS`.
+    """
+
+    attention: str
+    speedup: Figure
+    peak: float
+    score: Score | None
+    fits: bool
+    good: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer and what it rests on.
+
+    Attributes:
+        best: the fastest that fits and is good; None if there is none.
+        options: all with a speed at this length, the fastest first.
+        missing: what is not measured, in words.
+        costs: the run that speed and memory come from.
+        judged: the run that quality comes from, and its task.
+    """
+
+    best: Option | None
+    options: tuple[Option, ...]
+    missing: tuple[str, ...]
+    costs: tuple[RunInfo, View] | None
+    judged: tuple[RunInfo, Task] | None
+
+
+def choose(
+    runs: Iterable[Run], *, length: int, memory_bytes: float, task: str, phase: str, machine: str
+) -> Choice:
+    """Choose among what was measured.
+
+    Args:
+        runs: recorded runs, those to prefer first.
+        length: tokens N.
+        memory_bytes: peak of one call beyond its inputs, at most.
+        task: ``recall``, ``language``, or the name of a task of theirs.
+        phase: forward, forward+backward or decode.
+        machine: id of a fingerprint, whose runs are preferred.
+
+    Raises:
+        ValueError: no run has the task; the message lists what they have.
+    """
+    known = list(runs)
+    known.sort(key=lambda run: run[0].fingerprint.get("id") != machine)  # stable
+    judged = _judged(known, task)
+    costs = _costs(known, length, phase)
+    if costs is None:
+        return Choice(None, (), (f"{phase} at {length} tokens",), None, judged)
+    info, view, curves, names = costs
+    speed, memory = view.source("speed", "speedup"), view.source("memory", "peak_bytes")
+    options = []
+    for name in names:
+        faster = curves.get(speed[0], name, speed[1]).get(length)
+        if faster is None:
+            continue
+        peak = curves.get(memory[0], name, memory[1]).get(length, Figure(math.nan)).value
+        score = judged[1].score(name, judged[1].headline) if judged else None
+        good = judged is not None and _good(judged[1], score)
+        options.append(Option(name, faster, peak, score, peak <= memory_bytes, good))
+    options.sort(key=lambda option: -option.speedup.value)
+    missing = [f"{o.attention}: memory at {length} tokens" for o in options if math.isnan(o.peak)]
+    missing += [f"{o.attention}: {task}" for o in options if o.score is None]
+    best = next((option for option in options if option.fits and option.good), None)
+    return Choice(best, tuple(options), tuple(missing), (info, view), judged)
+
+
+def _judged(runs: Sequence[Run], task: str) -> tuple[RunInfo, Task] | None:
+    """The run that goes to the longest length in a task, the first of equals."""
+    names: set[str] = set()
+    found = []
+    for info, results in runs:
+        known = quality.tasks(results, info.command)
+        names |= {name for t in known for name in (t.suite, t.name)}
+        wanted = [t for t in known if task in (t.suite, t.name)]
+        # Without dense attention nobody can say what was lost.
+        found += [(info, t) for t in wanted if t.score(REFERENCE, t.headline)]
+    if not found and names and task not in names:
+        raise ValueError(f"task {task!r}: must be one of {', '.join(sorted(names))}")
+    return max(found, key=lambda pair: pair[1].headline, default=None)
+
+
+def _costs(
+    runs: Sequence[Run], length: int, phase: str
+) -> tuple[RunInfo, View, Curves, list[str]] | None:
+    """The first run with a speed at a length and phase, in the format that most are measured in."""
+    for info, results in runs:
+        data = frame.table(results)
+        counts = []
+        for view in (v for v in frame.views(data) if v.phase == phase):
+            rows = view.of(data)
+            curves, names = Curves(rows), list(dict.fromkeys(rows["attention"]))
+            suite, metric = view.source("speed", "speedup")
+            having = [n for n in names if length in curves.get(suite, n, metric)]
+            counts.append((len(having), view, curves, having))
+        best = max(counts, key=lambda count: count[0], default=None)
+        if best is not None and best[0]:
+            return info, *best[1:]
+    return None
+
+
+def _good(task: Task, score: Score | None) -> bool:
+    dense = task.score(REFERENCE, task.headline)
+    if score is None or dense is None:
+        return False
+    if task.higher:
+        return score.quality.value >= dense.quality.value - RECALL_LOSS
+    return score.quality.value <= dense.quality.value * (1 + BITS_LOSS)
