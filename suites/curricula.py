@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from suites.plans import LanguagePlan, RecallPlan, Stage
-from suites.tasks import Copying, Induction, Needle, Recall
+from suites.plans import LanguagePlan, RecallPlan
+from suites.tasks import Copying, Induction, Needle, Recall, Stage
 
 __all__ = ["QUICK", "SMOKE", "STANDARD"]
 
@@ -15,8 +15,8 @@ QUICK: Curriculum = (
         RecallPlan(
             stages=(
                 Stage(Recall(32, 4, 512), batch=64, steps=100),
-                Stage(Recall(128, 16, 512), batch=16, steps=60),
-                Stage(Recall(256, 32, 512), batch=8, steps=60),
+                Stage(Recall(128, 16, 512), batch=16, steps=50),
+                Stage(Recall(256, 32, 512), batch=8, steps=50),
             ),
             tests=(Recall(64, 8, 512), Recall(128, 16, 512), Recall(256, 32, 512)),
             rates=(6e-3,), seeds=1, cap_s=60.0,
@@ -51,9 +51,9 @@ STANDARD: Curriculum = (
         ),
         RecallPlan(
             stages=(
-                Stage(Needle(32, 4, 512), batch=64, steps=150),
-                Stage(Needle(128, 4, 512), batch=32, steps=80),
-                Stage(Needle(512, 4, 512), batch=8, steps=100),
+                Stage(Needle(32, 4, 512), batch=64, steps=100),
+                Stage(Needle(128, 4, 512), batch=32, steps=150),
+                Stage(Needle(512, 4, 512), batch=8, steps=150),
             ),
             tests=(Needle(64, 4, 512), Needle(128, 4, 512), Needle(256, 4, 512),
                    Needle(512, 4, 512)),

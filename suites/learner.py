@@ -112,7 +112,8 @@ class AnswerTrainer(Trainer):
     judging_s = 0.0
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        return answered(self.accelerator.unwrap_model(self.model), *batch)
+        ids, answers = (x.flatten(0, -2) for x in batch)  # of lessons, each a batch itself
+        return answered(self.accelerator.unwrap_model(self.model), ids, answers)
 
     def compute_loss(self, outputs: Any) -> Tensor:
         logits, wanted = outputs

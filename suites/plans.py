@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from suites.corpora import corpus, windows
 from suites.learner import Shape
-from suites.tasks import Task
+from suites.tasks import Stage, Task
 
-__all__ = ["LanguagePlan", "Plan", "RecallPlan", "Stage"]
+__all__ = ["LanguagePlan", "Plan", "RecallPlan"]
 
 ENTRIES = 8
 """A query may see one in so many of the tokens: a quarter of the pairs of dense attention."""
@@ -75,15 +75,6 @@ class Plan:
         return Shape(vocabulary, length, length // ENTRIES, self.width, self.heads, self.layers)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Examples of one kind; stages follow each other from easy to hard."""
-
-    task: Task
-    batch: int
-    steps: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class RecallPlan(Plan):
     """One training on a task, and what is asked afterwards.
@@ -113,11 +104,21 @@ class RecallPlan(Plan):
 
     @property
     def tokens(self) -> int:
-        return sum(stage.batch * stage.steps * stage.task.length for stage in self.stages)
+        parts = (part for number in range(len(self.stages)) for part in self.parts(number))
+        return sum(part.batch * part.steps * part.task.length for part in parts)
+
+    def parts(self, number: int) -> list[Stage]:
+        """What a stage trains: its own batches, and half as many of the stages before.
+
+        Without those, questions that an attention cannot answer make it forget those it can.
+        """
+        own, before = self.stages[number], self.stages[:number]
+        return [own, *(replace(s, steps=max(1, own.steps // 2 // number)) for s in before)]
 
     def samples(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        for stage in self.stages:
-            yield *stage.task.examples(stage.batch, 0), stage.steps
+        for number in range(len(self.stages)):
+            for part in self.parts(number):
+                yield *part.task.examples(part.batch, 0), part.steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from danon.attention import SuperHybrid, registry
 from danon.attention.base import BaseAttention
@@ -35,6 +35,7 @@ from suites.learner import AnswerTrainer, answered, learner, sized
 from suites.plans import LanguagePlan, Plan, RecallPlan
 from suites.profiles import Profile
 from suites.specimen import Specimen
+from suites.tasks import Lessons
 from suites.verify import Verifier
 
 __all__ = ["School"]
@@ -67,6 +68,7 @@ class Run:
 
     Attributes:
         score: what learning rates are chosen by, the higher the better; NaN if it diverged.
+        points: step, seconds of training and bits of every evaluation.
         curves: of the result.
     """
 
@@ -75,6 +77,7 @@ class Run:
     diverged: str = ""
     seconds: float = 0.0
     score: float = math.nan
+    points: list[tuple[int, float, float]] = field(default_factory=list)
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
@@ -224,15 +227,13 @@ def _forecast(case: Case, plan: Plan) -> float:
 
 def _learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> Run:
     run = Run(rate, learner(case.attention, plan.shape, seed).to(case.device))
-    for number, stage in enumerate(plan.stages):
-        data = stage.task.examples(stage.batch * stage.steps, seed * len(plan.stages) + number)
-        # Ever slower, or questions that it cannot answer make an attention forget those it can.
-        now = rate * (1 - number / len(plan.stages))
+    for number in range(len(plan.stages)):
+        lessons = Lessons(plan.parts(number), seed=seed * len(plan.stages) + number)
         config = TrainingConfig(
-            steps=stage.steps, batch_size=stage.batch, log_every=stage.steps,
-            **plan.settings(now, seed, stage.steps),
+            steps=len(lessons), batch_size=1, log_every=len(lessons),
+            **plan.settings(rate * (1 - number / len(plan.stages)), seed, len(lessons)),
         )  # fmt: skip
-        if not _fit(run, config, TensorDataset(*data)):
+        if not _fit(run, config, lessons):
             return run
     hardest = plan.tests[-1]
     run.score = _accuracy(run.model, hardest.examples(-(-ASKED // hardest.items), JUDGING - 1))
@@ -249,13 +250,18 @@ def _learn_language(case: Case, plan: LanguagePlan, rate: float, seed: int) -> R
         eval_every=max(1, plan.steps // plan.judged), **plan.settings(rate, seed, plan.steps),
     )  # fmt: skip
     if _fit(run, config, TensorDataset(*data), TensorDataset(*judged)):
-        run.score = -run.curves["bits_by_tokens"][-1][1]
-        run.curves["bits_by_position"] = _by_position(run.model, judged)
+        tokens = plan.batch * plan.context
+        run.score = -run.points[-1][2]
+        run.curves = {
+            "bits_by_tokens": [[step * tokens, bits] for step, _, bits in run.points],
+            "bits_by_seconds": [[seconds, bits] for _, seconds, bits in run.points],
+            "bits_by_position": _by_position(run.model, judged),
+        }
     return run
 
 
 def _fit(
-    run: Run, config: TrainingConfig, data: TensorDataset, judged: TensorDataset | None = None
+    run: Run, config: TrainingConfig, data: Dataset[Any], judged: TensorDataset | None = None
 ) -> bool:
     """Train; False if it diverged."""
     start = perf_counter()
@@ -272,10 +278,7 @@ def _fit(
     if found.outcome == "diverged":
         run.diverged = f"diverged at step {found.step}"
         return False
-    tokens = config.batch_size * data.tensors[0].shape[1]
-    bits = [loss / math.log(2) for _, _, loss in points]
-    run.curves["bits_by_tokens"] = [[p[0] * tokens, b] for p, b in zip(points, bits, strict=True)]
-    run.curves["bits_by_seconds"] = [[p[1], b] for p, b in zip(points, bits, strict=True)]
+    run.points = [(step, seconds, loss / math.log(2)) for step, seconds, loss in points]
     return True
 
 

@@ -10,10 +10,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from danon.training import IGNORED
 
-__all__ = ["Copying", "Induction", "Needle", "Recall", "Task"]
+__all__ = ["Copying", "Induction", "Lessons", "Needle", "Recall", "Stage", "Task"]
 
 GAP_POWER = 0.1
 """Exponent of the power law of gaps between a pair and its query."""
@@ -149,6 +150,31 @@ class Induction(Task):
         answers = torch.full_like(ids, IGNORED)
         answers[:, N - P : N - 1] = again[:, 1:]
         return ids, answers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Batches of one kind; stages follow each other from easy to hard."""
+
+    task: Task
+    batch: int
+    steps: int
+
+
+class Lessons(Dataset[tuple[Tensor, Tensor]]):
+    """Whole batches as examples, since those of different stages differ in length."""
+
+    def __init__(self, parts: list[Stage], seed: int) -> None:
+        self.batches: list[tuple[Tensor, Tensor]] = []
+        for place, part in enumerate(parts):
+            drawn = part.task.examples(part.batch * part.steps, 100 * seed + place)
+            self.batches += zip(*(x.split(part.batch) for x in drawn), strict=True)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.batches[index]
 
 
 def _without_repeat(weight: Tensor, rows: int, draws: int, g: torch.Generator) -> Tensor:
