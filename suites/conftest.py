@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,6 +68,7 @@ def _prepare(config: pytest.Config) -> None:
         check_contract(attention, sorted(dtypes), device)
     config.stash[_names], config.stash[_cases] = names, {}
     if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # or models would be trained on what else is here
         limit_memory()  # CUDA reserves more address space than it uses
 
 

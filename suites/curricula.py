@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from suites.lessons import Stage
 from suites.plans import LanguagePlan, RecallPlan
-from suites.tasks import Copying, Induction, Needle, Recall, Stage
+from suites.tasks import Copying, Induction, Needle, Recall
 
-__all__ = ["QUICK", "SMOKE", "STANDARD"]
+__all__ = ["FULL", "QUICK", "SMOKE", "STANDARD"]
 
 Curriculum = tuple[tuple[RecallPlan, ...], tuple[LanguagePlan, ...]]
 """For the suites recall and language."""
@@ -52,6 +53,7 @@ STANDARD: Curriculum = (
         RecallPlan(
             stages=(
                 Stage(Needle(32, 4, 512), batch=64, steps=100),
+                Stage(Needle(64, 4, 512), batch=32, steps=100),
                 Stage(Needle(128, 4, 512), batch=32, steps=150),
                 Stage(Needle(512, 4, 512), batch=8, steps=150),
             ),
@@ -79,7 +81,22 @@ STANDARD: Curriculum = (
             **_TRIED,
         ),
     ),
-    (),
+    (
+        LanguagePlan(
+            corpus="code", context=1024, batch=8, steps=300, held_out=32, judged=6, **_TRIED,
+        ),
+    ),
+)  # fmt: skip
+
+FULL: Curriculum = (
+    STANDARD[0],
+    (
+        *STANDARD[1],
+        LanguagePlan(
+            corpus="shakespeare", context=8192, batch=4, steps=2000, held_out=32, judged=10,
+            width=256, heads=4, layers=4, **_TRIED,
+        ),
+    ),
 )  # fmt: skip
 
 SMOKE: Curriculum = (

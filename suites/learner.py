@@ -20,11 +20,9 @@ from danon.config import AttentionConfig
 from danon.models import Backbone
 from danon.training import IGNORED, Trainer
 
-__all__ = ["AnswerTrainer", "Shape", "answered", "learner", "sized"]
+__all__ = ["AnswerTrainer", "Shape", "answered", "attention_of", "learner", "sized"]
 
 TAPS = 4
-SLICE = 16384
-"""Tokens that are judged at once."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,13 @@ def learner(attention: str, shape: Shape, seed: int) -> Backbone:
         # Tokens as long as what the layers add to them: recall is learned in half the steps.
         nn.init.normal_(model.embed.weight, std=shape.width**-0.5)
     return model
+
+
+def attention_of(model: Backbone) -> BaseAttention:
+    """The one under test, of the last layer."""
+    mixer = list(model.layers)[-1].mixer
+    assert isinstance(mixer, BaseAttention)
+    return mixer
 
 
 def answered(model: Backbone, ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from suites.corpora import corpus, windows
 from suites.learner import Shape
-from suites.tasks import Stage, Task
+from suites.lessons import Stage
+from suites.tasks import Task
 
 __all__ = ["LanguagePlan", "Plan", "RecallPlan"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from danon.measure.case import Case, Phase
-from suites.curricula import QUICK, SMOKE, STANDARD
+from suites.curricula import FULL, QUICK, SMOKE, STANDARD
 from suites.plans import LanguagePlan, RecallPlan
 
 __all__ = ["HEADS", "HEAD_DIM", "PROFILES", "Block", "Profile", "visible_profiles"]
@@ -181,8 +181,8 @@ PROFILES: dict[str, Profile] = {
         seconds=6.0,
         width=0.02,
         cap_s=240.0,
-        recall=STANDARD[0],
-        language=STANDARD[1],
+        recall=FULL[0],
+        language=FULL[1],
     ),
     "smoke": Profile(
         speed=(Block("forward", _FULL, (64, 128)), Block("forward+backward", _FULL, (64,))),

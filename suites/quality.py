@@ -28,14 +28,14 @@ from danon.measure.paired import measure_pair
 from danon.models import Backbone
 from danon.training import TrainingConfig
 from suites.attentions import REFERENCE, claims_causal
-from suites.corpora import corpus, windows
+from suites.corpora import CorpusError, corpus, windows
 from suites.figures import ratios
 from suites.inputs import text_qkv
-from suites.learner import AnswerTrainer, answered, learner, sized
+from suites.learner import AnswerTrainer, answered, attention_of, learner, sized
+from suites.lessons import Lessons
 from suites.plans import LanguagePlan, Plan, RecallPlan
 from suites.profiles import Profile
 from suites.specimen import Specimen
-from suites.tasks import Lessons
 from suites.verify import Verifier
 
 __all__ = ["School"]
@@ -87,7 +87,7 @@ class School:
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._verifier = Verifier()
-        self._runs: dict[tuple[str, Plan], list[Run] | UnmeasuredError] = {}
+        self._runs: dict[tuple[str, Plan], list[Run] | Exception] = {}
         self._checks: dict[tuple[str, Plan], dict[str, Any]] = {}
 
     def result(self, case: Case) -> CaseResult:
@@ -104,7 +104,7 @@ class School:
         runs = self._trained(case, plan, lambda rate, seed: _learn_recall(case, plan, rate, seed))
         metrics = {}
         for task in (test for test in plan.tests if test.length == case.length):
-            found = [_accuracy(run.model, task.examples(-(-ASKED // task.items), JUDGING))
+            found = [_accuracy(run.model, task.examples(-(-ASKED // task.answers), JUDGING))
                      for run in runs]  # fmt: skip
             metrics |= _spread(f"accuracy_{task.items}_items", found)
             metrics |= _spread("accuracy", found) | {"items": float(task.items)}  # the most last
@@ -119,7 +119,7 @@ class School:
         self, case: Case, plan: Plan, runs: list[Run], metrics: dict[str, float]
     ) -> CaseResult:
         """The judgement, and what the attention that was judged costs."""
-        module, seconds = _sized(case, case.attention, plan), [run.seconds for run in runs]
+        module, seconds = attention_of(runs[0].model), [run.seconds for run in runs]
         heads, width = plan.shape.heads, plan.shape.width // plan.shape.heads
         q, k, v = (x.to(case.device) for x in text_qkv(1, heads, case.length, width))
         device = q.device
@@ -161,10 +161,10 @@ class School:
         if key not in self._runs:
             try:
                 self._runs[key] = self._train(case, plan, learn)
-            except UnmeasuredError as reason:
+            except Exception as reason:  # noqa: BLE001  the other cases of the task fail alike
                 self._runs[key] = reason
         runs = self._runs[key]
-        if isinstance(runs, UnmeasuredError):
+        if isinstance(runs, Exception):
             raise runs
         return runs
 
@@ -176,8 +176,12 @@ class School:
             said = (f"learning rate {run.rate:g} {run.diverged}" for run in first)
             raise UnmeasuredError("failed", "; ".join(said))
         best = max(converged, key=lambda run: run.score)
-        others = [learn(best.rate, seed) for seed in range(1, plan.seeds)]
-        return [best, *(run for run in others if not run.diverged)]
+        runs = [best]
+        for seed in range(1, plan.seeds):
+            runs.append(learn(best.rate, seed))
+            if runs[-1].diverged:
+                raise UnmeasuredError("failed", f"seed {seed} {runs[-1].diverged}")
+        return runs
 
 
 def _examine(case: Case, plan: Plan, verifier: Verifier) -> dict[str, Any]:
@@ -197,9 +201,13 @@ def _examine(case: Case, plan: Plan, verifier: Verifier) -> dict[str, Any]:
     length = min(PROBE, shape.length)
     specimen = Specimen(replace(case, length=length, phase="forward+backward"), module)
     verdict = verifier.verdict(specimen)
-    if reason := verdict.reason or check_causal(module, specimen.q, specimen.k, specimen.v):
+    whole = (x.to(device) for x in text_qkv(1, shape.heads, shape.length, case.head_dim))
+    if reason := verdict.reason or check_causal(module, *whole):
         raise UnmeasuredError("failed", reason)
-    seconds = _forecast(case, plan)
+    try:
+        seconds = _forecast(case, plan)
+    except CorpusError as error:
+        raise UnmeasuredError("unavailable", str(error)) from error
     if seconds > plan.cap_s:
         raise UnmeasuredError(
             "over budget",
@@ -236,7 +244,7 @@ def _learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> Run:
         if not _fit(run, config, lessons):
             return run
     hardest = plan.tests[-1]
-    run.score = _accuracy(run.model, hardest.examples(-(-ASKED // hardest.items), JUDGING - 1))
+    run.score = _accuracy(run.model, hardest.examples(-(-ASKED // hardest.answers), JUDGING - 1))
     return run
 
 

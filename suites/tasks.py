@@ -10,11 +10,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from danon.training import IGNORED
 
-__all__ = ["Copying", "Induction", "Lessons", "Needle", "Recall", "Stage", "Task"]
+__all__ = ["Copying", "Induction", "Needle", "Recall", "Task"]
 
 GAP_POWER = 0.1
 """Exponent of the power law of gaps between a pair and its query."""
@@ -32,6 +31,8 @@ class Task:
     """
 
     name: ClassVar[str]
+    unasked: ClassVar[int] = 0
+    """Items of an example that have no answer."""
 
     length: int
     items: int
@@ -39,11 +40,17 @@ class Task:
 
     def __post_init__(self) -> None:
         most = self.most()
-        if not 1 <= self.items <= most:
+        least = 1 + self.unasked
+        if not least <= self.items <= most:
             raise ValueError(
-                f"{self.name}: items = {self.items}: must be from 1 to {most} for length = "
+                f"{self.name}: items = {self.items}: must be from {least} to {most} for length = "
                 f"{self.length} and vocabulary = {self.vocabulary}"
             )
+
+    @property
+    def answers(self) -> int:
+        """Of an example."""
+        return self.items - self.unasked
 
     def most(self) -> int:
         """Items that an example has room for."""
@@ -130,12 +137,14 @@ class Copying(Task):
 
 
 class Induction(Task):
-    """Random tokens, and then the same again (Olsson et al. 2022): each is asked for its successor.
+    """Random tokens, and then some again (Olsson et al. 2022): each is asked for its successor.
 
-    Items are the tokens that are repeated, the last ones of the example.
+    Items are the tokens that are repeated, the last ones of the example. The first is not asked:
+    it may stand elsewhere too, and nothing before it tells which is meant.
     """
 
     name = "induction"
+    unasked = 2
 
     def most(self) -> int:
         return self.length // 2
@@ -148,33 +157,8 @@ class Induction(Task):
         again = ids.gather(1, first)
         ids[:, N - P :] = again
         answers = torch.full_like(ids, IGNORED)
-        answers[:, N - P : N - 1] = again[:, 1:]
+        answers[:, N - P + 1 : N - 1] = again[:, 2:]
         return ids, answers
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Batches of one kind; stages follow each other from easy to hard."""
-
-    task: Task
-    batch: int
-    steps: int
-
-
-class Lessons(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches as examples, since those of different stages differ in length."""
-
-    def __init__(self, parts: list[Stage], seed: int) -> None:
-        self.batches: list[tuple[Tensor, Tensor]] = []
-        for place, part in enumerate(parts):
-            drawn = part.task.examples(part.batch * part.steps, 100 * seed + place)
-            self.batches += zip(*(x.split(part.batch) for x in drawn), strict=True)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.batches[index]
 
 
 def _without_repeat(weight: Tensor, rows: int, draws: int, g: torch.Generator) -> Tensor:

@@ -139,7 +139,7 @@ class UCSA(StreamingAttention):
                 **shape.shared(), local_window_size=block, query_block=block, leaf_max=leaf,
                 leaf_alpha=100.0, candidate_blocks=candidates, coarse_nodes=False,
                 selected_blocks=max(1, refined // leaf), global_tokens=SINKS,
-                max_cache_size=max(length, block), information_weight=0.0003,
+                max_cache_size=max(length, block), information_weight=0.001,
                 information_kl=1000.0,
             )  # fmt: skip
 

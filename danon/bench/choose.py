@@ -60,7 +60,10 @@ def _verdict(found: Choice, length: int, memory_gb: float, task: str) -> str:
     if found.costs is None:
         return f"{UNKNOWN}: no run has a figure of speed at {at} tokens; danon bench makes them"
     if found.judged is None:
-        return f"{UNKNOWN}: no run has figures of {task}; danon bench makes them"
+        return f"{UNKNOWN}: no run has figures of {task} in which dense attention learned it"
+    unknown = [o.attention for o in found.options if o.good and math.isnan(o.peak)]
+    if found.best is None and unknown:
+        return f"{UNKNOWN}: the memory of {', '.join(unknown)} at {at} tokens"
     if found.best is None:
         return (
             f"Nothing that was measured at {at} tokens fits {memory_gb:g} GiB and is as good at "

@@ -22,6 +22,8 @@ __all__ = ["Choice", "Option", "choose"]
 
 RECALL_LOSS, BITS_LOSS = 0.01, 0.015
 """What an attention may lose against dense: share of answers, relative bits per byte."""
+LEARNED = 0.9
+"""Right answers of dense attention, below which a training says nothing about the others."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,8 @@ def choose(
         ValueError: no run has the task; the message lists what they have.
     """
     known = list(runs)
-    known.sort(key=lambda run: run[0].fingerprint.get("id") != machine)  # stable
     judged = _judged(known, task)
-    costs = _costs(known, length, phase)
+    costs = _costs(known, length, phase, machine)
     if costs is None:
         return Choice(None, (), (f"{phase} at {length} tokens",), None, judged)
     info, view, curves, names = costs
@@ -99,42 +100,48 @@ def choose(
     options.sort(key=lambda option: -option.speedup.value)
     missing = [f"{o.attention}: memory at {length} tokens" for o in options if math.isnan(o.peak)]
     missing += [f"{o.attention}: {task}" for o in options if o.score is None]
+    seen = {result.case.attention: None for _, results in known for result in results}
+    missing += [f"{name}: {phase} at {length} tokens" for name in seen if name not in names]
     best = next((option for option in options if option.fits and option.good), None)
     return Choice(best, tuple(options), tuple(missing), (info, view), judged)
 
 
 def _judged(runs: Sequence[Run], task: str) -> tuple[RunInfo, Task] | None:
-    """The run that goes to the longest length in a task, the first of equals."""
+    """The run with most attentions in a task, of equals the one that goes to the longest length."""
     names: set[str] = set()
     found = []
     for info, results in runs:
         known = quality.tasks(results, info.command)
         names |= {name for t in known for name in (t.suite, t.name)}
         wanted = [t for t in known if task in (t.suite, t.name)]
-        # Without dense attention nobody can say what was lost.
-        found += [(info, t) for t in wanted if t.score(REFERENCE, t.headline)]
+        found += [(info, t) for t in wanted if _tells(t)]
     if not found and names and task not in names:
         raise ValueError(f"task {task!r}: must be one of {', '.join(sorted(names))}")
-    return max(found, key=lambda pair: pair[1].headline, default=None)
+    return max(found, key=lambda pair: (len(pair[1].rows), pair[1].headline), default=None)
+
+
+def _tells(task: Task) -> bool:
+    """Whether dense attention was trained on it, and learned it: nobody could say what is lost."""
+    dense = task.score(REFERENCE, task.headline)
+    return dense is not None and (not task.higher or dense.quality.value >= LEARNED)
 
 
 def _costs(
-    runs: Sequence[Run], length: int, phase: str
+    runs: Sequence[Run], length: int, phase: str, machine: str
 ) -> tuple[RunInfo, View, Curves, list[str]] | None:
-    """The first run with a speed at a length and phase, in the format that most are measured in."""
+    """The run of this machine, else of another, with most speeds at a length and phase."""
+    found = []
     for info, results in runs:
         data = frame.table(results)
-        counts = []
         for view in (v for v in frame.views(data) if v.phase == phase):
             rows = view.of(data)
             curves, names = Curves(rows), list(dict.fromkeys(rows["attention"]))
             suite, metric = view.source("speed", "speedup")
             having = [n for n in names if length in curves.get(suite, n, metric)]
-            counts.append((len(having), view, curves, having))
-        best = max(counts, key=lambda count: count[0], default=None)
-        if best is not None and best[0]:
-            return info, *best[1:]
-    return None
+            rank = info.fingerprint.get("id") == machine, len(having)
+            if having:
+                found.append((rank, (info, view, curves, having)))
+    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _good(task: Task, score: Score | None) -> bool:
