@@ -25,7 +25,7 @@ QUICK: Curriculum = (
     ),
     (
         LanguagePlan(
-            corpus="code", context=1024, batch=4, steps=60, held_out=16, judged=1,
+            corpus="code", context=1024, batch=4, steps=60, held_out=16, judged=4,
             rates=(6e-3,), seeds=1, cap_s=60.0,
         ),
     ),
