@@ -56,7 +56,7 @@ def test_the_fastest_that_fits_and_is_good(tmp_path: Path) -> None:
     assert said.startswith(
         "ucsa: 3.00 times as fast as dense attention, 70.0 MiB; mqar 98% where dense has 99%"
     )
-    assert "not measured: window: recall" in said
+    assert "not measured: recall: window" in said
     assert said.count(run.run_id) == 2 and "another machine: Z80" in said
     assert "small models at 256 tokens" in said and "nothing longer is known" in said
     status, said = ask(tmp_path, memory_gb=8.0)
@@ -97,3 +97,34 @@ def test_wrong_questions(tmp_path: Path, changes: dict[str, object], message: st
     record(tmp_path)
     with pytest.raises(ValueError, match=message):
         ask(tmp_path, **changes)
+
+
+def test_the_run_that_measured_most_is_asked(tmp_path: Path) -> None:
+    record(tmp_path)
+    info = RunInfo.capture("quick", 0, "danon bench --only window", {"id": "another"})
+    later = Journal.create(tmp_path, info)
+    case = Case("speed", "window", 16384, "bfloat16", "forward")
+    later.append(CaseResult(case, "measured", metrics={"time_ratio": 0.1}))
+    case = Case("speed", "gla", 16384, "bfloat16", "forward")
+    later.append(CaseResult(case, "unavailable", "no GPU"))
+    status, said = ask(tmp_path)
+    assert status == 0 and said.startswith("ucsa: 3.00 times")
+    assert "not measured: forward at 16384 tokens: gla" in said
+
+
+def test_a_task_that_dense_did_not_learn_says_nothing(tmp_path: Path) -> None:
+    journal = record(tmp_path, quality=False)
+    for name, right in (("sdpa", 0.3), ("ucsa", 0.3)):
+        case = Case("recall", name, 256, "float32", "training", task="copying")
+        journal.append(CaseResult(case, "measured", metrics={"accuracy": right}))
+    status, said = ask(tmp_path, task="copying")
+    assert status == 1
+    assert said.startswith("not measured: no run has figures of copying in which dense attention")
+
+
+def test_memory_that_nobody_measured_is_no_lack_of_memory(tmp_path: Path) -> None:
+    journal = record(tmp_path)
+    case = Case("speed", "ucsa", 4096, "float32", "forward")
+    journal.append(CaseResult(case, "measured", metrics={"time_ratio": 0.5}))
+    status, said = ask(tmp_path, length=4096)
+    assert status == 1 and said.startswith("not measured: the memory of ucsa at 4k tokens")

@@ -98,10 +98,13 @@ def choose(
         good = judged is not None and _good(judged[1], score)
         options.append(Option(name, faster, peak, score, peak <= memory_bytes, good))
     options.sort(key=lambda option: -option.speedup.value)
-    missing = [f"{o.attention}: memory at {length} tokens" for o in options if math.isnan(o.peak)]
-    missing += [f"{o.attention}: {task}" for o in options if o.score is None]
-    seen = {result.case.attention: None for _, results in known for result in results}
-    missing += [f"{name}: {phase} at {length} tokens" for name in seen if name not in names]
+    seen = dict.fromkeys(r.case.attention for _, results in known for r in results)
+    lacking = {
+        f"{phase} at {length} tokens": [name for name in seen if name not in names],
+        f"memory at {length} tokens": [o.attention for o in options if math.isnan(o.peak)],
+        task: [o.attention for o in options if o.score is None],
+    }
+    missing = [f"{what}: {', '.join(of)}" for what, of in lacking.items() if of]
     best = next((option for option in options if option.fits and option.good), None)
     return Choice(best, tuple(options), tuple(missing), (info, view), judged)
 
