@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,10 @@ class NativeSparse(Adapter):
             )
         self.core.to_qkv = Feed()
         self.core.combine_heads = nn.Identity()
+
+    @classmethod
+    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+        raise NotImplementedError("its window of 512 sees everything at lengths that are trained")
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         hidden = merge_heads(q)

@@ -7,11 +7,14 @@ import sys
 
 __all__ = ["main"]
 
-NEEDED = ("typer", "rich", "pytest", "pytest_benchmark", "pandas", "pyarrow", "filelock", "psutil")
+NEEDED = (
+    "accelerate", "filelock", "pandas", "psutil", "pyarrow", "pytest", "pytest_benchmark", "rich",
+    "tqdm", "typer",
+)  # fmt: skip
 
 
 def main() -> None:
-    """Run ``danon bench | report | record | doctor``."""
+    """Run ``danon bench | report | choose | record | doctor``."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
-from danon.attention import SuperHybrid, registry
+from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.measure.case import Case, CaseResult, Status
 from danon.measure.correctness import check_causal
@@ -51,7 +51,7 @@ SHARE = 0.25
 BUCKETS = 16
 """Of positions, over which the loss is shown."""
 PROBE = 256
-"""Tokens that the causality check of an attention takes, at most."""
+"""Tokens that the correctness check of an attention takes, at most."""
 
 
 class UnmeasuredError(Exception):
@@ -187,15 +187,16 @@ class School:
 def _examine(case: Case, plan: Plan, verifier: Verifier) -> dict[str, Any]:
     """Whether an attention can be trained on this, and its correctness check, before it is."""
     kind, shape = registry.get(case.attention), plan.shape
-    if issubclass(kind, SuperHybrid):
-        raise UnmeasuredError("unavailable", "runs one of the mechanisms as it is: see theirs")
     dtype, device = getattr(torch, case.dtype), torch.device(case.device)
     reason = kind.unavailable(
         shape.config(), length=shape.length, dtype=dtype, device=device, backward=True
     )
     if reason:
         raise UnmeasuredError("unavailable", reason)
-    module = _sized(case, case.attention, plan)
+    try:
+        module = _sized(case, case.attention, plan)
+    except NotImplementedError as fixed:
+        raise UnmeasuredError("unavailable", str(fixed)) from fixed
     if not claims_causal(module):
         raise UnmeasuredError("unavailable", "sees later tokens, which it would have to predict")
     length = min(PROBE, shape.length)

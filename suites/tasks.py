@@ -5,6 +5,7 @@ Shapes: tokens and answers (examples, N) int64; an answer of -100 is none.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ GAP_POWER = 0.1
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """Examples of one length.
 
     Attributes:
@@ -52,13 +53,13 @@ class Task:
         """Of an example."""
         return self.items - self.unasked
 
+    @abstractmethod
     def most(self) -> int:
         """Items that an example has room for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def examples(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Tokens and answers; the same for the same seed."""
-        raise NotImplementedError
 
 
 class Recall(Task):

@@ -124,6 +124,9 @@ class BaseAttention(nn.Module):
 
         On average over the queries of ``shape.max_sequence_length`` tokens. What has no such size,
         dense attention or a recurrence, is what :meth:`build` makes.
+
+        Raises:
+            NotImplementedError: its size is fixed, and no fair one to compare; says why.
         """
         return cls.build(shape)
 

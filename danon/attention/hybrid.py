@@ -100,6 +100,10 @@ class SuperHybrid(StreamingAttention):
         return cls(SuperHybridConfig(**shape.shared(), select_length=shape.max_sequence_length))
 
     @classmethod
+    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+        raise NotImplementedError("runs one of the mechanisms as it is: see theirs")
+
+    @classmethod
     def unavailable(
         cls, shape: AttentionConfig, *, length: int, dtype: torch.dtype, device: torch.device,
         backward: bool,
