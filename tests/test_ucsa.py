@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from danon.attention import UCSA, ucsa_recover
 from danon.attention.ucsa import anneal
+from danon.attention.ucsa_information import _drawn
 from danon.config import ConfigError, UCSAConfig
 from danon.testing import Inputs, assert_matches_oracle, make_inputs, relative_error
 
@@ -96,6 +98,7 @@ def test_checkpointing_repeats_the_same_choices() -> None:
     grads = []
     for run in (module, lambda *a: checkpoint(module, *a, use_reentrant=False)):
         leaves = [t.clone().requires_grad_() for t in x[:3]]
+        torch.manual_seed(0)  # of what the information loss looks at
         out = run(*leaves)
         loss = out.square().mean() + module.auxiliary_loss()
         grads.append(torch.autograd.grad(loss, [*leaves, *module.parameters()]))
@@ -165,6 +168,32 @@ def test_information_loss_teaches_scores_keys_and_values_and_not_queries() -> No
         optimizer.step()
     module(*(t.detach() for t in leaves), x.mask)
     assert module.auxiliary_loss().item() < 0.95 * loss.item()
+
+
+def test_information_loss_looks_at_every_place_in_turn() -> None:
+    for n in (10, 64, 1000):
+        calls = [_drawn(n, 64, torch.device("cpu")) for _ in range(40)]
+        assert all(len(call) == min(n, 64) == len(call.unique()) for call in calls)
+        assert len(torch.cat(calls).unique()) > 0.9 * n
+
+
+def test_nodes_that_only_guide_are_judged_by_the_scores_that_choose() -> None:
+    fields: dict[str, Any] = {"candidate_blocks": 1000, "coarse_nodes": False}
+    module = small_ucsa(True, 4, **fields, range_weight=1.5)
+    q, k, v, _ = make_inputs(module, 3 + 2 * 30, batch=1)
+    lost = information(small_ucsa(True, 4, **fields, information_kl=0.0), Inputs(q, k, v, None))
+    ends, far = torch.arange(5, 64, 2), []
+    for head in range(4):
+        tokens = k[0, head, 3:].double().view(30, 2, -1)
+        reach = 1.5 * (tokens.amax(1) - tokens.amin(1))
+        for i in range(q.shape[2]):
+            ask, shown = q[0, head, i].double(), int((ends <= i + 1).sum())
+            scores = tokens.mean(1) @ ask + torch.linalg.vector_norm(ask * reach, dim=-1)
+            exact, node = (x[:shown] * module.config.head_dim**-0.5 for x in (tokens @ ask, scores))
+            p, wanted = exact.flatten().softmax(0), node.repeat_interleave(2).log_softmax(0)
+            far.append((p * (p.log() - wanted)).sum() if shown else p.sum())
+    seen = torch.stack(far).view(4, -1)[:, 4:].mean().item()  # before, no query has a node
+    assert information(module, Inputs(q, k, v, None)) - lost == pytest.approx(seen, rel=1e-3)
 
 
 def test_information_loss_is_of_training_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ class UCSA(StreamingAttention):
                 leaf_alpha=100.0, candidate_blocks=candidates, coarse_nodes=False,
                 selected_blocks=max(1, refined // leaf), global_tokens=SINKS,
                 max_cache_size=max(length, block), information_weight=0.001,
-                information_kl=1000.0,
+                information_kl=1000.0, range_weight=1.5,
             )  # fmt: skip
 
         return largest(lambda n: cls(config(n)), length, entries)
@@ -239,7 +239,7 @@ class UCSA(StreamingAttention):
             values.append(v)
             log_masses.append(torch.where(mass > 0, mass.clamp_min(1).log(), HIDDEN))
             top, bottom = widen(top, bottom, pool.rate)
-            spread = (top - bottom).square()
+            spread = (c.range_weight * (top - bottom)).square()
             spreads.append(spread if seen is None else spread.masked_fill(mass[..., None] == 0, 0))
             if square is not None:
                 square = pool.reduce(weight.detach(), square[..., None])[..., 0]

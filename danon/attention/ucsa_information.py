@@ -13,8 +13,8 @@ from danon.config import UCSAConfig
 
 __all__ = ["information_loss"]
 
-LEAVES, QUERIES = 64, 32
-"""Leaves and queries that the loss looks at, evenly spread: its cost does not grow with N."""
+LEAVES, QUERIES = 256, 64
+"""Leaves and queries that the loss looks at, at most: its cost does not grow with N."""
 
 
 def information_loss(
@@ -30,6 +30,8 @@ def information_loss(
     - p_X is the attention of a query over X, softmax(q.k / sqrt(d)) over the tokens under nodes
       that end before the query (all tokens when bidirectional); KL is in nats, the mean over the
       queries. p_X is the target: it has no gradient, or flat attention would look like a gain.
+      Nodes that nobody sees (``coarse_nodes`` False) only say where to look: p_X^ is then by the
+      scores that choose, ranges included.
 
     The gradient goes to the pooling scores and, as attention can only be as good as keys and values
     are compressible, to k and v; not to q.
@@ -46,17 +48,16 @@ def information_loss(
     """
     (G, N, D), g, wide = k.shape, c.global_tokens, tree.key[0].dtype
     n = tree.key[0].shape[1]
-    leaf = torch.arange(min(n, LEAVES), device=k.device) * n // min(n, LEAVES)
+    leaf = _drawn(n, LEAVES, k.device)
     token = (leaf[:, None] * c.leaf + torch.arange(c.leaf, device=k.device)).flatten() + g
     real = (token < N).expand(G, -1)
     token = token.clamp_max(N - 1)
     if seen is not None:
         real = real & seen[:, token]
-    count = min(N, QUERIES)
-    place = (torch.arange(count, device=k.device) + 1) * N // count - 1
+    place = _drawn(N, QUERIES, k.device)
     ask = q[:, place].detach().to(wide).view(G, -1, D)  # (G, heads of the group * queries, D)
     asked = torch.ones_like(place, dtype=torch.bool).expand(G, -1)
-    asked = (asked if seen is None else seen[:, place]).repeat(1, ask.shape[1] // count)
+    asked = (asked if seen is None else seen[:, place]).repeat(1, ask.shape[1] // len(place))
     tokens = [x[:, token].to(wide) for x in (k, v)]
     exact = (ask @ tokens[0].detach().transpose(1, 2)) * D**-0.5
     total = k.new_zeros((), dtype=wide)
@@ -68,11 +69,26 @@ def information_loss(
         shown = real[:, None]
         if c.is_causal:
             ends = (above + 1) * span + g
-            shown = shown & (ends <= place[:, None] + 1).repeat(ask.shape[1] // count, 1)
-        coarse = (ask @ nodes[0].transpose(1, 2)) * D**-0.5
+            shown = shown & (ends <= place[:, None] + 1).repeat(ask.shape[1] // len(place), 1)
+        coarse = ask @ nodes[0].transpose(1, 2)
+        if not c.coarse_nodes:
+            spread = tree.spread[level][:, above].to(wide)
+            coarse = coarse + (ask.square() @ spread.transpose(1, 2)).sqrt()
+        coarse = coarse * D**-0.5
         far = _divergence(exact, coarse, shown.expand_as(exact), asked)
         total = total + (lost[0] + lost[1]) / 2 + c.information_kl * far
     return total / len(tree.key)
+
+
+def _drawn(n: int, most: int, device: torch.device) -> Tensor:
+    """One index from each of at most so many equal stretches of n, other ones at each call.
+
+    Fixed ones an even distance apart would never meet what happens at odd ones.
+    """
+    count = min(n, most)
+    edge = torch.arange(count + 1, device=device) * n // count
+    first, last = edge[:-1], edge[1:] - 1
+    return (first + torch.rand(count, device=device) * (last + 1 - first)).long().minimum(last)
 
 
 def _lost(x: Tensor, node: Tensor, real: Tensor) -> Tensor:

@@ -152,7 +152,8 @@ def _grow(
         k, v, mass = pool.reduce(weight, k), pool.reduce(weight, v), mass * rate
         square = pool.reduce(weight, square)
         top, bottom = widen(top, bottom, rate)
-        made = {"key": k, "value": v.to(dtype), "spread": (top - bottom).square()}
+        spread = (c.range_weight * (top - bottom)).square()
+        made = {"key": k, "value": v.to(dtype), "spread": spread}
         if c.detects_errors:
             made["error"] = relative_error(square[..., 0], k, None, c.error_tolerance)
         if c.error_alpha is not None:
