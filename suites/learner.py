@@ -18,11 +18,10 @@ from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.config import AttentionConfig
 from danon.models import Backbone
+from danon.models.convolution import ShortConvolution
 from danon.training import IGNORED, Trainer
 
 __all__ = ["AnswerTrainer", "Shape", "answered", "attention_of", "learner", "sized"]
-
-TAPS = 4
 
 
 @dataclass(frozen=True)
@@ -47,27 +46,6 @@ class Shape:
             hidden_size=self.width, num_heads=self.heads, causal=True, num_layers=self.layers,
             vocab_size=self.vocabulary, max_sequence_length=self.length,
         )  # fmt: skip
-
-
-class ShortConvolution(BaseAttention):
-    """Each channel of v, over the last few tokens: lets a token know its predecessors.
-
-    It stands in the first layer of every model, as in the hybrids of Arora et al. (2023): with it
-    recall takes one attention, and what is compared is that attention.
-    """
-
-    semantics = f"convolution of {TAPS} tokens"
-
-    def __init__(self, config: AttentionConfig) -> None:
-        super().__init__()
-        self.setup_attention(config)
-        self.weight = nn.Parameter(torch.randn(config.hidden_size, 1, TAPS) * TAPS**-0.5)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        B, H, N, D = v.shape
-        x = F.pad(v.transpose(2, 3).reshape(B, H * D, N), (TAPS - 1, 0))
-        out = F.conv1d(x, self.weight, groups=H * D)
-        return out.view(B, H, D, N).transpose(2, 3)
 
 
 def sized(attention: str, shape: Shape) -> BaseAttention:
