@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from danon.measure.fingerprint import fingerprint
 from suites.attentions import check_contract, gather
 from suites.channel import Channel
 from suites.guard import limit_memory
+from suites.keeper import Keeper
 from suites.lab import Lab
 from suites.profiles import PROFILES, Profile, visible_profiles
 from suites.replay import replay
@@ -118,12 +120,17 @@ def pytest_benchmark_update_machine_info(
 @pytest.fixture(scope="session")
 def lab(pytestconfig: pytest.Config) -> Lab:
     channel = pytestconfig.stash[_channel]
-    journal = pytestconfig.stash[_answer].get("journal")
+    run_dir = pytestconfig.stash[_answer].get("run")
+
+    def note(text: str) -> None:
+        channel.send(event="note", text=text)
+
     return Lab(
         pytestconfig.stash[_profile],
         on_begin=lambda case: channel.send(event="begin", case=case.id),
         on_result=lambda result: channel.ask(event="result", result=result.to_json()),
-        known=Journal(journal).results() if journal else (),
+        known=Journal(run_dir).results() if run_dir else (),
+        keeper=Keeper(Path(run_dir), note) if run_dir else None,
     )
 
 

@@ -21,6 +21,7 @@ from suites.attentions import REFERENCE, one_line, shape_of
 from suites.costs import CHECK_CALLS, SELF_CALLS, TIMING_CALLS, Costs
 from suites.figures import ratios
 from suites.guard import out_of_memory
+from suites.keeper import Keeper
 from suites.profiles import Profile
 from suites.quality import School
 from suites.specimen import Specimen
@@ -44,17 +45,19 @@ class Lab:
         on_begin: hears a case that is about to be measured.
         on_result: hears its outcome, as soon as there is one.
         known: outcomes of an interrupted session, which are not measured again.
+        keeper: takes the models that are trained.
     """
 
     def __init__(
         self, profile: Profile, on_begin: Callable[[Case], object],
         on_result: Callable[[CaseResult], object], known: Iterable[CaseResult] = (),
+        keeper: Keeper | None = None,
     ) -> None:  # fmt: skip
         self._profile = profile
         self._on_begin, self._on_result = on_begin, on_result
         self._results = {result.case: result for result in known}
         self._verifier = Verifier()
-        self._school = School(profile)
+        self._school = School(profile, keeper)
         self._rates: dict[tuple[str, str], float] = {}
         self._costs = Costs()
         self._reading: dict[tuple[str, str], tuple[int, float]] = {}  # tokens, seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -54,9 +55,22 @@ class Plan(ABC):
         return min(self.runs * self.tokens / TOKENS_PER_S, self.cap_s)
 
     @property
+    def digest(self) -> str:
+        """Equal where figures compare: the same settings, and the same examples of each kind."""
+        hashed = hashlib.sha256(repr(replace(self, cap_s=0.0)).encode())
+        for ids, answers, _ in self.samples():
+            hashed.update(ids.numpy().tobytes() + answers.numpy().tobytes())
+        return hashed.hexdigest()[:12]
+
+    @property
     @abstractmethod
     def shape(self) -> Shape:
         """Of the model."""
+
+    @property
+    @abstractmethod
+    def lengths(self) -> tuple[int, ...]:
+        """Of the cases, the longest last."""
 
     @property
     @abstractmethod

@@ -31,6 +31,7 @@ from suites.attentions import REFERENCE, claims_causal
 from suites.corpora import CorpusError, corpus, windows
 from suites.figures import ratios
 from suites.inputs import text_qkv
+from suites.keeper import Keeper
 from suites.learner import AnswerTrainer, answered, attention_of, learner, sized
 from suites.lessons import Lessons
 from suites.plans import LanguagePlan, Plan, RecallPlan
@@ -82,10 +83,16 @@ class Run:
 
 
 class School:
-    """Trains every attention once for a task; the cases of a task share the models."""
+    """Trains every attention once for a task; the cases of a task share the models.
 
-    def __init__(self, profile: Profile) -> None:
+    Args:
+        profile: decides what is trained.
+        keeper: is given the best model of each training, once it has been judged.
+    """
+
+    def __init__(self, profile: Profile, keeper: Keeper | None = None) -> None:
         self._profile = profile
+        self._keeper = keeper
         self._verifier = Verifier()
         self._runs: dict[tuple[str, Plan], list[Run] | Exception] = {}
         self._checks: dict[tuple[str, Plan], dict[str, Any]] = {}
@@ -108,17 +115,26 @@ class School:
                      for run in runs]  # fmt: skip
             metrics |= _spread(f"accuracy_{task.items}_items", found)
             metrics |= _spread("accuracy", found) | {"items": float(task.items)}  # the most last
-        return self._row(case, plan, runs, metrics)
+        return self._row(case, plan, runs, metrics, "accuracy", found)
 
     def _spoken(self, case: Case, plan: LanguagePlan) -> CaseResult:
         runs = self._trained(case, plan, lambda rate, seed: _learn_language(case, plan, rate, seed))
-        metrics = _spread("bits_per_byte", [-run.score for run in runs])
-        return replace(self._row(case, plan, runs, metrics), curves=runs[0].curves)
+        found = [-run.score for run in runs]
+        metrics = _spread("bits_per_byte", found)
+        row = self._row(case, plan, runs, metrics, "bits_per_byte", found)
+        return replace(row, curves=runs[0].curves)
 
     def _row(
-        self, case: Case, plan: Plan, runs: list[Run], metrics: dict[str, float]
-    ) -> CaseResult:
-        """The judgement, and what the attention that was judged costs."""
+        self, case: Case, plan: Plan, runs: list[Run], metrics: dict[str, float], metric: str,
+        found: list[float],
+    ) -> CaseResult:  # fmt: skip
+        """The judgement, and what the attention that was judged costs.
+
+        Args:
+            metrics: of the judgement.
+            metric: what the task is judged by.
+            found: of each run.
+        """
         module, seconds = attention_of(runs[0].model), [run.seconds for run in runs]
         heads, width = plan.shape.heads, plan.shape.width // plan.shape.heads
         q, k, v = (x.to(case.device) for x in text_qkv(1, heads, case.length, width))
@@ -145,6 +161,12 @@ class School:
                 budget_s=self._profile.seconds * SHARE, width=self._profile.width, seed=case.length,
             )  # fmt: skip
             metrics |= ratios(pair) | {"time_s": median(pair.candidate)}
+        if self._keeper is not None and case.length == plan.lengths[-1]:
+            seed = max(range(len(runs)), key=lambda number: runs[number].score)
+            self._keeper.keep(
+                case, plan, runs[seed].model, seed=seed, learning_rate=runs[seed].rate,
+                metric=metric, value=found[seed],
+            )  # fmt: skip
         check, config = self._checks[case.attention, plan], module.config.to_dict()
         return CaseResult(
             case, "measured", "", module.semantics, metrics, {"candidate_s": seconds}, check, config

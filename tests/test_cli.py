@@ -23,6 +23,7 @@ from danon.bench.child import bundle
 from danon.bench.command import Options, bench
 from danon.bench.doctor import doctor
 from danon.bench.progress import Display
+from danon.experiment.kept import Kept
 from danon.experiment.runs import Journal, RunInfo
 from danon.measure.case import Case, CaseResult
 
@@ -140,6 +141,8 @@ class TestStopped:
         measured = [r for r in journal.results() if r.case.length in (32, 64, 128, 0)]
         assert {r.case.id for r in measured if r.case.id in replayed} == replayed
         assert replayed
+        models = {(kept.attention, kept.task) for kept, _ in Kept.all(run.parent)}
+        assert models == {(a, task) for a in ("sdpa", "window") for task in ("mqar", "code")}
 
 
 @pytest.fixture

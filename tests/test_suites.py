@@ -125,7 +125,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     for event in child.events():
         if event["event"] == "plan":
             planned = [identifier for identifier, _ in event["cases"]]
-            child.answer(journal=None)
+            child.answer(run=None)
         elif event["event"] == "result":
             result = CaseResult.from_json(event["result"])
             results[result.case.id] = result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,10 @@ def register(name: str) -> Callable[[_T], _T]:
     """Class decorator: make the class known to every suite under ``name``.
 
     Raises:
-        ValueError: the name is taken by another class.
+        ValueError: the name is taken by another class, or cannot stand in a path.
     """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"attention {name!r}: a name has letters, digits, '_', '-' and '.' only")
 
     def add(cls: _T) -> _T:
         known = _TABLE.get(name)

@@ -99,17 +99,20 @@ class _Session:
         self.journal: Journal | None = None
         self._recorder: Recorder | None = None
         self._fresh: set[str] = set()
+        self._notes: list[str] = []
 
     def handle(self, event: dict[str, Any], child: Child, display: Display) -> None:
-        kind: Literal["refused", "plan", "begin", "result", "done"] = event["event"]
+        kind: Literal["refused", "plan", "begin", "note", "result", "done"] = event["event"]
         if kind == "refused":
             self.refusal = event["reason"]
         elif kind == "plan":
-            reused = self._open(event["fingerprint"])
+            run_dir = self._open(event["fingerprint"])
             display.plan(event["cases"])
-            child.answer(journal=reused)
+            child.answer(run=os.fspath(run_dir.resolve()))
         elif kind == "begin":
             display.begin(event["case"])
+        elif kind == "note":
+            self._notes.append(event["text"])
         elif kind == "done":
             display.done(event["case"], reused=event["case"] not in self._fresh)
         else:
@@ -130,6 +133,8 @@ class _Session:
             if file.is_file():
                 shutil.move(file, run_dir / file.name)
         write_results(results, info, run_dir)
+        for note in self._notes:
+            say(f"[yellow]{escape(note)}", soft_wrap=True)
         if signalled:
             say(f"[yellow]{escape(self._recorder.finish('KILLED'))}", soft_wrap=True)
             say(
@@ -154,7 +159,7 @@ class _Session:
             say(f"[red]failed[/] {result.case.id}: {escape(result.reason)}", soft_wrap=True)
         return 1 if failed else 0
 
-    def _open(self, fingerprint: dict[str, Any]) -> str | None:
+    def _open(self, fingerprint: dict[str, Any]) -> Path:
         """Make the run's folder, or take that of a killed run; says where things are recorded."""
         options, say = self._options, self._console.print
         info = RunInfo.capture(options.profile, SEED, options.command, fingerprint)
@@ -171,7 +176,7 @@ class _Session:
             say("[dim]This checkout has changes that no commit holds.[/]")
         self._recorder = Recorder(info, self.journal)
         say(escape(self._recorder.start()), soft_wrap=True, highlight=False)
-        return None if old is None else os.fspath(old.run_dir.resolve())
+        return self.journal.run_dir
 
 
 def latest(results: Path) -> Iterator[Journal]:
