@@ -58,25 +58,6 @@ def two_texts() -> list[CaseResult]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with its schema: making one takes seconds, copying it none."""
-    file = tmp_path_factory.mktemp("template") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
-        store.connect(store.tracking_uri())
-    return file
-
-
-@pytest.fixture
-def sqlite(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    file = tmp_path / "store" / "mlflow.db"
-    file.parent.mkdir()
-    file.write_bytes(empty_store.read_bytes())
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
-    return store.tracking_uri()
-
-
 @pytest.fixture
 def info() -> RunInfo:
     return RunInfo.capture("quick", 7, "danon bench", {"cpu": "a processor", "cores": "2"})

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from danon.experiment import store
+from danon.experiment import store, versions
 from danon.experiment.process import Owner
 from danon.experiment.runs import Journal, RunInfo, RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from mlflow import MlflowClient
@@ -121,6 +121,19 @@ class _Tree:
                 failed = child.tags.get("danon.status") == "failed"
                 self._client.set_terminated(child.run_id, "FAILED" if failed else status)
             self._client.set_terminated(parent.run_id, status)
+
+    def register(self, run_dir: Path, results: Sequence[CaseResult]) -> str:
+        """Register the trained models of the run; what is to be said about it, or nothing."""
+
+        def run_of(result: CaseResult) -> str:
+            return self._child(result).run_id
+
+        try:
+            new = versions.register(self._client, run_dir, self._info, results, run_of)
+        except store.failures() as error:  # a store may well have runs and no registry
+            why = store.root_cause(error)
+            return f"; its models are not registered, `danon record {run_dir}` tries again: {why}"
+        return f"; {new} trained models are registered" if new else ""
 
     def _parent(self, suite: str) -> _Parent:
         if suite not in self._parents:
@@ -283,14 +296,17 @@ class Recorder:
         self._journal.set_status(status)
         if self._tree is None:
             return self._not_recorded()
+        run_dir = self._journal.run_dir
         try:
             with store.patience(**PATIENCE):
-                self._tree.close(status, self._journal.run_dir)
+                self._tree.close(status, run_dir)
+                models = self._tree.register(run_dir, self._journal.results())
         except store.failures() as error:
             self._stop(error)
             return f"Recorded in part in MLflow. {self._later()}"
         self._open.close()
-        return f"Recorded {self._recorded} cases in MLflow: {store.shown(self._uri)}"
+        place = store.shown(self._uri)
+        return f"Recorded {self._recorded} cases in MLflow: {place}{models}"
 
     def _reap(self) -> None:
         try:
@@ -344,7 +360,8 @@ def upload(run_dir: Path) -> str:
             with store.patience(**PATIENCE):
                 new = sum(tree.add(result) for result in results)
                 tree.close(status, journal.run_dir)
+                models = tree.register(journal.run_dir, results)
         except store.failures() as error:
             raise store.StoreError(f"{store.shown(uri)}: {store.root_cause(error)}") from error
     place = f"{journal.info().run_id} is recorded in {store.shown(uri)}"
-    return f"{new} of {len(results)} cases were new; {place}"
+    return f"{new} of {len(results)} cases were new; {place}{models}"
