@@ -39,7 +39,7 @@ from suites.profiles import Profile
 from suites.specimen import Specimen
 from suites.verify import Verifier
 
-__all__ = ["School"]
+__all__ = ["School", "by_depth"]
 
 JUDGING = 1_000_000
 """Seed of the examples that are judged; those that are learned from have smaller ones."""
@@ -51,6 +51,8 @@ SHARE = 0.25
 """Of the time that the profile gives a case, to time the attention that was trained."""
 BUCKETS = 16
 """Of positions, over which the loss is shown."""
+TENTHS = 10
+"""Of the depth, over which right answers are shown."""
 PROBE = 256
 """Tokens that the correctness check of an attention takes, at most."""
 
@@ -109,13 +111,17 @@ class School:
 
     def _recalled(self, case: Case, plan: RecallPlan) -> CaseResult:
         runs = self._trained(case, plan, lambda rate, seed: _learn_recall(case, plan, rate, seed))
-        metrics = {}
+        metrics, curves = {}, {}
         for task in (test for test in plan.tests if test.length == case.length):
-            found = [_accuracy(run.model, task.examples(-(-ASKED // task.answers), JUDGING))
-                     for run in runs]  # fmt: skip
+            ids, answers = task.examples(-(-ASKED // task.answers), JUDGING)
+            right = torch.stack([_right(run.model, ids, answers) for run in runs])
+            found = right.mean(1).tolist()
             metrics |= _spread(f"accuracy_{task.items}_items", found)
             metrics |= _spread("accuracy", found) | {"items": float(task.items)}  # the most last
-        return self._row(case, plan, runs, metrics, "accuracy", found)
+            if (depths := task.depths(ids)) is not None:
+                curves["accuracy_by_depth"] = by_depth(right.mean(0), depths.flatten())
+        row = self._row(case, plan, runs, metrics, "accuracy", found)
+        return replace(row, curves=curves)
 
     def _spoken(self, case: Case, plan: LanguagePlan) -> CaseResult:
         runs = self._trained(case, plan, lambda rate, seed: _learn_language(case, plan, rate, seed))
@@ -267,7 +273,8 @@ def _learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> Run:
         if not _fit(run, config, lessons):
             return run
     hardest = plan.tests[-1]
-    run.score = _accuracy(run.model, hardest.examples(-(-ASKED // hardest.answers), JUDGING - 1))
+    asked = hardest.examples(-(-ASKED // hardest.answers), JUDGING - 1)
+    run.score = float(_right(run.model, *asked).mean())
     return run
 
 
@@ -314,13 +321,19 @@ def _fit(
 
 
 @torch.no_grad()
-def _accuracy(model: Backbone, examples: tuple[Tensor, Tensor]) -> float:
-    right = total = 0
-    for ids, answers in _slices(model, *examples):
-        logits, wanted = answered(model, ids, answers)
-        right += int((logits.argmax(-1) == wanted).sum())
-        total += len(wanted)
-    return right / total
+def _right(model: Backbone, ids: Tensor, answers: Tensor) -> Tensor:
+    """1 or 0 for every answer, in order (examples * answers,)."""
+    found = []
+    for some, wanted in _slices(model, ids, answers):
+        logits, targets = answered(model, some, wanted)
+        found.append(logits.argmax(-1) == targets)
+    return torch.cat(found).double().cpu()
+
+
+def by_depth(right: Tensor, depths: Tensor) -> list[list[float]]:
+    """Share of right answers in each tenth of the depths (answers,): [its middle, share]."""
+    tenth = (depths * TENTHS).long()
+    return [[(i + 0.5) / TENTHS, float(right[tenth == i].mean())] for i in tenth.unique().tolist()]
 
 
 @torch.no_grad()

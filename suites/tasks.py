@@ -61,6 +61,13 @@ class Task(ABC):
     def examples(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Tokens and answers; the same for the same seed."""
 
+    def depths(self, ids: Tensor) -> Tensor | None:
+        """Where each answer is to be found (examples, answers): 0 the first token, 1 the questions.
+
+        None for a task whose questions do not all stand at the end, or need more than one place.
+        """
+        return None
+
 
 class Recall(Task):
     """Multi-query associative recall (Arora et al. 2023, "Zoology"); items are pairs.
@@ -112,6 +119,11 @@ class Needle(Task):
         answers = torch.full_like(ids, IGNORED)
         answers[:, N - P :] = values
         return ids, answers
+
+    def depths(self, ids: Tensor) -> Tensor:
+        haystack, marks = ids[:, : -self.items], ids[:, -self.items :]
+        at = (haystack[:, None] == marks[..., None]).int().argmax(2)
+        return at / haystack.shape[1]
 
 
 class Copying(Task):

@@ -20,7 +20,7 @@ from suites.curricula import QUICK, SMOKE
 from suites.learner import learner
 from suites.lessons import Stage
 from suites.profiles import PROFILES, Profile
-from suites.quality import School
+from suites.quality import JUDGING, School, by_depth
 from suites.tasks import Needle
 
 gather((), ())
@@ -69,6 +69,30 @@ def test_every_case_has_its_figures(attention: str) -> None:
     assert sum(y for _, y in text.curves["bits_by_position"]) / 16 == pytest.approx(
         text.curves["bits_by_tokens"][-1][1], rel=1e-4
     )
+
+
+def test_right_answers_to_needles_are_told_by_depth() -> None:
+    """Over the seeds: the shares of the tenths, each as often as it is asked, are the accuracy."""
+    tests = tuple(Needle(n, 4, 64) for n in (32, 48))
+    plan = replace(
+        SMOKE[0][0], stages=(Stage(tests[0], batch=4, steps=2),), tests=tests, rates=(1e-2,)
+    )
+    found = results("sdpa", replace(PROFILES["smoke"], recall=(plan,), language=()))
+    for task in tests:
+        result = found[f"needle {task.length}"]
+        tenths, shares = zip(*result.curves["accuracy_by_depth"], strict=True)
+        assert tenths == pytest.approx([0.05 + i / 10 for i in range(10)])
+        ids, _ = task.examples(1024, seed=JUDGING)
+        asked = torch.histc(task.depths(ids), 10, 0, 1) / (1024 * 4)
+        mean = sum(share * weight for share, weight in zip(shares, asked.tolist(), strict=True))
+        assert mean == pytest.approx(result.metrics["accuracy"], abs=1e-6)
+
+
+def test_a_depth_that_is_not_seen_shows_in_its_tenth() -> None:
+    depths = torch.arange(200) / 200
+    tenths = by_depth((depths > 0.75).double(), depths)
+    assert [share for _, share in tenths] == pytest.approx([0] * 7 + [0.45, 1, 1])
+    assert by_depth(torch.ones(2).double(), torch.tensor([0.0, 0.99])) == [[0.05, 1], [0.95, 1]]
 
 
 def test_everyone_starts_from_the_same_model() -> None:

@@ -52,11 +52,13 @@ def pupil(name: str, suite: str, task: str, length: int, value: float) -> CaseRe
         "bits_by_seconds": [[5.0, value + 1], [50.0, value]],
         "bits_by_position": [[length // 2, value + 0.1], [length, value - 0.1]],
     }
+    if suite == "recall":
+        curves = (
+            {"accuracy_by_depth": [[0.05, value / 2], [0.95, value]]} if task == "needle" else {}
+        )
     case = Case(suite, name, length, "float32", "training", heads=1, task=task)
     semantics = f"{name} as trained {EVIL}"
-    return CaseResult(
-        case, "measured", "", semantics, metrics, curves=curves if suite == "language" else {}
-    )
+    return CaseResult(case, "measured", "", semantics, metrics, curves=curves)
 
 
 def trained() -> list[CaseResult]:
@@ -244,11 +246,12 @@ def test_the_report_has_a_table_for_each_task_and_what_diverged_below(page: Page
     opened = ["open" in a for tag, a in page.tags if tag == "details"]
     assert opened[:4] == [True, False, True, False]  # mqar, needle, code, shakespeare
     drawn = {a.get("id") for tag, a in page.tags if tag == "div" and a.get("class") == "chart"}
-    assert {"recall", "by-tokens", "by-seconds", "by-position", "pareto"} <= drawn
+    assert {"recall", "by-depth", "by-tokens", "by-seconds", "by-position", "pareto"} <= drawn
 
 
 def test_the_charts_of_quality_get_every_figure(page: Page) -> None:
-    recall, _, code, _ = payload_of(page)["quality"]
+    recall, needle, code, _ = payload_of(page)["quality"]
+    assert needle["lines"]["sdpa"][0]["curves"] == {"accuracy_by_depth": [[0.05, 0.5], [0.95, 1.0]]}
     assert (recall["suite"], recall["lengths"]) == ("recall", list(LENGTHS))
     assert [(p["n"], p["value"]) for p in recall["lines"]["ucsa"]] == [
         (64, 1.0), (128, 0.99), (256, 0.97)
@@ -258,6 +261,11 @@ def test_the_charts_of_quality_get_every_figure(page: Page) -> None:
     assert code["lines"]["window"][0]["curves"]["bits_by_seconds"] == [[5.0, 3.17], [50.0, 2.17]]
     assert code["fronts"]["1024"]["peak"] == ["sdpa", "window"]
     assert {a["name"] for a in payload_of(page)["attentions"]} == {*PUPILS, "nsa"}
+
+
+def test_without_depths_there_is_no_chart_of_them(info: RunInfo, tmp_path: Path) -> None:
+    write_report([r for r in trained() if r.case.task != "needle"], info, tmp_path / "report.html")
+    assert "by-depth" not in {a.get("id") for _, a in Page(tmp_path / "report.html").tags}
 
 
 def test_names_and_semantics_of_trained_models_are_escaped(page: Page) -> None:

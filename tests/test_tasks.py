@@ -66,6 +66,18 @@ def test_recall_asks_for_every_key_once_and_mostly_soon() -> None:
     assert float((at < 96).float().mean()) > 0.3 and float((at > 480).float().mean()) > 0.1
 
 
+def test_depths_tell_where_the_needle_of_each_answer_stands() -> None:
+    task = Needle(64, 4, 512)
+    ids, answers = task.examples(500, seed=2)
+    depths = task.depths(ids)
+    assert depths is not None and depths.shape == (500, task.answers)
+    values = ids.gather(1, (depths * 60).round().long() + 1)
+    assert torch.equal(values, answers[:, 60:])
+    assert float(depths.min()) == 0 and 0.9 < float(depths.max()) < 1
+    assert torch.histc(depths, 5, 0, 1).min() > 300  # anywhere
+    assert Recall(64, 16).depths(ids) is None
+
+
 @pytest.mark.parametrize(
     ("build", "most"), [(lambda: Recall(64, 17), 16), (lambda: Recall(64, 16, 16), 7),
                         (lambda: Needle(32, 0), 8), (lambda: Copying(16, 9, 16), 8)],

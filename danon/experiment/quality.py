@@ -95,6 +95,12 @@ class Task:
         return any(score and self.spread(score.quality) for score in found)
 
     @property
+    def by_depth(self) -> bool:
+        """Whether right answers are known by where they are to be found."""
+        found = (score for row in self.rows for score in row.scores.values())
+        return any("accuracy_by_depth" in score.curves for score in found)
+
+    @property
     def about(self) -> str:
         """The task in words."""
         return RECALL.get(self.name, self.name) if self.higher else "text, bits/B"

@@ -42,8 +42,8 @@
   }
 
   // Every task at every length, as "0 1024": index of the task, and tokens.
-  const choices = (suite) => data.quality.flatMap((task, i) =>
-    (suite && task.suite !== suite ? [] : [...task.lengths].reverse().map((n) => new Option(`${task.name} at ${tokens(n)}`, `${i} ${n}`))));
+  const choices = (wanted) => data.quality.flatMap((task, i) => [...task.lengths].reverse()
+    .filter((n) => wanted(task, n)).map((n) => new Option(`${task.name} at ${tokens(n)}`, `${i} ${n}`)));
 
   function chosen(id) {
     const [i, n] = element(id).value.split(" ").map(Number);
@@ -54,6 +54,14 @@
   function curve(task, n, name) {
     const found = Object.keys(task.lines).map((a) => [a, (at(task, n, a)?.curves[name] ?? []).map(([x, y]) => ({ n: x, value: y, low: null, high: null }))]);
     return Object.fromEntries(found);
+  }
+
+  function drawDepth() {
+    const { task, n } = chosen("depth-task");
+    const hover = (a, p, chart) => `<b>${plain(a.name)}</b><br>${chart.write(100 * p.value)} in the tenth around ${percent(100 * p.n)}`;
+    const xaxis = linear("depth: 0 % is the first token, 100 % the last before the questions",
+      { range: [-0.04, 1.04], tickvals: TENS.map((x) => x / 100), ticktext: TENS.map(percent) });
+    drawLines("by-depth", curve(task, n, "accuracy_by_depth"), { ...CHARTS.recall, hover }, xaxis, share(CHARTS.recall.axis));
   }
 
   const flat = (points, key) => Object.values(points).flat().map((p) => p[key]);
@@ -165,7 +173,13 @@
     element("recall-task").replaceChildren(...recalls);
     element("recall-task").addEventListener("change", drawRecall);
   }
-  const texts = choices("language");
+  const deep = choices((task, n) => Object.keys(task.lines).some((a) => at(task, n, a)?.curves.accuracy_by_depth));
+  if (deep.length) {
+    drawings.push(drawDepth);
+    element("depth-task").replaceChildren(...deep);
+    element("depth-task").addEventListener("change", drawDepth);
+  }
+  const texts = choices((task) => task.suite === "language");
   if (texts.length) {
     drawings.push(drawText);
     element("text").replaceChildren(...texts);
@@ -175,7 +189,7 @@
   const costs = Object.entries(COSTS).filter(([, cost]) => known(cost));
   if (costs.length) {
     drawings.push(drawPareto);
-    element("pareto-task").replaceChildren(...choices());
+    element("pareto-task").replaceChildren(...choices(() => true));
     element("pareto-cost").replaceChildren(...costs.map(([key, { name }]) => new Option(name, key, false, key === "speedup")));
     for (const id of ["pareto-task", "pareto-cost"]) element(id).addEventListener("change", drawPareto);
   } else {
