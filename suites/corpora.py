@@ -1,4 +1,4 @@
-"""Real text as bytes, split into what models learn from and what they are judged on."""
+"""Real text as bytes, split into what models learn from, are chosen by and are judged on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CorpusError(ValueError):
 
 
 HELD_OUT = 16
-"""One file in so many is held out."""
+"""One file in so many is held out, every second of these for choosing."""
 _OTHERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo",
            "encodings"}  # fmt: skip  # tables that are near copies of each other
 
@@ -46,19 +46,21 @@ def _shakespeare() -> Iterator[bytes]:
 CORPORA = {"code": _code, "shakespeare": _shakespeare}
 
 
-@lru_cache(maxsize=2)
-def corpus(name: str) -> tuple[Tensor, Tensor]:
-    """Bytes to learn from and bytes held out, uint8 each.
+@lru_cache(maxsize=len(CORPORA))
+def corpus(name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes to learn from, to choose by and to judge on, uint8 each.
 
     Raises:
         CorpusError: an unknown name, or its package is missing; says what to install.
     """
     if name not in CORPORA:
         raise CorpusError(f"unknown corpus {name!r}; known: {', '.join(CORPORA)}")
-    learn, judge = bytearray(), bytearray()
+    learn, choose, judge = bytearray(), bytearray(), bytearray()
     for number, text in enumerate(CORPORA[name]()):
-        (judge if number % HELD_OUT == HELD_OUT - 1 else learn).extend(text)
-    return torch.frombuffer(learn, dtype=torch.uint8), torch.frombuffer(judge, dtype=torch.uint8)
+        kind = {HELD_OUT - 1: choose, 2 * HELD_OUT - 1: judge}.get(number % (2 * HELD_OUT), learn)
+        kind.extend(text)
+    a, b, c = (torch.frombuffer(text, dtype=torch.uint8) for text in (learn, choose, judge))
+    return a, b, c
 
 
 def windows(text: Tensor, count: int, length: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -143,7 +143,7 @@ class LanguagePlan(Plan):
     Attributes:
         corpus: a name of :mod:`suites.corpora`.
         context: tokens N of an example.
-        held_out: examples that are judged, of text that is never learned from.
+        held_out: examples to choose by, and as many of other text to judge on; never learned from.
         judged: evaluations, evenly over the training.
     """
 

@@ -125,10 +125,13 @@ class School:
 
     def _spoken(self, case: Case, plan: LanguagePlan) -> CaseResult:
         runs = self._trained(case, plan, lambda rate, seed: _learn_language(case, plan, rate, seed))
-        found = [-run.score for run in runs]
+        judged = windows(corpus(plan.corpus)[2], plan.held_out, plan.context, JUDGING)
+        bits = [_bits(run.model, *judged) for run in runs]
+        found = [float(some.mean()) for some in bits]
         metrics = _spread("bits_per_byte", found)
+        curves = runs[0].curves | {"bits_by_position": _by_position(bits[0])}
         row = self._row(case, plan, runs, metrics, "bits_per_byte", found)
-        return replace(row, curves=runs[0].curves)
+        return replace(row, curves=curves)
 
     def _row(
         self, case: Case, plan: Plan, runs: list[Run], metrics: dict[str, float], metric: str,
@@ -280,20 +283,19 @@ def _learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> Run:
 
 def _learn_language(case: Case, plan: LanguagePlan, rate: float, seed: int) -> Run:
     run = Run(rate, learner(case.attention, plan.shape, seed).to(case.device))
-    learned, held_out = corpus(plan.corpus)
+    learned, chosen_by, _ = corpus(plan.corpus)
     data = windows(learned, plan.batch * plan.steps, plan.context, seed)
-    judged = windows(held_out, plan.held_out, plan.context, JUDGING)
+    asked = windows(chosen_by, plan.held_out, plan.context, JUDGING - 1)
     config = TrainingConfig(
         steps=plan.steps, batch_size=plan.batch, log_every=plan.steps,
         eval_every=max(1, plan.steps // plan.judged), **plan.settings(rate, seed, plan.steps),
     )  # fmt: skip
-    if _fit(run, config, TensorDataset(*data), TensorDataset(*judged)):
+    if _fit(run, config, TensorDataset(*data), TensorDataset(*asked)):
         tokens = plan.batch * plan.context
         run.score = -run.points[-1][2]
         run.curves = {
             "bits_by_tokens": [[step * tokens, bits] for step, _, bits in run.points],
             "bits_by_seconds": [[seconds, bits] for _, seconds, bits in run.points],
-            "bits_by_position": _by_position(run.model, judged),
         }
     return run
 
@@ -337,13 +339,17 @@ def by_depth(right: Tensor, depths: Tensor) -> list[list[float]]:
 
 
 @torch.no_grad()
-def _by_position(model: Backbone, examples: tuple[Tensor, Tensor]) -> list[list[float]]:
-    """Mean bits of the bytes at each stretch of positions: [position it ends at, bits]."""
+def _bits(model: Backbone, ids: Tensor, following: Tensor) -> Tensor:
+    """Mean bits of the bytes at each position (N,)."""
     losses = [
-        F.cross_entropy(*answered(model, ids, answers), reduction="none").view(ids.shape)
-        for ids, answers in _slices(model, *examples)
+        F.cross_entropy(*answered(model, some, wanted), reduction="none").view(some.shape)
+        for some, wanted in _slices(model, ids, following)
     ]
-    bits = torch.cat(losses).mean(0) / math.log(2)
+    return torch.cat(losses).mean(0) / math.log(2)
+
+
+def _by_position(bits: Tensor) -> list[list[float]]:
+    """Mean bits in each stretch of positions (N,): [position it ends at, bits]."""
     ends = torch.linspace(0, len(bits), BUCKETS + 1).long().unique().tolist()
     return [[b, float(bits[a:b].mean())] for a, b in pairwise(ends)]
 
