@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from suites.lessons import Stage
+from suites.listops import ListOps
 from suites.plans import LanguagePlan, RecallPlan
 from suites.tasks import Copying, Induction, Needle, Recall
 
@@ -80,6 +81,16 @@ STANDARD: Curriculum = (
             tests=(Copying(64, 16, 16), Copying(128, 16, 16), Copying(256, 16, 16)),
             **_TRIED,
         ),
+        RecallPlan(
+            stages=(
+                Stage(ListOps(12, 1), batch=64, steps=300),
+                Stage(ListOps(32, 2), batch=64, steps=300),
+                Stage(ListOps(64, 3), batch=32, steps=200),
+                Stage(ListOps(256, 4), batch=8, steps=150),
+            ),
+            tests=(ListOps(64, 3), ListOps(128, 4), ListOps(256, 4)),
+            layers=3, heads=2, **_TRIED,
+        ),
     ),
     (
         LanguagePlan(
@@ -89,7 +100,20 @@ STANDARD: Curriculum = (
 )  # fmt: skip
 
 FULL: Curriculum = (
-    STANDARD[0],
+    (
+        *(plan for plan in STANDARD[0] if plan.task != ListOps.name),
+        RecallPlan(
+            stages=(
+                Stage(ListOps(12, 1), batch=64, steps=1000),
+                Stage(ListOps(32, 2), batch=64, steps=2000),
+                Stage(ListOps(128, 4), batch=32, steps=1000),
+                Stage(ListOps(512, 6), batch=16, steps=500),
+                Stage(ListOps(1024, 10), batch=8, steps=500),
+            ),
+            tests=(ListOps(128, 4), ListOps(256, 4), ListOps(512, 6), ListOps(1024, 10)),
+            width=128, heads=4, layers=4, **_TRIED,
+        ),
+    ),
     (
         *STANDARD[1],
         LanguagePlan(

@@ -26,7 +26,7 @@ from danon.measure.correctness import check_causal
 from danon.measure.memory import peak_bytes
 from danon.measure.paired import measure_pair
 from danon.models import Backbone
-from danon.training import TrainingConfig
+from danon.training import IGNORED, TrainingConfig
 from suites.attentions import REFERENCE, claims_causal
 from suites.corpora import CorpusError, corpus, windows
 from suites.figures import ratios
@@ -37,6 +37,7 @@ from suites.lessons import Lessons
 from suites.plans import LanguagePlan, Plan, RecallPlan
 from suites.profiles import Profile
 from suites.specimen import Specimen
+from suites.tasks import Task
 from suites.verify import Verifier
 
 __all__ = ["School", "by_depth"]
@@ -44,7 +45,9 @@ __all__ = ["School", "by_depth"]
 JUDGING = 1_000_000
 """Seed of the examples that are judged; those that are learned from have smaller ones."""
 ASKED = 4096
-"""Answers that an accuracy is taken over, at least."""
+"""Answers that an accuracy is taken over, if so many examples have them."""
+EXAMPLES = 1024
+"""That an accuracy is taken over, at most."""
 TOGETHER = 16384
 """Tokens that are judged at once."""
 SHARE = 0.25
@@ -113,11 +116,12 @@ class School:
         runs = self._trained(case, plan, lambda rate, seed: _learn_recall(case, plan, rate, seed))
         metrics, curves = {}, {}
         for task in (test for test in plan.tests if test.length == case.length):
-            ids, answers = task.examples(-(-ASKED // task.answers), JUDGING)
+            ids, answers = _asked(task, JUDGING)
             right = torch.stack([_right(run.model, ids, answers) for run in runs])
             found = right.mean(1).tolist()
             metrics |= _spread(f"accuracy_{task.items}_items", found)
             metrics |= _spread("accuracy", found) | {"items": float(task.items)}  # the most last
+            metrics["majority"] = _majority(answers)
             if (depths := task.depths(ids)) is not None:
                 curves["accuracy_by_depth"] = by_depth(right.mean(0), depths.flatten())
         row = self._row(case, plan, runs, metrics, "accuracy", found)
@@ -275,9 +279,7 @@ def _learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> Run:
         )  # fmt: skip
         if not _fit(run, config, lessons):
             return run
-    hardest = plan.tests[-1]
-    asked = hardest.examples(-(-ASKED // hardest.answers), JUDGING - 1)
-    run.score = float(_right(run.model, *asked).mean())
+    run.score = float(_right(run.model, *_asked(plan.tests[-1], JUDGING - 1)).mean())
     return run
 
 
@@ -320,6 +322,16 @@ def _fit(
         return False
     run.points = [(step, seconds, loss / math.log(2)) for step, seconds, loss in points]
     return True
+
+
+def _asked(task: Task, seed: int) -> tuple[Tensor, Tensor]:
+    return task.examples(min(-(-ASKED // task.answers), EXAMPLES), seed)
+
+
+def _majority(answers: Tensor) -> float:
+    """Accuracy of who always gives the most frequent answer."""
+    wanted = answers[answers != IGNORED]
+    return float(wanted.bincount().max() / len(wanted))
 
 
 @torch.no_grad()

@@ -40,8 +40,7 @@ class Task(ABC):
     vocabulary: int = 8192
 
     def __post_init__(self) -> None:
-        most = self.most()
-        least = 1 + self.unasked
+        least, most = self.least(), self.most()
         if not least <= self.items <= most:
             raise ValueError(
                 f"{self.name}: items = {self.items}: must be from {least} to {most} for length = "
@@ -52,6 +51,10 @@ class Task(ABC):
     def answers(self) -> int:
         """Of an example."""
         return self.items - self.unasked
+
+    def least(self) -> int:
+        """Items that an example needs."""
+        return 1 + self.unasked
 
     @abstractmethod
     def most(self) -> int:

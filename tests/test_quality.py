@@ -61,6 +61,7 @@ def test_every_case_has_its_figures(attention: str) -> None:
     recall, text = found["mqar 64"].metrics, found["code 64"]
     assert {"accuracy_4_items", "accuracy_8_items"} <= set(recall) and recall["items"] == 8
     assert recall["accuracy_low"] <= recall["accuracy"] <= recall["accuracy_high"]
+    assert 1 / 4096 < recall["majority"] < 0.01  # half of 8192 tokens are values
     assert recall["learning_rate"] in SMOKE[0][0].rates
     assert 4 < text.metrics["bits_per_byte"] < 9
     tokens = text.metrics["train_tokens"]

@@ -10,15 +10,41 @@ from torch import Tensor
 
 from suites import corpora
 from suites.corpora import corpus, windows
+from suites.listops import ListOps
 from suites.tasks import Copying, Induction, Needle, Recall, Task
 
 TASKS = (Recall(64, 16, 512), Recall(256, 8), Needle(64, 4, 512), Induction(96, 20, 512),
-         Copying(64, 12, 16))  # fmt: skip
+         Copying(64, 12, 16), ListOps(96, 3))  # fmt: skip
+
+
+def evaluate(row: list[int]) -> int:
+    """The value of a list, by a stack: what stands open, and the values in it."""
+    symbols = ["", *"0123456789", "[MAX", "[MIN", "[MED", "[SM", "]"]
+    words = " ".join(symbols[token] for token in row).split()
+    assert words[-1] == "]" and words[0][0] == "["
+    open_lists: list[tuple[str, list[int]]] = [("", [])]
+    for word in words:
+        if word.startswith("["):
+            assert len(open_lists) == 1 or open_lists[-1][0]
+            open_lists.append((word[1:], []))
+        elif word == "]":
+            operator, values = open_lists.pop()
+            assert 2 <= len(values) <= 10
+            half, values = len(values) // 2, sorted(values)
+            middle = (values[half] + values[-half - 1]) // 2
+            value = {"MAX": values[-1], "MIN": values[0], "MED": middle, "SM": sum(values) % 10}
+            open_lists[-1][1].append(value[operator])
+        else:
+            open_lists[-1][1].append(int(word))
+    ((_, (value_of_all,)),) = open_lists
+    return value_of_all
 
 
 def solve(task: Task, ids: Tensor, at: int) -> int:
     """The answer by the rule of the task, from the tokens up to the place alone."""
     row = ids[: at + 1].tolist()
+    if task.name == "listops":
+        return 1 + evaluate(row)
     if task.name == "copying":
         asked = row.count(1)
         return [token for token in row if token > 1][asked - 1]
@@ -85,6 +111,20 @@ def test_depths_tell_where_the_needle_of_each_answer_stands() -> None:
 def test_too_much_to_find(build: object, most: int) -> None:
     with pytest.raises(ValueError, match=rf"items = \d+: must be from 1 to {most} for length"):
         build()  # type: ignore[operator]
+
+
+def test_lists_have_the_depth_and_the_length_of_their_task() -> None:
+    ids, answers = ListOps(96, 3).examples(1000, seed=0)
+    level = ((ids > 10) & (ids < 15)).int().cumsum(1) - (ids == 15).int().cumsum(1)
+    assert int(level.max()) == 3 and int(level.min()) == 0 and not level[:, -1].any()
+    lengths = (ids > 0).sum(1)
+    assert int(lengths.min()) >= 24 and int(lengths.max()) <= 96
+    assert not (ids[:, 1:] == 0)[ids[:, :-1] > 0].any()  # padding comes first
+    assert (answers[:, :-1] == -100).all()
+    digits = answers[:, -1].bincount(minlength=11)[1:]
+    assert int(digits.min()) > 40 and int(digits.max()) < 250, digits
+    with pytest.raises(ValueError, match="items = 2: must be from 3 to 41 for length = 125"):
+        ListOps(125, 2)
 
 
 def test_held_out_text_is_never_learned_from() -> None:

@@ -24,6 +24,7 @@ RECALL = {
     "needle": "a needle in a haystack",
     "induction": "induction (Olsson et al. 2022)",
     "copying": "selective copying (Gu and Dao 2023)",
+    "listops": "nested lists to evaluate (Nangia and Bowman 2018)",
 }
 METRICS = {"recall": ("accuracy", True), "language": ("bits_per_byte", False)}
 
