@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import sysconfig
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ class CorpusError(ValueError):
 
 HELD_OUT = 16
 """One file in so many is held out, every second of these for choosing."""
+GENOME = Path("/usr/share/doc/bowtie/examples/genomes/NC_008253.fna.gz")
+PIECE = 2**16
+"""Bases."""
 _OTHERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo",
            "encodings"}  # fmt: skip  # tables that are near copies of each other
 
@@ -43,7 +47,17 @@ def _shakespeare() -> Iterator[bytes]:
         yield path.read_bytes()
 
 
-CORPORA = {"code": _code, "shakespeare": _shakespeare}
+def _genome() -> Iterator[bytes]:
+    """The bases of Escherichia coli, in pieces that count as files."""
+    if not GENOME.exists():
+        raise CorpusError(f"corpus 'genome' needs {GENOME}: apt-get install bowtie-examples")
+    with gzip.open(GENOME) as file:
+        bases = b"".join(line.strip().upper() for line in file if not line.startswith(b">"))
+    for start in range(0, len(bases), PIECE):
+        yield bases[start : start + PIECE]
+
+
+CORPORA = {"code": _code, "shakespeare": _shakespeare, "genome": _genome}
 
 
 @lru_cache(maxsize=len(CORPORA))

