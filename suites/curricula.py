@@ -72,14 +72,13 @@ STANDARD: Curriculum = (
                    Induction(512, 64, 512)),
             **_TRIED,
         ),
-        RecallPlan(
+        RecallPlan(  # one attention counts the tokens that are not blank, the next finds by number
             stages=(
-                Stage(Copying(32, 8, 16), batch=64, steps=300),
-                Stage(Copying(128, 16, 16), batch=16, steps=150),
-                Stage(Copying(256, 16, 16), batch=8, steps=150),
+                Stage(Copying(32, 8, 16), batch=64, steps=150),
+                Stage(Copying(256, 8, 16), batch=16, steps=700),
             ),
-            tests=(Copying(64, 16, 16), Copying(128, 16, 16), Copying(256, 16, 16)),
-            **_TRIED,
+            tests=(Copying(32, 8, 16), Copying(256, 8, 16)),
+            layers=3, heads=4, rates=(3e-3, 6e-3), seeds=2, cap_s=2400.0,
         ),
         RecallPlan(
             stages=(
