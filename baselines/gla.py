@@ -27,6 +27,7 @@ class GatedLinear(Adapter):
     """
 
     semantics = "gated linear recurrence, gates from the keys; not normalised"
+    summarises: ClassVar[bool] = True
     oracle_kind: ClassVar[str] = "definition"
     package: ClassVar[str] = "flash-linear-attention"
     module: ClassVar[str] = "fla.ops.gla"

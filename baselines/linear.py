@@ -55,6 +55,7 @@ class Linear(Adapter, StreamingAttention):
     """
 
     semantics = "linear attention, features elu + 1 (half precision sums in float32)"
+    summarises: ClassVar[bool] = True
     oracle_kind: ClassVar[str] = "definition"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -26,6 +26,7 @@ class Linformer(Adapter):
     """
 
     semantics = "low rank: keys and values projected to 256 slots; also when causal"
+    summarises: ClassVar[bool] = True
     oracle_kind: ClassVar[str] = "definition"
     causal_capable: ClassVar[bool] = False
     package: ClassVar[str] = "linformer"

@@ -30,6 +30,7 @@ class NativeSparse(Adapter):
     semantics = (
         "gated sum of window 512, 4 selected blocks of 64, compressed blocks of 32 (rotary inside)"
     )
+    summarises: ClassVar[bool] = True
     takes_mask: ClassVar[bool] = False
     package: ClassVar[str] = "native-sparse-attention-pytorch"
     module: ClassVar[str] = "native_sparse_attention_pytorch"

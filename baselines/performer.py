@@ -34,6 +34,7 @@ class Performer(Adapter):
     semantics = (
         "softmax approximated by D ln D random features; when causal, later tokens leak a little"
     )
+    summarises: ClassVar[bool] = True
     oracle_kind: ClassVar[str] = "definition"
     causal_capable: ClassVar[bool] = False
     takes_mask: ClassVar[bool] = False

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from danon.attention import kernels
+from danon.attention.sight import Sight, value_weights
 from danon.config import AttentionConfig
 
 __all__ = ["BaseAttention", "check_inputs", "without_autocast"]
@@ -39,6 +40,9 @@ class BaseAttention(nn.Module):
 
     causal_capable: ClassVar[bool] = True
     """Whether a causal configuration hides every later token; the suites hold it to that."""
+
+    summarises: ClassVar[bool] = False
+    """Whether tokens are seen through sums or projections of many; see :meth:`sight`."""
 
     config: AttentionConfig
     _auxiliary: Tensor | None = None
@@ -162,6 +166,16 @@ class BaseAttention(nn.Module):
         None, unless an attention selects by score.
         """
         return torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+
+    def sight(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Sight:
+        """What queries (R,) see of the tokens, by the oracle.
+
+        The weights are its gradient in v: all of the output where that is linear in v and keeps
+        the columns of v apart. What has weight counts as seen as itself, unless the class
+        ``summarises``.
+        """
+        weights = value_weights(lambda x: self.oracle(q, k, x, None, rows), v, q.shape[1])
+        return Sight(weights, None if self.summarises else weights != 0)
 
     def visible_pairs(self, length: int) -> int | None:
         """(query, entry) pairs of one head in a forward pass; None where that has no meaning.

@@ -20,8 +20,9 @@ from danon.attention.dala_parts import (
 )
 from danon.attention.dala_paths import Paths, chunk, whole
 from danon.attention.dala_window import WindowNetwork
-from danon.attention.oracles.dala import oracle
+from danon.attention.oracles.dala import oracle, shares
 from danon.attention.registry import register
+from danon.attention.sight import Sight
 from danon.attention.sizing import SINKS, largest
 from danon.attention.stream import Part, Span, StreamingAttention, span_of
 from danon.attention.tiles import near_rects
@@ -221,3 +222,13 @@ class DALA(StreamingAttention):
         """
         with q.device:
             return oracle(self, q, k, v, mask, rows)
+
+    @torch.no_grad()
+    def sight(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Sight:
+        """Near and remembered tokens; what the state entry has is on none of them.
+
+        Held fixed, since they read values: the state, and what it and they do to width and router.
+        """
+        with q.device:
+            weights, _, seen = shares(self, q, k, v, None, rows)
+        return Sight(weights[..., : k.shape[2]], seen)

@@ -16,6 +16,7 @@ from danon.attention.dala import DALA
 from danon.attention.msra import MSRA
 from danon.attention.profiles import Choice, choose, load
 from danon.attention.registry import register
+from danon.attention.sight import Sight
 from danon.attention.stream import Part, StreamingAttention
 from danon.attention.tiles import constant
 from danon.attention.ucsa import UCSA
@@ -274,6 +275,17 @@ class SuperHybrid(StreamingAttention):
             return parts[0]
         _, w = self._weights((q if rows is None else q[:, :, rows]).double())
         return _sum(parts, w)
+
+    def sight(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Sight:
+        """Of the selected mechanism, or the weighted sum: seen is what any of them sees."""
+        names = self._in_use(q.shape[2], q.device)
+        parts = [self._member(name).sight(q, k, v, rows) for name in names]
+        if self.cfg.mode == "select":
+            return parts[0]
+        with torch.no_grad():
+            _, w = self._weights(q[:, :, rows].double())
+            exact = [part.exact for part in parts if part.exact is not None]
+            return Sight(_sum([part.weights for part in parts], w), torch.stack(exact).any(0))
 
     def oracle_margin(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor

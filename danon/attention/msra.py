@@ -16,9 +16,10 @@ from danon.attention import msra_stream
 from danon.attention.base import check_inputs, without_autocast
 from danon.attention.kernels import HIDDEN
 from danon.attention.msra_plan import far_rects
-from danon.attention.oracles.msra import oracle
+from danon.attention.oracles.msra import entries, oracle
 from danon.attention.pooling import ImportancePool, by_pieces, sinusoid, soft_cap
 from danon.attention.registry import register
+from danon.attention.sight import Level, Sight, lost
 from danon.attention.sizing import SINKS, largest
 from danon.attention.stream import Part, StreamingAttention
 from danon.attention.tiles import NEAR, batch, near_rects
@@ -222,3 +223,16 @@ class MSRA(StreamingAttention):
         """The definition, dense and in float64."""
         with q.device:
             return oracle(self, q, k, v, mask, rows)
+
+    def sight(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Sight:
+        """Near tokens are seen as themselves, older ones through nodes."""
+        c = self.cfg
+        with torch.no_grad(), q.device:
+            keys, values, _, _, visible = entries(self, k, v, None, rows)
+        nodes = zip(keys[1:], values[1:], visible[1:], strict=True)
+        levels = [Level(x, y, self.rate**n, seen) for n, (x, y, seen) in enumerate(nodes, 1)]
+        weights = super().sight(q, k, v, rows).weights
+        return Sight(
+            weights, visible[0].expand_as(weights),
+            lost(k, v, levels, rows, c.global_tokens, c.is_causal),
+        )  # fmt: skip

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from danon.attention.base import check_inputs, without_autocast
 from danon.attention.kernels import HIDDEN
-from danon.attention.oracles.ucsa import oracle, undecided
+from danon.attention.oracles.ucsa import oracle, seen, undecided
 from danon.attention.pooling import ImportancePool
 from danon.attention.registry import register
+from danon.attention.sight import Sight, lost
 from danon.attention.sizing import SINKS, largest
 from danon.attention.stream import Part, StreamingAttention
 from danon.attention.tiles import NEAR, batch, near_rects
@@ -306,3 +307,14 @@ class UCSA(StreamingAttention):
         """(R,) bool: rows whose selection is decided by less than rounding."""
         with q.device:
             return undecided(self, q, k, v, mask, rows)
+
+    def sight(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Sight:
+        """The window and refined leaves are seen as themselves, the rest of the cut as nodes."""
+        c = self.cfg
+        with q.device:
+            exact, levels = seen(self, q, k, v, rows)
+        weights = super().sight(q, k, v, rows).weights
+        pooled = None
+        if c.coarse_nodes:  # without them what is not refined is not seen at all
+            pooled = lost(k, v, levels, rows, c.global_tokens, c.is_causal)
+        return Sight(weights, exact.repeat_interleave(q.shape[1] // k.shape[1], 1), pooled)

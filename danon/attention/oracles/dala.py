@@ -12,11 +12,30 @@ from danon.attention.pooling import sinusoid
 from danon.config import DALAConfig
 
 
-def oracle(  # noqa: C901 - one definition, read from top to bottom
+def oracle(
     module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
     rows: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Entries of a query: all tokens as near ones, all tokens as memories, all states, masked."""
+    """Tokens and states, each by its share."""
+    A, states, _ = shares(module, q, k, v, mask, rows)
+    N = v.shape[2]
+    v = v.double().repeat_interleave(q.shape[1] // v.shape[1], 1)
+    out = A[..., :N] @ v
+    for n, state in enumerate(states):
+        out = out + A[..., N + n, None] * state
+    return out
+
+
+def shares(  # noqa: C901 - one definition, read from top to bottom
+    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+    rows: Tensor | None,
+) -> tuple[Tensor, list[Tensor], Tensor]:  # fmt: skip
+    """Entries of a query: all tokens as near ones, all tokens as memories, all states, masked.
+
+    Returns:
+        Shares of tokens, then of states (B, H, R, N + states); values of the states each query
+        sees (B, H, R, D), up to two; bool (B, H, R, N): tokens that are near or remembered.
+    """
     c: DALAConfig = module.config
     (B, _, N, D), G, g, P = q.shape, c.kv_heads, c.global_tokens, c.period
     rows = torch.arange(N) if rows is None else rows
@@ -141,10 +160,8 @@ def oracle(  # noqa: C901 - one definition, read from top to bottom
         A = torch.cat([x.masked_fill(~on, -torch.inf) for x, on in blocks], -1)
         A = A.softmax(-1).nan_to_num(0.0)
         A = torch.cat((A[..., :N] * gamma.exp(), A[..., N:]), -1)
-    out = (A[..., :N] + A[..., N : 2 * N]) @ up(v)
-    for n, vv in enumerate(entry_v):
-        out = out + A[..., 2 * N + n, None] * up(vv)
-    return out
+    A = torch.cat((A[..., :N] + A[..., N : 2 * N], A[..., 2 * N :]), -1)
+    return A, [up(vv) for vv in entry_v], on_near | on_memory
 
 
 def squash(x: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from danon.attention.sight import Level as Nodes
+from danon.attention.sight import near_tokens
 from danon.config import UCSAConfig
 
 VOTE_TIE, LOGIT_TIE = 2e-6, 5e-6
@@ -91,6 +93,31 @@ def undecided(
                 made = _choices(c, q[b, heads], levels, real[b], rows, module.extra_share)
                 close |= torch.tensor([choice.close for choice in made])
     return close
+
+
+@torch.no_grad()
+def seen(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> tuple[Tensor, list[Nodes]]:
+    """Which tokens rows see as themselves (B, G, R, N), and the nodes of all levels."""
+    c: UCSAConfig = module.config
+    (B, G, N, _), g, rep = k.shape, c.global_tokens, q.shape[1] // k.shape[1]
+    q, k, v, real = q.double(), k.double(), v.double(), torch.ones(k.shape[0], N, dtype=torch.bool)
+    tree = _tree(module, k, v, real)
+    exact = near_tokens(rows, N, c.local_window_size, g, c.is_causal).repeat(B, G, 1, 1)
+    levels = [
+        Nodes(t[0], t[1], c.leaf * c.fanout**n, exact.new_zeros(B, G, len(rows), t[0].shape[2]))
+        for n, t in enumerate(tree)
+    ]
+    for b in range(B):
+        for h in range(G):
+            own = [(t[0][b, h], t[2][b], t[3][b, h], t[4][b, h]) for t in tree]
+            asked = q[b, h * rep : (h + 1) * rep]
+            made = _choices(c, asked, own, real[b], rows, module.extra_share)
+            for n, choice in enumerate(made):
+                exact[b, h, n, [g + x for x in choice.tokens]] = True
+                for level, node in choice.nodes:
+                    if node < levels[level].seen.shape[-1]:  # others are empty
+                        levels[level].seen[b, h, n, node] = True
+    return exact, levels
 
 
 def _tree(
