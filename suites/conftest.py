@@ -23,7 +23,7 @@ from suites.profiles import PROFILES, Profile, visible_profiles
 from suites.replay import replay
 
 DEVICES = ("cpu", "cuda")
-SUITES = ("speed", "memory", "decode", "scaling", "recall", "language")
+SUITES = ("speed", "memory", "decode", "bounds", "scaling", "recall", "language")
 _channel = pytest.StashKey[Channel]()
 _profile = pytest.StashKey[Profile]()
 _cases = pytest.StashKey[dict[str, Case]]()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from danon.measure.case import Case
 
-__all__ = ["CHECK_CALLS", "SELF_CALLS", "TIMING_CALLS", "Costs", "Forecast"]
+__all__ = ["CHECK_CALLS", "GRADIENT_CALLS", "SELF_CALLS", "TIMING_CALLS", "Costs", "Forecast"]
 
 TIMING_CALLS = 4
 """Calls of each side that the shortest timing makes: one to warm up, three rounds."""
@@ -16,6 +16,8 @@ CHECK_CALLS = 3
 """Calls of the attention that a check makes, its oracle apart."""
 SELF_CALLS = 3
 """What an oracle costs, in calls, that is the attention itself in float64."""
+GRADIENT_CALLS = 16
+"""What its backward pass may cost, in calls: 3 as a rule, 16 of the slowest baseline."""
 
 UNKNOWN = 1.5
 """Exponent while there is a single length to go by."""
@@ -43,8 +45,8 @@ class Costs:
         """Note the shortest call of a case: what disturbs the machine only adds to it."""
         self._calls[_key(case)][case.length] = call_s
 
-    def forecast(self, case: Case, oracle_calls: int = 0) -> Forecast | None:
-        """What measuring a case takes at least; None where nothing shorter has been measured.
+    def forecast(self, case: Case, calls: int) -> Forecast | None:
+        """What so many calls take at least; None where nothing shorter has been measured.
 
         One shorter length: growth between linear and quadratic. Two or more: the growth between the
         last two, plus a margin, and never taken for less than linear or more than quadratic.
@@ -53,13 +55,14 @@ class Costs:
         if not known:
             return None
         *before, last = sorted(known)
-        power = UNKNOWN
+        power = 1.0 if case.suite == "bounds" else UNKNOWN  # its rows are sampled
         if before:
             measured = math.log(known[last] / known[before[-1]]) / math.log(last / before[-1])
             power = min(max(measured + MARGIN, 1.0), 2.0)
         call_s = known[last] * (case.length / last) ** power
-        return Forecast((TIMING_CALLS + CHECK_CALLS + oracle_calls) * call_s, last)
+        return Forecast(calls * call_s, last)
 
 
 def _key(case: Case) -> _Key:
-    return case.attention, case.dtype, case.phase
+    # a call of the suite bounds is its whole case
+    return case.attention, case.dtype, "bounds" if case.suite == "bounds" else case.phase

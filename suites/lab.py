@@ -18,7 +18,8 @@ from danon.measure.paired import measure_pair, measure_single
 from danon.measure.roofline import matmul_rate
 from danon.measure.statistics import fit_exponent
 from suites.attentions import REFERENCE, one_line, shape_of
-from suites.costs import CHECK_CALLS, SELF_CALLS, TIMING_CALLS, Costs
+from suites.bounds import bounds
+from suites.costs import CHECK_CALLS, GRADIENT_CALLS, SELF_CALLS, TIMING_CALLS, Costs
 from suites.figures import ratios
 from suites.guard import out_of_memory
 from suites.keeper import Keeper
@@ -100,8 +101,10 @@ class Lab:
                     _without(case, "failed", verdict.reason),
                     semantics=specimen.module.semantics, check=verdict.info,
                 )  # fmt: skip
-            suite = {"speed": self._speed, "memory": self._memory}[case.suite]
-            metrics, samples = suite(specimen, verdict)
+            if reason := self._slow_backward(specimen, verdict):
+                return replace(_without(case, "over budget", reason), check=verdict.info)
+            suites = {"speed": self._speed, "memory": self._memory, "bounds": self._bounds}
+            metrics, samples = suites[case.suite](specimen, verdict)
             self._costs.add(case, min(samples["candidate_s"]))
             module = specimen.module
             return CaseResult(
@@ -129,11 +132,21 @@ class Lab:
             length, seconds = self._reading.get((case.attention, case.dtype), (1, 0.0))
             seconds, cap = seconds * case.length / length, READING * cap
             return _over(seconds, length, cap) if seconds > cap else ""
-        own = registry.get(case.attention).oracle is not BaseAttention.oracle
-        forecast = self._costs.forecast(case, 0 if own else SELF_CALLS)
+        calls = TIMING_CALLS + CHECK_CALLS + (0 if _defined(case) else SELF_CALLS)
+        if case.suite == "bounds":
+            calls, cap = 1, self._profile.bounds_cap_s
+        forecast = self._costs.forecast(case, calls)
         if forecast is None or forecast.seconds <= cap:
             return ""
         return _over(forecast.seconds, forecast.length, cap)
+
+    def _slow_backward(self, specimen: Specimen, verdict: Verdict) -> str:
+        """Why the backward pass that the suite bounds makes of a float64 copy is not affordable."""
+        case, cap = specimen.case, self._profile.bounds_cap_s
+        if case.suite != "bounds" or _defined(case):
+            return ""
+        seconds = GRADIENT_CALLS * verdict.seconds / (CHECK_CALLS + SELF_CALLS)
+        return _over(seconds, case.length, cap) if seconds > cap else ""
 
     def _speed(
         self, specimen: Specimen, verdict: Verdict
@@ -217,6 +230,13 @@ class Lab:
         seconds = perf_counter() - start
         return metrics, {"candidate_s": [seconds]}
 
+    def _bounds(
+        self, specimen: Specimen, verdict: Verdict
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        start = perf_counter()
+        metrics = bounds(specimen)
+        return metrics, {"candidate_s": [perf_counter() - start]}
+
     def _decode(self, case: Case) -> CaseResult:
         """One more token, again and again, beside dense attention with its cache of keys."""
         kind = registry.get(case.attention)
@@ -289,6 +309,11 @@ class Lab:
                     f"{name}_exponent_high": fit.high,
                 }
         return CaseResult(case, "measured", "", semantics, metrics, config=config)
+
+
+def _defined(case: Case) -> bool:
+    """Whether its oracle is a definition, not the attention itself in float64."""
+    return registry.get(case.attention).oracle is not BaseAttention.oracle
 
 
 def _over(seconds: float, length: int, cap: float) -> str:

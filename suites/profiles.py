@@ -33,11 +33,13 @@ class Profile:
         speed: paired timing against dense attention.
         memory: peak and saved bytes.
         decode: seconds of one more token after so many, paired with dense attention's.
+        bounds: distances from dense attention's matrix.
         scaling: exponents over the lengths of a block; what speed and memory have not measured
             is measured for it.
         seconds: rounds of one case go on this long unless its interval is narrow before.
         width: half width of the interval, in logarithms, that is narrow enough.
         cap_s: a case that should take longer, its check included, is over budget.
+        bounds_cap_s: the same for the suite bounds, which is one pass and no rounds.
         recall, language: what models are trained on; they have budgets of their own.
         hidden: not offered to users.
     """
@@ -45,17 +47,22 @@ class Profile:
     speed: tuple[Block, ...]
     memory: tuple[Block, ...]
     decode: tuple[Block, ...]
+    bounds: tuple[Block, ...]
     scaling: tuple[Block, ...]
     seconds: float
     width: float
     cap_s: float
+    bounds_cap_s: float
     recall: tuple[RecallPlan, ...] = ()
     language: tuple[LanguagePlan, ...] = ()
     hidden: bool = False
 
     def cases(self, attentions: tuple[str, ...], device: str) -> Iterator[Case]:
         """Every case, in an order that measures short before long."""
-        suites = (("speed", self.speed), ("memory", self.memory), ("decode", self.decode))
+        suites = (
+            ("speed", self.speed), ("memory", self.memory), ("decode", self.decode),
+            ("bounds", self.bounds),
+        )  # fmt: skip
         cells = [
             (n, suite, block.phase, dtype)
             for suite, blocks in suites
@@ -82,6 +89,8 @@ class Profile:
             return plan.expected_s if case.length == plan.lengths[0] else 0.5
         if case.suite == "scaling":
             return 0.1
+        if case.suite == "bounds":
+            return min(0.2 + 2e-4 * case.length, self.bounds_cap_s)
         if case.suite == "decode":
             return min(self.seconds + 4e-5 * case.length, self.cap_s)
         dense_s = DENSE_4096_S * (case.length / 4096) ** 2
@@ -100,7 +109,7 @@ class Profile:
     def shorter(self, case: Case) -> Case | None:
         """The case of the next shorter length that this profile may measure, or None."""
         blocks = (*(self.memory if case.suite == "memory" else self.speed), *self.scaling)
-        blocks = self.decode if case.suite == "decode" else blocks
+        blocks = {"decode": self.decode, "bounds": self.bounds}.get(case.suite, blocks)
         lengths = {
             n for b in blocks if b.phase == case.phase and case.dtype in b.dtypes for n in b.lengths
         }
@@ -138,10 +147,12 @@ PROFILES: dict[str, Profile] = {
         ),
         memory=(Block("forward", _LOW, (1024, 4096, 16384)),),
         decode=(Block("decode", _LOW, (4096, 65536)),),
+        bounds=(Block("forward", _FULL, (1024, 4096)),),
         scaling=(Block("forward", _LOW, (1024, 4096, 16384)),),
         seconds=1.5,
         width=0.05,
         cap_s=20.0,
+        bounds_cap_s=15.0,
         recall=QUICK[0],
         language=QUICK[1],
     ),
@@ -156,10 +167,12 @@ PROFILES: dict[str, Profile] = {
             Block("forward", _LOW, (1024, 4096, 16384, 32768, 65536, 131072)),
             Block("forward+backward", _LOW, (1024, 4096, 16384)),
         ),
+        bounds=(Block("forward", _FULL, (1024, 2048, 4096, 8192, 16384)),),
         scaling=(Block("forward", _LOW, (1024, 4096, 16384, 32768, 65536, 131072)),),
         seconds=3.0,
         width=0.03,
         cap_s=60.0,
+        bounds_cap_s=30.0,
         recall=STANDARD[0],
         language=STANDARD[1],
     ),
@@ -174,6 +187,7 @@ PROFILES: dict[str, Profile] = {
             Block("forward", _BOTH, (1024, 4096, 16384, 32768, 65536, 131072, 262144)),
             Block("forward+backward", _BOTH, (1024, 4096, 16384, 32768)),
         ),
+        bounds=(Block("forward", _FULL, (1024, 2048, 4096, 8192, 16384, 32768, 65536)),),
         scaling=(
             Block("forward", _BOTH, (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)),
             Block("forward+backward", _BOTH, (1024, 2048, 4096, 8192, 16384)),
@@ -181,6 +195,7 @@ PROFILES: dict[str, Profile] = {
         seconds=6.0,
         width=0.02,
         cap_s=240.0,
+        bounds_cap_s=120.0,
         recall=FULL[0],
         language=FULL[1],
     ),
@@ -188,10 +203,12 @@ PROFILES: dict[str, Profile] = {
         speed=(Block("forward", _FULL, (64, 128)), Block("forward+backward", _FULL, (64,))),
         memory=(Block("forward", _FULL, (64, 128)),),
         decode=(Block("decode", _FULL, (64, 128)),),
+        bounds=(Block("forward", _FULL, (64, 128)),),
         scaling=(Block("forward", _FULL, (64, 128, 256)),),
         seconds=0.1,
         width=0.1,
         cap_s=30.0,
+        bounds_cap_s=15.0,
         recall=SMOKE[0],
         language=SMOKE[1],
         hidden=True,

@@ -88,6 +88,7 @@ DECODE = {
     "state_bytes", "error_vs_dense", "conclusive",
 }  # fmt: skip
 MEMORY = {"peak_bytes", "saved_bytes"}
+BOUNDS = {"eps", "frobenius", "tv", "gamma", "caught", "off_matrix"}
 SCALING = {f"{what}_exponent{end}" for what in ("time", "memory") for end in ("", "_low", "_high")}
 
 
@@ -143,7 +144,8 @@ class TestSession:
         }  # fmt: skip
 
     def test_a_right_attention_has_every_figure(self, session: Session) -> None:
-        names = {"speed": SPEED, "memory": MEMORY, "scaling": SCALING, "decode": DECODE}
+        names = {"speed": SPEED, "memory": MEMORY, "scaling": SCALING, "decode": DECODE,
+                 "bounds": BOUNDS}  # fmt: skip
         for attention in ("sdpa", "Exact", "Streamed"):
             for result in session.of(attention):
                 if result.case.phase == "training":
@@ -185,7 +187,9 @@ class TestSession:
 
     def test_a_wrong_attention_is_a_failed_row_without_figures(self, session: Session) -> None:
         found = [r for r in session.of("Wrong") if r.case.suite != "decode"]  # it has no stream
-        assert {r.case.suite for r in found} == {"speed", "memory", "scaling", "recall", "language"}
+        assert {r.case.suite for r in found} == {
+            "speed", "memory", "bounds", "scaling", "recall", "language"
+        }  # fmt: skip
         for result in found:
             assert result.status == "failed"
             assert "relative error 1.0e-02" in result.reason
@@ -268,7 +272,7 @@ class TestForecast:
         return costs
 
     def seconds(self, costs: Costs, length: int) -> float:
-        found = costs.forecast(Case("memory", "a", length, "float32", "forward"))
+        found = costs.forecast(Case("memory", "a", length, "float32", "forward"), 7)
         assert found is not None
         return found.seconds
 
@@ -283,15 +287,17 @@ class TestForecast:
 
     def test_nothing_is_known_of_others(self) -> None:
         costs = self.costs((1000, 1.0))
-        assert costs.forecast(Case("speed", "b", 2000, "float32", "forward")) is None
-        assert costs.forecast(Case("speed", "a", 2000, "bfloat16", "forward")) is None
+        assert costs.forecast(Case("speed", "b", 2000, "float32", "forward"), 7) is None
+        assert costs.forecast(Case("speed", "a", 2000, "bfloat16", "forward"), 7) is None
 
 
 @pytest.fixture
 def lab() -> Lab:
     gather((), ())
     block = Block("forward", ("float32",), (64, 128))
-    profile = Profile((block,), (block,), (), (), seconds=0.05, width=0.1, cap_s=20.0)
+    profile = Profile(
+        (block,), (block,), (), (block,), (), seconds=0.05, width=0.1, cap_s=20.0, bounds_cap_s=20.0
+    )
     return Lab(profile, on_begin=lambda case: None, on_result=lambda result: None)
 
 

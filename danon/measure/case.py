@@ -18,7 +18,7 @@ class Case:
     """One cell of the scoreboard.
 
     Attributes:
-        suite: speed, memory, scaling, decode, recall or language.
+        suite: speed, memory, scaling, decode, bounds, recall or language.
         attention: registered name.
         length: tokens N; 0 for a figure fitted over several lengths. For decode, the tokens read
             before the ones that are timed.
