@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import jinja2
 from markupsafe import Markup
 
-from danon.experiment import frame, quality, words
+from danon.experiment import bounds, frame, quality, words
 from danon.experiment.runs import replace_file
 from danon.experiment.styles import styles
 
@@ -46,24 +46,36 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
     data = frame.table(results)
     views = frame.views(data)
     tasks = quality.tasks(results, info.command)
+    found = bounds.bounds(results, info.command)
     template = importlib.resources.files("danon.experiment") / "template"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.globals.update(words=words, isfinite=math.isfinite)
     page = environment.from_string((template / "report.html").read_text())
+    section = environment.from_string((template / "bounds.html").read_text())
     content = page.render(
         info=info,
         origin=frame.origin(info),
         machine=frame.machine(info),
         boards=[frame.board(data, view, info.command) for view in views],
         tasks=tasks,
+        bounds=found,
+        bounds_section=Markup(section.render(bounds=found)) if found else "",
         absences=frame.absences(data),
         checks=frame.check_rows(data).to_dict("records"),
         counts=data["status"].value_counts().to_dict(),
-        payload={**_payload(data, views, info), "quality": [_task_payload(t) for t in tasks]},
+        payload={
+            **_payload(data, views, info),
+            "quality": [_task_payload(t) for t in tasks],
+            "bounds": _bounds_payload(found) if found else None,
+        },
         css=Markup((template / "report.css").read_text()),
         scripts=[
             Markup((template / name).read_text())
-            for name in ("report.js", *(["quality.js"] if tasks else ()))
+            for name in (
+                "report.js",
+                *(["quality.js"] if tasks else ()),
+                *(["bounds.js"] if found else ()),
+            )
         ],
         plotly=Markup(get_plotlyjs()),
     )
@@ -130,6 +142,15 @@ def _task_payload(task: quality.Task) -> dict[str, Any]:
             n: {cost: sorted(task.front(n, [cost])) for cost in costs} for n in task.lengths
         },
     }  # fmt: skip
+
+
+def _bounds_payload(found: bounds.Bounds) -> dict[str, Any]:
+    return {
+        "lengths": found.lengths,
+        "quantities": [dataclasses.asdict(quantity) for quantity in found.quantities],
+        "values": {row.attention: row.values for row in found.rows},
+        "mass": {row.attention: row.mass for row in found.rows if any(row.mass.values())},
+    }
 
 
 def _finite(figure: frame.Figure) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from danon.experiment import frame, quality, words
+from danon.experiment import bounds, frame, quality, words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,14 @@ QUALITY_LEGEND = (
     "Speed-up: forward pass of the trained attention against dense. * on the Pareto front: no "
     "other is as good in quality, speed and memory, and better in one."
 )
+BOUNDS_LEGEND = (
+    "A: dense attention's matrix, A^: the attention's own, on rows spread over the length. eps: "
+    "|A^ - A| sqrt(d / log n), N^: how it grows with the length (? from two lengths: no interval); "
+    "the seed bounds it by a constant. rel: |A^ - A| / |A|. TV: total variation of a row. gamma: "
+    "share of |A| that is not seen token by token; caught: share of its mass that is. delta: "
+    "|X - X^| / |X|, tokens under nodes replaced by these. Mass: where its own softmax looks. "
+    "- is not defined."
+)
 
 
 def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> None:
@@ -64,7 +72,10 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
             _print_semantics(boards, console)
     if tasks:
         _print_quality(tasks, console)
-    if not (boards or tasks):
+    found = bounds.bounds(results, info.command)
+    if found:
+        _print_bounds(found, console)
+    if not (boards or tasks or found):
         console.print("\nNo case has figures.")
     _print_absences(frame.absences(data), console)
 
@@ -206,6 +217,28 @@ def _print_quality(tasks: Sequence[quality.Task], console: Console) -> None:
     console.print(table)
     told = "; ".join(f"{task.name}: {task.about}" for task in tasks)
     console.print(Text(f"{QUALITY_LEGEND} {told}.", style="dim"))
+
+
+def _print_bounds(found: bounds.Bounds, console: Console) -> None:
+    """Distances from dense attention's matrix at the longest length."""
+    at = found.headline
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("attention", no_wrap=True, max_width=18)
+    for name in ("eps", "N^", "rel", "TV", "gamma", "caught", "delta"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("mass by branch", overflow="fold")
+    for row in found.rows:
+        if at not in row.mass:
+            continue  # its reason is among those without figures
+        cells = [words.distance(row.value("eps", at)), words.signed(row.growth("eps"))]
+        cells += [words.distance(row.value(name, at)) for name in ("frobenius", "tv", "gamma")]
+        cells.append(words.share(row.value("caught", at)))
+        cells.append(words.distance(row.value("delta", at)))
+        mass = Text(words.shares(row.mass[at]), style="dim")
+        table.add_row(Text(row.attention), *map(Text, cells), mass, style=STYLES[row.role])
+    console.print(f"\n[bold]Bounds at {words.length_label(at)} · {found.where}[/]", highlight=False)
+    console.print(table)
+    console.print(Text(BOUNDS_LEGEND, style="dim"))
 
 
 class _Fit:

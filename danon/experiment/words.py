@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from danon.experiment.frame import Figure
 
 __all__ = [
-    "accuracy", "bits", "bytes_text", "error_text", "interval", "length_label", "rate", "seconds",
-    "share", "times",
+    "accuracy", "bits", "bytes_text", "distance", "error_text", "interval", "length_label", "rate",
+    "seconds", "share", "shares", "signed", "times",
 ]  # fmt: skip
 
 NOTHING = "-"
@@ -53,6 +53,31 @@ def rate(flops: float) -> str:
 def share(value: float) -> str:
     """A fraction of one, in percent."""
     return f"{value:.0%}" if math.isfinite(value) else NOTHING
+
+
+def distance(value: float) -> str:
+    """Three digits, ``0.031``, ``46.1``; a plain 0 is none at all."""
+    if not math.isfinite(value):
+        return NOTHING
+    return "0" if not value else f"{value:.3f}" if abs(value) < 0.9995 else _three_digits(value)
+
+
+def signed(figure: Figure) -> str:
+    """An exponent: ``+0.52``, ``-0.10``; ``+0.5?`` without an interval."""
+    if not math.isfinite(figure.value):
+        return NOTHING
+    return f"{figure.value:+.2f}{'' if math.isfinite(figure.low) else '?'}"
+
+
+def shares(parts: dict[str, float]) -> str:
+    """``near 71% nodes 20% sinks 9%``; a name that all have in front is said once."""
+    owners = {name.partition(".")[0] for name in parts if "." in name}
+    one = len(owners) == 1 and all("." in name for name in parts)
+    told = [
+        f"{name.partition('.')[2] if one else name} {accuracy(part)}"
+        for name, part in parts.items()
+    ]
+    return " ".join((*(f"{owner}:" for owner in owners if one), *told)) or NOTHING
 
 
 def accuracy(value: float) -> str:
