@@ -96,10 +96,14 @@ class Shuffled(Sparse):
 
 
 class Gateless(Sparse):
-    """No gradient reaches its values."""
+    """No gradient reaches its values, though one reaches a parameter."""
+
+    def __init__(self, shape: AttentionConfig) -> None:
+        super().__init__(shape)
+        self.gain = torch.nn.Parameter(torch.ones(()))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        return super().forward(q, k, v.detach())
+        return self.gain * super().forward(q, k, v.detach())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -343,6 +347,10 @@ class TestTables:
         assert words.signed(found) == "+0.50?"
         assert words.signed(Figure(-0.5, -0.6, -0.4)) == "-0.50"
         assert words.signed(tables.growth({1024: 1.0})) == "-"
+
+    def test_distances_are_written_alike(self) -> None:
+        written = [words.distance(x) for x in (0.0, 2.3e-7, 0.031, 0.9996, 46.07, 273.6, math.nan)]
+        assert written == ["0", "2.3e-07", "0.031", "1.00", "46.1", "274", "-"]
 
     def test_shares_say_the_owner_once(self) -> None:
         assert words.shares({"near": 0.91, "level 1": 0.09}) == "near 91% level 1 9%"

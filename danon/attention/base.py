@@ -42,7 +42,7 @@ class BaseAttention(nn.Module):
     """Whether a causal configuration hides every later token; the suites hold it to that."""
 
     summarises: ClassVar[bool] = False
-    """Whether tokens are seen through sums or projections of many; see :meth:`sight`."""
+    """Whether weight on a token may come through a sum of many, and so says not what is seen."""
 
     config: AttentionConfig
     _auxiliary: Tensor | None = None

@@ -25,7 +25,7 @@ class Sight:
         weights: the effective attention matrix, (B, H, R, N) float64: how much of the value of
             token j is in the output of row i, with all that decides it held fixed.
         exact: bool, as broad: tokens that a row sees as themselves, not through a summary of
-            several. None where every token goes into a summary.
+            several. None where no token is, or nobody can tell.
         lost: ||X - X^|| / ||X|| of keys, and of values: X are the tokens that the rows see, in X^
             those under a node are the node. None where nothing is pooled into nodes.
     """
@@ -49,12 +49,11 @@ class Level(NamedTuple):
     seen: Tensor
 
 
-def value_weights(
-    oracle: Callable[[Tensor], Tensor], v: Tensor, heads: int
-) -> Tensor:  # fmt: skip
+def value_weights(oracle: Callable[[Tensor], Tensor], v: Tensor, heads: int) -> Tensor:
     """d o_i / d v_j of an output that is linear in the values, column by column.
 
-    Each column of the values carries one row: D rows of the matrix in one backward pass.
+    Each column of the values carries one row: D rows of the matrix in one backward pass. What else
+    depends on the values moves with them: learned pooling scores, once they are not zero.
 
     Args:
         oracle: values -> (B, H, R, D) float64, differentiable.
@@ -70,8 +69,6 @@ def value_weights(
     v = v.detach().double().requires_grad_()
     with torch.enable_grad():
         out = oracle(v)
-    if not out.requires_grad:
-        raise ValueError("the output has no gradient in v, from which the matrix is read")
     (B, _, R, D), group = out.shape, heads // v.shape[1]
     weights = v.new_zeros(B, heads, R, v.shape[2])
     for head in range(group):  # the heads of a group would add up
@@ -79,7 +76,11 @@ def value_weights(
             at = torch.arange(first, min(first + D, R), device=v.device)
             up = torch.zeros_like(out)
             up[:, head::group, at, at - first] = 1.0
-            (found,) = torch.autograd.grad(out, v, up, retain_graph=True)
+            found = None
+            if out.requires_grad:
+                (found,) = torch.autograd.grad(out, v, up, retain_graph=True, allow_unused=True)
+            if found is None:
+                raise ValueError("the output has no gradient in v, from which the matrix is read")
             weights[:, head::group, at] = found[..., : len(at)].transpose(-1, -2)
     return weights
 

@@ -68,6 +68,10 @@ QUANTITIES = (
         "caught", "caught", "dense attention's mass on tokens that are seen as themselves",
         "no claim; the more the better",
     ),
+    Quantity(
+        "off_matrix", "off Â", "‖o - Â v‖ / ‖o‖, what of the output o the matrix does not explain",
+        "no claim; where it is large, by a state or values that pass a network, the rest says less",
+    ),
 )  # fmt: skip
 
 

@@ -56,10 +56,10 @@ def share(value: float) -> str:
 
 
 def distance(value: float) -> str:
-    """Three digits, ``0.031``, ``46.1``; a plain 0 is none at all."""
-    if not math.isfinite(value):
-        return NOTHING
-    return "0" if not value else f"{value:.3f}" if abs(value) < 0.9995 else _three_digits(value)
+    """``0.031``, ``46.1``, ``2.3e-07``; a plain 0 is none at all."""
+    if not 0.0005 <= value < math.inf:
+        return error_text(value)
+    return f"{value:.3f}" if value < 0.9995 else _three_digits(value)
 
 
 def signed(figure: Figure) -> str:

@@ -48,13 +48,13 @@
     }));
     const caught = rows.map((a) => values[a.name].caught?.[n] ?? null);
     const marks = {
-      type: "scatter", mode: "markers", name: "of dense attention's mass, what is seen as itself", y: rows.map((a) => plain(a.name)), x: caught.map((x) => (x === null ? null : 100 * x)),
+      type: "scatter", mode: "markers", name: "of dense attention's, seen as itself", y: rows.map((a) => plain(a.name)), x: caught.map((x) => (x === null ? null : 100 * x)),
       marker: { symbol: "line-ns-open", size: 44, color: theme("--ink"), line: { color: theme("--ink"), width: 3 } },
       hovertext: rows.map((a, i) => `<b>${plain(a.name)}</b><br>sees ${digits(100 * (caught[i] ?? 0))} % of dense attention's mass`), hovertemplate: "%{hovertext}<extra></extra>",
     };
     const plot = (title, more) => ({ title: { text: title, standoff: 8 }, gridcolor: theme("--grid"), linecolor: theme("--line"), zeroline: false, automargin: true, ...more });
     const layout = {
-      barmode: "stack", bargap: 0.35, showlegend: true, legend: { orientation: "h", y: 1.1, traceorder: "normal" }, xaxis: plot("share of softmax mass", { range: [0, 100.5], ticksuffix: " %" }),
+      barmode: "stack", bargap: 0.35, showlegend: true, legend: { orientation: "h", y: 1.08, traceorder: "normal" }, xaxis: plot("share of softmax mass", { range: [0, 100.5], ticksuffix: " %" }),
       yaxis: plot("", { ticktext: rows.map((a) => `<b>${plain(a.name)}</b>`), tickvals: rows.map((a) => plain(a.name)) }),
     };
     draw("bounds-mass", rows.length ? [...bars, marks] : [], layout, HIDDEN, () => {});
