@@ -13,6 +13,7 @@ from torch import Tensor
 
 from danon.attention import DALA, MSRA, UCSA, SuperHybrid, registry
 from danon.attention.base import BaseAttention
+from danon.attention.oracles.ucsa import seen
 from danon.attention.sight import Sight
 from danon.config import AttentionConfig, DALAConfig, MSRAConfig, SuperHybridConfig, UCSAConfig
 from danon.experiment import bounds as tables
@@ -226,6 +227,24 @@ class TestMechanisms:
         assert float(((own - first) / first).nan_to_num(0.0).abs().max()) < 1e-9
         shared = ((ratio - first) / first).abs()[~sight.exact & (sight.weights > 0)]
         assert float(shared.min()) > 1e-9
+
+    def test_delta_is_of_what_each_row_gets_for_each_token(self) -> None:
+        some, rows = specimen(small()["ucsa"], 96), spread_rows(96)
+        assert isinstance(some.module, UCSA)
+        sinks = some.module.cfg.global_tokens
+        exact, levels = seen(some.module, some.q, some.k, some.v, rows)
+        gap = whole = 0.0
+        for h in range(H):
+            for n, i in enumerate(rows.tolist()):
+                for j in range(i + 1):
+                    token = some.k[0, h, j].double()
+                    place = [(x, (j - sinks) // x.span) for x in levels if j >= sinks]
+                    above = [x.k[0, h, m] for x, m in place if x.seen[0, h, n, m]]
+                    assert len(above) + int(exact[0, h, n, j]) == 1  # every token once
+                    whole += float(token.square().sum())
+                    if above:
+                        gap += float((token - above[0]).square().sum())
+        assert bounds(some)["delta_keys"] == pytest.approx((gap / whole) ** 0.5)
 
     def test_what_the_state_of_dala_has_is_on_no_token(self) -> None:
         some, rows = specimen(small()["dala"]), spread_rows(N)
