@@ -16,9 +16,7 @@ from danon.attention.base import BaseAttention
 from danon.attention.oracles.ucsa import seen
 from danon.attention.sight import Sight
 from danon.config import AttentionConfig, DALAConfig, MSRAConfig, SuperHybridConfig, UCSAConfig
-from danon.experiment import bounds as tables
-from danon.experiment import scoreboard, words
-from danon.experiment.frame import Figure
+from danon.experiment import scoreboard
 from danon.experiment.report import write_report
 from danon.experiment.runs import RunInfo
 from danon.measure.bounds import dense_weights, distances, spread_rows
@@ -336,65 +334,6 @@ class TestTables:
         page = (tmp_path / "report.html").read_text()
         for text in ("bounds-mass", "bounds-eps", "seed 5.2", "O(N log N)"):
             assert text in page
-
-    def test_without_the_suite_there_is_no_section(self, tmp_path: Path) -> None:
-        speed = CaseResult(
-            Case("speed", "sdpa", 64, "float32", "forward"), "measured", metrics={"time_s": 1.0}
-        )
-        info = RunInfo.capture("smoke", 0, "danon bench", {"id": "0"})
-        write_report([speed], info, tmp_path / "report.html")
-        assert "bounds-mass" not in (tmp_path / "report.html").read_text()
-
-    @pytest.mark.parametrize(
-        ("values", "verdict"),
-        [
-            ((0.0, 0.0, 0.0), "exact"), ((1.0, 2.0, 4.0), "grows"), ((4.0, 2.0, 1.0), "holds"),
-            ((1.0, 3.0, 1.1), "undecided"), ((0.0, 1.0, 2.0), "undecided"), ((), ""),
-        ],
-    )  # fmt: skip
-    def test_a_bound_holds_where_it_does_not_grow(
-        self, values: tuple[float, ...], verdict: str
-    ) -> None:
-        points = dict(zip((1024, 4096, 16384), values, strict=False))
-        row = tables.Row("msra", "ours", "", {"eps": points}, {})
-        assert row.verdict("eps") == verdict
-
-    def test_growth_from_two_lengths_has_no_interval(self) -> None:
-        found = tables.growth({1024: 1.0, 4096: 2.0})
-        assert found.value == pytest.approx(0.5)
-        assert math.isnan(found.low)
-        assert words.signed(found) == "+0.50?"
-        assert words.signed(Figure(-0.5, -0.6, -0.4)) == "-0.50"
-        assert words.signed(tables.growth({1024: 1.0})) == "-"
-
-    def test_distances_are_written_alike(self) -> None:
-        written = [words.distance(x) for x in (0.0, 2.3e-7, 0.031, 0.9996, 46.07, 273.6, math.nan)]
-        assert written == ["0", "2.3e-07", "0.031", "1.00", "46.1", "274", "-"]
-
-    def test_shares_say_the_owner_once(self) -> None:
-        assert words.shares({"near": 0.91, "level 1": 0.09}) == "near 91% level 1 9%"
-        assert words.shares({"msra.near": 0.9, "msra.sinks": 0.1}) == "msra: near 90% sinks 10%"
-        assert words.shares({"msra.near": 0.5, "dala.near": 0.5}) == "msra.near 50% dala.near 50%"
-        assert words.shares({}) == "-"
-
-    def test_orders_stand_beside_what_other_suites_measured(self) -> None:
-        def result(suite: str, length: int, **metrics: float) -> CaseResult:
-            phase = "decode" if suite == "decode" else "forward"
-            where = Case(suite, "msra", length, "bfloat16", phase)  # type: ignore[arg-type]
-            return CaseResult(where, "measured", metrics=metrics)
-
-        exponents = {"time_exponent": 1.1, "time_exponent_low": 1.0, "time_exponent_high": 1.2}
-        found = tables.bounds(
-            [
-                result("bounds", 1024, eps=1.0, tv=0.1), result("scaling", 0, **exponents),
-                result("decode", 1024, state_bytes=10.0), result("decode", 4096, state_bytes=20.0),
-            ],
-            "",
-        )  # fmt: skip
-        assert found is not None
-        time, state = found.rows[0].orders
-        assert (time.claim, time.measured) == ("N log N", Figure(1.1, 1.0, 1.2))
-        assert (state.claim, state.measured.value) == ("log N", pytest.approx(0.5))
 
 
 def test_a_sight_of_one_s_own_is_asked() -> None:
