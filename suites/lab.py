@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
+from typing import Protocol
 
 import torch
 
@@ -23,6 +24,7 @@ from suites.costs import CHECK_CALLS, GRADIENT_CALLS, SELF_CALLS, TIMING_CALLS, 
 from suites.figures import ratios
 from suites.guard import out_of_memory
 from suites.keeper import Keeper
+from suites.pretrained import Exam
 from suites.profiles import Profile
 from suites.quality import School
 from suites.specimen import Specimen
@@ -36,6 +38,12 @@ BACKWARD_FLOPS = 3.5
 FEWEST_LENGTHS = 3
 READING = 5
 """What is decoded after a context may wait so many times a case's time for it to be read."""
+
+
+class Judge(Protocol):
+    """Measures what an attention is worth in a model."""
+
+    def result(self, case: Case) -> CaseResult: ...
 
 
 class Lab:
@@ -58,12 +66,16 @@ class Lab:
         self._on_begin, self._on_result = on_begin, on_result
         self._results = {result.case: result for result in known}
         self._verifier = Verifier()
-        self._school = School(profile, keeper)
+        school = School(profile, keeper)
+        # What has a task is judged in a model, by whom its suite names.
+        self._judges: dict[str, Judge] = {
+            "recall": school, "language": school, "pretrained": Exam(profile)
+        }  # fmt: skip
         self._rates: dict[tuple[str, str], float] = {}
         self._costs = Costs()
         self._reading: dict[tuple[str, str], tuple[int, float]] = {}  # tokens, seconds
         for result in self._results.values():
-            if result.samples:
+            if result.samples and not result.case.task:
                 self._costs.add(result.case, min(result.samples["candidate_s"]))
 
     def result(self, case: Case) -> CaseResult:
@@ -83,8 +95,8 @@ class Lab:
 
     def _outcome(self, case: Case) -> CaseResult:
         try:
-            if case.phase == "training":
-                return self._school.result(case)
+            if case.task:
+                return self._judges[case.suite].result(case)
             if case.suite == "scaling":
                 return self._scaling(case)
             if reason := self._unavailable(case, backward=case.phase == "forward+backward"):

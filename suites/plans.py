@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from danon.measure.case import Case
 from suites.corpora import corpus, windows
 from suites.learner import Shape
 from suites.lessons import Stage
 from suites.tasks import Task
 
-__all__ = ["LanguagePlan", "Plan", "RecallPlan"]
+__all__ = ["ENTRIES", "LanguagePlan", "Plan", "RecallPlan"]
 
 ENTRIES = 8
 """A query may see one in so many of the tokens: a quarter of the pairs of dense attention."""
@@ -37,6 +38,8 @@ class Plan(ABC):
         width: of the model; so are ``heads`` and ``layers``.
     """
 
+    suite: ClassVar[str]
+
     rates: tuple[float, ...]
     seeds: int
     cap_s: float
@@ -49,10 +52,29 @@ class Plan(ABC):
         """Trainings of one attention."""
         return len(self.rates) + self.seeds - 1
 
+    def weight(self, case: Case) -> float:
+        """Seconds expected of a case, roughly: the first one of an attention trains."""
+        expected = min(self.runs * self.tokens / TOKENS_PER_S, self.cap_s)
+        return expected if case.length == self.lengths[0] else 0.5
+
+    def cases(self, attention: str, device: str) -> Iterator[Case]:
+        """Of one attention."""
+        shape = self.shape
+        for length in self.lengths:
+            yield Case(
+                self.suite, attention, length, "float32", "training", device, heads=shape.heads,
+                head_dim=shape.width // shape.heads, task=self.task,
+            )  # fmt: skip
+
     @property
-    def expected_s(self) -> float:
-        """Of all trainings of one attention, roughly."""
-        return min(self.runs * self.tokens / TOKENS_PER_S, self.cap_s)
+    def tasks(self) -> tuple[str, ...]:
+        """As a plan that has several."""
+        return (self.task,)
+
+    @property
+    @abstractmethod
+    def task(self) -> str:
+        """As in a case."""
 
     @property
     def digest(self) -> str:
@@ -105,12 +127,10 @@ class RecallPlan(Plan):
 
     @property
     def task(self) -> str:
-        """Its name."""
         return self.tests[-1].name
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Of the cases."""
         return tuple(sorted({test.length for test in self.tests}))
 
     @property
@@ -158,12 +178,10 @@ class LanguagePlan(Plan):
 
     @property
     def task(self) -> str:
-        """As in a case."""
         return self.corpus
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Of the only case."""
         return (self.context,)
 
     @property

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from danon.measure.case import Case, Phase
+from suites import exams
 from suites.curricula import FULL, QUICK, SMOKE, STANDARD
-from suites.plans import LanguagePlan, RecallPlan
+from suites.exams import PretrainedPlan
+from suites.plans import LanguagePlan, Plan, RecallPlan
 
 __all__ = ["HEADS", "HEAD_DIM", "PROFILES", "Block", "Profile", "visible_profiles"]
 
@@ -41,6 +43,7 @@ class Profile:
         cap_s: a case that should take longer, its check included, is over budget.
         bounds_cap_s: the same for the suite bounds, which is one pass and no rounds.
         recall, language: what models are trained on; they have budgets of their own.
+        pretrained: what a model is asked that was trained with dense attention.
         hidden: not offered to users.
     """
 
@@ -55,6 +58,7 @@ class Profile:
     bounds_cap_s: float
     recall: tuple[RecallPlan, ...] = ()
     language: tuple[LanguagePlan, ...] = ()
+    pretrained: tuple[PretrainedPlan, ...] = ()
     hidden: bool = False
 
     def cases(self, attentions: tuple[str, ...], device: str) -> Iterator[Case]:
@@ -78,15 +82,13 @@ class Profile:
                 for name in attentions:
                     yield _case("scaling", name, 0, dtype, block.phase, device)
         for name in attentions:
-            for plan in (*self.recall, *self.language):
-                for n in plan.lengths:
-                    yield _learning(name, n, plan, device)
+            for plan in self._plans:
+                yield from plan.cases(name, device)
 
     def weight(self, case: Case) -> float:
         """Seconds expected of a case, roughly: for the progress bar."""
-        if case.phase == "training":
-            plan = self.plan(case)
-            return plan.expected_s if case.length == plan.lengths[0] else 0.5
+        if case.task:
+            return self.plan(case).weight(case)
         if case.suite == "scaling":
             return 0.1
         if case.suite == "bounds":
@@ -98,13 +100,17 @@ class Profile:
         share = self.seconds if case.suite == "speed" else 0.2
         return min(share + 4 * dense_s, self.cap_s)
 
-    def plan(self, case: Case) -> RecallPlan | LanguagePlan:
-        """What a model of a case is trained by."""
+    def plan(self, case: Case) -> Plan | PretrainedPlan:
+        """What a model of a case is trained by, or asked."""
         (found,) = (
-            plan for plan in (*self.recall, *self.language)
-            if (plan.suite, plan.task) == (case.suite, case.task) and case.length in plan.lengths
+            plan for plan in self._plans
+            if plan.suite == case.suite and case.task in plan.tasks and case.length in plan.lengths
         )  # fmt: skip
         return found
+
+    @property
+    def _plans(self) -> tuple[Plan | PretrainedPlan, ...]:
+        return (*self.recall, *self.language, *self.pretrained)
 
     def shorter(self, case: Case) -> Case | None:
         """The case of the next shorter length that this profile may measure, or None."""
@@ -124,14 +130,6 @@ class Profile:
 
 def _case(suite: str, name: str, length: int, dtype: str, phase: Phase, device: str) -> Case:
     return Case(suite, name, length, dtype, phase, device, heads=HEADS, head_dim=HEAD_DIM)
-
-
-def _learning(name: str, length: int, plan: RecallPlan | LanguagePlan, device: str) -> Case:
-    shape = plan.shape
-    return Case(
-        plan.suite, name, length, "float32", "training", device, heads=shape.heads,
-        head_dim=shape.width // shape.heads, task=plan.task,
-    )  # fmt: skip
 
 
 _BOTH = ("float32", "bfloat16")
@@ -175,6 +173,7 @@ PROFILES: dict[str, Profile] = {
         bounds_cap_s=30.0,
         recall=STANDARD[0],
         language=STANDARD[1],
+        pretrained=exams.STANDARD,
     ),
     "full": Profile(
         speed=(
@@ -198,6 +197,7 @@ PROFILES: dict[str, Profile] = {
         bounds_cap_s=120.0,
         recall=FULL[0],
         language=FULL[1],
+        pretrained=exams.FULL,
     ),
     "smoke": Profile(
         speed=(Block("forward", _FULL, (64, 128)), Block("forward+backward", _FULL, (64,))),
@@ -211,6 +211,7 @@ PROFILES: dict[str, Profile] = {
         bounds_cap_s=15.0,
         recall=SMOKE[0],
         language=SMOKE[1],
+        pretrained=exams.SMOKE,
         hidden=True,
     ),
 }

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -20,23 +20,17 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
 from danon.attention import registry
-from danon.attention.base import BaseAttention
-from danon.measure.case import Case, CaseResult, Status
-from danon.measure.correctness import check_causal
-from danon.measure.memory import peak_bytes
-from danon.measure.paired import measure_pair
+from danon.measure.case import Case, CaseResult
 from danon.models import Backbone
 from danon.training import IGNORED, TrainingConfig
-from suites.attentions import REFERENCE, claims_causal
+from suites.attentions import REFERENCE
 from suites.corpora import CorpusError, corpus, windows
-from suites.figures import ratios
-from suites.inputs import text_qkv
+from suites.examine import UnmeasuredError, costs, examined
 from suites.keeper import Keeper
 from suites.learner import AnswerTrainer, answered, attention_of, learner, sized
 from suites.lessons import Lessons
 from suites.plans import LanguagePlan, Plan, RecallPlan
 from suites.profiles import Profile
-from suites.specimen import Specimen
 from suites.tasks import Task
 from suites.verify import Verifier
 
@@ -50,22 +44,12 @@ EXAMPLES = 1024
 """That an accuracy is taken over, at most."""
 TOGETHER = 16384
 """Tokens that are judged at once."""
-SHARE = 0.25
-"""Of the time that the profile gives a case, to time the attention that was trained."""
 BUCKETS = 16
 """Of positions, over which the loss is shown."""
 TENTHS = 10
 """Of the depth, over which right answers are shown."""
 PROBE = 256
 """Tokens that the correctness check of an attention takes, at most."""
-
-
-class UnmeasuredError(Exception):
-    """There are no figures: the status and the reason of the row."""
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status: Status = status
 
 
 @dataclass
@@ -149,31 +133,15 @@ class School:
             found: of each run.
         """
         module, seconds = attention_of(runs[0].model), [run.seconds for run in runs]
-        heads, width = plan.shape.heads, plan.shape.width // plan.shape.heads
-        q, k, v = (x.to(case.device) for x in text_qkv(1, heads, case.length, width))
-        device = q.device
-
-        def call(attention: BaseAttention) -> Callable[[], object]:
-            def forward() -> object:
-                with torch.no_grad():
-                    return attention(q, k, v)
-
-            return forward
-
         metrics |= {
             "train_s": fmean(seconds), "train_tokens": float(plan.tokens),
             "learning_rate": runs[0].rate, "seeds": float(len(runs)),
             "parameters": float(sum(p.numel() for p in runs[0].model.parameters())),
-            "peak_bytes": float(peak_bytes(call(module), device)),
         }  # fmt: skip
-        if (pairs := module.visible_pairs(case.length)) is not None:
-            metrics["pairs_share"] = pairs / (case.length * (case.length + 1) / 2)
-        if case.attention != REFERENCE:
-            pair = measure_pair(
-                call(module), call(_sized(case, REFERENCE, plan)), device,
-                budget_s=self._profile.seconds * SHARE, width=self._profile.width, seed=case.length,
-            )  # fmt: skip
-            metrics |= ratios(pair) | {"time_s": median(pair.candidate)}
+        metrics |= costs(
+            case, module, lambda: sized(REFERENCE, plan.shape).eval().to(case.device),
+            seconds=self._profile.seconds, width=self._profile.width,
+        )  # fmt: skip
         if self._keeper is not None and case.length == plan.lengths[-1]:
             seed = max(range(len(runs)), key=lambda number: runs[number].score)
             self._keeper.keep(
@@ -204,7 +172,10 @@ class School:
         return runs
 
     def _train(self, case: Case, plan: Plan, learn: Callable[[float, int], Run]) -> list[Run]:
-        self._checks[case.attention, plan] = _examine(case, plan, self._verifier)
+        shape = plan.shape
+        _, check = examined(case, shape.config(), shape.entries, PROBE, self._verifier)
+        self._checks[case.attention, plan] = check
+        _affordable(case, plan)
         first = [learn(rate, 0) for rate in plan.rates]
         converged = [run for run in first if not run.diverged]
         if not converged:
@@ -219,27 +190,8 @@ class School:
         return runs
 
 
-def _examine(case: Case, plan: Plan, verifier: Verifier) -> dict[str, Any]:
-    """Whether an attention can be trained on this, and its correctness check, before it is."""
-    kind, shape = registry.get(case.attention), plan.shape
-    dtype, device = getattr(torch, case.dtype), torch.device(case.device)
-    reason = kind.unavailable(
-        shape.config(), length=shape.length, dtype=dtype, device=device, backward=True
-    )
-    if reason:
-        raise UnmeasuredError("unavailable", reason)
-    try:
-        module = _sized(case, case.attention, plan)
-    except NotImplementedError as fixed:
-        raise UnmeasuredError("unavailable", str(fixed)) from fixed
-    if not claims_causal(module):
-        raise UnmeasuredError("unavailable", "sees later tokens, which it would have to predict")
-    length = min(PROBE, shape.length)
-    specimen = Specimen(replace(case, length=length, phase="forward+backward"), module)
-    verdict = verifier.verdict(specimen)
-    whole = (x.to(device) for x in text_qkv(1, shape.heads, shape.length, case.head_dim))
-    if reason := verdict.reason or check_causal(module, *whole):
-        raise UnmeasuredError("failed", reason)
+def _affordable(case: Case, plan: Plan) -> None:
+    """Raises: UnmeasuredError: the text is missing, or training takes longer than allowed."""
     try:
         seconds = _forecast(case, plan)
     except CorpusError as error:
@@ -250,7 +202,6 @@ def _examine(case: Case, plan: Plan, verifier: Verifier) -> dict[str, Any]:
             f"training would take {seconds:.0f} s, going by one step; the profile allows "
             f"{plan.cap_s:.0f} s",
         )
-    return verdict.info
 
 
 def _forecast(case: Case, plan: Plan) -> float:
@@ -378,7 +329,3 @@ def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
     return (
         found | {f"{name}_low": min(values), f"{name}_high": max(values)} if values[1:] else found
     )
-
-
-def _sized(case: Case, attention: str, plan: Plan) -> BaseAttention:
-    return sized(attention, plan.shape).eval().to(case.device)

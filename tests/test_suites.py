@@ -148,7 +148,7 @@ class TestSession:
                  "bounds": BOUNDS}  # fmt: skip
         for attention in ("sdpa", "Exact", "Streamed"):
             for result in session.of(attention):
-                if result.case.phase == "training":
+                if result.case.task:
                     continue
                 if attention == "Exact" and result.case.suite == "decode":
                     assert result.status == "unavailable"
@@ -188,7 +188,7 @@ class TestSession:
     def test_a_wrong_attention_is_a_failed_row_without_figures(self, session: Session) -> None:
         found = [r for r in session.of("Wrong") if r.case.suite != "decode"]  # it has no stream
         assert {r.case.suite for r in found} == {
-            "speed", "memory", "bounds", "scaling", "recall", "language"
+            "speed", "memory", "bounds", "scaling", "recall", "language", "pretrained",
         }  # fmt: skip
         for result in found:
             assert result.status == "failed"
@@ -241,7 +241,7 @@ class TestProfiles:
     def test_reference_comes_first_and_short_before_long(self) -> None:
         cases = list(PROFILES["quick"].cases(("sdpa", "window"), "cpu"))
         assert len({case.id for case in cases}) == len(cases)
-        lengths = [case.length for case in cases if case.length and case.phase != "training"]
+        lengths = [case.length for case in cases if case.length and not case.task]
         assert lengths == sorted(lengths)
         assert [case.attention for case in cases[:2]] == ["sdpa", "window"]
         assert all(case.length == 0 for case in cases if case.suite == "scaling")

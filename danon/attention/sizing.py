@@ -19,18 +19,20 @@ _Kind = TypeVar("_Kind", bound=BaseAttention)
 
 
 def largest(make: Callable[[int], _Kind], length: int, entries: int) -> _Kind:
-    """The largest attention of a family whose queries see so many entries on average.
+    """The one of a family whose queries see most, but no more than so many entries on average.
 
     Args:
-        make: builds the one of a size of 8, 16, 24 ... tokens, in which visible pairs grow.
+        make: builds the one of a size of 8, 16, 24 ... tokens; visible pairs grow with it, by and
+            large.
         length: tokens N over which the average is taken.
         entries: at most so many; the smallest one may exceed them.
     """
-    found = make(STEP)
-    for size in range(2 * STEP, length + 1, STEP):
+    found, most = make(STEP), 0
+    for size in range(STEP, length + 1, STEP):
         larger = make(size)
         pairs = larger.visible_pairs(length)
-        if pairs is None or pairs > entries * length:
+        if pairs is None or pairs > 2 * entries * length:  # pairs do not grow evenly
             break
-        found = larger
+        if most <= pairs <= entries * length:
+            found, most = larger, pairs
     return found

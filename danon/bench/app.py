@@ -92,7 +92,9 @@ def record(run_dir: Annotated[Path, typer.Argument(help="A folder under results/
 def choose(
     length: Annotated[int, typer.Option(help="Tokens.")],
     memory_gb: Annotated[float, typer.Option(help="GiB that one call may take.")],
-    task: Annotated[str, typer.Option(help="recall, language, or a task of theirs.")] = "recall",
+    task: Annotated[
+        str, typer.Option(help="recall, language, pretrained, or a task of theirs.")
+    ] = "recall",
     phase: Annotated[str, typer.Option(help="forward, forward+backward or decode.")] = "forward",
     results: Results = RESULTS,
 ) -> None:

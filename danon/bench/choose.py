@@ -124,8 +124,9 @@ def _records(found: Choice, here: str) -> list[str]:
         )
     if found.judged:
         info, task = found.judged
+        models = "small models" if task.trained else "a pretrained model"
         lines.append(
-            f"{task.name}: run {info.run_id}, {escape(frame.origin(info))}; small models at "
+            f"{task.name}: run {info.run_id}, {escape(frame.origin(info))}; {models} at "
             f"{words.length_label(task.headline)} tokens, each attention sized to see a quarter "
             "of the pairs: nothing longer is known"
         )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Choice", "Option", "choose"]
 
-RECALL_LOSS, BITS_LOSS = 0.01, 0.015
-"""What an attention may lose against dense: share of answers, relative bits per byte."""
+LOSS = {"accuracy": 0.01, "bits_per_byte": 0.015, "perplexity": 0.05}
+"""What an attention may lose against dense: share of answers; bits and perplexity relative."""
 LEARNED = 0.9
 """Right answers of dense attention, below which a training says nothing about the others."""
 
@@ -35,7 +35,7 @@ class Option:
         peak: bytes there (of decoding: of the state); NaN if not measured.
         score: in the task, at the longest length it was judged at; None if not measured.
         fits: within the memory.
-        good: loses no more against dense than :data:`RECALL_LOSS` or :data:`BITS_LOSS`.
+        good: loses no more against dense than :data:`LOSS`.
     """
 
     attention: str
@@ -74,7 +74,7 @@ def choose(
         runs: recorded runs, those to prefer first.
         length: tokens N.
         memory_bytes: peak of one call beyond its inputs, at most.
-        task: ``recall``, ``language``, or the name of a task of theirs.
+        task: ``recall``, ``language``, ``pretrained``, or the name of a task of theirs.
         phase: forward, forward+backward or decode.
         machine: id of a fingerprint, whose runs are preferred.
 
@@ -124,7 +124,7 @@ def _judged(runs: Sequence[Run], task: str) -> tuple[RunInfo, Task] | None:
 
 
 def _tells(task: Task) -> bool:
-    """Whether dense attention was trained on it, and learned it: nobody could say what is lost."""
+    """Whether dense attention was judged in it, and can do it: nobody could say what is lost."""
     dense = task.score(REFERENCE, task.headline)
     return dense is not None and (not task.higher or dense.quality.value >= LEARNED)
 
@@ -152,5 +152,5 @@ def _good(task: Task, score: Score | None) -> bool:
     if score is None or dense is None:
         return False
     if task.higher:
-        return score.quality.value >= dense.quality.value - RECALL_LOSS
-    return score.quality.value <= dense.quality.value * (1 + BITS_LOSS)
+        return score.quality.value >= dense.quality.value - LOSS[task.metric]
+    return score.quality.value <= dense.quality.value * (1 + LOSS[task.metric])

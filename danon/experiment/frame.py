@@ -94,13 +94,13 @@ class View:
 def views(frame: pd.DataFrame) -> list[View]:
     """Every view with a measured figure, forward before backward, then by dtype and shape.
 
-    Training is no view: its figures do not compare with those of a single pass. Nor are bounds,
-    which have a table of their own.
+    What is measured in a model is no view: its figures do not compare with those of a single pass.
+    Nor are bounds, which have a table of their own.
     """
     if frame.empty:
         return []
-    measured = frame[(frame["status"] == "measured") & frame["phase"].isin(PHASES)]
-    measured = measured[measured["suite"] != "bounds"]
+    alone = frame["phase"].isin(PHASES) & (frame["task"] == "") & (frame["suite"] != "bounds")
+    measured = frame[(frame["status"] == "measured") & alone]
     names = [f.name for f in dataclasses.fields(View)]
     found = [View(*key) for key in measured[names].drop_duplicates().itertuples(index=False)]
     return sorted(found, key=lambda v: (v.shape, PHASES.index(v.phase), v.dtype))

@@ -1,4 +1,4 @@
-"""What attentions are worth in trained models, as the scoreboard and the report show it."""
+"""What attentions are worth in models, as the scoreboard and the report show it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,17 @@ TEXTS = {
     "shakespeare": "Shakespeare's plays",
     "genome": "the genome of Escherichia coli, a byte a base",
 }
-METRICS = {"recall": ("accuracy", True), "language": ("bits_per_byte", False)}
+PRETRAINED = {
+    "text": "perplexity of the second half of a text",
+    "passkey": "numbers hidden in a text, asked for at its end",
+}
+METRICS = {
+    ("recall", ""): ("accuracy", True), ("language", ""): ("bits_per_byte", False),
+    ("pretrained", "text"): ("perplexity", False), ("pretrained", "passkey"): ("accuracy", True),
+}  # fmt: skip
+"""Of suite and task (empty: any of the suite), and whether more of it is better."""
+SUITES = tuple(dict.fromkeys(suite for suite, _ in METRICS))
+WRITTEN = {"accuracy": words.accuracy, "bits_per_byte": words.bits, "perplexity": words.perplexity}
 
 
 @dataclass(frozen=True)
@@ -40,11 +50,11 @@ class Score:
 
     Attributes:
         quality: in the metric of the task; its interval is the least and the most of the seeds.
-        share: of dense attention's pairs that are visited; NaN for a recurrence.
-        speedup: of the forward pass of the trained attention over dense attention.
+        share: of dense attention's pairs that are seen; NaN for a recurrence.
+        speedup: of the forward pass of the attention, as it is in the model, over dense attention.
         peak: bytes of that pass.
         items: what there was to find; NaN for text.
-        semantics: as trained.
+        semantics: in the model.
     """
 
     quality: Figure
@@ -78,7 +88,7 @@ class Task:
     """One task and how every attention did in it, best first at the longest length.
 
     Attributes:
-        name: of what is recalled, or of the text.
+        name: of what is recalled, of the text, or of what a pretrained model is asked.
         higher: whether the more of the metric, the better.
     """
 
@@ -107,8 +117,15 @@ class Task:
         return any("accuracy_by_depth" in score.curves for score in found)
 
     @property
+    def trained(self) -> bool:
+        """Whether models were trained for it, each with one attention."""
+        return self.suite != "pretrained"
+
+    @property
     def about(self) -> str:
         """The task in words."""
+        if not self.trained:
+            return PRETRAINED[self.name]
         if self.higher:
             return RECALL.get(self.name, self.name)
         return f"{TEXTS.get(self.name, 'text')}, bits/B"
@@ -129,8 +146,8 @@ class Task:
         return -score.quality.value if self.higher else score.quality.value
 
     def write(self, value: float) -> str:
-        """``98%`` or ``2.131``."""
-        return words.accuracy(value) if self.higher else words.bits(value)
+        """``98%``, ``2.131`` or ``37.55``."""
+        return WRITTEN[self.metric](value)
 
     def spread(self, quality: Figure) -> str:
         """``93-98%``, empty with one seed."""
@@ -155,12 +172,12 @@ class Task:
 
 
 def tasks(results: Sequence[CaseResult], command: str) -> list[Task]:
-    """Every task with figures: recall first, then as they come."""
+    """Every task with figures: recall first, pretrained last, else as they come."""
     found: dict[tuple[str, str], list[CaseResult]] = {}
     for result in results:
-        if result.case.suite in METRICS and result.status == "measured":
+        if result.case.suite in SUITES and result.status == "measured":
             found.setdefault((result.case.suite, result.case.task), []).append(result)
-    keys = sorted(found, key=lambda key: list(METRICS).index(key[0]))
+    keys = sorted(found, key=lambda key: SUITES.index(key[0]))
     made = (_task(suite, name, found[suite, name], command) for suite, name in keys)
     return [task for task in made if task.rows]
 
@@ -171,7 +188,7 @@ def hardest(among: Sequence[Task], suite: str) -> Task | None:
 
 
 def attentions(among: Sequence[Task]) -> dict[str, Role]:
-    """All that were trained and their roles, best first in the first task, then in the next."""
+    """All that have figures and their roles, best first in the first task, then in the next."""
     found = {row.attention: row.role for task in among for row in task.rows}
 
     def standing(name: str) -> tuple[float, ...]:
@@ -181,7 +198,7 @@ def attentions(among: Sequence[Task]) -> dict[str, Role]:
 
 
 def _task(suite: str, name: str, results: Sequence[CaseResult], command: str) -> Task:
-    metric, higher = METRICS[suite]
+    metric, higher = METRICS[suite, name if suite == "pretrained" else ""]
     scores: dict[str, dict[int, Score]] = {}
     for result in sorted(results, key=lambda r: r.case.length):
         score = _score(result, metric)

@@ -123,7 +123,8 @@ def _view_payload(data: pd.DataFrame, view: frame.View, names: Sequence[str]) ->
 def _task_payload(task: quality.Task) -> dict[str, Any]:
     costs = get_args(quality.Cost)
     return {
-        "suite": task.suite, "name": task.name, "higher": task.higher, "lengths": task.lengths,
+        "suite": task.suite, "name": task.name, "metric": task.metric, "higher": task.higher,
+        "lengths": task.lengths,
         "lines": {
             row.attention: [
                 {

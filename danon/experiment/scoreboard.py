@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
@@ -37,12 +37,33 @@ LEGEND = (
     "exponent of time. Error: relative, against dense. Decode: one more token after so many; MiB "
     "of the state. Times compare only between equal fingerprints."
 )
-QUALITY_LEGEND = (
+FRONT_LEGEND = (
+    "* on the Pareto front: no other is as good in quality, speed and memory, and better in one."
+)
+
+
+class _Kind(NamedTuple):
+    """How a table of quality is called and explained."""
+
+    title: str
+    sized: str
+    legend: str
+
+
+TRAINED = _Kind(
+    "small models trained with each attention",
+    "as trained",
     "Quality: equal model, steps and seeds; each attention sized to see about a quarter of dense "
     "attention's pairs, so these are not the sizes of the tables above. Recall: share of right "
     "answers; range: over the seeds. bits/B: bits per byte of held-out text, lower is better. "
-    "Speed-up: forward pass of the trained attention against dense. * on the Pareto front: no "
-    "other is as good in quality, speed and memory, and better in one."
+    f"Speed-up: forward pass of the trained attention against dense. {FRONT_LEGEND}",
+)
+PRETRAINED = _Kind(
+    "a model trained with dense attention, each attention put into it",
+    "as put in",
+    "Nothing is trained: what an attention costs the model as it is. Each is sized to see about a "
+    "quarter of dense attention's pairs. Perplexity: lower is better; passkey: numbers found, all "
+    f"their digits. Speed-up: forward pass of the attention alone against dense. {FRONT_LEGEND}",
 )
 BOUNDS_LEGEND = (
     "A: dense attention's matrix, A^: the attention's own, on rows spread over the length. eps: "
@@ -70,8 +91,9 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
         console.print(Text(LEGEND, style="dim"))
         if console.width < WIDE:
             _print_semantics(boards, console)
-    if tasks:
-        _print_quality(tasks, console)
+    for kind in (TRAINED, PRETRAINED):
+        if some := [task for task in tasks if task.trained is (kind is TRAINED)]:
+            _print_quality(some, kind, console)
     found = bounds.bounds(results, info.command)
     if found:
         _print_bounds(found, console)
@@ -174,8 +196,8 @@ def _quality(task: quality.Task, attention: str, length: int) -> str:
     return task.write(score.quality.value) if score else words.NOTHING
 
 
-def _print_quality(tasks: Sequence[quality.Task], console: Console) -> None:
-    """One table of all tasks; the costs of an attention are those at the longest length of all."""
+def _print_quality(tasks: Sequence[quality.Task], kind: _Kind, console: Console) -> None:
+    """One table of some tasks; the costs of an attention are those at their longest length."""
     chief = max(tasks, key=lambda task: task.headline)
     at, wide = _at(chief.headline), console.width >= WIDE
     standing = quality.attentions(tasks)
@@ -184,7 +206,7 @@ def _print_quality(tasks: Sequence[quality.Task], console: Console) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("\nattention", no_wrap=True, max_width=18)
     if wide:
-        table.add_column(f"\nas trained {at.strip()}", max_width=44, overflow="fold")
+        table.add_column(f"\n{kind.sized} {at.strip()}", max_width=44, overflow="fold")
     table.add_column(f"pairs{at}", justify="right", no_wrap=True)
     for number, (task, n) in enumerate(fit.columns):
         again = number and fit.columns[number - 1][0] is task
@@ -213,10 +235,10 @@ def _print_quality(tasks: Sequence[quality.Task], console: Console) -> None:
         if fit.seconds:
             cells.append(Text(words.seconds(cost.train_s) if cost else words.NOTHING))
         table.add_row(*cells, style=STYLES[role])
-    console.print("\n[bold]Quality · small models trained with each attention[/]")
+    console.print(f"\n[bold]Quality · {kind.title}[/]")
     console.print(table)
     told = "; ".join(f"{task.name}: {task.about}" for task in tasks)
-    console.print(Text(f"{QUALITY_LEGEND} {told}.", style="dim"))
+    console.print(Text(f"{kind.legend} {told}.", style="dim"))
 
 
 def _print_bounds(found: bounds.Bounds, console: Console) -> None:
@@ -253,7 +275,7 @@ class _Fit:
     def __init__(self, tasks: Sequence[quality.Task], room: int) -> None:
         """Args: room: characters beside name, pairs and speed-up."""
         room -= (NAME + 1) * len(tasks)
-        self.seconds = room >= TRAINING_COLUMN
+        self.seconds = tasks[0].trained and room >= TRAINING_COLUMN
         room -= TRAINING_COLUMN
         hardest = quality.hardest(tasks, "recall")
         self.ranged: tuple[quality.Task, int] | None = None

@@ -30,7 +30,9 @@ __all__ = [
     "tracking_uri",
 ]  # fmt: skip
 
-SUITES = ("speed", "memory", "scaling", "decode", "bounds", "recall", "language")
+SUITES = (
+    "speed", "memory", "scaling", "decode", "bounds", "recall", "language", "pretrained",
+)  # fmt: skip
 PROBE_TIMEOUT_S = 5
 LOCK_TIMEOUT_S = 120  # creating the schema takes seconds, on a loaded machine tens of them
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}

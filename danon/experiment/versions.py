@@ -93,7 +93,7 @@ def _beats(new: Mapping[str, str], old: Mapping[str, str]) -> bool:
     """Whether a version takes the alias from another; of equals the later run has it."""
     if new["danon.plan"] != old["danon.plan"]:
         return int(new["danon.train_tokens"]) > int(old["danon.train_tokens"])
-    _, higher = METRICS[new["danon.suite"]]
+    _, higher = METRICS[new["danon.suite"], ""]
     mine, theirs = (
         (float(tags["danon.value"]) * (1 if higher else -1), tags["danon.run_id"])
         for tags in (new, old)

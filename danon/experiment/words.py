@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from danon.experiment.frame import Figure
 
 __all__ = [
-    "accuracy", "bits", "bytes_text", "distance", "error_text", "interval", "length_label", "rate",
-    "seconds", "share", "shares", "signed", "times",
+    "accuracy", "bits", "bytes_text", "distance", "error_text", "interval", "length_label",
+    "perplexity", "rate", "seconds", "share", "shares", "signed", "times",
 ]  # fmt: skip
 
 NOTHING = "-"
@@ -90,6 +90,13 @@ def accuracy(value: float) -> str:
 def bits(value: float) -> str:
     """Bits per byte, to the thousandth."""
     return f"{value:.3f}" if math.isfinite(value) else NOTHING
+
+
+def perplexity(value: float) -> str:
+    """``37.55``, ``214``, ``3.1e+06``."""
+    if not math.isfinite(value):
+        return NOTHING
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.1e}"
 
 
 def bytes_text(value: float) -> str:

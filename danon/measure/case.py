@@ -18,14 +18,14 @@ class Case:
     """One cell of the scoreboard.
 
     Attributes:
-        suite: speed, memory, scaling, decode, bounds, recall or language.
+        suite: speed, memory, scaling, decode, bounds, recall, language or pretrained.
         attention: registered name.
         length: tokens N; 0 for a figure fitted over several lengths. For decode, the tokens read
             before the ones that are timed.
         dtype: float32, bfloat16 or float16.
         phase: forward, forward+backward, decode: one new token at a time, or training: of a model.
         device: cpu or cuda.
-        task: what a model is trained on; empty in suites that train none.
+        task: what a model is trained on or asked; empty in suites that have no model.
     """
 
     suite: str

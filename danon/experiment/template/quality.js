@@ -7,10 +7,11 @@
   const dense = data.attentions.find((a) => a.role === "reference")?.name;
   const HIDDEN = "No figures for what is selected.";
 
-  // Quality as a chart writes it.
+  // Quality as a chart writes it, by metric.
   const CHARTS = {
-    recall: { scale: 100, write: percent, axis: "right answers" },
-    language: { scale: 1, write: (x) => x.toFixed(3), axis: "bits per byte", floor: -Infinity },
+    accuracy: { scale: 100, write: percent, axis: "right answers" },
+    bits_per_byte: { scale: 1, write: (x) => x.toFixed(3), axis: "bits per byte", floor: -Infinity },
+    perplexity: { scale: 1, write: (x) => (x < 100 ? x.toFixed(2) : digits(x)), axis: "perplexity" },
   };
 
   const range = (p, chart) => (p.low === null ? "" : ` [${chart.write(p.low * chart.scale)} to ${chart.write(p.high * chart.scale)}]`);
@@ -38,7 +39,7 @@
     const task = data.quality[element("recall-task").value];
     const hover = (a, p, chart) => `<b>${plain(a.name)}</b> at ${tokens(p.n)}, ${p.items} items<br>${chart.write(100 * p.value)}${range(p, chart)}`;
     const xaxis = axis("tokens N", task.lengths, tokens, task.lengths);
-    drawLines("recall", task.lines, { ...CHARTS.recall, hover }, xaxis, share(CHARTS.recall.axis));
+    drawLines("recall", task.lines, { ...CHARTS.accuracy, hover }, xaxis, share(CHARTS.accuracy.axis));
   }
 
   // Every task at every length, as "0 1024": index of the task, and tokens.
@@ -58,10 +59,10 @@
 
   function drawDepth() {
     const { task, n } = chosen("depth-task");
-    const hover = (a, p, chart) => `<b>${plain(a.name)}</b><br>${chart.write(100 * p.value)} in the tenth around ${percent(100 * p.n)}`;
+    const hover = (a, p, chart) => `<b>${plain(a.name)}</b><br>${chart.write(100 * p.value)} at a depth of ${percent(100 * p.n)}`;
     const xaxis = linear("depth: 0 % is the first token, 100 % the last before the questions",
       { range: [-0.04, 1.04], tickvals: TENS.map((x) => x / 100), ticktext: TENS.map(percent) });
-    drawLines("by-depth", curve(task, n, "accuracy_by_depth"), { ...CHARTS.recall, hover }, xaxis, share(CHARTS.recall.axis));
+    drawLines("by-depth", curve(task, n, "accuracy_by_depth"), { ...CHARTS.accuracy, hover }, xaxis, share(CHARTS.accuracy.axis));
   }
 
   const flat = (points, key) => Object.values(points).flat().map((p) => p[key]);
@@ -78,7 +79,7 @@
   // The axes leave out the steep beginning of the curves, beside which the rest would be one line.
   function drawLearning(id, points, text, write, spoken) {
     const late = Object.fromEntries(Object.entries(seen(points)).map(([name, line]) => [name, line.slice(line.length / 3)]));
-    drawLines(id, points, spoken, axis(text, flat(late, "n"), write), linear(CHARTS.language.axis, { range: span(flat(late, "value")) }));
+    drawLines(id, points, spoken, axis(text, flat(late, "n"), write), linear(CHARTS.bits_per_byte.axis, { range: span(flat(late, "value")) }));
   }
 
   // Less what dense attention needs at the same place.
@@ -89,14 +90,14 @@
   }
 
   const spoken = (unit, where) => ({
-    ...CHARTS.language, hover: (a, p, chart) => `<b>${plain(a.name)}</b><br>${chart.write(p.value)} ${unit}<br>${where(p.n)}`,
+    ...CHARTS.bits_per_byte, hover: (a, p, chart) => `<b>${plain(a.name)}</b><br>${chart.write(p.value)} ${unit}<br>${where(p.n)}`,
   });
 
   function drawText() {
     const { task, n } = chosen("text");
     for (const place of document.querySelectorAll(".text")) place.textContent = `${task.name} at ${tokens(n)}`;
     const million = (x) => digits(x / 1e6);
-    const bits = CHARTS.language.axis;
+    const bits = CHARTS.bits_per_byte.axis;
     drawLearning("by-tokens", curve(task, n, "bits_by_tokens"), "million training tokens", million,
       spoken(bits, (x) => `after ${million(x)} million tokens`));
     drawLearning("by-seconds", curve(task, n, "bits_by_seconds"), "seconds of training", digits,
@@ -110,21 +111,37 @@
       axis("position in the context", flat(placed, "n"), tokens, halves), linear(unit, { range: span(flat(seen(placed), "value")) }));
   }
 
+  // Better is up; perplexities may lie far apart.
+  function yAxis(task, text, values) {
+    if (task.higher) return share(text);
+    if (task.metric !== "perplexity") return linear(text, { range: span(values).reverse() });
+    const up = axis(text, values, digits);
+    return { ...up, range: [...up.range].reverse() };
+  }
+
+  function drawShare() {
+    const { task, n } = chosen("share-task");
+    const points = curve(task, n, "perplexity_by_share"), among = seen(points), chart = CHARTS.perplexity;
+    const hover = (a, p) => `<b>${plain(a.name)}</b><br>${chart.write(p.value)}<br>${percent(100 * p.n)} of the pairs`;
+    drawLines("by-share", points, { ...chart, hover }, axis("share of dense attention's pairs", flat(among, "n"), (x) => percent(100 * x)),
+      axis(chart.axis, flat(among, "value"), digits));
+  }
+
   const LEAST_BYTES = 1024; // zero has no place on a logarithmic axis
 
   const COSTS = {
-    share: { name: "share of pairs visited", title: "share of dense attention's pairs  (left is less)", of: (p) => p.share, scale: 100, write: percent, step: "hv" },
+    share: { name: "share of pairs seen", title: "share of dense attention's pairs  (left is less)", of: (p) => p.share, scale: 100, write: percent, step: "hv" },
     speedup: { name: "speed-up", title: "times faster than dense  (right is faster)", of: (p) => p.speedup.value, scale: 1, write: (x) => `${digits(x)}×`, step: "vh" },
     peak: { name: "peak memory", title: "peak memory  (left is less)", of: (p) => (p.peak === null ? null : Math.max(p.peak, LEAST_BYTES)), scale: 1 / 2 ** 20, write: (x) => `${digits(x)} MiB`, step: "hv" },
   };
 
   // Whether a cost is known of more than dense attention.
-  const known = (cost) => data.quality.some((task) => Object.entries(task.lines)
+  const priced = (cost) => data.quality.some((task) => Object.entries(task.lines)
     .some(([name, line]) => name !== dense && line.some((p) => cost.of(p) !== null)));
 
   function drawPareto() {
     const { task, n } = chosen("pareto-task");
-    const key = element("pareto-cost").value, cost = COSTS[key], chart = CHARTS[task.suite];
+    const key = element("pareto-cost").value, cost = COSTS[key], chart = CHARTS[task.metric];
     const front = new Set(task.fronts[n][key]);
     const points = data.attentions.filter((a) => shown.has(a.name))
       .map((a) => ({ a, p: at(task, n, a.name) }))
@@ -161,7 +178,7 @@
     const up = `${chart.axis}  (up is better)`;
     const layout = {
       xaxis: axis(cost.title, points.map((s) => s.x), cost.write),
-      yaxis: task.suite === "recall" ? share(up) : linear(up, { range: span(points.flatMap((s) => s.around.y)).reverse() }),
+      yaxis: yAxis(task, up, points.flatMap((s) => s.around.y)),
     };
     draw("pareto", points.length ? [joined, marks] : [], layout, HIDDEN, () => label("pareto", points));
   }
@@ -173,11 +190,13 @@
     element("recall-task").replaceChildren(...recalls);
     element("recall-task").addEventListener("change", drawRecall);
   }
-  const deep = choices((task, n) => Object.keys(task.lines).some((a) => at(task, n, a)?.curves.accuracy_by_depth));
-  if (deep.length) {
-    drawings.push(drawDepth);
-    element("depth-task").replaceChildren(...deep);
-    element("depth-task").addEventListener("change", drawDepth);
+  const having = (name) => choices((task, n) => Object.keys(task.lines).some((a) => at(task, n, a)?.curves[name]));
+  for (const [id, name, drawing] of [["depth-task", "accuracy_by_depth", drawDepth], ["share-task", "perplexity_by_share", drawShare]]) {
+    const found = having(name);
+    if (!found.length) continue;
+    drawings.push(drawing);
+    element(id).replaceChildren(...found);
+    element(id).addEventListener("change", drawing);
   }
   const texts = choices((task) => task.suite === "language");
   if (texts.length) {
@@ -186,7 +205,7 @@
     if (!data.quality.some((t) => t.suite === "language" && t.lines[dense])) element("against").value = "";
     for (const id of ["text", "against"]) element(id).addEventListener("change", drawText);
   }
-  const costs = Object.entries(COSTS).filter(([, cost]) => known(cost));
+  const costs = Object.entries(COSTS).filter(([, cost]) => priced(cost));
   if (costs.length) {
     drawings.push(drawPareto);
     element("pareto-task").replaceChildren(...choices(() => true));

