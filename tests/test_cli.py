@@ -138,8 +138,7 @@ class TestStopped:
         assert (run.parent / "report.html").stat().st_size > 10_000
         entries = json.loads((run.parent / "benchmark.json").read_text())["benchmarks"]
         replayed = {b["params"]["case"] for b in entries}
-        measured = [r for r in journal.results() if r.case.length in (32, 64, 128, 0)]
-        assert {r.case.id for r in measured if r.case.id in replayed} == replayed
+        assert replayed <= {r.case.id for r in journal.results()}
         assert replayed
         models = {(kept.attention, kept.task) for kept, _ in Kept.all(run.parent)}
         assert models == {(a, task) for a in ("sdpa", "window") for task in ("mqar", "code")}

@@ -36,7 +36,9 @@ PLAN = replace(SMOKE[0], lengths=(LENGTH,))
 
 def profile(*plans: PretrainedPlan) -> Profile:
     """Nothing but these, and little timing."""
-    return Profile((), (), (), (), seconds=0.01, width=1.0, cap_s=30.0, pretrained=plans)
+    return Profile(
+        (), (), (), (), (), seconds=0.01, width=1.0, cap_s=30.0, bounds_cap_s=1.0, pretrained=plans
+    )
 
 
 def results(attention: str, *plans: PretrainedPlan) -> dict[str, CaseResult]:
@@ -135,7 +137,7 @@ def test_what_an_attention_draws_is_the_same_again() -> None:
     [
         ("longformer", "sees later tokens"),
         ("super-hybrid", "runs one of the mechanisms"),
-        ("nsa", "its window of 512 sees everything"),
+        ("nsa", "have one size"),
     ],
 )
 def test_what_cannot_be_put_in_says_why(attention: str, reason: str) -> None:
