@@ -308,7 +308,6 @@ class UCSAConfig(AttentionConfig):
         query_block: queries that share their candidates, which the queries before them chose.
         candidate_blocks: leaf blocks a query may choose from (also the width of the descent).
         selected_blocks: leaf blocks a query refines to single tokens, at most.
-        range_weight: of the range of a node's keys in its score (:mod:`~.ucsa_tree`).
         coarse_nodes: what is not refined stays visible as pooled nodes. False: it is not seen,
             which suits models that were not trained with nodes.
         sparsity_factor: bound on the share of the far leaf blocks that a query refines, in (0, 1].
@@ -339,7 +338,6 @@ class UCSAConfig(AttentionConfig):
     query_block: int = 256
     candidate_blocks: int = 32
     selected_blocks: int = 16
-    range_weight: float = 1.0
     coarse_nodes: bool = True
     sparsity_factor: float = 1.0
     sparsity_start: float = 0.0
@@ -362,7 +360,7 @@ class UCSAConfig(AttentionConfig):
         require(0 < self.sparsity_factor <= 1, self, "sparsity_factor", "in (0, 1]")
         require(0 <= self.sparsity_start <= 1, self, "sparsity_start", "in [0, 1]")
         require(0 <= self.error_tolerance < 1, self, "error_tolerance", "in [0, 1)")
-        for name in ("range_weight", "sparsity_decay", "information_weight", "information_kl"):
+        for name in ("sparsity_decay", "information_weight", "information_kl"):
             require(getattr(self, name) >= 0, self, name, ">= 0")
         require(self.error_alpha is None or self.error_alpha >= 0, self, "error_alpha",
                  "None or >= 0")  # fmt: skip

@@ -114,7 +114,7 @@ def test_dala_options_match_the_oracle(fields: dict[str, object], causal: bool) 
         {"global_tokens": 0},
         {"compression_ratio": 0.25, "candidate_blocks": 8},
         {"selected_blocks": 1000},
-        {"coarse_nodes": False, "range_weight": 2.5},
+        {"coarse_nodes": False},
         {"query_block": 16, "local_window_size": 16},  # several voters
         {"query_block": 6, "local_window_size": 12},
     ],

@@ -215,7 +215,7 @@ def test_dala_options_stream(fields: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"coarse_nodes": False, "range_weight": 2.5}, {"query_block": 6, "local_window_size": 12}],
+    [{"coarse_nodes": False}, {"query_block": 6, "local_window_size": 12}],
 )
 def test_other_forms_of_ucsa_stream(fields: dict[str, object]) -> None:
     module = trained("ucsa", **fields)

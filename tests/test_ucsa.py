@@ -179,13 +179,13 @@ def test_information_loss_looks_at_every_place_in_turn() -> None:
 
 def test_nodes_that_only_guide_are_judged_by_the_scores_that_choose() -> None:
     fields: dict[str, Any] = {"candidate_blocks": 1000, "coarse_nodes": False}
-    module = small_ucsa(True, 4, **fields, range_weight=1.5)
+    module = small_ucsa(True, 4, **fields)
     q, k, v, _ = make_inputs(module, 3 + 2 * 30, batch=1)
     lost = information(small_ucsa(True, 4, **fields, information_kl=0.0), Inputs(q, k, v, None))
     ends, far = torch.arange(5, 64, 2), []
     for head in range(4):
         tokens = k[0, head, 3:].double().view(30, 2, -1)
-        reach = 1.5 * (tokens.amax(1) - tokens.amin(1))
+        reach = tokens.amax(1) - tokens.amin(1)
         for i in range(q.shape[2]):
             ask, shown = q[0, head, i].double(), int((ends <= i + 1).sum())
             scores = tokens.mean(1) @ ask + torch.linalg.vector_norm(ask * reach, dim=-1)

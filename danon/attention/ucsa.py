@@ -64,8 +64,8 @@ def anneal(model: nn.Module, step: int) -> int:
     return len(found)
 
 
-ALL_LEAVES = 256
-"""Candidates of a sized UCSA, at most."""
+ALL_LEAVES, LARGEST_LEAF = 512, 16
+"""Candidates of a sized UCSA, and tokens of a leaf, at most: the smaller, the better it chooses."""
 
 
 @register("ucsa")
@@ -127,11 +127,13 @@ class UCSA(StreamingAttention):
     def sized(cls, shape: AttentionConfig, entries: int) -> Self:
         """A small window, and as many refined leaves as there is room for.
 
-        Each query chooses among all leaves, at least up to 256 of them, by nodes that it does not
+        Each query chooses among all leaves, at least up to 512 of them, by nodes that it does not
         see. What makes it choose well is the divergence in the information loss: docs/log.md.
         """
         length = shape.max_sequence_length
-        leaf = 4 if length <= 4 * ALL_LEAVES else 16
+        leaf = 2
+        while leaf < LARGEST_LEAF and length > leaf * ALL_LEAVES:
+            leaf *= 2
         block = leaf * max(1, entries // (8 * leaf))
         candidates = min(ALL_LEAVES, max(8, math.ceil(length / leaf)))
 
@@ -141,7 +143,7 @@ class UCSA(StreamingAttention):
                 leaf_alpha=100.0, candidate_blocks=candidates, coarse_nodes=False,
                 selected_blocks=max(1, refined // leaf), global_tokens=SINKS,
                 max_cache_size=max(length, block), information_weight=0.001,
-                information_kl=1000.0, range_weight=1.5,
+                information_kl=1000.0,
             )  # fmt: skip
 
         return largest(lambda n: cls(config(n)), length, entries)
@@ -240,7 +242,7 @@ class UCSA(StreamingAttention):
             values.append(v)
             log_masses.append(torch.where(mass > 0, mass.clamp_min(1).log(), HIDDEN))
             top, bottom = widen(top, bottom, pool.rate)
-            spread = (c.range_weight * (top - bottom)).square()
+            spread = (top - bottom).square()
             spreads.append(spread if seen is None else spread.masked_fill(mass[..., None] == 0, 0))
             if square is not None:
                 square = pool.reduce(weight.detach(), square[..., None])[..., 0]

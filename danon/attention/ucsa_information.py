@@ -13,7 +13,7 @@ from danon.config import UCSAConfig
 
 __all__ = ["information_loss"]
 
-LEAVES, QUERIES = 256, 64
+LEAVES, QUERIES = 512, 64
 """Leaves and queries that the loss looks at, at most: its cost does not grow with N."""
 
 

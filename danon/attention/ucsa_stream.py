@@ -152,8 +152,7 @@ def _grow(
         k, v, mass = pool.reduce(weight, k), pool.reduce(weight, v), mass * rate
         square = pool.reduce(weight, square)
         top, bottom = widen(top, bottom, rate)
-        spread = (c.range_weight * (top - bottom)).square()
-        made = {"key": k, "value": v.to(dtype), "spread": spread}
+        made = {"key": k, "value": v.to(dtype), "spread": (top - bottom).square()}
         if c.detects_errors:
             made["error"] = relative_error(square[..., 0], k, None, c.error_tolerance)
         if c.error_alpha is not None:

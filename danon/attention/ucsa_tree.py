@@ -3,12 +3,11 @@
 A mean key says little of a node in which one token matters. So each node keeps, beside its key k,
 the range r = max - min of its tokens' keys in each dimension, and a query scores it by
 
-    s = (q.k + w |q * r|) / sqrt(d) + log(mass)
+    s = (q.k + |q * r|) / sqrt(d) + log(mass).
 
-with w the ``range_weight`` of the configuration. With half ranges the second term would be the
-length of a typical way from the key to a corner of the box around the tokens, and their sum of
-magnitudes in place of |q * r| the bound that Quest (Tang et al. 2024) takes; docs/log.md has the
-figures that chose between them.
+With half ranges the second term would be the length of a typical way from the key to a corner of
+the box around the tokens, and their sum of magnitudes in place of |q * r| the bound that Quest
+(Tang et al. 2024) takes; docs/log.md has the figures that chose between them.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Tree:
     Attributes:
         key: (X, n, D) float32 or wider, of each level.
         log_mass: (X, n) of each level.
-        spread: (w r)^2 of the nodes (X, n, D) of each level, in the dtype of the keys.
+        spread: squared ranges of the keys (X, n, D) of each level, in the dtype of the keys.
         first: the node in row 0 of each level.
         keep: nodes of a level that a bounded state holds on to, the last ones; None for all.
         error: relative pooling errors (X, n) of each level, see :mod:`danon.attention.ucsa_error`;

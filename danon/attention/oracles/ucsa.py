@@ -21,7 +21,7 @@ SQUARE_TIE = 1e-6
 """Absolute distance of squared relative errors within which float32 may decide."""
 
 Level = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Keys (n, D), masses (n,), relative errors (n,) and weighed ranges (n, D) of a level's nodes."""
+"""Keys (n, D), masses (n,), relative errors (n,) and key ranges (n, D) of the nodes of a level."""
 
 
 @dataclass
@@ -150,8 +150,7 @@ def _tree(
         square = (square.unflatten(2, (-1, rate)) * w[..., 0]).sum(3)
         mass = mass.unflatten(-1, (-1, rate)).sum(-1)
         e = (1 - k.square().sum(-1) / square.clamp_min(1e-300)).clamp_min(0).sqrt()
-        span = c.range_weight * (top - bottom).detach()
-        span = span.masked_fill((mass == 0)[:, None, :, None], 0.0)
+        span = (top - bottom).detach().masked_fill((mass == 0)[:, None, :, None], 0.0)
         levels.append((k, v, mass, e.detach().masked_fill(square == 0, 0.0), span))
         name, rate = "tree_pool", c.fanout
     return levels
