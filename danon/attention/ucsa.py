@@ -143,7 +143,7 @@ class UCSA(StreamingAttention):
                 leaf_alpha=100.0, candidate_blocks=candidates, coarse_nodes=False,
                 selected_blocks=max(1, refined // leaf), global_tokens=SINKS,
                 max_cache_size=max(length, block), information_weight=0.001,
-                information_kl=1000.0,
+                information_kl=300.0,
             )  # fmt: skip
 
         return largest(lambda n: cls(config(n)), length, entries)
