@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from danon.attention import registry
+from danon.attention.base import BaseAttention
 from danon.experiment import store
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode asks for it
@@ -53,3 +55,18 @@ def sqlite(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     file.write_bytes(empty_store.read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
     return store.tracking_uri()
+
+
+@pytest.fixture
+def bring() -> Iterator[Callable[[str, type[BaseAttention]], str]]:
+    """Register an attention for the time of one test."""
+    added: list[str] = []
+
+    def add(name: str, kind: type[BaseAttention]) -> str:
+        registry.register(name)(kind)
+        added.append(name)
+        return name
+
+    yield add
+    for name in added:
+        del registry._TABLE[name]

@@ -11,9 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from danon.attention import registry
 from danon.attention.base import BaseAttention
-from danon.attention.registry import register
 from danon.config import AttentionConfig
 from danon.measure.case import CaseResult
 from suites.attentions import gather
@@ -58,21 +56,6 @@ class Dense(BaseAttention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.compute_attention(q, k).softmax(-1) @ v
-
-
-@pytest.fixture
-def bring() -> Callable[[str, type[BaseAttention]], str]:
-    """Register an attention for the time of one test."""
-    added: list[str] = []
-
-    def add(name: str, kind: type[BaseAttention]) -> str:
-        register(name)(kind)
-        added.append(name)
-        return name
-
-    yield add
-    for name in added:
-        del registry._TABLE[name]
 
 
 def test_dense_attention_put_in_changes_nothing(bring: Callable[..., str]) -> None:

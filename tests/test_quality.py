@@ -12,7 +12,6 @@ from torch import Tensor
 
 from danon.attention import DALA, UCSA, registry, ucsa_far
 from danon.attention.base import BaseAttention
-from danon.attention.registry import register
 from danon.config import AttentionConfig
 from danon.measure.case import CaseResult
 from suites.attentions import gather
@@ -31,21 +30,6 @@ def results(attention: str, profile: Profile = PROFILES["smoke"]) -> dict[str, C
     school = School(profile)
     cases = [c for c in profile.cases((attention,), "cpu") if c.phase == "training"]
     return {f"{c.task} {c.length}": school.result(c) for c in cases}
-
-
-@pytest.fixture
-def bring() -> Callable[[str, type[BaseAttention]], str]:
-    """Register an attention for the time of one test."""
-    added: list[str] = []
-
-    def add(name: str, kind: type[BaseAttention]) -> str:
-        register(name)(kind)
-        added.append(name)
-        return name
-
-    yield add
-    for name in added:
-        del registry._TABLE[name]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "ucsa"])

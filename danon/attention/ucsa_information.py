@@ -84,6 +84,8 @@ def _drawn(n: int, most: int, device: torch.device) -> Tensor:
     """One index from each of at most so many equal stretches of n, other ones at each call.
 
     Fixed ones an even distance apart would never meet what happens at odd ones.
+    Drawn from torch's own generator: what repeats a forward pass has to restore that, as
+    gradient checkpointing does.
     """
     count = min(n, most)
     edge = torch.arange(count + 1, device=device) * n // count
