@@ -16,7 +16,7 @@ from suites.learner import Shape
 from suites.lessons import Stage
 from suites.tasks import Task
 
-__all__ = ["ENTRIES", "LanguagePlan", "Plan", "RecallPlan"]
+__all__ = ["ENTRIES", "LanguagePlan", "Plan", "Reading", "RecallPlan"]
 
 ENTRIES = 8
 """A query may see one in so many of the tokens: a quarter of the pairs of dense attention."""
@@ -156,29 +156,46 @@ class RecallPlan(Plan):
                 yield *part.task.examples(part.batch, 0), part.steps
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Batches of text in contexts of so many tokens."""
+
+    context: int
+    batch: int
+    steps: int
+
+    @property
+    def tokens(self) -> int:
+        """Of it all."""
+        return self.context * self.batch * self.steps
+
+
 @dataclass(frozen=True, kw_only=True)
 class LanguagePlan(Plan):
     """A byte-level language model from scratch.
 
     Attributes:
         corpus: a name of :mod:`suites.corpora`.
-        context: tokens N of an example.
+        readings: from short contexts, which are learned in less time, to the one that is judged.
         held_out: examples to choose by, and as many of other text to judge on; never learned from.
-        judged: evaluations, evenly over the training.
+        judged: evaluations of a reading, evenly.
     """
 
     suite: ClassVar[str] = "language"
 
     corpus: str
-    context: int
-    batch: int
-    steps: int
+    readings: tuple[Reading, ...]
     held_out: int
     judged: int
 
     @property
     def task(self) -> str:
         return self.corpus
+
+    @property
+    def context(self) -> int:
+        """Tokens N of what is judged."""
+        return self.readings[-1].context
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -190,7 +207,9 @@ class LanguagePlan(Plan):
 
     @property
     def tokens(self) -> int:
-        return self.batch * self.steps * self.context
+        return sum(reading.tokens for reading in self.readings)
 
     def samples(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        yield *windows(corpus(self.corpus)[0], self.batch, self.context, 0), self.steps
+        for reading in self.readings:
+            text = corpus(self.corpus)[0]
+            yield *windows(text, reading.batch, reading.context, 0), reading.steps

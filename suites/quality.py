@@ -58,7 +58,7 @@ class Run:
 
     Attributes:
         score: what learning rates are chosen by, the higher the better; NaN if it diverged.
-        points: step, seconds of training and bits of every evaluation.
+        points: step, seconds and bits of every evaluation of the last fit.
         curves: of the result.
     """
 
@@ -237,19 +237,28 @@ def _learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> Run:
 def _learn_language(case: Case, plan: LanguagePlan, rate: float, seed: int) -> Run:
     run = Run(rate, learner(case.attention, plan.shape, seed).to(case.device))
     learned, chosen_by, _ = corpus(plan.corpus)
-    data = windows(learned, plan.batch * plan.steps, plan.context, seed)
-    asked = windows(chosen_by, plan.held_out, plan.context, JUDGING - 1)
-    config = TrainingConfig(
-        steps=plan.steps, batch_size=plan.batch, log_every=plan.steps,
-        eval_every=max(1, plan.steps // plan.judged), **plan.settings(rate, seed, plan.steps),
-    )  # fmt: skip
-    if _fit(run, config, TensorDataset(*data), TensorDataset(*asked)):
-        tokens = plan.batch * plan.context
-        run.score = -run.points[-1][2]
-        run.curves = {
-            "bits_by_tokens": [[step * tokens, bits] for step, _, bits in run.points],
-            "bits_by_seconds": [[seconds, bits] for _, seconds, bits in run.points],
-        }
+    asked = TensorDataset(*windows(chosen_by, plan.held_out, plan.context, JUDGING - 1))
+    by_tokens: list[list[float]] = []
+    by_seconds: list[list[float]] = []
+    tokens, stages = 0, len(plan.readings)
+    for number, reading in enumerate(plan.readings):
+        data = windows(
+            learned, reading.batch * reading.steps, reading.context, seed * stages + number
+        )
+        config = TrainingConfig(
+            steps=reading.steps, batch_size=reading.batch, log_every=reading.steps,
+            eval_every=max(1, reading.steps // plan.judged),
+            **plan.settings(rate * (1 - number / stages), seed, reading.steps),
+        )  # fmt: skip
+        seconds = run.seconds
+        if not _fit(run, config, TensorDataset(*data), asked):
+            return run
+        each = reading.batch * reading.context
+        by_tokens += [[tokens + step * each, bits] for step, _, bits in run.points]
+        by_seconds += [[seconds + after, bits] for _, after, bits in run.points]
+        tokens += reading.tokens
+    run.score = -run.points[-1][2]
+    run.curves = {"bits_by_tokens": by_tokens, "bits_by_seconds": by_seconds}
     return run
 
 

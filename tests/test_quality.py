@@ -48,8 +48,11 @@ def test_every_case_has_its_figures(attention: str) -> None:
     assert 1 / 4096 < recall["majority"] < 0.01  # half of 8192 tokens are values
     assert recall["learning_rate"] in SMOKE[0][0].rates
     assert 4 < text.metrics["bits_per_byte"] < 9
-    tokens = text.metrics["train_tokens"]
-    assert [x for x, _ in text.curves["bits_by_tokens"]] == [tokens / 2, tokens]
+    # two batches of two contexts of 32 tokens, four of 64, each judged in the middle and at the end
+    assert [x for x, _ in text.curves["bits_by_tokens"]] == [64, 128, 384, 640]
+    assert text.metrics["train_tokens"] == 640
+    seconds = [x for x, _ in text.curves["bits_by_seconds"]]
+    assert 0 < seconds[0] and seconds == sorted(set(seconds)) and seconds[-1] < 60
     assert text.curves["bits_by_position"][-1][0] == 64
     over_positions = sum(y for _, y in text.curves["bits_by_position"]) / 16
     of_the_seeds = [text.metrics[f"bits_per_byte_{end}"] for end in ("low", "high")]
@@ -214,3 +217,11 @@ def test_a_memory_that_is_off_is_seen(bring: Callable[..., str]) -> None:
         for name in ("dala", bring("forgets", Forgets))
     )
     assert right > without + 0.2, (right, without)
+
+
+@pytest.mark.parametrize("name", ["quick", "standard", "full"])
+def test_a_task_has_one_training_in_a_profile(name: str) -> None:
+    """Tables and registered models go by the name of the task."""
+    profile = PROFILES[name]
+    tasks = [plan.task for plan in (*profile.recall, *profile.language)]
+    assert len(tasks) == len(set(tasks)) and "mqar" in tasks and "code" in tasks

@@ -25,7 +25,7 @@ from danon.attention.tiles import Rows
 
 __all__ = ["Watch", "backward", "forward"]
 
-CHUNK_BYTES = 1 << 25
+CHUNK_BYTES = 1 << 23
 """Temporaries of one kernel call stay about this size, near the caches."""
 
 Watch = Callable[[Sequence[str], Tensor], None]
