@@ -88,9 +88,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Short lengths first, whatever the suite: long ones are forecast from them."""
+    """Short lengths first, whatever the suite: long ones are forecast from them.
+
+    What has a task comes last, all lengths of a training together: killed in between and resumed,
+    a bench trains again only what it was at.
+    """
     items[:] = [item for item in items if isinstance(_parameter(item), str)]  # a suite not wanted
-    items.sort(key=lambda item: _case(item).length or math.inf)
+    items.sort(key=lambda item: (not _case(item).task and _case(item).length) or math.inf)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

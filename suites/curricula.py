@@ -32,7 +32,7 @@ QUICK: Curriculum = (
     ),
 )  # fmt: skip
 
-_TRIED = {"rates": (3e-3, 6e-3), "seeds": 3, "cap_s": 600.0}
+_TRIED = {"rates": (3e-3, 6e-3), "seeds": 3, "cap_s": 800.0}
 
 # Tests as in Arora et al. 2023; training begins with few items, which are learned soonest.
 STANDARD: Curriculum = (

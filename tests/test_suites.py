@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,19 @@ class TestSession:
             "failed", "RuntimeError: takes no more than 100 tokens",
         )  # fmt: skip
         assert session.results["scaling/Short/N0/float32/forward/cpu"].status == "failed"
+
+    def test_short_lengths_come_first_and_trainings_last_each_in_one_piece(
+        self, session: Session
+    ) -> None:
+        parts = [identifier.split("/") for identifier in session.planned]
+        tasks = [p[0] in ("recall", "language", "pretrained") for p in parts]
+        calls = [int(p[2][1:]) for p, task in zip(parts, tasks, strict=True) if not task]
+        lengths = [n for n in calls if n]
+        assert lengths == sorted(lengths)
+        assert tasks.index(True) >= len(lengths)  # only scaling, which has none, is so late
+        trained = [tuple(p[:3]) for p in parts if p[0] == "recall"]
+        assert len(trained) > len(set(trained))  # several lengths of a task
+        assert len([a for a, b in pairwise([*trained, None]) if a != b]) == len(set(trained))
 
     def test_failures_make_the_exit_status(self, session: Session) -> None:
         assert session.status == 1
