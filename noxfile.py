@@ -63,6 +63,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def gate(session: nox.Session) -> None:
+    """Say whether an attention has become slower or larger: -- --against main"""
+    install(session, "bench,baselines")
+    run(session, "danon", "gate", *session.posargs)
+
+
+@nox.session(venv_backend="none")
 def data(session: nox.Session) -> None:
     """Install what the suite pretrained reads: a language model and plays, 100 MB."""
     install(session, "bench,baselines")

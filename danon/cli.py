@@ -9,12 +9,12 @@ __all__ = ["main"]
 
 NEEDED = (
     "accelerate", "filelock", "pandas", "psutil", "pyarrow", "pytest", "pytest_benchmark", "rich",
-    "tqdm", "typer",
+    "scipy", "tqdm", "typer",
 )  # fmt: skip
 
 
 def main() -> None:
-    """Run ``danon bench | report | choose | record | doctor``."""
+    """Run ``danon bench | report | choose | record | gate | doctor``."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(

@@ -17,6 +17,7 @@ __all__ = ["app"]
 
 RESULTS = Path("results") / "runs"
 REFERENCE = Path("results") / "reference"
+GATE = Path("results") / "gate"
 
 app = typer.Typer(
     help="Measure attention mechanisms.", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -106,6 +107,28 @@ def choose(
         raise typer.Exit(answer(folders, length, memory_gb, task, phase, Console()))
     except ValueError as error:
         _refuse(str(error))
+
+
+@app.command()
+def gate(
+    against: Annotated[str, typer.Option(help="Revision to compare with: main, HEAD~1, a hash.")],
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(help="file.py:Class of your repository, instead of danon's mechanisms."),
+    ] = None,
+    only: Annotated[str, typer.Option(help="Registered names to gate, comma separated.")] = "",
+    dirty: Annotated[
+        bool, typer.Option("--dirty", help="Take along changes that no commit has.")
+    ] = False,
+    minutes: Annotated[float, typer.Option(help="After so many no new process starts.")] = 10.0,
+    results: Annotated[Path, typer.Option(help="Gets gate.json, gate.md and gate.xml.")] = GATE,
+) -> None:
+    """Compare two commits; exit status 1 if an attention has become slower or larger."""
+    from danon.gate.command import Options
+    from danon.gate.command import gate as run
+
+    own = tuple(attention or ())
+    raise typer.Exit(run(Options(against, own, only, dirty, minutes, results), Console()))
 
 
 @app.command()

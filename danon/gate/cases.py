@@ -1,0 +1,37 @@
+"""What the gate measures of an attention: calls short enough to repeat in many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from danon.measure.case import Case, Phase
+
+__all__ = ["HEADS", "HEAD_DIM", "LONGEST", "MECHANISMS", "compiled", "gate_cases"]
+
+MECHANISMS = ("msra", "dala", "ucsa", "super-hybrid")
+"""What is gated unless somebody says otherwise."""
+HEADS, HEAD_DIM = 4, 64
+LONGEST = 4096
+
+_PARTS: tuple[tuple[str, Phase, str, int], ...] = (
+    ("speed", "forward", "float32", 1024),
+    ("speed", "forward", "float32", LONGEST),
+    ("speed", "forward", "bfloat16", 1024),
+    ("speed", "forward", "bfloat16", LONGEST),
+    ("speed", "forward+backward", "float32", 1024),
+    ("speed", "forward+backward", "bfloat16", 1024),
+    ("decode", "decode", "float32", 1024),
+    ("decode", "decode", "float32", LONGEST),
+)
+
+
+def gate_cases(attentions: Iterable[str]) -> Iterator[Case]:
+    """Every case of these."""
+    for name in attentions:
+        for suite, phase, dtype, length in _PARTS:
+            yield Case(suite, name, length, dtype, phase, heads=HEADS, head_dim=HEAD_DIM)
+
+
+def compiled(case: Case) -> bool:
+    """Whether graph breaks are counted in it: once for an attention is enough."""
+    return (case.phase, case.dtype, case.length) == ("forward", "float32", 1024)

@@ -1,0 +1,100 @@
+"""What the gate found out about two commits: plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from danon.measure.case import Case
+from danon.measure.statistics import Estimate
+
+__all__ = ["CLEAN", "REGRESSION", "UNDECIDED", "Comparison", "Fact", "Finding", "Row"]
+
+Finding = Literal["same", "faster", "slower", "larger", "broken", "undecided", "new", "removed",
+                  "not measured"]  # fmt: skip
+"""``larger``: a figure that is the same every time has grown; ``broken``: runs in base only."""
+
+CLEAN, REGRESSION, UNDECIDED = 0, 1, 2
+BAD: tuple[Finding, ...] = ("slower", "larger", "broken")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A figure that is the same in every run: ``peak_bytes``, ``flops`` ..."""
+
+    name: str
+    base: float
+    head: float
+
+    @property
+    def grown(self) -> bool:
+        return self.head > self.base
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case.
+
+    Attributes:
+        time_ratio: head / base, CPU time of one thread, with its interval; None if not measured.
+        pairs: of fresh processes that it comes from.
+        base_s: seconds of a call; so is ``head_s``.
+        facts: those that differ.
+        note: why it is not measured.
+    """
+
+    case: Case
+    finding: Finding
+    time_ratio: Estimate | None = None
+    pairs: int = 0
+    base_s: float = 0.0
+    head_s: float = 0.0
+    facts: tuple[Fact, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run of the gate.
+
+    Attributes:
+        base: commit; so is ``head``, which may have changes beyond it.
+        seconds: that it took.
+        fingerprint: of the machine.
+    """
+
+    base: str
+    head: str
+    base_subject: str
+    head_subject: str
+    rows: tuple[Row, ...]
+    seconds: float
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bad(self) -> tuple[Row, ...]:
+        """Regressions."""
+        return tuple(row for row in self.rows if row.finding in BAD)
+
+    @property
+    def undecided(self) -> tuple[Row, ...]:
+        """What the time was too short for."""
+        return tuple(row for row in self.rows if row.finding == "undecided")
+
+    @property
+    def status(self) -> int:
+        """Of the process: 0 clean, 1 a regression, 2 could not decide."""
+        if self.bad:
+            return REGRESSION
+        measured = any(row.finding not in ("not measured", "removed") for row in self.rows)
+        return UNDECIDED if self.undecided or not measured else CLEAN
+
+    def to_json(self) -> str:
+        values: dict[str, Any] = dataclasses.asdict(self)
+        values["status"] = self.status
+        for row, found in zip(values["rows"], self.rows, strict=True):
+            row["case"] = {"id": found.case.id, **row["case"]}
+        return json.dumps(values, indent=1, sort_keys=True)

@@ -1,0 +1,70 @@
+"""Figures that are the same in every run, and what it means when they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from danon.gate.cases import compiled
+from danon.gate.comparison import Fact, Row
+from danon.gate.pair import DiedError, Side, Worker, WorkerError
+from danon.gate.trial import Say
+from danon.measure.case import Case
+
+__all__ = ["Facts", "facts_of", "judged"]
+
+Facts = Mapping[str, float] | str
+"""Figures of a case, or why there are none."""
+ABSENT = "has no attention"
+
+
+def facts_of(
+    side: Side, cases: Sequence[Case], inputs: Path, log: Path, say: Say
+) -> dict[Case, Facts]:
+    """Measure those of each case.
+
+    Raises:
+        WorkerError: the side does not start.
+    """
+    found: dict[Case, Facts] = {}
+    with ExitStack() as stack:
+        worker = stack.enter_context(Worker(side, inputs, log))
+        for done, case in enumerate(cases, 1):
+            try:
+                found[case] = _facts(worker, case)
+            except DiedError as error:
+                found[case] = str(error)
+                worker = stack.enter_context(Worker(side, inputs, log))
+            except WorkerError as error:
+                found[case] = str(error)
+            say(f"figures of {side.name} that do not vary", done, len(cases))
+    return found
+
+
+def judged(case: Case, base: Facts, head: Facts) -> Row:
+    """Same, larger, or not measured on both sides."""
+    if isinstance(base, str) and isinstance(head, str):
+        return Row(case, "not measured", note=head)
+    if isinstance(base, str):
+        return Row(case, "new", note=base)
+    if isinstance(head, str):
+        return Row(case, "removed" if ABSENT in head else "broken", note=head)
+    facts = tuple(
+        Fact(name, base[name], head[name])
+        for name in base
+        if name in head and base[name] != head[name]
+    )
+    return Row(case, "larger" if any(f.grown for f in facts) else "same", facts=facts)
+
+
+def _facts(worker: Worker, case: Case) -> Mapping[str, float]:
+    if case.attention not in worker.attentions:
+        raise WorkerError(f"{worker.side.name} {ABSENT} {case.attention!r}")
+    worker.request("prepare", case=asdict(case), name=case.id)
+    found: dict[str, float] = worker.request("facts", name=case.id)
+    if compiled(case):
+        found |= worker.request("breaks", name=case.id)
+    worker.request("release", name=case.id)
+    return found

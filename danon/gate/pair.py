@@ -1,0 +1,177 @@
+"""Two worker processes, one of each side, that take turns: what the gate replicates.
+
+Memory layout and page placement give each process an offset of its own, so that rounds within one
+pair of processes do not add up: a pair gives one figure a case, and only other pairs tell its
+error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from danon.measure.case import Case
+
+__all__ = ["DiedError", "Measurement", "Side", "Worker", "WorkerError", "pair"]
+
+WORKER = Path(__file__).with_name("worker.py")
+SAMPLE_S = 0.02
+"""A sample is calls that together take at least this."""
+
+
+class WorkerError(RuntimeError):
+    """A worker could not do what it was asked."""
+
+
+class DiedError(WorkerError):
+    """A worker does not answer any more."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is measured: a checkout.
+
+    Attributes:
+        name: base or head.
+        root: is first on the Python path.
+        targets: ``file.py:Class`` attentions of the user, relative to ``root``.
+    """
+
+    name: str
+    root: Path
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Of one case in one pair.
+
+    Attributes:
+        log_ratio: median over rounds of log(head / base), CPU time of a call.
+        base_s: median seconds of a call; so is ``head_s``.
+    """
+
+    log_ratio: float
+    base_s: float
+    head_s: float
+
+
+class Worker:
+    """A process that measures one side; a context manager.
+
+    Args:
+        inputs: file that :mod:`danon.gate.worker` reads q, k and v from.
+        log: gets what the process prints.
+
+    Raises:
+        WorkerError: it does not start: the side cannot be imported, or a target is not there.
+    """
+
+    def __init__(self, side: Side, inputs: Path, log: Path) -> None:
+        self.side = side
+        here, there = socket.socketpair()
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(side.root)}
+        self._log = log
+        with there, log.open("ab") as out:
+            # -P: the folder of the script is not on the path.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(WORKER), str(there.fileno()), str(inputs)],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=side.root,
+                env=environment, pass_fds=(there.fileno(),), start_new_session=True,
+            )  # fmt: skip
+        self._lines = here.makefile("rw", encoding="utf-8")
+        here.close()
+        try:
+            self.attentions = tuple(self.request("load", targets=list(side.targets)))
+        except BaseException:
+            self.close()
+            raise
+
+    def request(self, do: str, **arguments: Any) -> Any:
+        """Ask, and wait for the answer.
+
+        Raises:
+            WorkerError: says what the worker said, or what it printed last.
+        """
+        try:
+            self._lines.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._lines.flush()
+            line = self._lines.readline()
+        except ConnectionError:
+            line = ""
+        if not line:
+            lines = self._log.read_text(errors="replace").splitlines()
+            tail = " | ".join(lines[-3:]) or "it printed nothing"
+            raise DiedError(f"the worker of {self.side.name} died: {tail}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(f"{self.side.name}: {answer['error']}")
+        return answer["value"]
+
+    def close(self) -> None:
+        """End it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            self._lines.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def pair(
+    base: Side, head: Side, cases: Sequence[Case], inputs: Path, log: Path, *, rounds: int,
+    seed: int,
+) -> Iterator[tuple[Case, Measurement]]:  # fmt: skip
+    """Measure each case in two fresh processes.
+
+    Args:
+        rounds: of four samples each, base head head base or the other way round.
+        seed: of the order of processes and sides.
+
+    Raises:
+        WorkerError: a worker died, or a case does not run.
+    """
+    order = random.Random(seed)
+    sides = (base, head) if order.random() < 0.5 else (head, base)  # who is placed first
+    with Worker(sides[0], inputs, log) as one, Worker(sides[1], inputs, log) as other:
+        workers = {one.side.name: one, other.side.name: other}
+        for case in order.sample(list(cases), len(cases)):
+            yield case, _measured(case, workers[base.name], workers[head.name], rounds, order)
+
+
+def _measured(
+    case: Case, base: Worker, head: Worker, rounds: int, order: random.Random
+) -> Measurement:
+    arguments = {"case": asdict(case), "name": case.id}
+    first = max(worker.request("prepare", **arguments) for worker in (base, head))
+    calls = max(1, math.ceil(SAMPLE_S / first))
+    ratios: list[float] = []
+    seconds: dict[Worker, list[float]] = {base: [], head: []}
+    for _ in range(rounds):
+        a, b = (base, head) if order.random() < 0.5 else (head, base)
+        spent = {base: 0.0, head: 0.0}
+        for worker in (a, b, b, a):
+            spent[worker] += worker.request("time", name=case.id, calls=calls)["cpu_s"] / 2
+        ratios.append(math.log(spent[head] / spent[base]))
+        for worker, some in spent.items():
+            seconds[worker].append(some)
+    for worker in (base, head):
+        worker.request("release", name=case.id)
+    return Measurement(median(ratios), median(seconds[base]), median(seconds[head]))

@@ -1,0 +1,342 @@
+"""The gate: what it decides from ratios, and from two commits to an exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from danon.gate import command, decide
+from danon.gate.checkout import CheckoutError, DirtyError, Repository, RevisionError
+from danon.gate.command import Options, gate
+from danon.gate.comparison import Comparison, Fact, Finding, Row
+from danon.gate.decide import CONFIRMING, SCREENING, Tolerance, Verdict
+from danon.gate.output import junit, markdown, render
+from danon.gate.pair import DiedError, Measurement, Side, Worker, WorkerError
+from danon.gate.trial import Trial
+from danon.measure.case import Case
+from danon.measure.statistics import Estimate
+
+CASE = Case("speed", "MyAttention", 128, "float32", "forward")
+
+
+class TestDecide:
+    """Ratios in, verdicts out."""
+
+    @staticmethod
+    def alarms(shift: float, noise: float, count: int) -> float:
+        """How often a suspect is called slower, in heavy-tailed noise."""
+        draw = np.random.default_rng(0).standard_t(3, (count, CONFIRMING[-1])) * noise + shift
+        tolerance, slow = Tolerance(), 0
+        for row in draw:
+            for look in CONFIRMING:
+                (found,) = decide.confirm({"a": row[:look]}, {"a": tolerance}, 1).values()
+                if found is not Verdict.UNDECIDED:
+                    slow += found is Verdict.REGRESSED
+                    break
+        return slow / count
+
+    def test_what_has_not_changed_is_called_slower_at_most_one_time_in_a_hundred(self) -> None:
+        """At every noise, and right at the slack, where the test has to hold its level."""
+        for noise in (0.005, 0.03, 0.1):
+            assert self.alarms(0.0, noise, 400) <= 0.01
+        assert self.alarms(Tolerance().slack, 0.03, 1000) <= 0.015  # 0.01 + 1.6 standard errors
+
+    @pytest.mark.parametrize(
+        ("shift", "noise", "least"), [(0.1, 0.02, 0.99), (0.05, 0.01, 0.97), (0.1, 0.03, 0.97)]
+    )
+    def test_slowdowns_are_called_so(self, shift: float, noise: float, least: float) -> None:
+        assert self.alarms(shift, noise, 200) >= least
+
+    def test_many_suspects_need_more_evidence_each(self) -> None:
+        """Nine positive pairs out of nine, 1 in 512, are enough for one suspect and not for two."""
+        ratios = {name: [0.2] * 9 for name in "abcd"}
+        tolerances = dict.fromkeys(ratios, Tolerance())
+        one = decide.confirm({"a": ratios["a"]}, tolerances, 1)
+        assert one == {"a": Verdict.REGRESSED}
+        assert set(decide.confirm(ratios, tolerances, 4).values()) == {Verdict.UNDECIDED}
+        more = {name: [0.2] * CONFIRMING[1] for name in "abcd"}
+        assert set(decide.confirm(more, tolerances, 4).values()) == {Verdict.REGRESSED}
+
+    def test_screening_clears_suspects_and_waits(self) -> None:
+        tolerance = Tolerance()
+        assert decide.screen([0.0, 0.001, -0.002], tolerance, last=False) is Verdict.CLEAR
+        assert decide.screen([0.2, 0.21, 0.19], tolerance, last=False) is Verdict.SUSPECT
+        wide = [-0.1, 0.12, 0.02]
+        assert decide.screen(wide, tolerance, last=False) is Verdict.UNDECIDED
+        assert decide.screen(wide, tolerance, last=True) is Verdict.SUSPECT
+
+    def test_one_disturbed_pair_moves_the_estimate_little(self) -> None:
+        calm, disturbed = [0.01, 0.0, 0.02, 0.01, 0.0], [0.01, 0.0, 0.02, 0.01, 0.7]
+        assert decide.estimate(disturbed, 0.01).value == pytest.approx(
+            decide.estimate(calm, 0.01).value, abs=0.01
+        )
+
+    def test_a_limit_below_the_slack_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"limit = 0.01.*0 <= slack < limit"):
+            Tolerance(slack=0.02, limit=0.01)
+
+
+def comparison(*rows: Row) -> Comparison:
+    return Comparison("a" * 40, "b" * 40, "before", "after | it", rows, 12.0, {"id": "f00"})
+
+
+def row(finding: Finding, **values: object) -> Row:
+    return Row(CASE, finding, **values)  # type: ignore[arg-type]
+
+
+class TestOutput:
+    """Every form says the same."""
+
+    @pytest.mark.parametrize(("findings", "status"), [
+        (("same", "faster", "new", "removed", "not measured"), 0),
+        (("same", "slower", "undecided"), 1), (("larger",), 1), (("broken",), 1),
+        (("same", "undecided"), 2), (("not measured",), 2), ((), 2),
+    ])  # fmt: skip
+    def test_the_status_is_that_of_the_worst_case(
+        self, findings: tuple[Finding, ...], status: int
+    ) -> None:
+        found = comparison(*map(row, findings))
+        assert found.status == status == json.loads(found.to_json())["status"]
+        suite = ElementTree.fromstring(junit(found))[0]
+        bad = sum(f in ("slower", "larger", "broken") for f in findings)
+        assert (int(suite.attrib["failures"]), len(suite.findall("*/failure"))) == (bad, bad)
+        assert len(suite.findall("*/error")) == findings.count("undecided")
+
+    def test_figures_and_reasons_are_in_every_form(self) -> None:
+        facts = (Fact("peak_bytes", 2**20, 2**21), Fact("graph_breaks", 0, 1))
+        ratio = Estimate(1.083, 1.051, 1.112)
+        found = comparison(
+            row("slower", time_ratio=ratio, pairs=9, base_s=0.01, head_s=0.0108, facts=facts),
+            row("broken", note="head: ValueError: no [bold]"),
+        )
+        for width in (80, 160):
+            console = Console(width=width, record=True)
+            render(found, console)
+            said = console.export_text()
+            for words in ("+8.3%", "+5.1%, +11.2%", "peak memory 1.00 MiB -> 2.00 MiB (+100.00%)",
+                          "graph breaks 0 -> 1", "no [bold]", "regression: 2 of 2 cases",
+                          "measured again"):  # fmt: skip
+                assert words in " ".join(said.split())
+            assert max(map(len, said.splitlines()[1:4])) <= width
+        text, xml = markdown(found), junit(found).decode()
+        for words in ("+8.3%", "[+5.1%, +11.2%]", "graph breaks 0 -&gt; 1"):
+            assert words in xml and words.replace("&gt;", ">") in text
+        assert text.startswith("### Attention gate: regression: 2 of 2 cases")
+        tables = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+        assert len(set(tables)) == 1  # what is in a cell does not end it
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+MINE = """
+import torch
+from danon import BaseAttention
+
+WORK = {work}
+
+class MyAttention(BaseAttention):
+    def __init__(self, config):
+        super().__init__()
+        self.setup_attention(config)
+
+    def forward(self, q, k, v, mask=None):
+        for _ in range(WORK):
+            out = torch.softmax(self.compute_attention(q, k), dim=-1) @ v
+        return out
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Somebody's own, with an attention in two commits: the second does the same twice."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    git(folder, "init", "--initial-branch=main")
+    for work in (1, 2):
+        (folder / "mine.py").write_text(MINE.format(work=work))
+        git(folder, "add", ".")
+        git(folder, "commit", "-m", f"work {work}")
+    return folder
+
+
+class TestCheckout:
+    """Commits as folders."""
+
+    def test_head_is_a_copy_of_now_and_base_of_then(self, repository: Path, tmp_path: Path) -> None:
+        found = Repository(repository)
+        base = found.base("HEAD~1", tmp_path / "base")
+        (repository / "mine.py").write_text("changed")
+        with pytest.raises(DirtyError, match=r"no commit has \(mine.py\).*--dirty"):
+            found.head(tmp_path / "never", dirty=False)
+        head = found.head(tmp_path / "head", dirty=True)
+        assert (base.root / "mine.py").read_text() == MINE.format(work=1)
+        assert (head.root / "mine.py").read_text() == "changed"
+        assert head.dirty and head.commit == git(repository, "rev-parse", "HEAD")
+        assert base.subject == "work 1" and not base.dirty
+        # nothing is left in the repository, and the change is still there
+        assert git(repository, "stash", "list") == ""
+        assert git(repository, "worktree", "list").count("\n") == 0
+        assert git(repository, "status", "--porcelain").strip() == "M mine.py"
+
+    def test_what_git_does_not_have(self, repository: Path, tmp_path: Path) -> None:
+        with pytest.raises(RevisionError, match=r"unknown revision 'mian'.*which has main"):
+            Repository(repository).base("mian", tmp_path / "base")
+        (tmp_path / "none").mkdir()
+        with pytest.raises(CheckoutError, match="not a git repository"):
+            Repository(tmp_path / "none")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return command._inputs(tmp_path_factory.mktemp("gate") / "inputs.pt")
+
+
+class TestWorker:
+    """The process of one side."""
+
+    def test_it_measures_the_checkout_it_is_given(
+        self, repository: Path, tmp_path: Path, inputs: Path
+    ) -> None:
+        side = Side("head", repository, ("mine.py:MyAttention",))
+        with Worker(side, inputs, tmp_path / "log") as worker:
+            assert {"msra", "MyAttention"} <= set(worker.attentions)
+            case = {"case": asdict(CASE), "name": "a"}
+            assert worker.request("prepare", **case) > 0
+            assert worker.request("time", name="a", calls=3)["cpu_s"] > 0
+            facts = worker.request("facts", name="a")
+            assert facts["flops"] == 2 * 4 * 4 * 128 * 128 * 64  # twice the work
+            assert facts["parameters"] == 0 and facts["peak_bytes"] >= 4 * 128 * 128 * 4
+            assert worker.request("breaks", name="a") == {"graph_breaks": 0}
+            unknown = {"case": {**case["case"], "attention": "x"}, "name": "x"}  # type: ignore[dict-item]
+            with pytest.raises(WorkerError, match="head: ValueError: unknown attention 'x'"):
+                worker.request("prepare", **unknown)
+            assert worker.request("facts", name="a") == facts  # goes on, and says the same
+
+    def test_its_death_is_told_with_its_last_words(
+        self, repository: Path, tmp_path: Path, inputs: Path
+    ) -> None:
+        (repository / "mine.py").write_text("import os\nprint('farewell', flush=True)\nos._exit(3)")
+        with pytest.raises(DiedError, match="worker of base died: farewell"):
+            Worker(Side("base", repository, ("mine.py:A",)), inputs, tmp_path / "log")
+        (repository / "mine.py").write_text("import nowhere")
+        with pytest.raises(WorkerError, match=r"base: ValueError.*No module named 'nowhere'"):
+            Worker(Side("base", repository, ("mine.py:A",)), inputs, tmp_path / "log")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, repository: Path, inputs: Path) -> Path:
+    """A gate of one small case, called in the repository."""
+    monkeypatch.setattr(command, "gate_cases", lambda names: [CASE])
+    monkeypatch.setattr(command, "_inputs", lambda place: inputs)
+    monkeypatch.chdir(repository)
+    return repository
+
+
+def gated(*, base: str = "HEAD~1", dirty: bool = False, minutes: float = 2.0) -> tuple[int, str]:
+    console = Console(width=100, record=True)
+    options = Options(base, ("mine.py:MyAttention",), "", dirty, minutes, Path("out"))
+    status = gate(options, console)
+    return status, " ".join(console.export_text().split())
+
+
+class TestGate:
+    """From two commits to an exit status."""
+
+    def test_twice_the_work_is_a_regression(self, small: Path) -> None:
+        status, said = gated()
+        assert status == 1 and "regression: 1 of 1 cases" in said
+        found = json.loads((small / "out" / "gate.json").read_text())
+        (row,) = found["rows"]
+        assert row["finding"] == "slower" and row["pairs"] in CONFIRMING
+        assert 1.3 < row["time_ratio"]["low"] < row["time_ratio"]["high"] < 2.6
+        assert {f["name"] for f in row["facts"]} >= {"flops"}
+        assert "slower" in (small / "out" / "gate.md").read_text()
+        ElementTree.parse(small / "out" / "gate.xml")
+
+    def test_half_the_work_is_none(self, small: Path) -> None:
+        (small / "mine.py").write_text(MINE.format(work=1))
+        status, said = gated(base="HEAD", dirty=True)
+        assert status == 0 and "faster" in said and "no regression in 1 cases" in said
+        found = json.loads((small / "out" / "gate.json").read_text())
+        assert found["rows"][0]["pairs"] == SCREENING[0]
+
+    def test_time_that_is_over_decides_nothing(self, small: Path) -> None:
+        status, said = gated(minutes=1e-6)
+        assert status == 1 and "larger" in said  # flops do not need time
+        (small / "mine.py").write_text(MINE.format(work=2) + "\n")
+        status, said = gated(base="HEAD", dirty=True, minutes=1e-6)
+        assert status == 2 and "could not decide: 1 of 1 cases" in said and "--minutes" in said
+
+    @pytest.mark.parametrize(("source", "status", "words"), [
+        ("import nowhere", 6, "No module named 'nowhere'"),
+        (MINE.format(work=1).replace("return out", "raise RuntimeError('no')"), 1, "broken"),
+    ])  # fmt: skip
+    def test_a_head_that_does_not_run(
+        self, small: Path, source: str, status: int, words: str
+    ) -> None:
+        (small / "mine.py").write_text(source)
+        found, said = gated(base="HEAD", dirty=True)
+        assert found == status and words in said
+
+    def test_a_case_that_only_head_can_run_is_new(self, small: Path) -> None:
+        (small / "mine.py").write_text(
+            MINE.format(work=1).replace("return out", "raise RuntimeError('no')")
+        )
+        git(small, "commit", "-a", "-m", "broken")
+        git(small, "revert", "--no-edit", "HEAD")
+        status, said = gated()
+        assert status == 0 and "new" in said and "base: RuntimeError: no" in said
+
+    def test_bad_input_has_statuses_of_its_own(self, small: Path, tmp_path: Path) -> None:
+        assert gated(base="mian")[0] == 3
+        assert gated(minutes=0)[0] == 2
+        (small / "mine.py").write_text("x")
+        assert gated()[0] == 4
+        assert not (small / "out").exists()
+
+
+def test_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, said = gated()
+    assert status == 5 and "not a git repository" in said
+
+
+class TestTrial:
+    """The order of screening and confirmation, with made-up ratios."""
+
+    @staticmethod
+    def of(ratios: dict[str, float]) -> tuple[list[Row], list[tuple[str, ...]]]:
+        """Findings for cases with these log ratios, and which cases were measured together."""
+        cases = [Case("speed", name, 128, "float32", "forward") for name in ratios]
+        calls: list[tuple[str, ...]] = []
+
+        def measure(some: Sequence[Case], seed: int) -> Iterable[tuple[Case, Measurement]]:
+            calls.append(tuple(c.attention for c in some))
+            jitter = 0.001 * (seed % 5)
+            return [(c, Measurement(ratios[c.attention] + jitter, 1.0, 1.0)) for c in some]
+
+        found = Trial(measure, 60.0, 0, lambda *_: None).rows(cases)
+        return [found[case] for case in cases], calls
+
+    def test_only_suspects_are_measured_again(self) -> None:
+        rows, calls = self.of({"slow": 0.1, "other": 0.0})
+        assert [r.finding for r in rows] == ["slower", "same"]
+        assert calls[: SCREENING[0]] == [("slow", "other")] * SCREENING[0]
+        assert calls[SCREENING[0] :] == [("slow",)] * CONFIRMING[0]
+        assert rows[0].pairs == CONFIRMING[0]  # those of screening do not count
+
+    def test_within_the_slack_nothing_is_measured_again(self) -> None:
+        rows, calls = self.of({"a": 0.005, "b": -0.1})
+        assert [r.finding for r in rows] == ["same", "faster"]
+        assert len(calls) == SCREENING[0]
