@@ -64,9 +64,16 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def gate(session: nox.Session) -> None:
-    """Say whether an attention has become slower or larger: -- --against main"""
+    """Say whether an attention has become slower or larger: -- --against main ..."""
     install(session, "bench,baselines")
     run(session, "danon", "gate", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def calibrate(session: nox.Session) -> None:
+    """Measure the thresholds that the gate compares with: results/thresholds.json."""
+    install(session, "bench,baselines")
+    run(session, "danon", "calibrate", *session.posargs)
 
 
 @nox.session(venv_backend="none")

@@ -8,13 +8,13 @@ import sys
 __all__ = ["main"]
 
 NEEDED = (
-    "accelerate", "filelock", "pandas", "psutil", "pyarrow", "pytest", "pytest_benchmark", "rich",
-    "scipy", "tqdm", "typer",
+    "accelerate", "filelock", "pandas", "psutil", "pyarrow", "pydantic", "pytest",
+    "pytest_benchmark", "rich", "scipy", "tqdm", "typer",
 )  # fmt: skip
 
 
 def main() -> None:
-    """Run ``danon bench | report | choose | record | gate | doctor``."""
+    """Run ``danon bench | report | choose | record | gate | calibrate | doctor``."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(

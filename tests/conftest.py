@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from repositories import two_commits
 
 from danon.attention import registry
 from danon.attention.base import BaseAttention
@@ -70,3 +71,17 @@ def bring() -> Iterator[Callable[[str, type[BaseAttention]], str]]:
     yield add
     for name in added:
         del registry._TABLE[name]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Somebody's own, with an attention that a second commit makes slower."""
+    return two_commits(tmp_path / "theirs")
+
+
+@pytest.fixture(scope="session")
+def gate_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the gate's workers read."""
+    from danon.gate import command
+
+    return command._inputs(tmp_path_factory.mktemp("gate") / "inputs.pt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from repositories import MINE, git
 from rich.console import Console
 
 from danon.gate import command, decide
@@ -134,42 +134,6 @@ class TestOutput:
         assert len(set(tables)) == 1  # what is in a cell does not end it
 
 
-def git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-MINE = """
-import torch
-from danon import BaseAttention
-
-WORK = {work}
-
-class MyAttention(BaseAttention):
-    def __init__(self, config):
-        super().__init__()
-        self.setup_attention(config)
-
-    def forward(self, q, k, v, mask=None):
-        for _ in range(WORK):
-            out = torch.softmax(self.compute_attention(q, k), dim=-1) @ v
-        return out
-"""
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """Somebody's own, with an attention in two commits: the second does the same twice."""
-    folder = tmp_path / "theirs"
-    folder.mkdir()
-    git(folder, "init", "--initial-branch=main")
-    for work in (1, 2):
-        (folder / "mine.py").write_text(MINE.format(work=work))
-        git(folder, "add", ".")
-        git(folder, "commit", "-m", f"work {work}")
-    return folder
-
-
 class TestCheckout:
     """Commits as folders."""
 
@@ -197,22 +161,17 @@ class TestCheckout:
             Repository(tmp_path / "none")
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return command._inputs(tmp_path_factory.mktemp("gate") / "inputs.pt")
-
-
 class TestWorker:
     """The process of one side."""
 
     def test_it_measures_the_checkout_it_is_given(
-        self, repository: Path, tmp_path: Path, inputs: Path
+        self, repository: Path, tmp_path: Path, gate_inputs: Path
     ) -> None:
         side = Side("head", repository, ("mine.py:MyAttention",))
-        with Worker(side, inputs, tmp_path / "log") as worker:
+        with Worker(side, gate_inputs, tmp_path / "log") as worker:
             assert {"msra", "MyAttention"} <= set(worker.attentions)
             case = {"case": asdict(CASE), "name": "a"}
-            assert worker.request("prepare", **case) > 0
+            worker.request("prepare", **case)
             assert worker.request("time", name="a", calls=3)["cpu_s"] > 0
             facts = worker.request("facts", name="a")
             assert facts["flops"] == 2 * 4 * 4 * 128 * 128 * 64  # twice the work
@@ -224,28 +183,28 @@ class TestWorker:
             assert worker.request("facts", name="a") == facts  # goes on, and says the same
 
     def test_its_death_is_told_with_its_last_words(
-        self, repository: Path, tmp_path: Path, inputs: Path
+        self, repository: Path, tmp_path: Path, gate_inputs: Path
     ) -> None:
         (repository / "mine.py").write_text("import os\nprint('farewell', flush=True)\nos._exit(3)")
         with pytest.raises(DiedError, match="worker of base died: farewell"):
-            Worker(Side("base", repository, ("mine.py:A",)), inputs, tmp_path / "log")
+            Worker(Side("base", repository, ("mine.py:A",)), gate_inputs, tmp_path / "log")
         (repository / "mine.py").write_text("import nowhere")
         with pytest.raises(WorkerError, match=r"base: ValueError.*No module named 'nowhere'"):
-            Worker(Side("base", repository, ("mine.py:A",)), inputs, tmp_path / "log")
+            Worker(Side("base", repository, ("mine.py:A",)), gate_inputs, tmp_path / "log")
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, repository: Path, inputs: Path) -> Path:
+def small(monkeypatch: pytest.MonkeyPatch, repository: Path, gate_inputs: Path) -> Path:
     """A gate of one small case, called in the repository."""
     monkeypatch.setattr(command, "gate_cases", lambda names: [CASE])
-    monkeypatch.setattr(command, "_inputs", lambda place: inputs)
+    monkeypatch.setattr(command, "_inputs", lambda place: gate_inputs)
     monkeypatch.chdir(repository)
     return repository
 
 
 def gated(*, base: str = "HEAD~1", dirty: bool = False, minutes: float = 2.0) -> tuple[int, str]:
     console = Console(width=100, record=True)
-    options = Options(base, ("mine.py:MyAttention",), "", dirty, minutes, Path("out"))
+    options = Options(("mine.py:MyAttention",), "", dirty, minutes, Path("out"), base)
     status = gate(options, console)
     return status, " ".join(console.export_text().split())
 

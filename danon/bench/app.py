@@ -26,6 +26,11 @@ app = typer.Typer(
 
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Results = Annotated[Path, typer.Option(help="Folder of all runs.")]
+Only = Annotated[str, typer.Option(help="Registered names to measure, comma separated.")]
+OwnInRepository = Annotated[
+    list[str] | None,
+    typer.Option(help="file.py:Class of your repository, instead of danon's mechanisms."),
+]
 RunDir = Annotated[Path | None, typer.Argument(help="A folder under results/runs.")]
 
 
@@ -111,24 +116,43 @@ def choose(
 
 @app.command()
 def gate(
-    against: Annotated[str, typer.Option(help="Revision to compare with: main, HEAD~1, a hash.")],
-    attention: Annotated[
-        list[str] | None,
-        typer.Option(help="file.py:Class of your repository, instead of danon's mechanisms."),
-    ] = None,
-    only: Annotated[str, typer.Option(help="Registered names to gate, comma separated.")] = "",
+    against: Annotated[
+        str, typer.Option(help="Revision to compare with: main, HEAD~1; else the thresholds.")
+    ] = "",
+    attention: OwnInRepository = None,
+    only: Only = "",
     dirty: Annotated[
         bool, typer.Option("--dirty", help="Take along changes that no commit has.")
     ] = False,
     minutes: Annotated[float, typer.Option(help="After so many no new process starts.")] = 10.0,
+    accept: Annotated[
+        str, typer.Option(help="Case whose threshold becomes what the last gate measured.")
+    ] = "",
+    why: Annotated[str, typer.Option(help="Reason to accept, for the history.")] = "",
     results: Annotated[Path, typer.Option(help="Gets gate.json, gate.md and gate.xml.")] = GATE,
 ) -> None:
-    """Compare two commits; exit status 1 if an attention has become slower or larger."""
-    from danon.gate.command import Options
+    """Say whether an attention has become slower or larger; exit status 1 if so."""
+    from danon.gate.command import Options, acceptance
     from danon.gate.command import gate as run
 
-    own = tuple(attention or ())
-    raise typer.Exit(run(Options(against, own, only, dirty, minutes, results), Console()))
+    if accept:
+        raise typer.Exit(acceptance(accept, why, results, Console()))
+    options = Options(tuple(attention or ()), only, dirty, minutes, results, against)
+    raise typer.Exit(run(options, Console()))
+
+
+@app.command()
+def calibrate(
+    attention: OwnInRepository = None,
+    only: Only = "",
+    pairs: Annotated[int, typer.Option(help="Of fresh processes, for each case.")] = 10,
+) -> None:
+    """Measure the thresholds that the gate compares with, at the commit that is checked out."""
+    from danon.gate.command import Options
+    from danon.gate.command import calibrate as run
+
+    options = Options(tuple(attention or ()), only, False, 0.0, GATE)
+    raise typer.Exit(run(options, pairs, Console()))
 
 
 @app.command()

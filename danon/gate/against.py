@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from danon.gate.accept import Allowance
 from danon.gate.comparison import Finding, Row
 from danon.gate.facts import facts_of, judged
 from danon.gate.pair import Measurement, Side, pair
@@ -20,11 +22,12 @@ ROUNDS = 2
 
 def against(
     base: Side, head: Side, cases: Sequence[Case], inputs: Path, log: Path, *, budget_s: float,
-    say: Say, seed: int = 0,
+    say: Say, allowed: Mapping[str, Allowance] | None = None, seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """What became of each case, in their order.
 
     Args:
+        allowed: what cases, by :attr:`Case.id`, may cost more.
         inputs: file of q, k and v for the workers.
         log: gets what the workers print.
         budget_s: seconds after which no new pair begins.
@@ -33,10 +36,18 @@ def against(
         WorkerError: a side does not start, or a worker died.
     """
     before, after = (facts_of(side, cases, inputs, log, say) for side in (base, head))
-    rows = {case: judged(case, before[case], after[case]) for case in cases}
+    may = {case: (allowed or {}).get(case.id, Allowance()) for case in cases}
+    rows = {case: judged(case, before[case], after[case], may[case]) for case in cases}
 
-    def measure(some: Sequence[Case], turn: int) -> Iterable[tuple[Case, Measurement]]:
-        return pair(base, head, some, inputs, log, rounds=ROUNDS, seed=turn)
+    def measure(some: Sequence[Case], turn: int) -> Iterator[tuple[Case, Measurement]]:
+        for case, found in pair(base, head, some, inputs, log, rounds=ROUNDS, seed=turn):
+            more = may[case].log_time
+            yield (
+                case,
+                replace(
+                    found, log_ratio=found.log_ratio - more, base_s=found.base_s * math.exp(more)
+                ),
+            )
 
     return merged(rows, Trial(measure, budget_s, seed, say))
 
@@ -47,5 +58,6 @@ def merged(rows: dict[Case, Row], trial: Trial) -> list[Row]:
     for case, row in timed.items():
         larger = rows[case].finding == "larger" and row.finding != "slower"
         finding: Finding = "larger" if larger else row.finding
-        rows[case] = replace(row, finding=finding, facts=rows[case].facts)
+        note = row.note or rows[case].note
+        rows[case] = replace(row, finding=finding, facts=rows[case].facts, note=note)
     return list(rows.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import subprocess
 import tarfile
@@ -47,8 +48,16 @@ class Repository:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._folder = Path(self._git("rev-parse", "--show-toplevel"))
+        self.root = folder
+        self.root = Path(self._git("rev-parse", "--show-toplevel"))
+
+    @property
+    def user(self) -> str:
+        """Who works in it."""
+        try:
+            return self._git("config", "user.name")
+        except CheckoutError:
+            return getpass.getuser()
 
     def base(self, revision: str, into: Path) -> Checkout:
         """A revision.
@@ -89,7 +98,7 @@ class Repository:
             known = self._git("for-each-ref", "--format=%(refname:short)", "--count=8")
             names = ", ".join(known.split()) or "no branches"
             raise RevisionError(
-                f"unknown revision {revision!r}: must be a commit of {self._folder}, which has "
+                f"unknown revision {revision!r}: must be a commit of {self.root}, which has "
                 f"{names} (a shallow clone has few commits: git fetch --unshallow)"
             ) from None
 
@@ -108,7 +117,7 @@ class Repository:
         return self._run(*arguments).decode(errors="replace").strip()
 
     def _run(self, *arguments: str) -> bytes:
-        command = ["git", "-C", str(self._folder), *arguments]
+        command = ["git", "-C", str(self.root), *arguments]
         try:
             done = subprocess.run(command, capture_output=True, check=False)
         except FileNotFoundError:

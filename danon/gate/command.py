@@ -1,10 +1,13 @@
-"""``danon gate --against REV``: check both commits out, compare, say it in every form."""
+"""``danon gate`` and ``danon calibrate``: check commits out, measure, say it in every form."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -14,19 +17,31 @@ from rich.console import Console
 from rich.markup import escape
 
 from danon.bench.child import bundle
+from danon.experiment.runs import replace_file
 from danon.gate import output
+from danon.gate.accept import accept, allowances
 from danon.gate.against import against
 from danon.gate.cases import HEAD_DIM, HEADS, LONGEST, MECHANISMS, gate_cases
-from danon.gate.checkout import CheckoutError, DirtyError, Repository, RevisionError
+from danon.gate.checkout import Checkout, CheckoutError, DirtyError, Repository, RevisionError
 from danon.gate.comparison import UNDECIDED, Comparison
 from danon.gate.pair import Side, WorkerError
+from danon.gate.standing import WIDER, calibrated, standing
+from danon.gate.thresholds import Accepted, Thresholds, ThresholdsError
+from danon.gate.trial import Say
 from danon.gate.worker import NEW
+from danon.measure.case import Case
 from danon.measure.fingerprint import fingerprint
 
-__all__ = ["Options", "gate"]
+__all__ = ["Options", "acceptance", "calibrate", "gate"]
 
-UNKNOWN_REVISION, DIRTY, NO_REPOSITORY, NO_START, INTERRUPTED = 3, 4, 5, 6, 130
+INTERRUPTED = 130
+STATUSES: tuple[tuple[type[BaseException], int], ...] = (
+    (RevisionError, 3), (DirtyError, 4), (CheckoutError, 5), (WorkerError, 6),
+    (ThresholdsError, 7), (KeyboardInterrupt, INTERRUPTED),
+)  # fmt: skip
 """Exit statuses beside those of a :class:`Comparison`."""
+THRESHOLDS = Path("results") / "thresholds.json"
+"""In the repository."""
 
 
 @dataclass(frozen=True)
@@ -34,74 +49,157 @@ class Options:
     """What the user asked for.
 
     Attributes:
-        against: revision that is the base.
-        attentions: ``file.py:Class`` in the repository, gated instead of danon's own mechanisms.
-        only: registered names, comma separated, to gate.
+        attentions: ``file.py:Class`` in the repository, measured instead of danon's own mechanisms.
+        only: registered names, comma separated, to measure.
         dirty: measure changes that no commit has.
-        minutes: after which no new pair of processes begins.
+        minutes: after which no new processes begin.
         results: folder that gets gate.json, gate.md and gate.xml.
+        against: revision that is the base; empty compares with the thresholds.
     """
 
-    against: str
     attentions: tuple[str, ...]
     only: str
     dirty: bool
     minutes: float
     results: Path
+    against: str = ""
+
+    @property
+    def cases(self) -> list[Case]:
+        own = [target.rpartition(":")[2] for target in self.attentions]
+        named = [name for name in self.only.split(",") if name]
+        return list(gate_cases(own + named or MECHANISMS))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Where it all happens, and what every measurement needs."""
+
+    repository: Repository
+    head: Checkout
+    side: Side
+    scratch: Path
+    inputs: Path
+    log: Path
+    say: Say
 
 
 def gate(options: Options, console: Console) -> int:
     """Compare; returns the exit status."""
-    start = perf_counter()
     if options.minutes <= 0:
-        return _refuse(console, f"--minutes {options.minutes:g}: must be positive", UNDECIDED)
-    with tempfile.TemporaryDirectory(prefix="danon-gate-") as name:
-        scratch = Path(name)
-        log = scratch / "workers.log"
-        try:
-            repository = Repository(Path.cwd())
-            base = repository.base(options.against, scratch / "base")
-            head = repository.head(scratch / "head", dirty=options.dirty)
-            inputs = _inputs(scratch / "inputs.pt")
-            with console.status("starting", spinner="line") as status:
-                rows = against(
-                    Side("base", base.root, options.attentions),
-                    Side("head", head.root, options.attentions),
-                    list(gate_cases(_attentions(options))), inputs, log,
-                    budget_s=60 * options.minutes,
-                    say=lambda stage, done, of: status.update(f"{stage}: {done} of {of} cases"),
-                )  # fmt: skip
-        except RevisionError as error:
-            return _refuse(console, str(error), UNKNOWN_REVISION)
-        except DirtyError as error:
-            return _refuse(console, str(error), DIRTY)
-        except CheckoutError as error:
-            return _refuse(console, str(error), NO_REPOSITORY)
-        except WorkerError as error:
-            return _refuse(console, str(error), NO_START)
-        except KeyboardInterrupt:  # not 1, which is a regression
-            return _refuse(console, "interrupted: nothing is decided", INTERRUPTED)
+        _refuse(console, f"--minutes {options.minutes:g}: must be positive")
+        return UNDECIDED
+    return _guarded(console, lambda: _gate(options, console))
+
+
+def calibrate(options: Options, pairs: int, console: Console) -> int:
+    """Measure the thresholds of what is checked out; returns the exit status."""
+    if pairs < 2:
+        _refuse(console, f"--pairs {pairs}: must be at least 2")
+        return UNDECIDED
+    return _guarded(console, lambda: _calibrate(options, pairs, console))
+
+
+def acceptance(name: str, why: str, results: Path, console: Console) -> int:
+    """Move the threshold of a case to what the last comparison measured."""
+
+    def run() -> int:
+        repository = Repository(Path.cwd())
+        place = repository.root / THRESHOLDS
+        moved = accept(
+            Thresholds.read(place), results / "gate.json", name, why=why, by=repository.user
+        )
+        moved.write(place)
+        new, old = moved.cases[name], moved.cases[name].history[-1]
+        console.print(
+            f"{name}: {old.relative_time:.4g} -> {new.relative_time:.4g} of dense attention's "
+            f"time; commit {place}",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
+        return 0
+
+    return _guarded(console, run)
+
+
+def _gate(options: Options, console: Console) -> int:
+    start, here = perf_counter(), fingerprint(torch.device("cpu"))
+    with _bench(options, console) as bench:
+        if options.against:
+            base = bench.repository.base(options.against, bench.scratch / "base")
+            commit, subject, remark = base.commit, base.subject, ""
+            rows = against(
+                Side("base", base.root, options.attentions), bench.side, options.cases,
+                bench.inputs, bench.log, budget_s=60 * options.minutes, say=bench.say,
+                allowed=allowances(_thresholds(base), _thresholds(bench.head)),
+            )  # fmt: skip
+        else:
+            accepted = Thresholds.read(bench.head.root / THRESHOLDS)
+            commit, subject = accepted.commit, f"thresholds of {accepted.when}"
+            remark = _remark(accepted, here)
+            rows = standing(
+                bench.side, accepted, options.cases, bench.inputs, bench.log, fingerprint=here,
+                budget_s=60 * options.minutes, say=bench.say,
+            )  # fmt: skip
     found = Comparison(
-        base.commit, head.commit, base.subject, head.subject, tuple(rows),
-        perf_counter() - start, fingerprint(torch.device("cpu")),
+        commit, bench.head.commit, subject, bench.head.subject, tuple(rows),
+        perf_counter() - start, here, remark,
     )  # fmt: skip
     options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "gate.json").write_text(found.to_json() + "\n", encoding="utf-8")
-    (options.results / "gate.md").write_text(output.markdown(found), encoding="utf-8")
-    (options.results / "gate.xml").write_bytes(output.junit(found))
+    replace_file(options.results / "gate.json", f"{found.to_json()}\n".encode())
+    replace_file(options.results / "gate.md", output.markdown(found).encode())
+    replace_file(options.results / "gate.xml", output.junit(found))
     output.render(found, console)
     console.print(f"Written   {options.results}/gate.json, gate.md, gate.xml", soft_wrap=True)
     return found.status
 
 
-def _attentions(options: Options) -> list[str]:
-    own = [target.rpartition(":")[2] for target in options.attentions]
-    named = [name for name in options.only.split(",") if name]
-    return own + named or list(MECHANISMS)
+def _calibrate(options: Options, pairs: int, console: Console) -> int:
+    start = perf_counter()
+    with _bench(options, console) as bench:
+        found = calibrated(
+            bench.side, options.cases, bench.inputs, bench.log, pairs=pairs, say=bench.say
+        )
+        place, before = bench.repository.root / THRESHOLDS, _thresholds(bench.head)
+        today, by = dt.datetime.now(dt.UTC).date().isoformat(), bench.repository.user
+        known = {} if before is None else dict(before.cases)
+        for name, new in found.items():
+            history: tuple[Accepted, ...] = ()
+            if (old := known.get(name)) is not None:  # what recalibrating accepts is told as well
+                history = (*old.history, Accepted(
+                    when=today, commit=bench.head.commit, by=by, why="calibrated again",
+                    relative_time=old.relative_time, facts=old.facts,
+                ))  # fmt: skip
+            known[name] = new.model_copy(update={"history": history})
+        Thresholds(
+            commit=bench.head.commit, when=today, pairs=pairs, cases=known,
+            fingerprint=fingerprint(torch.device("cpu")),
+        ).write(place)  # fmt: skip
+    console.print(
+        f"{len(found)} of {len(options.cases)} cases calibrated in {perf_counter() - start:.0f} s: "
+        f"commit {place}", soft_wrap=True, highlight=False,
+    )  # fmt: skip
+    return 0
+
+
+@contextlib.contextmanager
+def _bench(options: Options, console: Console) -> Iterator[_Bench]:
+    with tempfile.TemporaryDirectory(prefix="danon-gate-") as name:
+        scratch = Path(name)
+        repository = Repository(Path.cwd())
+        head = repository.head(scratch / "head", dirty=options.dirty)
+        with console.status("starting", spinner="line") as status:
+
+            def say(stage: str, done: int, of: int) -> None:
+                status.update(f"{stage}: {done} of {of} cases")
+
+            yield _Bench(
+                repository, head, Side("head", head.root, options.attentions), scratch,
+                _inputs(scratch / "inputs.pt"), scratch / "workers.log", say,
+            )  # fmt: skip
 
 
 def _inputs(place: Path) -> Path:
-    """The suites' text as q, k and v, which both sides are measured with."""
+    """The suites' text as q, k and v, which all sides are measured with."""
     code = (
         "import sys, torch; from suites.inputs import text_qkv; "
         f"torch.save(list(text_qkv(1, {HEADS}, {LONGEST + NEW}, {HEAD_DIM})), sys.argv[1])"
@@ -110,6 +208,34 @@ def _inputs(place: Path) -> Path:
     return place
 
 
-def _refuse(console: Console, reason: str, status: int) -> int:
+def _thresholds(checkout: Checkout) -> Thresholds | None:
+    """Those of a checkout, if it has any.
+
+    Raises:
+        ThresholdsError: it has, and they are wrong.
+    """
+    place = checkout.root / THRESHOLDS
+    return Thresholds.read(place) if place.exists() else None
+
+
+def _remark(accepted: Thresholds, here: dict[str, str]) -> str:
+    if accepted.same_machine(here):
+        return ""
+    exact = "" if accepted.comparable(here) else "; bytes and graph breaks are not compared"
+    return (
+        f"The thresholds are of another machine ({accepted.fingerprint.get('cpu')}, torch "
+        f"{accepted.fingerprint.get('torch')}): times may differ {WIDER:g} times as much{exact}."
+    )
+
+
+def _guarded(console: Console, run: Callable[[], int]) -> int:
+    """Errors as messages with statuses of their own: 1 would be a regression."""
+    try:
+        return run()
+    except tuple(kind for kind, _ in STATUSES) as error:
+        _refuse(console, str(error) or "interrupted: nothing is decided")
+        return next(status for kind, status in STATUSES if isinstance(error, kind))
+
+
+def _refuse(console: Console, reason: str) -> None:
     console.print(f"[bold red]danon gate:[/] {escape(reason)}", soft_wrap=True)
-    return status

@@ -64,6 +64,7 @@ class Comparison:
         base: commit; so is ``head``, which may have changes beyond it.
         seconds: that it took.
         fingerprint: of the machine.
+        remark: what a reader must know of it all.
     """
 
     base: str
@@ -73,6 +74,7 @@ class Comparison:
     rows: tuple[Row, ...]
     seconds: float
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    remark: str = ""
 
     @property
     def bad(self) -> tuple[Row, ...]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+from danon.gate.accept import Allowance
 from danon.gate.cases import compiled
 from danon.gate.comparison import Fact, Row
 from danon.gate.pair import DiedError, Side, Worker, WorkerError
@@ -43,8 +44,9 @@ def facts_of(
     return found
 
 
-def judged(case: Case, base: Facts, head: Facts) -> Row:
+def judged(case: Case, base: Facts, head: Facts, allowed: Allowance | None = None) -> Row:
     """Same, larger, or not measured on both sides."""
+    allowed = allowed or Allowance()
     if isinstance(base, str) and isinstance(head, str):
         return Row(case, "not measured", note=head)
     if isinstance(base, str):
@@ -56,7 +58,9 @@ def judged(case: Case, base: Facts, head: Facts) -> Row:
         for name in base
         if name in head and base[name] != head[name]
     )
-    return Row(case, "larger" if any(f.grown for f in facts) else "same", facts=facts)
+    larger = any(f.grown and f.head > allowed.facts.get(f.name, 0.0) for f in facts)
+    note = f"accepted: {allowed.why}" if allowed.why else ""
+    return Row(case, "larger" if larger else "same", facts=facts, note=note)
 
 
 def _facts(worker: Worker, case: Case) -> Mapping[str, float]:

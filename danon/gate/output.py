@@ -91,6 +91,8 @@ def render(found: Comparison, console: Console) -> None:
         if note := _note(row):
             console.print(f"[dim]{row.case.id}:[/] {escape(note)}", soft_wrap=True, highlight=False)
     console.print(f"[dim]{LEGEND}[/]", soft_wrap=True, highlight=False)
+    if found.remark:
+        console.print(f"[yellow]{escape(found.remark)}[/]", soft_wrap=True, highlight=False)
     style = {CLEAN: "bold green", REGRESSION: "bold red"}.get(found.status, "bold yellow")
     said = f"\n[{style}]{verdict(found)}[/] [dim]({found.seconds:.0f} s)[/]"
     console.print(said, highlight=False)
@@ -103,7 +105,7 @@ def markdown(found: Comparison) -> str:
     notable = [row for row in found.rows if row.finding != "same"]
     if notable:
         lines += [*_markdown_table(notable), ""]
-    lines += [advice(found), ""]
+    lines += [advice(found), "", *([found.remark, ""] if found.remark else [])]
     lines += ["<details><summary>All cases</summary>", "", *_markdown_table(found.rows), "",
               LEGEND, "", "</details>", ""]  # fmt: skip
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from typing import Any
 
 from danon.measure.case import Case
 
-__all__ = ["DiedError", "Measurement", "Side", "Worker", "WorkerError", "pair"]
+__all__ = ["DiedError", "Measurement", "Side", "Worker", "WorkerError", "balanced", "pair"]
 
 WORKER = Path(__file__).with_name("worker.py")
 SAMPLE_S = 0.02
@@ -159,19 +159,33 @@ def pair(
 def _measured(
     case: Case, base: Worker, head: Worker, rounds: int, order: random.Random
 ) -> Measurement:
-    arguments = {"case": asdict(case), "name": case.id}
-    first = max(worker.request("prepare", **arguments) for worker in (base, head))
-    calls = max(1, math.ceil(SAMPLE_S / first))
+    for worker in (base, head):
+        worker.request("prepare", case=asdict(case), name=case.id)
+    found = balanced((base, case.id), (head, case.id), rounds, order)
+    for worker in (base, head):
+        worker.request("release", name=case.id)
+    return found
+
+
+def balanced(
+    base: tuple[Worker, str], head: tuple[Worker, str], rounds: int, order: random.Random
+) -> Measurement:
+    """Two prepared cases, each of a worker, by turns."""
+    calls = {
+        side: math.ceil(SAMPLE_S / side[0].request("time", name=side[1], calls=1)["cpu_s"])
+        for side in (base, head)
+    }
+    if base[1] == head[1]:  # the same work: the same number of calls
+        calls = dict.fromkeys(calls, max(calls.values()))
     ratios: list[float] = []
-    seconds: dict[Worker, list[float]] = {base: [], head: []}
+    seconds: dict[tuple[Worker, str], list[float]] = {base: [], head: []}
     for _ in range(rounds):
         a, b = (base, head) if order.random() < 0.5 else (head, base)
         spent = {base: 0.0, head: 0.0}
-        for worker in (a, b, b, a):
-            spent[worker] += worker.request("time", name=case.id, calls=calls)["cpu_s"] / 2
+        for side in (a, b, b, a):
+            worker, name = side
+            spent[side] += worker.request("time", name=name, calls=calls[side])["cpu_s"] / 2
         ratios.append(math.log(spent[head] / spent[base]))
-        for worker, some in spent.items():
-            seconds[worker].append(some)
-    for worker in (base, head):
-        worker.request("release", name=case.id)
+        for side, some in spent.items():
+            seconds[side].append(some)
     return Measurement(median(ratios), median(seconds[base]), median(seconds[head]))

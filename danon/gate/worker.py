@@ -58,8 +58,8 @@ class Worker:
             registry.load(target)
         return list(registry.names())
 
-    def prepare(self, case: dict[str, Any], name: str) -> float:
-        """Build a case and call it twice; returns seconds of CPU of the second call."""
+    def prepare(self, case: dict[str, Any], name: str) -> None:
+        """Build a case and call it once."""
         config = importlib.import_module("danon.config").AttentionConfig(
             hidden_size=case["heads"] * case["head_dim"], num_heads=case["heads"], causal=True,
             max_sequence_length=case["length"],
@@ -73,9 +73,6 @@ class Worker:
         self._made[name] = module, (q, k, v), case
         self._calls[name] = call = _call(module, q, k, v, case)
         call()
-        start = process_time()
-        call()
-        return process_time() - start
 
     def time(self, name: str, calls: int) -> dict[str, float]:
         """Call so many times; seconds of CPU and wall a call, and how often it had to wait."""

@@ -1,0 +1,80 @@
+"""Moving a threshold on purpose, and what that allows between two commits."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from danon.gate.thresholds import Accepted, Thresholds, ThresholdsError
+
+__all__ = ["Allowance", "accept", "allowances"]
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a case may cost more in the head.
+
+    Attributes:
+        log_time: logarithm of head / base.
+        facts: figures up to which growth is accepted.
+        why: as the last who accepted said.
+    """
+
+    log_time: float = 0.0
+    facts: Mapping[str, float] = field(default_factory=dict)
+    why: str = ""
+
+
+def accept(thresholds: Thresholds, found: Path, name: str, *, why: str, by: str) -> Thresholds:
+    """Thresholds that the last comparison's figures of a case meet.
+
+    Args:
+        found: the ``gate.json`` of that comparison.
+        name: of the case.
+
+    Raises:
+        ThresholdsError: no comparison has measured the case, or there is no reason why.
+    """
+    if not why.strip():
+        raise ThresholdsError("--accept needs --why, which the history keeps")
+    if name not in thresholds.cases:
+        raise ThresholdsError(f"no threshold of {name!r}; known: {_some(thresholds.cases)}")
+    try:
+        comparison = json.loads(found.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ThresholdsError(f"{found} is not there: run the gate first") from None
+    rows: dict[str, Any] = {row["case"]["id"]: row for row in comparison["rows"]}
+    if name not in rows or rows[name]["time_ratio"] is None:
+        raise ThresholdsError(f"{found} has no figures of {name!r}: run the gate on it first")
+    row, known = rows[name], thresholds.cases[name]
+    moved = known.model_copy(update={
+        "relative_time": known.relative_time * row["time_ratio"]["value"],
+        "facts": known.facts | {fact["name"]: fact["head"] for fact in row["facts"]},
+        "history": (*known.history, Accepted(
+            when=dt.datetime.now(dt.UTC).date().isoformat(), commit=comparison["head"], by=by,
+            why=why, relative_time=known.relative_time, facts=known.facts,
+        )),
+    })  # fmt: skip
+    return thresholds.with_case(name, moved)
+
+
+def allowances(base: Thresholds | None, head: Thresholds | None) -> dict[str, Allowance]:
+    """Of the cases that somebody accepted between two commits."""
+    if base is None or head is None:
+        return {}
+    found: dict[str, Allowance] = {}
+    for name, new in head.cases.items():
+        old = base.cases.get(name)
+        if old is not None and len(new.history) > len(old.history):
+            time = math.log(new.relative_time / old.relative_time)
+            found[name] = Allowance(max(0.0, time), new.facts, new.history[-1].why)
+    return found
+
+
+def _some(names: Mapping[str, object]) -> str:
+    return ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")

@@ -1,0 +1,122 @@
+"""A checkout beside the thresholds of its repository, and how these are measured."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from danon.gate.against import ROUNDS, merged
+from danon.gate.comparison import Row
+from danon.gate.decide import TYPICAL, Tolerance
+from danon.gate.facts import Facts, facts_of, judged
+from danon.gate.pair import Measurement, Side, Worker, balanced, pair
+from danon.gate.thresholds import Threshold, Thresholds
+from danon.gate.trial import Say, Trial
+from danon.measure.case import Case
+
+__all__ = ["PORTABLE", "calibrated", "standing"]
+
+REFERENCE = "sdpa"
+PORTABLE = ("parameters", "flops", "state_bytes")
+"""Facts that no runtime changes."""
+SLACK, LIMIT = 0.05, 0.15
+"""As in a Tolerance: thresholds were measured on another day."""
+WIDER = 3.0
+"""Times as much on another machine."""
+
+
+def standing(
+    head: Side, thresholds: Thresholds, cases: Sequence[Case], inputs: Path, log: Path, *,
+    fingerprint: Mapping[str, str], budget_s: float, say: Say, seed: int = 0,
+) -> list[Row]:  # fmt: skip
+    """What became of each case, in their order; arguments as in :func:`against`."""
+    after = facts_of(head, cases, inputs, log, say)
+    before: dict[Case, Facts] = {}
+    for case in cases:
+        known = thresholds.cases.get(case.id)
+        everything = thresholds.comparable(fingerprint)
+        if known is None:
+            before[case] = "there is no threshold of it"
+        else:
+            before[case] = {n: x for n, x in known.facts.items() if everything or n in PORTABLE}
+    rows = {case: judged(case, before[case], after[case]) for case in cases}
+    wider = 1.0 if thresholds.same_machine(fingerprint) else WIDER
+
+    def measure(some: Sequence[Case], turn: int) -> Iterable[tuple[Case, Measurement]]:
+        for case, relative, dense_s in _relative(head, some, inputs, log, seed=turn):
+            accepted = thresholds.cases[case.id].relative_time
+            yield (
+                case,
+                Measurement(math.log(relative / accepted), accepted * dense_s, relative * dense_s),
+            )
+
+    tolerances = {
+        name: Tolerance(wider * SLACK, wider * LIMIT, known.drift)
+        for name, known in thresholds.cases.items()
+    }
+    return merged(rows, Trial(measure, budget_s, seed, say, tolerances))
+
+
+def calibrated(
+    side: Side, cases: Sequence[Case], inputs: Path, log: Path, *, pairs: int, say: Say,
+    seed: int = 0,
+) -> dict[str, Threshold]:  # fmt: skip
+    """Thresholds of the cases that run: the code against itself, and beside dense attention.
+
+    Args:
+        pairs: of fresh processes, and as many single ones.
+
+    Raises:
+        WorkerError: the side does not start, or a worker died.
+    """
+    facts = facts_of(side, cases, inputs, log, say)
+    running = [case for case in cases if not isinstance(facts[case], str)]
+    ratios: dict[Case, list[float]] = {case: [] for case in running}
+    relative: dict[Case, list[float]] = {case: [] for case in running}
+    base, head = replace(side, name="base"), replace(side, name="head")
+    for turn in range(pairs):
+        both = pair(base, head, running, inputs, log, rounds=ROUNDS, seed=1000 * seed + turn)
+        for done, (case, measured) in enumerate(both, 1):
+            ratios[case].append(measured.log_ratio)
+            say(f"against itself, {turn + 1} of {pairs}", done, len(running))
+        alone = _relative(side, running, inputs, log, seed=1000 * seed + turn)
+        for done, (case, found, _) in enumerate(alone, 1):
+            relative[case].append(math.log(found))
+            say(f"beside dense attention, {turn + 1} of {pairs}", done, len(running))
+    found_: dict[str, Threshold] = {}
+    for case in running:
+        some = facts[case]
+        assert not isinstance(some, str)
+        found_[case.id] = Threshold(
+            relative_time=math.exp(median(relative[case])), spread=_spread(ratios[case]),
+            drift=_spread(relative[case]), facts=dict(some),
+        )  # fmt: skip
+    return found_
+
+
+def _relative(
+    side: Side, cases: Sequence[Case], inputs: Path, log: Path, *, seed: int
+) -> Iterator[tuple[Case, float, float]]:
+    """Each case's time over dense attention's, and seconds of that, in one fresh process."""
+    order = random.Random(seed)
+    with Worker(side, inputs, log) as worker:
+        for case in order.sample(list(cases), len(cases)):
+            dense = replace(case, attention=REFERENCE)
+            for one in (dense, case):
+                worker.request("prepare", case=asdict(one), name=one.id)
+            found = balanced((worker, dense.id), (worker, case.id), ROUNDS, order)
+            for one in (dense, case):
+                worker.request("release", name=one.id)
+            yield case, math.exp(found.log_ratio), found.base_s
+
+
+def _spread(logs: Sequence[float]) -> float:
+    """Standard deviation that one disturbed value in five does not move, and never nothing."""
+    low, high = np.quantile(logs, (0.25, 0.75))
+    return max(float(high - low) / 1.349, TYPICAL / 2)

@@ -1,0 +1,124 @@
+"""What a repository accepts of its attentions: a file that is read in diffs.
+
+Times are relative to dense attention in the same process, since absolute ones belong to a machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from danon.experiment.runs import replace_file
+
+__all__ = ["Accepted", "Threshold", "Thresholds", "ThresholdsError"]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Words = Annotated[str, Field(min_length=1)]
+
+
+class ThresholdsError(ValueError):
+    """A file of thresholds that is not there or not right."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Accepted(_Strict):
+    """That somebody moved a threshold, and what it was before.
+
+    Attributes:
+        when: date, ISO-8601.
+        commit: whose figures were accepted.
+    """
+
+    when: Words
+    commit: Words
+    by: Words
+    why: Words
+    relative_time: Positive
+    facts: dict[str, Count]
+
+
+class Threshold(_Strict):
+    """Of one case.
+
+    Attributes:
+        relative_time: time over that of dense attention, CPU time of one thread.
+        spread: of log(head / base) between pairs of processes of the same code.
+        drift: of log(relative time) between processes.
+        facts: figures that are the same in every run.
+        history: what was accepted, the first first.
+    """
+
+    relative_time: Positive
+    spread: Positive
+    drift: Positive
+    facts: dict[str, Count]
+    history: tuple[Accepted, ...] = ()
+
+
+class Thresholds(_Strict):
+    """Of a repository.
+
+    Attributes:
+        fingerprint: of the machine that they were measured on.
+        commit: that they were measured at.
+        when: date, ISO-8601.
+        pairs: of processes that each case was measured in.
+        cases: by :attr:`Case.id`.
+    """
+
+    format: Literal[1] = 1
+    commit: Words
+    when: Words
+    pairs: Annotated[int, Field(ge=2)]
+    fingerprint: dict[str, str]
+    cases: dict[str, Threshold]
+
+    @classmethod
+    def read(cls, path: Path) -> Thresholds:
+        """Read a file.
+
+        Raises:
+            ThresholdsError: it is not there, or says where it is wrong and what is allowed.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise ThresholdsError(
+                f"{path} is not there: `nox -s calibrate` measures it, and --against REV compares "
+                "two commits without it"
+            ) from None
+        except ValidationError as error:
+            first, more = error.errors()[0], error.error_count() - 1
+            place = " -> ".join(map(str, first["loc"])) or "the file"
+            others = f" ({more} more)" if more else ""
+            raise ThresholdsError(f"{path}: {place}: {first['msg']}{others}") from None
+
+    def write(self, path: Path) -> None:
+        """Write it sorted, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = json.dumps(self.model_dump(), indent=1, sort_keys=True)
+        replace_file(path, f"{values}\n".encode())
+
+    def with_case(self, name: str, threshold: Threshold) -> Thresholds:
+        """With another threshold for a case."""
+        return self.model_copy(update={"cases": {**self.cases, name: threshold}})
+
+    def comparable(self, fingerprint: Mapping[str, str]) -> bool:
+        """Whether bytes and graph breaks are the same here: those of one runtime are."""
+        return all(self.fingerprint.get(name) == fingerprint.get(name) for name in RUNTIME)
+
+    def same_machine(self, fingerprint: Mapping[str, str]) -> bool:
+        """Whether times are."""
+        return all(self.fingerprint.get(name) == fingerprint.get(name) for name in MACHINE)
+
+
+RUNTIME = ("torch", "cpu_capability", "device")
+MACHINE = (*RUNTIME, "cpu", "cores")
