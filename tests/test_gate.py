@@ -194,7 +194,9 @@ class TestWorker:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, repository: Path, gate_inputs: Path) -> Path:
+def small(
+    monkeypatch: pytest.MonkeyPatch, repository: Path, gate_inputs: Path, sqlite: str
+) -> Path:
     """A gate of one small case, called in the repository."""
     monkeypatch.setattr(command, "gate_cases", lambda names: [CASE])
     monkeypatch.setattr(command, "_inputs", lambda place: gate_inputs)

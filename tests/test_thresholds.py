@@ -10,19 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from repositories import MINE, git
 from rich.console import Console
 
 from danon.gate import command
 from danon.gate.accept import Allowance, accept, allowances
 from danon.gate.command import THRESHOLDS, Options, acceptance, calibrate, gate
-from danon.gate.comparison import Fact, Row
+from danon.gate.comparison import Comparison, Fact, Row
 from danon.gate.facts import judged
+from danon.gate.record import BASELINE, record, register
 from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError
 from danon.measure.case import Case
 from danon.measure.fingerprint import fingerprint
+from danon.measure.statistics import Estimate
 
 CASE = Case("speed", "MyAttention", 128, "float32", "forward")
+A, B, C, D = (f"speed/{name}/N128/float32/forward/cpu" for name in "abcd")
 HERE = fingerprint(torch.device("cpu"))
 
 
@@ -30,7 +34,7 @@ def threshold(relative_time: float = 2.0, **facts: float) -> Threshold:
     return Threshold(relative_time=relative_time, spread=0.01, drift=0.02, facts=facts)
 
 
-def thresholds(*, fingerprint: dict[str, str] = HERE, **cases: Threshold) -> Thresholds:
+def thresholds(cases: dict[str, Threshold], *, fingerprint: dict[str, str] = HERE) -> Thresholds:
     return Thresholds(
         commit="a" * 40, when="2026-01-31", pairs=10, fingerprint=fingerprint, cases=cases
     )
@@ -41,29 +45,30 @@ class TestFile:
 
     def test_it_is_read_as_written_and_stays_the_same(self, tmp_path: Path) -> None:
         place = tmp_path / "results" / "thresholds.json"
-        some = thresholds(b=threshold(flops=8.0, peak_bytes=4.0), a=threshold())
+        some = thresholds({B: threshold(flops=8.0, peak_bytes=4.0), A: threshold()})
         some.write(place)
         text = place.read_text()
         assert Thresholds.read(place) == some
-        assert text.index('"a"') < text.index('"b"') and text.endswith("}\n")
+        assert text.index(A) < text.index(B) and text.endswith("}\n")
         Thresholds.read(place).write(place)
         assert place.read_text() == text
 
     @pytest.mark.parametrize(("change", "words"), [
-        ({"cases": {"a": {"relative_time": -1}}}, "cases -> a -> relative_time: .*greater than 0"),
-        ({"cases": {"a": {"relative_time": "NaN"}}}, "relative_time"),
-        ({"cases": {"a": {"facts": {"flops": "many"}}}}, "facts -> flops: .*valid number"),
-        ({"cases": {"a": {"history": [{"why": ""}]}}}, r"history -> 0 -> .*\(5 more\)"),
-        ({"cases": {"a": {"relativ_time": 1}}}, "relativ_time: Extra inputs are not permitted"),
+        ({"cases": {A: {"relative_time": -1}}}, f"cases -> {A} -> relative_time: .*greater than 0"),
+        ({"cases": {A: {"relative_time": "NaN"}}}, "relative_time"),
+        ({"cases": {A: {"facts": {"flops": "many"}}}}, "facts -> flops: .*valid number"),
+        ({"cases": {A: {"history": [{"why": ""}]}}}, r"history -> 0 -> .*\(5 more\)"),
+        ({"cases": {A: {"relativ_time": 1}}}, "relativ_time: Extra inputs are not permitted"),
+        ({"cases": {"fast": {}}}, "fast.*should match pattern"),
         ({"format": 2}, "format: Input should be 1"),
     ])  # fmt: skip
     def test_what_is_wrong_in_it_is_named(
         self, tmp_path: Path, change: dict[str, Any], words: str
     ) -> None:
         place = tmp_path / "thresholds.json"
-        values = json.loads(thresholds(a=threshold()).model_dump_json())
+        values = json.loads(thresholds({A: threshold()}).model_dump_json())
         for name, new in change.pop("cases", {}).items():
-            values["cases"][name] |= new
+            values["cases"][name] = values["cases"][A] | new
         place.write_text(json.dumps(values | change))
         with pytest.raises(ThresholdsError, match=words):
             Thresholds.read(place)
@@ -80,7 +85,7 @@ class TestFile:
 def compared(place: Path, ratio: float | None, *facts: Fact) -> Path:
     """A gate.json with that figure of the case."""
     time = None if ratio is None else {"value": ratio, "low": ratio, "high": ratio}
-    row = {"case": {"id": "a"}, "time_ratio": time, "facts": [f.__dict__ for f in facts]}
+    row = {"case": {"id": A}, "time_ratio": time, "facts": [f.__dict__ for f in facts]}
     place.write_text(json.dumps({"head": "b" * 40, "rows": [row]}))
     return place
 
@@ -90,40 +95,40 @@ class TestAccept:
 
     def test_what_was_measured_becomes_the_threshold(self, tmp_path: Path) -> None:
         found = compared(tmp_path / "gate.json", 1.25, Fact("flops", 8.0, 16.0))
-        old = thresholds(a=threshold(2.0, flops=8.0, parameters=3.0), b=threshold())
-        new = accept(old, found, "a", why="exact now", by="Ada")
-        assert new.cases["a"].relative_time == 2.5
-        assert new.cases["a"].facts == {"flops": 16.0, "parameters": 3.0}
-        (kept,) = new.cases["a"].history
+        old = thresholds({A: threshold(2.0, flops=8.0, parameters=3.0), B: threshold()})
+        new = accept(old, found, A, why="exact now", by="Ada")
+        assert new.cases[A].relative_time == 2.5
+        assert new.cases[A].facts == {"flops": 16.0, "parameters": 3.0}
+        (kept,) = new.cases[A].history
         assert (kept.why, kept.by, kept.commit) == ("exact now", "Ada", "b" * 40)
         assert (kept.relative_time, kept.facts) == (2.0, {"flops": 8.0, "parameters": 3.0})
-        assert new.cases["b"] == old.cases["b"]
-        again = accept(new, found, "a", why="twice", by="Ada")
-        assert [entry.why for entry in again.cases["a"].history] == ["exact now", "twice"]
+        assert new.cases[B] == old.cases[B]
+        again = accept(new, found, A, why="twice", by="Ada")
+        assert [entry.why for entry in again.cases[A].history] == ["exact now", "twice"]
 
     @pytest.mark.parametrize(("name", "why", "ratio", "words"), [
-        ("a", " ", 1.2, "needs --why"), ("c", "so", 1.2, "no threshold of 'c'; known: a"),
-        ("a", "so", None, "no figures of 'a'"),
+        (A, " ", 1.2, "needs --why"), ("c", "so", 1.2, f"no threshold of 'c'; known: {A}"),
+        (A, "so", None, f"no figures of '{A}'"),
     ])  # fmt: skip
     def test_what_cannot_be_accepted(
         self, tmp_path: Path, name: str, why: str, ratio: float | None, words: str
     ) -> None:
         found = compared(tmp_path / "gate.json", ratio)
         with pytest.raises(ThresholdsError, match=words):
-            accept(thresholds(a=threshold()), found, name, why=why, by="Ada")
+            accept(thresholds({A: threshold()}), found, name, why=why, by="Ada")
         with pytest.raises(ThresholdsError, match="run the gate first"):
-            accept(thresholds(a=threshold()), tmp_path / "none", "a", why="so", by="Ada")
+            accept(thresholds({A: threshold()}), tmp_path / "none", A, why="so", by="Ada")
 
     def test_between_two_commits_only_what_was_accepted_there_is_allowed(self) -> None:
         entry = Accepted(
             when="2026-02-01", commit="b", by="Ada", why="exact now", relative_time=2.0, facts={}
         )
-        before = thresholds(a=threshold(2.0), b=threshold(2.0), c=threshold(2.0))
+        before = thresholds({name: threshold(2.0) for name in (A, B, C)})
         moved = threshold(2.5, flops=16.0).model_copy(update={"history": (entry,)})
-        after = thresholds(a=moved, b=threshold(2.5), d=moved)  # nobody accepted b
+        after = thresholds({A: moved, B: threshold(2.5), D: moved})  # nobody accepted B
         found = allowances(before, after)
-        assert list(found) == ["a"] and found["a"].why == "exact now"
-        assert found["a"].log_time == pytest.approx(math.log(1.25))
+        assert list(found) == [A] and found[A].why == "exact now"
+        assert found[A].log_time == pytest.approx(math.log(1.25))
         assert allowances(None, after) == allowances(before, None) == {}
 
     def test_accepted_growth_is_no_regression_and_more_is(self) -> None:
@@ -136,7 +141,7 @@ class TestAccept:
 
 
 @pytest.fixture
-def own(repository: Path, monkeypatch: pytest.MonkeyPatch, gate_inputs: Path) -> Path:
+def own(repository: Path, monkeypatch: pytest.MonkeyPatch, gate_inputs: Path, sqlite: str) -> Path:
     """A repository with an attention, at its first commit, and a gate of one small case."""
     git(repository, "reset", "--hard", "HEAD~1")
     git(repository, "config", "user.name", "Ada")
@@ -184,7 +189,7 @@ class TestGate:
         assert status == 1 and "slower" in said and "floating point operations" in said
 
         status, said = told(acceptance, CASE.id, "twice as exact", Path("out"))
-        assert status == 0 and "of dense attention's time; commit" in said
+        assert status == 0 and "of dense attention's time" in said
         moved = Thresholds.read(own / THRESHOLDS).cases[CASE.id]
         assert moved.relative_time > 1.3 * found.relative_time
         assert (moved.history[-1].by, moved.history[-1].why) == ("Ada", "twice as exact")
@@ -202,7 +207,7 @@ class TestGate:
         for work, status, words in ((1, 0, "no regression"), (2, 1, "larger")):
             commit(own, work) if work == 2 else None
             known = threshold(1000.0, **facts)  # nothing is slower than that
-            thresholds(fingerprint=other, **{CASE.id: known}).write(own / THRESHOLDS)
+            thresholds({CASE.id: known}, fingerprint=other).write(own / THRESHOLDS)
             git(own, "add", str(THRESHOLDS))
             git(own, "commit", "-m", "thresholds", "--allow-empty")
             found, said = told(gate, OPTIONS)
@@ -213,12 +218,12 @@ class TestGate:
 
     def test_calibrating_again_is_told_in_the_history(self, own: Path) -> None:
         known = threshold(1000.0, flops=1.0)
-        thresholds(**{CASE.id: known}, other=known).write(own / THRESHOLDS)
+        thresholds({CASE.id: known, B: known}).write(own / THRESHOLDS)
         git(own, "add", ".")
         git(own, "commit", "-m", "thresholds")
         assert told(calibrate, OPTIONS, 2)[0] == 0
         found = Thresholds.read(own / THRESHOLDS).cases
-        assert found["other"] == known  # not measured: stays
+        assert found[B] == known  # not measured: stays
         (entry,) = found[CASE.id].history
         assert (entry.why, entry.relative_time) == ("calibrated again", 1000.0)
         assert found[CASE.id].relative_time < 100
@@ -236,3 +241,49 @@ class TestGate:
 def test_a_case_without_threshold_is_new() -> None:
     row = judged(CASE, "there is no threshold of it", {"flops": 1.0})
     assert row == Row(CASE, "new", note="there is no threshold of it")
+
+
+class TestStore:
+    """What MLflow keeps."""
+
+    def test_versions_follow_what_is_accepted(self, sqlite: str, tmp_path: Path) -> None:
+        first = thresholds({A: threshold(2.0, flops=8.0), B: threshold()})
+        assert "registered danon-a, danon-b (baseline)" in register(first, "calibrated")
+        assert "thresholds are those of" in register(first, "read again")  # nothing new
+        found = compared(tmp_path / "gate.json", 1.25)
+        moved = accept(first, found, A, why="exact now", by="Ada")
+        assert "registered danon-a (baseline)" in register(moved, "exact now")
+        client = MlflowClient(sqlite)
+        versions = client.search_model_versions("name = 'danon-a'")
+        assert sorted(int(v.version) for v in versions) == [1, 2]
+        baseline = client.get_model_version_by_alias("danon-a", BASELINE)
+        assert int(baseline.version) == 2 and baseline.tags["danon.why"] == "exact now"
+        assert any("exact now (Ada, " in text for text in baseline.tags.values())
+        run = client.get_run(baseline.run_id)
+        assert run.data.metrics["a.forward.float32.relative_time"] == 2.5
+        assert run.data.metrics["a.forward.float32.flops"] == 8.0
+        assert run.info.status == "FINISHED"
+        kept = client.download_artifacts(baseline.run_id, "thresholds/a/thresholds.json")
+        assert json.loads(Path(kept).read_text())[A]["relative_time"] == 2.5
+
+    def test_a_comparison_is_a_run(self, sqlite: str, tmp_path: Path) -> None:
+        ratio = Estimate(1.1, 1.05, 1.15)
+        row = Row(CASE, "slower", ratio, 9, 0.1, 0.11)
+        found = Comparison("a" * 40, "b" * 40, "then", "now", (row,), 1.0, HERE)
+        for name in ("gate.json", "gate.md", "gate.xml"):
+            (tmp_path / name).write_text("{}")
+        assert "mlflow.db" in record(found, tmp_path)
+        client = MlflowClient(sqlite)
+        experiment = client.get_experiment_by_name("danon/gate")
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.data.tags["danon.outcome"] == "regression"
+        assert run.data.metrics["MyAttention.forward.float32.ratio"] == 1.1
+        assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"gate.json"}
+
+    def test_no_store_is_said_and_stops_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").write_text("no database")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file")
+        assert register(thresholds({A: threshold()}), "x").startswith("thresholds are not regist")
+        assert record(Comparison("a", "b", "", "", (), 1.0), tmp_path).startswith("not recorded: ")

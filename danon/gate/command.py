@@ -25,6 +25,7 @@ from danon.gate.cases import HEAD_DIM, HEADS, LONGEST, MECHANISMS, gate_cases
 from danon.gate.checkout import Checkout, CheckoutError, DirtyError, Repository, RevisionError
 from danon.gate.comparison import UNDECIDED, Comparison
 from danon.gate.pair import Side, WorkerError
+from danon.gate.record import record, register
 from danon.gate.standing import WIDER, calibrated, standing
 from danon.gate.thresholds import Accepted, Thresholds, ThresholdsError
 from danon.gate.trial import Say
@@ -111,11 +112,10 @@ def acceptance(name: str, why: str, results: Path, console: Console) -> int:
         )
         moved.write(place)
         new, old = moved.cases[name], moved.cases[name].history[-1]
-        console.print(
-            f"{name}: {old.relative_time:.4g} -> {new.relative_time:.4g} of dense attention's "
-            f"time; commit {place}",
-            soft_wrap=True, highlight=False,
-        )  # fmt: skip
+        change = f"{old.relative_time:.4g} -> {new.relative_time:.4g} of dense attention's time"
+        _say(console, "Accepted", f"{name}: {change}")
+        _say(console, "Written", f"{place}: commit it with what costs it")
+        _say(console, "MLflow", register(moved, why))
         return 0
 
     return _guarded(console, run)
@@ -149,7 +149,10 @@ def _gate(options: Options, console: Console) -> int:
     replace_file(options.results / "gate.md", output.markdown(found).encode())
     replace_file(options.results / "gate.xml", output.junit(found))
     output.render(found, console)
-    console.print(f"Written   {options.results}/gate.json, gate.md, gate.xml", soft_wrap=True)
+    _say(console, "Written", f"{options.results}/gate.json, gate.md, gate.xml")
+    _say(console, "MLflow", record(found, options.results))
+    if not options.against:
+        _say(console, "", register(accepted, "read from the repository"))
     return found.status
 
 
@@ -170,14 +173,15 @@ def _calibrate(options: Options, pairs: int, console: Console) -> int:
                     relative_time=old.relative_time, facts=old.facts,
                 ))  # fmt: skip
             known[name] = new.model_copy(update={"history": history})
-        Thresholds(
+        thresholds = Thresholds(
             commit=bench.head.commit, when=today, pairs=pairs, cases=known,
             fingerprint=fingerprint(torch.device("cpu")),
-        ).write(place)  # fmt: skip
-    console.print(
-        f"{len(found)} of {len(options.cases)} cases calibrated in {perf_counter() - start:.0f} s: "
-        f"commit {place}", soft_wrap=True, highlight=False,
-    )  # fmt: skip
+        )  # fmt: skip
+        thresholds.write(place)
+    took = f"{perf_counter() - start:.0f} s"
+    console.print(f"{len(found)} of {len(options.cases)} cases calibrated in {took}")
+    _say(console, "Written", f"{place}: commit it")
+    _say(console, "MLflow", register(thresholds, "calibrated"))
     return 0
 
 
@@ -235,6 +239,10 @@ def _guarded(console: Console, run: Callable[[], int]) -> int:
     except tuple(kind for kind, _ in STATUSES) as error:
         _refuse(console, str(error) or "interrupted: nothing is decided")
         return next(status for kind, status in STATUSES if isinstance(error, kind))
+
+
+def _say(console: Console, what: str, words: str) -> None:
+    console.print(f"{what:<9} {escape(words)}", soft_wrap=True, highlight=False)
 
 
 def _refuse(console: Console, reason: str) -> None:

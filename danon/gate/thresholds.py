@@ -19,6 +19,7 @@ __all__ = ["Accepted", "Threshold", "Thresholds", "ThresholdsError"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Words = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^(speed|decode)/[\w.-]+/N\d+/\w+/[\w+]+/\w+$")]
 
 
 class ThresholdsError(ValueError):
@@ -79,7 +80,7 @@ class Thresholds(_Strict):
     when: Words
     pairs: Annotated[int, Field(ge=2)]
     fingerprint: dict[str, str]
-    cases: dict[str, Threshold]
+    cases: dict[Name, Threshold]
 
     @classmethod
     def read(cls, path: Path) -> Thresholds:

@@ -1,0 +1,207 @@
+"""The gate in MLflow: every comparison a run, what is accepted of an attention a model version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from danon.experiment import store
+from danon.experiment.process import Owner
+from danon.experiment.record import metric_name
+from danon.gate.comparison import Comparison
+from danon.gate.thresholds import Threshold, Thresholds
+from danon.measure.case import Case
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from danon.measure.case import Phase
+
+__all__ = ["BASELINE", "record", "register"]
+
+EXPERIMENT = "gate"
+BASELINE = "baseline"
+PATIENCE = {"retries": 1, "timeout_s": 20}
+OUTCOMES = ("clean", "regression", "undecided")
+
+
+def record(found: Comparison, folder: Path) -> str:
+    """Log a comparison.
+
+    Args:
+        folder: holds gate.json, gate.md and gate.xml.
+
+    Returns:
+        One line for the user: where it is, or why it is not recorded.
+    """
+    tags = {
+        "danon.base": found.base, "danon.head": found.head,
+        "danon.outcome": OUTCOMES[found.status],
+        "danon.fingerprint": json.dumps(dict(found.fingerprint), sort_keys=True),
+        "mlflow.source.git.commit": found.head,
+    }  # fmt: skip
+    metrics: dict[tuple[str, int], float] = {}
+    for row in found.rows:
+        if row.time_ratio is not None:
+            ratio = row.time_ratio
+            for name, value in (("ratio", ratio.value), ("ratio_low", ratio.low),
+                                ("ratio_high", ratio.high), ("head_s", row.head_s)):  # fmt: skip
+                metrics[_name(row.case, name), row.case.length] = value
+    try:
+        with _run(f"gate {found.head[:10]}", tags, metrics) as (client, run_id):
+            for name in ("gate.json", "gate.md", "gate.xml"):
+                client.log_artifact(run_id, str(folder / name))
+    except store.StoreError as error:
+        return f"not recorded: {error}"
+    return store.shown(store.tracking_uri())
+
+
+def register(thresholds: Thresholds, why: str) -> str:
+    """Make what is accepted a version of ``danon-<attention>``, with the alias ``baseline``.
+
+    An attention whose thresholds the store has already keeps its version: a file that is read into
+    an empty store, and one that came from it, are the same.
+
+    Args:
+        why: kept with each new version.
+
+    Returns:
+        One line for the user.
+    """
+    by_attention: dict[str, dict[str, Threshold]] = {}
+    for name, threshold in thresholds.cases.items():
+        by_attention.setdefault(_case(name).attention, {})[name] = threshold
+    try:
+        changed = _changed(by_attention)
+        if not changed:
+            return f"thresholds are those of {store.shown(store.tracking_uri())}"
+        metrics = {
+            (_name(_case(name), figure), _case(name).length): value
+            for some in changed.values()
+            for name, threshold in some.items()
+            for figure, value in _figures(threshold).items()
+        }
+        machine = json.dumps(thresholds.fingerprint, sort_keys=True)
+        tags = {
+            "danon.why": why, "danon.commit": thresholds.commit, "danon.fingerprint": machine
+        }  # fmt: skip
+        with _run(f"thresholds {thresholds.commit[:10]}", tags, metrics) as (client, run_id):
+            for attention, some in changed.items():
+                _version(client, run_id, attention, some, tags)
+    except store.StoreError as error:
+        return f"thresholds are not registered: {error}"
+    names = ", ".join(f"danon-{attention}" for attention in changed)
+    return f"registered {names} ({BASELINE}) in {store.shown(store.tracking_uri())}"
+
+
+def _changed(
+    by_attention: Mapping[str, dict[str, Threshold]],
+) -> dict[str, dict[str, Threshold]]:
+    """Attentions of which the store has other thresholds, or none."""
+    with _patient() as client:
+        return {
+            attention: some for attention, some in by_attention.items()
+            if _baseline_digest(client, f"danon-{attention}") != _digest(some)
+        }  # fmt: skip
+
+
+def _baseline_digest(client: MlflowClient, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = client.get_model_version_by_alias(name, BASELINE)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return ""  # no such model, or nothing has the alias
+        raise
+    return str(version.tags.get("danon.thresholds", ""))
+
+
+def _version(
+    client: MlflowClient, run_id: str, attention: str, some: Mapping[str, Threshold],
+    tags: Mapping[str, str],
+) -> None:  # fmt: skip
+    name = f"danon-{attention}"
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    client.log_text(run_id, _text(some), f"thresholds/{attention}/thresholds.json")
+    accepted = {
+        f"accepted.{case.replace('/', '.')}": f"{threshold.history[-1].why} "
+        f"({threshold.history[-1].by}, {threshold.history[-1].when})"
+        for case, threshold in some.items()
+        if threshold.history
+    }
+    version = client.create_model_version(
+        name, f"runs:/{run_id}/thresholds/{attention}", run_id,
+        {**tags, **accepted, "danon.thresholds": _digest(some)}, await_creation_for=0,
+    )  # fmt: skip
+    client.set_registered_model_alias(name, BASELINE, version.version)
+
+
+@contextmanager
+def _run(
+    name: str, tags: Mapping[str, str], metrics: Mapping[tuple[str, int], float]
+) -> Iterator[tuple[MlflowClient, str]]:
+    """An MLflow run that has these, FAILED if what happens inside fails."""
+    owner = Owner.current()
+    identity = {
+        "danon.run_id": f"{name} {owner.pid}", "danon.host": owner.host,
+        "danon.pid": str(owner.pid), "danon.process_start": repr(owner.started),
+    }  # fmt: skip
+    with _patient() as client:
+        from mlflow.entities import Metric
+
+        experiment = store.experiment_id(client, store.tracking_uri(), EXPERIMENT)
+        run = client.create_run(experiment, tags={**tags, **identity}, run_name=name)
+        run_id: str = run.info.run_id
+        status = "FAILED"
+        try:
+            start: int = run.info.start_time
+            some = [Metric(n, value, start, step) for (n, step), value in metrics.items()]
+            for at in range(0, len(some), 500):  # MLflow takes up to 1000 at once
+                client.log_batch(run_id, some[at : at + 500])
+            yield client, run_id
+            status = "FINISHED"
+        finally:
+            client.set_terminated(run_id, status)
+
+
+@contextmanager
+def _patient() -> Iterator[MlflowClient]:
+    """A client; whatever the store raises becomes a StoreError."""
+    uri = store.tracking_uri()
+    client = store.connect(uri)
+    try:
+        with store.patience(**PATIENCE):
+            yield client
+    except store.failures() as error:
+        raise store.StoreError(f"{store.shown(uri)}: {store.root_cause(error)}") from error
+
+
+def _case(name: str) -> Case:
+    """The case of a threshold."""
+    suite, attention, length, dtype, phase, device = name.split("/")
+    return Case(suite, attention, int(length[1:]), dtype, cast("Phase", phase), device)
+
+
+def _name(case: Case, figure: str) -> str:
+    """As in the suites, and with the attention: all are in one run."""
+    return f"{case.attention}.{metric_name(case, figure)}"
+
+
+def _figures(threshold: Threshold) -> dict[str, float]:
+    figures = {"relative_time": threshold.relative_time, "spread": threshold.spread,
+               "drift": threshold.drift}  # fmt: skip
+    return {**figures, **threshold.facts}
+
+
+def _text(some: Mapping[str, Threshold]) -> str:
+    return json.dumps({name: t.model_dump() for name, t in some.items()}, indent=1, sort_keys=True)
+
+
+def _digest(some: Mapping[str, Threshold]) -> str:
+    return hashlib.sha256(_text(some).encode()).hexdigest()[:12]
