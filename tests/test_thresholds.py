@@ -229,7 +229,7 @@ class TestGate:
         assert found[CASE.id].relative_time < 100
 
     def test_bad_input(self, own: Path) -> None:
-        assert told(calibrate, OPTIONS, 1) == (2, "danon gate: --pairs 1: must be at least 2")
+        assert told(calibrate, OPTIONS, 1) == (2, "danon: --pairs 1: must be at least 2")
         (own / THRESHOLDS).parent.mkdir()
         (own / THRESHOLDS).write_text("{}")
         git(own, "add", ".")

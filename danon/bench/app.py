@@ -142,6 +142,17 @@ def gate(
 
 
 @app.command()
+def history(
+    case: Annotated[str, typer.Argument(help="As in results/thresholds.json.")],
+    results: Annotated[Path, typer.Option(help="Gets the plot.")] = GATE,
+) -> None:
+    """Show where the time of a case changed over the runs of the gate."""
+    from danon.gate.command import history as run
+
+    raise typer.Exit(run(case, results, Console()))
+
+
+@app.command()
 def calibrate(
     attention: OwnInRepository = None,
     only: Only = "",

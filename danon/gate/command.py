@@ -15,15 +15,18 @@ from time import perf_counter
 import torch
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from danon.bench.child import bundle
 from danon.experiment.runs import replace_file
+from danon.experiment.store import StoreError
 from danon.gate import output
 from danon.gate.accept import accept, allowances
 from danon.gate.against import against
 from danon.gate.cases import HEAD_DIM, HEADS, LONGEST, MECHANISMS, gate_cases
 from danon.gate.checkout import Checkout, CheckoutError, DirtyError, Repository, RevisionError
 from danon.gate.comparison import UNDECIDED, Comparison
+from danon.gate.history import HistoryError, changes, draw, points
 from danon.gate.pair import Side, WorkerError
 from danon.gate.record import record, register
 from danon.gate.standing import WIDER, calibrated, standing
@@ -33,12 +36,12 @@ from danon.gate.worker import NEW
 from danon.measure.case import Case
 from danon.measure.fingerprint import fingerprint
 
-__all__ = ["Options", "acceptance", "calibrate", "gate"]
+__all__ = ["Options", "acceptance", "calibrate", "gate", "history"]
 
 INTERRUPTED = 130
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (RevisionError, 3), (DirtyError, 4), (CheckoutError, 5), (WorkerError, 6),
-    (ThresholdsError, 7), (KeyboardInterrupt, INTERRUPTED),
+    (ThresholdsError, 7), (HistoryError, 8), (StoreError, 8), (KeyboardInterrupt, INTERRUPTED),
 )  # fmt: skip
 """Exit statuses beside those of a :class:`Comparison`."""
 THRESHOLDS = Path("results") / "thresholds.json"
@@ -101,6 +104,28 @@ def calibrate(options: Options, pairs: int, console: Console) -> int:
     return _guarded(console, lambda: _calibrate(options, pairs, console))
 
 
+def history(name: str, results: Path, console: Console) -> int:
+    """Show where the time of a case changed over the runs of the gate."""
+
+    def run() -> int:
+        some = points(name)
+        path = results / f"history-{name.replace('/', '-')}.png"
+        found = changes(some)
+        draw(name, some, found, path)
+        at = {change.at: change for change in found}
+        table = Table("run", "commit", "time over dense", "change", box=None, pad_edge=False)
+        for number, point in enumerate(some):
+            when = dt.datetime.fromtimestamp(point.when / 1000, dt.UTC)
+            change = f"{at[number].ratio - 1:+.1%} from here on" if number in at else ""
+            table.add_row(f"{when:%Y-%m-%d %H:%M}", point.commit[:10],
+                          f"{point.relative_time:.4g}", f"[bold red]{change}[/]")  # fmt: skip
+        console.print(table)
+        _say(console, "Written", str(path))
+        return 0
+
+    return _guarded(console, run)
+
+
 def acceptance(name: str, why: str, results: Path, console: Console) -> int:
     """Move the threshold of a case to what the last comparison measured."""
 
@@ -124,6 +149,7 @@ def acceptance(name: str, why: str, results: Path, console: Console) -> int:
 def _gate(options: Options, console: Console) -> int:
     start, here = perf_counter(), fingerprint(torch.device("cpu"))
     with _bench(options, console) as bench:
+        accepted: Thresholds | None = None
         if options.against:
             base = bench.repository.base(options.against, bench.scratch / "base")
             commit, subject, remark = base.commit, base.subject, ""
@@ -150,8 +176,8 @@ def _gate(options: Options, console: Console) -> int:
     replace_file(options.results / "gate.xml", output.junit(found))
     output.render(found, console)
     _say(console, "Written", f"{options.results}/gate.json, gate.md, gate.xml")
-    _say(console, "MLflow", record(found, options.results))
-    if not options.against:
+    _say(console, "MLflow", record(found, options.results, accepted))
+    if accepted is not None:
         _say(console, "", register(accepted, "read from the repository"))
     return found.status
 
@@ -246,4 +272,4 @@ def _say(console: Console, what: str, words: str) -> None:
 
 
 def _refuse(console: Console, reason: str) -> None:
-    console.print(f"[bold red]danon gate:[/] {escape(reason)}", soft_wrap=True)
+    console.print(f"[bold red]danon:[/] {escape(reason)}", soft_wrap=True)

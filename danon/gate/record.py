@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from danon.measure.case import Phase
 
-__all__ = ["BASELINE", "record", "register"]
+__all__ = ["BASELINE", "EXPERIMENT", "case_of", "figure_name", "record", "register"]
 
 EXPERIMENT = "gate"
 BASELINE = "baseline"
@@ -29,10 +29,12 @@ PATIENCE = {"retries": 1, "timeout_s": 20}
 OUTCOMES = ("clean", "regression", "undecided")
 
 
-def record(found: Comparison, folder: Path) -> str:
+def record(found: Comparison, folder: Path, accepted: Thresholds | None = None) -> str:
     """Log a comparison.
 
     Args:
+        accepted: the thresholds that it is a comparison with, if it is: gives the times over dense
+            attention's, whose history :mod:`danon.gate.history` reads.
         folder: holds gate.json, gate.md and gate.xml.
 
     Returns:
@@ -50,7 +52,12 @@ def record(found: Comparison, folder: Path) -> str:
             ratio = row.time_ratio
             for name, value in (("ratio", ratio.value), ("ratio_low", ratio.low),
                                 ("ratio_high", ratio.high), ("head_s", row.head_s)):  # fmt: skip
-                metrics[_name(row.case, name), row.case.length] = value
+                metrics[figure_name(row.case, name), row.case.length] = value
+            if accepted is not None:
+                known = accepted.cases[row.case.id].relative_time
+                metrics[figure_name(row.case, "relative_time"), row.case.length] = (
+                    known * ratio.value
+                )
     try:
         with _run(f"gate {found.head[:10]}", tags, metrics) as (client, run_id):
             for name in ("gate.json", "gate.md", "gate.xml"):
@@ -74,13 +81,13 @@ def register(thresholds: Thresholds, why: str) -> str:
     """
     by_attention: dict[str, dict[str, Threshold]] = {}
     for name, threshold in thresholds.cases.items():
-        by_attention.setdefault(_case(name).attention, {})[name] = threshold
+        by_attention.setdefault(case_of(name).attention, {})[name] = threshold
     try:
         changed = _changed(by_attention)
         if not changed:
             return f"thresholds are those of {store.shown(store.tracking_uri())}"
         metrics = {
-            (_name(_case(name), figure), _case(name).length): value
+            (figure_name(case_of(name), figure), case_of(name).length): value
             for some in changed.values()
             for name, threshold in some.items()
             for figure, value in _figures(threshold).items()
@@ -182,13 +189,13 @@ def _patient() -> Iterator[MlflowClient]:
         raise store.StoreError(f"{store.shown(uri)}: {store.root_cause(error)}") from error
 
 
-def _case(name: str) -> Case:
+def case_of(name: str) -> Case:
     """The case of a threshold."""
     suite, attention, length, dtype, phase, device = name.split("/")
     return Case(suite, attention, int(length[1:]), dtype, cast("Phase", phase), device)
 
 
-def _name(case: Case, figure: str) -> str:
+def figure_name(case: Case, figure: str) -> str:
     """As in the suites, and with the attention: all are in one run."""
     return f"{case.attention}.{metric_name(case, figure)}"
 

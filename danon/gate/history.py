@@ -1,0 +1,130 @@
+"""A case over all runs of the gate that MLflow has: where its time changed, slowly or at once.
+
+A gate sees each commit; a percent a commit for a year passes it. Change points are apache-otava's
+(E-divisive means with Student's t test).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from danon.experiment import store
+from danon.gate.record import EXPERIMENT, case_of, figure_name
+
+__all__ = ["Change", "HistoryError", "Point", "changes", "draw", "points"]
+
+INSTALL = "pip install --no-deps apache-otava"
+"""Its own requirements are of databases that nothing here reads."""
+LEAST = 0.02
+"""Changes below this are taken for noise."""
+FEWEST = 6
+"""Points with which a change can be told from noise."""
+
+
+class HistoryError(RuntimeError):
+    """There is no history, or nothing to read it with."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of the gate.
+
+    Attributes:
+        when: milliseconds since 1970.
+        relative_time: over dense attention's.
+    """
+
+    when: int
+    commit: str
+    relative_time: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """Means before and after a point differ by more than their noise.
+
+    Attributes:
+        at: index of the first point after it.
+        ratio: mean after over mean before, each up to the next change.
+    """
+
+    at: int
+    ratio: float
+
+
+def points(name: str) -> list[Point]:
+    """What is recorded of a case, in order of time.
+
+    Raises:
+        HistoryError: nothing is.
+        StoreError: the store cannot be read.
+    """
+    case = case_of(name)
+    uri = store.tracking_uri()
+    client = store.connect(uri)
+    try:
+        with store.patience(retries=1, timeout_s=20):
+            experiment = store.experiment_id(client, uri, EXPERIMENT)
+            metric = figure_name(case, "relative_time")
+            runs = store.runs_where(client, [experiment], "tags.`danon.outcome` != ''")
+            found = [
+                Point(run.info.start_time, run.data.tags["danon.head"], m.value)
+                for run in runs
+                if metric in run.data.metrics
+                for m in client.get_metric_history(run.info.run_id, metric)
+                if m.step == case.length
+            ]
+    except store.failures() as error:
+        raise store.StoreError(f"{store.shown(uri)}: {store.root_cause(error)}") from error
+    if not found:
+        raise HistoryError(
+            f"no run of the gate has {name!r} in {store.shown(uri)}: `nox -s gate` (without "
+            "--against) records it each time"
+        )
+    return sorted(found, key=lambda point: point.when)
+
+
+def changes(some: Sequence[Point]) -> list[Change]:
+    """Where the time changed.
+
+    Raises:
+        HistoryError: too few points, or apache-otava is not installed.
+    """
+    if len(some) < FEWEST:
+        raise HistoryError(f"{len(some)} runs: a change can be told from {FEWEST} on")
+    if importlib.util.find_spec("otava") is None:
+        raise HistoryError(f"change points need apache-otava: {INSTALL}")
+    from otava.series import AnalysisOptions, Metric, Series
+
+    series = Series(
+        "gate", None, [point.when for point in some], {"time": Metric(-1, 1.0)},
+        {"time": [point.relative_time for point in some]}, {},
+    )  # fmt: skip
+    options = AnalysisOptions()
+    options.min_magnitude = LEAST
+    found = series.analyze(options).change_points["time"]
+    return [Change(int(c.index), float(c.mean_after() / c.mean_before())) for c in found]
+
+
+def draw(name: str, some: Sequence[Point], found: Sequence[Change], path: Path) -> None:
+    """The points, and a line at each change, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display
+    axes = figure.subplots()
+    axes.plot(range(len(some)), [p.relative_time for p in some], "o-", markersize=4)
+    for change in found:
+        axes.axvline(change.at - 0.5, color="tab:red", linewidth=1)
+        label = f"{change.ratio - 1:+.1%} at {some[change.at].commit[:8]}"
+        axes.annotate(label, (change.at - 0.4, 0.97), xycoords=("data", "axes fraction"),
+                      color="tab:red", va="top", rotation=90, fontsize=8)  # fmt: skip
+    axes.set_title(name, fontsize=10)
+    axes.set_ylabel("time over dense attention's")
+    axes.set_xlabel("run of the gate")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

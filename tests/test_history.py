@@ -1,0 +1,74 @@
+"""Slow drift over many runs of the gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from danon.gate import command
+from danon.gate.comparison import Comparison, Row
+from danon.gate.history import HistoryError, Point, changes, points
+from danon.gate.record import record
+from danon.gate.thresholds import Threshold, Thresholds
+from danon.measure.case import Case
+from danon.measure.statistics import Estimate
+
+CASE = Case("speed", "msra", 1024, "float32", "forward")
+LONG = Case("speed", "msra", 4096, "float32", "forward")
+
+
+def run_of(times: np.ndarray) -> list[Point]:
+    return [Point(60_000 * i, f"{i:040x}", float(t)) for i, t in enumerate(times)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_percent_a_commit_is_seen_and_noise_is_not(seed: int) -> None:
+    """Each step is as small as the noise of a run: no gate sees it."""
+    noise = np.exp(np.random.default_rng(seed).normal(0, 0.01, 20))
+    found = changes(run_of(2.0 * noise * 1.01 ** np.arange(20)))
+    assert found and all(change.ratio > 1.02 for change in found)
+    assert not changes(run_of(2.0 * noise))
+
+
+def test_a_step_is_found_where_it_is() -> None:
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.01, 20))
+    (change,) = changes(run_of(noise * np.repeat((1.0, 1.1), (12, 8))))
+    assert change.at == 12 and change.ratio == pytest.approx(1.1, abs=0.02)
+
+
+def test_few_runs_say_nothing() -> None:
+    with pytest.raises(HistoryError, match="3 runs: a change can be told from 6 on"):
+        changes(run_of(np.ones(3)))
+
+
+def recorded(folder: Path, ratio: float, number: int) -> None:
+    """A run of the gate that found this ratio to the threshold of 2."""
+    threshold = Threshold(relative_time=2.0, spread=0.01, drift=0.01, facts={})
+    accepted = Thresholds(
+        commit="a", when="2026-01-31", pairs=10, fingerprint={},
+        cases={CASE.id: threshold, LONG.id: threshold},
+    )  # fmt: skip
+    rows = tuple(
+        Row(case, "same", Estimate(r, r, r), 3, 1.0, r) for case, r in ((CASE, ratio), (LONG, 1.0))
+    )
+    found = Comparison("a" * 40, f"{number:040x}", "then", "now", rows, 1.0)
+    for name in ("gate.json", "gate.md", "gate.xml"):
+        (folder / name).write_text("{}")
+    assert "mlflow.db" in record(found, folder, accepted)
+
+
+def test_what_the_gate_recorded_is_shown(sqlite: str, tmp_path: Path) -> None:
+    console = Console(width=120, record=True)
+    assert command.history(CASE.id, tmp_path, console) == 8
+    assert "no run of the gate has" in console.export_text()
+    for number in range(8):
+        recorded(tmp_path, 1.0 if number < 4 else 1.2 + number / 1000, number)
+    assert [round(point.relative_time, 3) for point in points(CASE.id)][3:6] == [2.0, 2.408, 2.41]
+    assert command.history(CASE.id, tmp_path, console) == 0
+    (line,) = (x for x in console.export_text().splitlines() if "from here on" in x)
+    assert f"{4:040x}"[:10] in line and "+20.5%" in line
+    (plot,) = tmp_path.glob("history-speed-msra-N1024-*.png")
+    assert plot.stat().st_size > 5000
