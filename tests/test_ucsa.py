@@ -177,7 +177,7 @@ def test_information_loss_looks_at_every_place_in_turn() -> None:
         assert len(torch.cat(calls).unique()) > 0.9 * n
 
 
-def test_nodes_that_only_guide_are_judged_by_the_scores_that_choose() -> None:
+def test_nodes_that_only_guide_are_judged_by_the_shares_of_leaves_that_they_choose_by() -> None:
     fields: dict[str, Any] = {"candidate_blocks": 1000, "coarse_nodes": False}
     module = small_ucsa(True, 4, **fields)
     q, k, v, _ = make_inputs(module, 3 + 2 * 30, batch=1)
@@ -190,8 +190,9 @@ def test_nodes_that_only_guide_are_judged_by_the_scores_that_choose() -> None:
             ask, shown = q[0, head, i].double(), int((ends <= i + 1).sum())
             scores = tokens.mean(1) @ ask + torch.linalg.vector_norm(ask * reach, dim=-1)
             exact, node = (x[:shown] * module.config.head_dim**-0.5 for x in (tokens @ ask, scores))
-            p, wanted = exact.flatten().softmax(0), node.repeat_interleave(2).log_softmax(0)
-            far.append((p * (p.log() - wanted)).sum() if shown else p.sum())
+            # shares of whole leaves: what is inside one is seen, and free to differ
+            p = exact.flatten().softmax(0).view(-1, 2).sum(1)
+            far.append((p * (p.log() - node.log_softmax(0))).sum())
     seen = torch.stack(far).view(4, -1)[:, 4:].mean().item()  # before, no query has a node
     assert information(module, Inputs(q, k, v, None)) - lost == pytest.approx(seen, rel=1e-3)
 

@@ -128,7 +128,8 @@ class UCSA(StreamingAttention):
         """A small window, and as many refined leaves as there is room for.
 
         Each query chooses among all leaves, at least up to 512 of them, by nodes that it does not
-        see. What makes it choose well is the divergence in the information loss: docs/log.md.
+        see. The divergence in the information loss teaches them to choose; more of it than this
+        costs text: docs/log.md.
         """
         length = shape.max_sequence_length
         leaf = 2
@@ -143,7 +144,7 @@ class UCSA(StreamingAttention):
                 leaf_alpha=100.0, candidate_blocks=candidates, coarse_nodes=False,
                 selected_blocks=max(1, refined // leaf), global_tokens=SINKS,
                 max_cache_size=max(length, block), information_weight=0.001,
-                information_kl=300.0,
+                information_kl=30.0,
             )  # fmt: skip
 
         return largest(lambda n: cls(config(n)), length, entries)

@@ -30,8 +30,9 @@ def information_loss(
     - p_X is the attention of a query over X, softmax(q.k / sqrt(d)) over the tokens under nodes
       that end before the query (all tokens when bidirectional); KL is in nats, the mean over the
       queries. p_X is the target: it has no gradient, or flat attention would look like a gain.
-      Nodes that nobody sees (``coarse_nodes`` False) only say where to look: p_X^ is then by the
-      scores that choose, ranges included.
+      Nodes that nobody sees (``coarse_nodes`` False) only say which leaves to look at: p_X^ is then
+      by the scores that choose, ranges included, and both are summed over the tokens of a leaf, or
+      keys would be drawn to be alike within it.
 
     The gradient goes to the pooling scores and, as attention can only be as good as keys and values
     are compressible, to k and v; not to q.
@@ -75,7 +76,8 @@ def information_loss(
             spread = tree.spread[level][:, above].to(wide)
             coarse = coarse + (ask.square() @ spread.transpose(1, 2)).sqrt()
         coarse = coarse * D**-0.5
-        far = _divergence(exact, coarse, shown.expand_as(exact), asked)
+        together = 1 if c.coarse_nodes else c.leaf
+        far = _divergence(exact, coarse, shown.expand_as(exact), asked, together)
         total = total + (lost[0] + lost[1]) / 2 + c.information_kl * far
     return total / len(tree.key)
 
@@ -104,9 +106,18 @@ def _lost(x: Tensor, node: Tensor, real: Tensor) -> Tensor:
     return (((x - node).square() * weight).sum((1, 2)) / variance).mean()
 
 
-def _divergence(exact: Tensor, coarse: Tensor, shown: Tensor, asked: Tensor) -> Tensor:
-    """Mean KL of the softmax of logits (G, Q, M) over what is shown, over queries asked (G, Q)."""
+def _divergence(
+    exact: Tensor, coarse: Tensor, shown: Tensor, asked: Tensor, together: int
+) -> Tensor:
+    """Mean KL of the softmax of logits (G, Q, M) over what is shown, over queries asked (G, Q).
+
+    Args:
+        together: so many neighbours of the M count as one.
+    """
     log_p, log_q = (x.masked_fill(~shown, HIDDEN).log_softmax(-1) for x in (exact, coarse))
+    if together > 1:
+        log_p, log_q = (x.unflatten(-1, (-1, together)).logsumexp(-1) for x in (log_p, log_q))
+        shown = shown.unflatten(-1, (-1, together)).any(-1)
     each = (log_p.exp() * (log_p - log_q)).masked_fill(~shown, 0.0).sum(-1).clamp_min(0)
     asked = asked & shown.any(-1)
     return (each * asked).sum() / asked.sum().clamp_min(1)
