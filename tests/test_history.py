@@ -44,7 +44,7 @@ def test_few_runs_say_nothing() -> None:
         changes(run_of(np.ones(3)))
 
 
-def recorded(folder: Path, ratio: float, number: int) -> None:
+def recorded(folder: Path, ratio: float, number: int, machine: str = "here") -> None:
     """A run of the gate that found this ratio to the threshold of 2."""
     threshold = Threshold(relative_time=2.0, spread=0.01, drift=0.01, facts={})
     accepted = Thresholds(
@@ -54,7 +54,7 @@ def recorded(folder: Path, ratio: float, number: int) -> None:
     rows = tuple(
         Row(case, "same", Estimate(r, r, r), 3, 1.0, r) for case, r in ((CASE, ratio), (LONG, 1.0))
     )
-    found = Comparison("a" * 40, f"{number:040x}", "then", "now", rows, 1.0)
+    found = Comparison("a" * 40, f"{number:040x}", "then", "now", rows, 1.0, {"cpu": machine})
     for name in ("gate.json", "gate.md", "gate.xml"):
         (folder / name).write_text("{}")
     assert "mlflow.db" in record(found, folder, accepted)
@@ -64,6 +64,8 @@ def test_what_the_gate_recorded_is_shown(sqlite: str, tmp_path: Path) -> None:
     console = Console(width=120, record=True)
     assert command.history(CASE.id, tmp_path, console) == 8
     assert "no run of the gate has" in console.export_text()
+    for number in range(5):
+        recorded(tmp_path, 9.0, number, machine="elsewhere")
     for number in range(8):
         recorded(tmp_path, 1.0 if number < 4 else 1.2 + number / 1000, number)
     assert [round(point.relative_time, 3) for point in points(CASE.id)][3:6] == [2.0, 2.408, 2.41]

@@ -18,6 +18,7 @@ __all__ = ["Change", "HistoryError", "Point", "changes", "draw", "points"]
 
 INSTALL = "pip install --no-deps apache-otava"
 """Its own requirements are of databases that nothing here reads."""
+MACHINE = "danon.fingerprint"
 LEAST = 0.02
 """Changes below this are taken for noise."""
 FEWEST = 6
@@ -56,7 +57,7 @@ class Change:
 
 
 def points(name: str) -> list[Point]:
-    """What is recorded of a case, in order of time.
+    """What is recorded of a case on the machine that recorded it last, in order of time.
 
     Raises:
         HistoryError: nothing is.
@@ -70,10 +71,12 @@ def points(name: str) -> list[Point]:
             experiment = store.experiment_id(client, uri, EXPERIMENT)
             metric = figure_name(case, "relative_time")
             runs = store.runs_where(client, [experiment], "tags.`danon.outcome` != ''")
+            having = [run for run in runs if metric in run.data.metrics]
+            last = max(having, key=lambda run: run.info.start_time, default=None)
             found = [
                 Point(run.info.start_time, run.data.tags["danon.head"], m.value)
-                for run in runs
-                if metric in run.data.metrics
+                for run in having
+                if last is not None and run.data.tags[MACHINE] == last.data.tags[MACHINE]
                 for m in client.get_metric_history(run.info.run_id, metric)
                 if m.step == case.length
             ]

@@ -51,10 +51,8 @@ def standing(
     def measure(some: Sequence[Case], turn: int) -> Iterable[tuple[Case, Measurement]]:
         for case, relative, dense_s in _relative(head, some, inputs, log, seed=turn):
             accepted = thresholds.cases[case.id].relative_time
-            yield (
-                case,
-                Measurement(math.log(relative / accepted), accepted * dense_s, relative * dense_s),
-            )
+            slower = math.log(relative / accepted)
+            yield case, Measurement(slower, accepted * dense_s, relative * dense_s)
 
     tolerances = {
         name: Tolerance(wider * SLACK, wider * LIMIT, known.drift)
@@ -76,28 +74,27 @@ def calibrated(
         WorkerError: the side does not start, or a worker died.
     """
     facts = facts_of(side, cases, inputs, log, say)
-    running = [case for case in cases if not isinstance(facts[case], str)]
+    measured = {case: dict(some) for case, some in facts.items() if not isinstance(some, str)}
+    running = list(measured)
     ratios: dict[Case, list[float]] = {case: [] for case in running}
     relative: dict[Case, list[float]] = {case: [] for case in running}
     base, head = replace(side, name="base"), replace(side, name="head")
     for turn in range(pairs):
         both = pair(base, head, running, inputs, log, rounds=ROUNDS, seed=1000 * seed + turn)
-        for done, (case, measured) in enumerate(both, 1):
-            ratios[case].append(measured.log_ratio)
+        for done, (case, one) in enumerate(both, 1):
+            ratios[case].append(one.log_ratio)
             say(f"against itself, {turn + 1} of {pairs}", done, len(running))
         alone = _relative(side, running, inputs, log, seed=1000 * seed + turn)
         for done, (case, found, _) in enumerate(alone, 1):
             relative[case].append(math.log(found))
             say(f"beside dense attention, {turn + 1} of {pairs}", done, len(running))
-    found_: dict[str, Threshold] = {}
-    for case in running:
-        some = facts[case]
-        assert not isinstance(some, str)
-        found_[case.id] = Threshold(
+    return {
+        case.id: Threshold(
             relative_time=math.exp(median(relative[case])), spread=_spread(ratios[case]),
-            drift=_spread(relative[case]), facts=dict(some),
-        )  # fmt: skip
-    return found_
+            drift=_spread(relative[case]), facts=figures,
+        )
+        for case, figures in measured.items()
+    }  # fmt: skip
 
 
 def _relative(
@@ -107,12 +104,12 @@ def _relative(
     order = random.Random(seed)
     with Worker(side, inputs, log) as worker:
         for case in order.sample(list(cases), len(cases)):
-            dense = replace(case, attention=REFERENCE)
-            for one in (dense, case):
-                worker.request("prepare", case=asdict(one), name=one.id)
-            found = balanced((worker, dense.id), (worker, case.id), ROUNDS, order)
-            for one in (dense, case):
-                worker.request("release", name=one.id)
+            sides = {"dense": replace(case, attention=REFERENCE), "case": case}
+            for name, one in sides.items():
+                worker.request("prepare", case=asdict(one), name=name)
+            found = balanced((worker, "dense"), (worker, "case"), ROUNDS, order)
+            for name in sides:
+                worker.request("release", name=name)
             yield case, math.exp(found.log_ratio), found.base_s
 
 
