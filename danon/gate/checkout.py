@@ -8,8 +8,13 @@ import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Checkout", "CheckoutError", "DirtyError", "Repository", "RevisionError"]
+
+
+SAFE: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+"""Python 3.11.3 and before have no filters; the files are the user's own."""
 
 
 class CheckoutError(RuntimeError):
@@ -107,7 +112,7 @@ class Repository:
         packed = self._run("archive", "--format=tar", commit)
         try:
             with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-                archive.extractall(into, filter="data")
+                archive.extractall(into, **SAFE)
         except (tarfile.TarError, OSError) as error:
             raise CheckoutError(f"{commit[:10]} cannot be checked out: {error}") from error
         subject = self._git("log", "-1", "--format=%s", commit)
