@@ -396,7 +396,8 @@ class TestCorrectness:
         error = float((found.double() - exact).norm() / exact.norm())
         assert allowed["output"] == pytest.approx(max(2 * error, 2**-8))
         assert set(allowed) == {"output", "dq", "dk", "dv", "scale"}
-        assert all(2**-9 < value < 0.05 for value in allowed.values())
+        much = allowed.pop("scale")  # cancels in it
+        assert 2**-9 < much < 0.1 and all(2**-9 < value < 0.02 for value in allowed.values())
 
     def test_undecided_rows_are_left_out_up_to_a_tenth(self) -> None:
         model = Gained()
