@@ -218,9 +218,14 @@ def _bench(options: Options, console: Console) -> Iterator[_Bench]:
         repository = Repository(Path.cwd())
         head = repository.head(scratch / "head", dirty=options.dirty)
         with console.status("starting", spinner="line") as status:
+            told = ""
 
             def say(stage: str, done: int, of: int) -> None:
+                nonlocal told
                 status.update(f"{stage}: {done} of {of} cases")
+                if stage != told and not console.is_terminal:  # a log has no spinner
+                    _say(console, "", f"{stage}: {of} cases")
+                told = stage
 
             yield _Bench(
                 repository, head, Side("head", head.root, options.attentions), scratch,
