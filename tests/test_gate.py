@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +14,7 @@ import pytest
 from repositories import MINE, git
 from rich.console import Console
 
+import danon
 from danon.gate import command, decide
 from danon.gate.checkout import CheckoutError, DirtyError, Repository, RevisionError
 from danon.gate.command import Options, gate
@@ -21,6 +23,7 @@ from danon.gate.decide import CONFIRMING, SCREENING, Tolerance, Verdict
 from danon.gate.output import junit, markdown, render
 from danon.gate.pair import DiedError, Measurement, Side, Worker, WorkerError
 from danon.gate.trial import Trial
+from danon.gate.worker import own
 from danon.measure.case import Case
 from danon.measure.statistics import Estimate
 
@@ -146,8 +149,8 @@ class TestCheckout:
         head = found.head(tmp_path / "head", dirty=True)
         assert (base.root / "mine.py").read_text() == MINE.format(work=1)
         assert (head.root / "mine.py").read_text() == "changed"
-        assert head.dirty and head.commit == git(repository, "rev-parse", "HEAD")
-        assert base.subject == "work 1" and not base.dirty
+        assert head.commit == git(repository, "rev-parse", "HEAD")
+        assert (base.subject, head.subject) == ("work 1", "with changes")
         # nothing is left in the repository, and the change is still there
         assert git(repository, "stash", "list") == ""
         assert git(repository, "worktree", "list").count("\n") == 0
@@ -172,7 +175,7 @@ class TestWorker:
             assert {"msra", "MyAttention"} <= set(worker.attentions)
             case = {"case": asdict(CASE), "name": "a"}
             worker.request("prepare", **case)
-            assert worker.request("time", name="a", calls=3)["cpu_s"] > 0
+            assert worker.request("time", name="a", calls=3) > 0
             facts = worker.request("facts", name="a")
             assert facts["flops"] == 2 * 4 * 4 * 128 * 128 * 64  # twice the work
             assert facts["parameters"] == 0 and facts["peak_bytes"] >= 4 * 128 * 128 * 4
@@ -181,6 +184,15 @@ class TestWorker:
             with pytest.raises(WorkerError, match="head: ValueError: unknown attention 'x'"):
                 worker.request("prepare", **unknown)
             assert worker.request("facts", name="a") == facts  # goes on, and says the same
+
+    def test_another_danon_than_that_of_the_checkout_is_refused(self, tmp_path: Path) -> None:
+        """Both sides would be the same code, and nothing ever slower."""
+        own(tmp_path, Path(danon.__file__))  # somebody's repository has none
+        (tmp_path / "danon").mkdir()
+        (tmp_path / "danon" / "__init__.py").touch()
+        own(tmp_path, tmp_path / "danon" / "attention" / "__init__.py")
+        with pytest.raises(ImportError, match="how is it installed"):
+            own(tmp_path, Path(danon.__file__))
 
     def test_its_death_is_told_with_its_last_words(
         self, repository: Path, tmp_path: Path, gate_inputs: Path
@@ -258,6 +270,24 @@ class TestGate:
         git(small, "revert", "--no-edit", "HEAD")
         status, said = gated()
         assert status == 0 and "new" in said and "base: RuntimeError: no" in said
+
+    def test_an_attention_that_neither_side_has_is_no_clean_run(self, small: Path) -> None:
+        unknown = replace(CASE, attention="msar")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(command, "gate_cases", lambda names: [CASE, unknown])
+            status, said = gated(base="HEAD")
+        assert status == 6 and "head: no attention 'msar'; known: " in said and "msra" in said
+
+    def test_an_error_of_the_gate_is_no_regression(
+        self, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def broken(place: Path) -> Path:
+            raise subprocess.CalledProcessError(1, "suites.inputs")
+
+        monkeypatch.setattr(command, "_inputs", broken)
+        status, said = gated()
+        assert status == 70 and "nothing is decided" in said
+        assert "suites.inputs" in capsys.readouterr().err
 
     def test_bad_input_has_statuses_of_its_own(self, small: Path, tmp_path: Path) -> None:
         assert gated(base="mian")[0] == 3

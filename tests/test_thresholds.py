@@ -18,7 +18,7 @@ from danon.gate import command
 from danon.gate.accept import Allowance, accept, allowances
 from danon.gate.command import THRESHOLDS, Options, acceptance, calibrate, gate
 from danon.gate.comparison import Comparison, Fact, Row
-from danon.gate.facts import judged
+from danon.gate.facts import Missing, judged
 from danon.gate.record import BASELINE, record, register
 from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError
 from danon.measure.case import Case
@@ -239,7 +239,7 @@ class TestGate:
 
 
 def test_a_case_without_threshold_is_new() -> None:
-    row = judged(CASE, "there is no threshold of it", {"flops": 1.0})
+    row = judged(CASE, Missing("there is no threshold of it", gone=True), {"flops": 1.0})
     assert row == Row(CASE, "new", note="there is no threshold of it")
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from danon.gate.thresholds import Accepted, Thresholds, ThresholdsError
+from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError
 
-__all__ = ["Allowance", "accept", "allowances"]
+__all__ = ["Allowance", "accept", "allowances", "recalibrated"]
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,24 @@ def accept(thresholds: Thresholds, found: Path, name: str, *, why: str, by: str)
     moved = known.model_copy(update={
         "relative_time": known.relative_time * row["time_ratio"]["value"],
         "facts": known.facts | {fact["name"]: fact["head"] for fact in row["facts"]},
-        "history": (*known.history, Accepted(
-            when=dt.datetime.now(dt.UTC).date().isoformat(), commit=comparison["head"], by=by,
-            why=why, relative_time=known.relative_time, facts=known.facts,
-        )),
+        "history": _history(known, commit=comparison["head"], by=by, why=why),
     })  # fmt: skip
-    return thresholds.with_case(name, moved)
+    return thresholds.model_copy(update={"cases": {**thresholds.cases, name: moved}})
+
+
+def recalibrated(
+    before: Mapping[str, Threshold], found: Mapping[str, Threshold], *, commit: str, by: str
+) -> dict[str, Threshold]:
+    """Those found, with the history of those before, and those before that were not measured.
+
+    What measuring again accepts is told in the history as well.
+    """
+    return {**before, **{
+        name: new.model_copy(update={
+            "history": _history(before[name], commit=commit, by=by, why="calibrated again")
+        }) if name in before else new
+        for name, new in found.items()
+    }}  # fmt: skip
 
 
 def allowances(base: Thresholds | None, head: Thresholds | None) -> dict[str, Allowance]:
@@ -74,6 +86,14 @@ def allowances(base: Thresholds | None, head: Thresholds | None) -> dict[str, Al
             time = math.log(new.relative_time / old.relative_time)
             found[name] = Allowance(max(0.0, time), new.facts, new.history[-1].why)
     return found
+
+
+def _history(old: Threshold, *, commit: str, by: str, why: str) -> tuple[Accepted, ...]:
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    entry = Accepted(
+        when=today, commit=commit, by=by, why=why, relative_time=old.relative_time, facts=old.facts
+    )
+    return *old.history, entry
 
 
 def _some(names: Mapping[str, object]) -> str:

@@ -42,12 +42,8 @@ def against(
     def measure(some: Sequence[Case], turn: int) -> Iterator[tuple[Case, Measurement]]:
         for case, found in pair(base, head, some, inputs, log, rounds=ROUNDS, seed=turn):
             more = may[case].log_time
-            yield (
-                case,
-                replace(
-                    found, log_ratio=found.log_ratio - more, base_s=found.base_s * math.exp(more)
-                ),
-            )
+            slower, base_s = found.log_ratio - more, found.base_s * math.exp(more)
+            yield case, replace(found, log_ratio=slower, base_s=base_s)
 
     return merged(rows, Trial(measure, budget_s, seed, say))
 

@@ -31,18 +31,11 @@ class DirtyError(CheckoutError):
 
 @dataclass(frozen=True)
 class Checkout:
-    """A commit as files.
+    """A commit as files."""
 
-    Attributes:
-        revision: as asked for.
-        dirty: it has changes beyond the commit.
-    """
-
-    revision: str
     commit: str
     subject: str
     root: Path
-    dirty: bool = False
 
 
 class Repository:
@@ -70,7 +63,7 @@ class Repository:
         Raises:
             RevisionError: there is no such commit.
         """
-        return self._files(revision, self._commit(revision), into)
+        return self._files(self._commit(revision), into)
 
     def head(self, into: Path, *, dirty: bool) -> Checkout:
         """What is checked out, as it is now: later edits do not matter.
@@ -85,7 +78,7 @@ class Repository:
         commit = self._commit("HEAD")
         changed = self._git("diff", "--name-only", "HEAD").splitlines()
         if not changed:
-            return self._files("HEAD", commit, into)
+            return self._files(commit, into)
         if not dirty:
             some = ", ".join(changed[:3]) + (", ..." if changed[3:] else "")
             raise DirtyError(
@@ -93,8 +86,7 @@ class Repository:
                 "measure them as they are with --dirty"
             )
         snapshot = self._git("stash", "create")  # a commit of them that nothing refers to
-        found = self._files("working tree", snapshot, into)
-        return Checkout(found.revision, commit, "with changes", found.root, dirty=True)
+        return Checkout(commit, "with changes", self._files(snapshot, into).root)
 
     def _commit(self, revision: str) -> str:
         try:
@@ -107,7 +99,7 @@ class Repository:
                 f"{names} (a shallow clone has few commits: git fetch --unshallow)"
             ) from None
 
-    def _files(self, revision: str, commit: str, into: Path) -> Checkout:
+    def _files(self, commit: str, into: Path) -> Checkout:
         into.mkdir(parents=True)
         packed = self._run("archive", "--format=tar", commit)
         try:
@@ -116,7 +108,7 @@ class Repository:
         except (tarfile.TarError, OSError) as error:
             raise CheckoutError(f"{commit[:10]} cannot be checked out: {error}") from error
         subject = self._git("log", "-1", "--format=%s", commit)
-        return Checkout(revision, commit, subject, into)
+        return Checkout(commit, subject, into)
 
     def _git(self, *arguments: str) -> str:
         return self._run(*arguments).decode(errors="replace").strip()

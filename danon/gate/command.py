@@ -7,6 +7,7 @@ import datetime as dt
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from danon.bench.child import bundle
 from danon.experiment.runs import replace_file
 from danon.experiment.store import StoreError
 from danon.gate import output
-from danon.gate.accept import accept, allowances
+from danon.gate.accept import accept, allowances, recalibrated
 from danon.gate.against import against
 from danon.gate.cases import HEAD_DIM, HEADS, LONGEST, MECHANISMS, gate_cases
 from danon.gate.checkout import Checkout, CheckoutError, DirtyError, Repository, RevisionError
@@ -30,7 +31,7 @@ from danon.gate.history import HistoryError, changes, draw, points
 from danon.gate.pair import Side, WorkerError
 from danon.gate.record import record, register
 from danon.gate.standing import WIDER, calibrated, standing
-from danon.gate.thresholds import Accepted, Thresholds, ThresholdsError
+from danon.gate.thresholds import Thresholds, ThresholdsError
 from danon.gate.trial import Say
 from danon.gate.worker import NEW
 from danon.measure.case import Case
@@ -38,7 +39,7 @@ from danon.measure.fingerprint import fingerprint
 
 __all__ = ["Options", "acceptance", "calibrate", "gate", "history"]
 
-INTERRUPTED = 130
+INTERRUPTED, INTERNAL = 130, 70
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (RevisionError, 3), (DirtyError, 4), (CheckoutError, 5), (WorkerError, 6),
     (ThresholdsError, 7), (HistoryError, 8), (StoreError, 8), (KeyboardInterrupt, INTERRUPTED),
@@ -185,25 +186,20 @@ def _gate(options: Options, console: Console) -> int:
 def _calibrate(options: Options, pairs: int, console: Console) -> int:
     start = perf_counter()
     with _bench(options, console) as bench:
-        found = calibrated(
+        found, without = calibrated(
             bench.side, options.cases, bench.inputs, bench.log, pairs=pairs, say=bench.say
         )
         place, before = bench.repository.root / THRESHOLDS, _thresholds(bench.head)
-        today, by = dt.datetime.now(dt.UTC).date().isoformat(), bench.repository.user
-        known = {} if before is None else dict(before.cases)
-        for name, new in found.items():
-            history: tuple[Accepted, ...] = ()
-            if (old := known.get(name)) is not None:  # what recalibrating accepts is told as well
-                history = (*old.history, Accepted(
-                    when=today, commit=bench.head.commit, by=by, why="calibrated again",
-                    relative_time=old.relative_time, facts=old.facts,
-                ))  # fmt: skip
-            known[name] = new.model_copy(update={"history": history})
+        commit, by = bench.head.commit, bench.repository.user
+        known = {} if before is None else before.cases
         thresholds = Thresholds(
-            commit=bench.head.commit, when=today, pairs=pairs, cases=known,
+            commit=commit, when=dt.datetime.now(dt.UTC).date().isoformat(), pairs=pairs,
             fingerprint=fingerprint(torch.device("cpu")),
+            cases=recalibrated(known, found, commit=commit, by=by),
         )  # fmt: skip
         thresholds.write(place)
+    for name, reason in without.items():
+        _say(console, "", f"{name}: {reason}")
     took = f"{perf_counter() - start:.0f} s"
     console.print(f"{len(found)} of {len(options.cases)} cases calibrated in {took}")
     _say(console, "Written", f"{place}: commit it")
@@ -270,6 +266,10 @@ def _guarded(console: Console, run: Callable[[], int]) -> int:
     except tuple(kind for kind, _ in STATUSES) as error:
         _refuse(console, str(error) or "interrupted: nothing is decided")
         return next(status for kind, status in STATUSES if isinstance(error, kind))
+    except Exception:  # noqa: BLE001  told in full, and not with the status of a regression
+        traceback.print_exc()
+        _refuse(console, "this is an error of the gate itself: nothing is decided")
+        return INTERNAL
 
 
 def _say(console: Console, what: str, words: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from danon.gate.accept import Allowance
@@ -14,11 +14,22 @@ from danon.gate.pair import DiedError, Side, Worker, WorkerError
 from danon.gate.trial import Say
 from danon.measure.case import Case
 
-__all__ = ["Facts", "facts_of", "judged"]
+__all__ = ["Facts", "Missing", "facts_of", "judged"]
 
-Facts = Mapping[str, float] | str
-"""Figures of a case, or why there are none."""
-ABSENT = "has no attention"
+
+@dataclass(frozen=True)
+class Missing:
+    """Why a case has no figures.
+
+    Attributes:
+        gone: the side does not have the attention.
+    """
+
+    reason: str
+    gone: bool = False
+
+
+Facts = Mapping[str, float] | Missing
 
 
 def facts_of(
@@ -36,23 +47,29 @@ def facts_of(
             try:
                 found[case] = _facts(worker, case)
             except DiedError as error:
-                found[case] = str(error)
+                found[case] = Missing(str(error))
                 worker = stack.enter_context(Worker(side, inputs, log))
             except WorkerError as error:
-                found[case] = str(error)
+                found[case] = Missing(str(error))
             say(f"figures of {side.name} that do not vary", done, len(cases))
     return found
 
 
 def judged(case: Case, base: Facts, head: Facts, allowed: Allowance | None = None) -> Row:
-    """Same, larger, or not measured on both sides."""
+    """Same, larger, or not measured on both sides.
+
+    Raises:
+        WorkerError: neither side has the attention: its name is wrong.
+    """
     allowed = allowed or Allowance()
-    if isinstance(base, str) and isinstance(head, str):
-        return Row(case, "not measured", note=head)
-    if isinstance(base, str):
-        return Row(case, "new", note=base)
-    if isinstance(head, str):
-        return Row(case, "removed" if ABSENT in head else "broken", note=head)
+    if isinstance(head, Missing):
+        if not isinstance(base, Missing):
+            return Row(case, "removed" if head.gone else "broken", note=head.reason)
+        if head.gone and base.gone:
+            raise WorkerError(head.reason)
+        return Row(case, "not measured", note=head.reason)
+    if isinstance(base, Missing):
+        return Row(case, "new", note=base.reason)
     facts = tuple(
         Fact(name, base[name], head[name])
         for name in base
@@ -63,9 +80,10 @@ def judged(case: Case, base: Facts, head: Facts, allowed: Allowance | None = Non
     return Row(case, "larger" if larger else "same", facts=facts, note=note)
 
 
-def _facts(worker: Worker, case: Case) -> Mapping[str, float]:
+def _facts(worker: Worker, case: Case) -> Facts:
     if case.attention not in worker.attentions:
-        raise WorkerError(f"{worker.side.name} {ABSENT} {case.attention!r}")
+        known = ", ".join(worker.attentions)
+        return Missing(f"{worker.side.name}: no attention {case.attention!r}; known: {known}", True)
     worker.request("prepare", case=asdict(case), name=case.id)
     found: dict[str, float] = worker.request("facts", name=case.id)
     if compiled(case):

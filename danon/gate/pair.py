@@ -82,7 +82,8 @@ class Worker:
     def __init__(self, side: Side, inputs: Path, log: Path) -> None:
         self.side = side
         here, there = socket.socketpair()
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(side.root)}
+        path = os.pathsep.join(filter(None, (str(side.root), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self._log = log
         with there, log.open("ab") as out:
             # -P: the folder of the script is not on the path.
@@ -172,7 +173,7 @@ def balanced(
 ) -> Measurement:
     """Two prepared cases, each of a worker, by turns."""
     calls = {
-        side: math.ceil(SAMPLE_S / side[0].request("time", name=side[1], calls=1)["cpu_s"])
+        side: math.ceil(SAMPLE_S / side[0].request("time", name=side[1], calls=1))
         for side in (base, head)
     }
     if base[1] == head[1]:  # the same work: the same number of calls
@@ -184,7 +185,7 @@ def balanced(
         spent = {base: 0.0, head: 0.0}
         for side in (a, b, b, a):
             worker, name = side
-            spent[side] += worker.request("time", name=name, calls=calls[side])["cpu_s"] / 2
+            spent[side] += worker.request("time", name=name, calls=calls[side]) / 2
         ratios.append(math.log(spent[head] / spent[base]))
         for side, some in spent.items():
             seconds[side].append(some)

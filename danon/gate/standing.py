@@ -14,8 +14,8 @@ import numpy as np
 from danon.gate.against import ROUNDS, merged
 from danon.gate.comparison import Row
 from danon.gate.decide import TYPICAL, Tolerance
-from danon.gate.facts import Facts, facts_of, judged
-from danon.gate.pair import Measurement, Side, Worker, balanced, pair
+from danon.gate.facts import Facts, Missing, facts_of, judged
+from danon.gate.pair import Measurement, Side, Worker, WorkerError, balanced, pair
 from danon.gate.thresholds import Threshold, Thresholds
 from danon.gate.trial import Say, Trial
 from danon.measure.case import Case
@@ -46,7 +46,7 @@ def standing(
         known = thresholds.cases.get(case.id)
         everything = thresholds.comparable(fingerprint)
         if known is None:
-            before[case] = "there is no threshold of it"
+            before[case] = Missing("there is no threshold of it", gone=True)
         else:
             before[case] = {n: x for n, x in known.facts.items() if everything or n in PORTABLE}
     rows = {case: judged(case, before[case], after[case]) for case in cases}
@@ -68,17 +68,24 @@ def standing(
 def calibrated(
     side: Side, cases: Sequence[Case], inputs: Path, log: Path, *, pairs: int, say: Say,
     seed: int = 0,
-) -> dict[str, Threshold]:  # fmt: skip
+) -> tuple[dict[str, Threshold], dict[str, str]]:  # fmt: skip
     """Thresholds of the cases that run: the code against itself, and beside dense attention.
 
     Args:
         pairs: of fresh processes, and as many single ones.
 
+    Returns:
+        Thresholds, and why there are none of the other cases.
+
     Raises:
-        WorkerError: the side does not start, or a worker died.
+        WorkerError: an unknown attention, the side does not start, or a worker died.
     """
     facts = facts_of(side, cases, inputs, log, say)
-    measured = {case: dict(some) for case, some in facts.items() if not isinstance(some, str)}
+    without = {case: some for case, some in facts.items() if isinstance(some, Missing)}
+    for some in without.values():
+        if some.gone:
+            raise WorkerError(some.reason)
+    measured = {case: dict(some) for case, some in facts.items() if not isinstance(some, Missing)}
     running = list(measured)
     ratios: dict[Case, list[float]] = {case: [] for case in running}
     relative: dict[Case, list[float]] = {case: [] for case in running}
@@ -92,13 +99,14 @@ def calibrated(
         for done, (case, found, _) in enumerate(alone, 1):
             relative[case].append(math.log(found))
             say(f"beside dense attention, {turn + 1} of {pairs}", done, len(running))
-    return {
+    thresholds = {
         case.id: Threshold(
             relative_time=math.exp(median(relative[case])), spread=_spread(ratios[case]),
             drift=_spread(relative[case]), facts=figures,
         )
         for case, figures in measured.items()
     }  # fmt: skip
+    return thresholds, {case.id: some.reason for case, some in without.items()}
 
 
 def _relative(

@@ -22,6 +22,11 @@ Words = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^(speed|decode)/[\w.-]+/N\d+/\w+/[\w+]+/\w+$")]
 
 
+RUNTIME = ("torch", "cpu_capability", "device")
+MACHINE = (*RUNTIME, "cpu", "cores")
+"""Entries of a fingerprint."""
+
+
 class ThresholdsError(ValueError):
     """A file of thresholds that is not there or not right."""
 
@@ -108,10 +113,6 @@ class Thresholds(_Strict):
         values = json.dumps(self.model_dump(), indent=1, sort_keys=True)
         replace_file(path, f"{values}\n".encode())
 
-    def with_case(self, name: str, threshold: Threshold) -> Thresholds:
-        """With another threshold for a case."""
-        return self.model_copy(update={"cases": {**self.cases, name: threshold}})
-
     def comparable(self, fingerprint: Mapping[str, str]) -> bool:
         """Whether bytes and graph breaks are the same here: those of one runtime are."""
         return all(self.fingerprint.get(name) == fingerprint.get(name) for name in RUNTIME)
@@ -119,7 +120,3 @@ class Thresholds(_Strict):
     def same_machine(self, fingerprint: Mapping[str, str]) -> bool:
         """Whether times are."""
         return all(self.fingerprint.get(name) == fingerprint.get(name) for name in MACHINE)
-
-
-RUNTIME = ("torch", "cpu_capability", "device")
-MACHINE = (*RUNTIME, "cpu", "cores")

@@ -14,15 +14,13 @@ import importlib
 import importlib.util
 import json
 import math
-import os
 import pkgutil
-import resource
 import socket
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter, process_time
+from time import process_time
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +47,7 @@ class Worker:
     def load(self, targets: list[str]) -> list[str]:
         """Import every attention of the checkout; returns the registered names."""
         attention = importlib.import_module("danon.attention")
+        own(Path.cwd(), Path(str(attention.__file__)))
         for module in pkgutil.iter_modules(attention.__path__, "danon.attention."):
             importlib.import_module(module.name)
         if importlib.util.find_spec("baselines") is not None:
@@ -74,21 +73,18 @@ class Worker:
         self._calls[name] = call = _call(module, q, k, v, case)
         call()
 
-    def time(self, name: str, calls: int) -> dict[str, float]:
-        """Call so many times; seconds of CPU and wall a call, and how often it had to wait."""
+    def time(self, name: str, calls: int) -> float:
+        """Call so many times; seconds of CPU a call."""
         call = self._calls[name]
         gc.collect()
         gc.disable()
         try:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-            wall, cpu = perf_counter(), process_time()
+            start = process_time()
             for _ in range(calls):
                 call()
-            cpu, wall = process_time() - cpu, perf_counter() - wall
-            after = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+            return (process_time() - start) / calls
         finally:
             gc.enable()
-        return {"cpu_s": cpu / calls, "wall_s": wall / calls, "preempted": float(after - before)}
 
     def facts(self, name: str) -> dict[str, float]:
         """What is the same every time: bytes, parameters, floating point operations."""
@@ -121,6 +117,12 @@ class Worker:
     def release(self, name: str) -> None:
         """Forget a case."""
         del self._calls[name], self._made[name]
+
+
+def own(root: Path, file: Path) -> None:
+    """Raises: ImportError: the checkout has a danon, and another one was imported."""
+    if (root / "danon" / "__init__.py").is_file() and not file.is_relative_to(root.resolve()):
+        raise ImportError(f"danon comes from {file}, not from {root}: how is it installed?")
 
 
 def _call(
@@ -223,5 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()
