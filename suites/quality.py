@@ -7,8 +7,8 @@ a query; only the attention differs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
 from time import perf_counter
@@ -17,33 +17,30 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset, TensorDataset
 
 from danon.attention import registry
 from danon.measure.case import Case, CaseResult
-from danon.models import Backbone
-from danon.training import IGNORED, TrainingConfig
+from danon.training import IGNORED
 from suites.attentions import REFERENCE
 from suites.corpora import CorpusError, corpus, windows
 from suites.examine import UnmeasuredError, costs, examined
 from suites.keeper import Keeper
-from suites.learner import AnswerTrainer, answered, attention_of, learner, sized
-from suites.lessons import Lessons
+from suites.learner import answered, attention_of, learner, sized
 from suites.plans import LanguagePlan, Plan, RecallPlan
 from suites.profiles import Profile
-from suites.tasks import Task
+from suites.training import (
+    JUDGING,
+    Run,
+    bits_at,
+    learn_language,
+    learn_recall,
+    marked,
+    questions,
+)  # fmt: skip
 from suites.verify import Verifier
 
 __all__ = ["School", "by_depth"]
 
-JUDGING = 1_000_000
-"""Seed of the examples that are judged; those that are learned from have smaller ones."""
-ASKED = 4096
-"""Answers that an accuracy is taken over, if so many examples have them."""
-EXAMPLES = 1024
-"""That an accuracy is taken over, at most."""
-TOGETHER = 16384
-"""Tokens that are judged at once."""
 BUCKETS = 16
 """Of positions, over which the loss is shown."""
 TENTHS = 10
@@ -52,25 +49,6 @@ FORECASTS = 3
 """A training is over budget only if so many steps say so: somebody else may have slowed one."""
 PROBE = 256
 """Tokens that the correctness check of an attention takes, at most."""
-
-
-@dataclass
-class Run:
-    """One training.
-
-    Attributes:
-        score: what learning rates are chosen by, the higher the better; NaN if it diverged.
-        points: step, seconds and bits of every evaluation of the last fit.
-        curves: of the result.
-    """
-
-    rate: float
-    model: Backbone
-    diverged: str = ""
-    seconds: float = 0.0
-    score: float = math.nan
-    points: list[tuple[int, float, float]] = field(default_factory=list)
-    curves: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
 class School:
@@ -99,11 +77,11 @@ class School:
             return CaseResult(case, reason.status, str(reason), kind.semantics)
 
     def _recalled(self, case: Case, plan: RecallPlan) -> CaseResult:
-        runs = self._trained(case, plan, lambda rate, seed: _learn_recall(case, plan, rate, seed))
+        runs = self._trained(case, plan, lambda rate, seed: learn_recall(case, plan, rate, seed))
         metrics, curves = {}, {}
         for task in (test for test in plan.tests if test.length == case.length):
-            ids, answers = _asked(task, JUDGING)
-            right = torch.stack([_right(run.model, ids, answers) for run in runs])
+            ids, answers = questions(task, JUDGING)
+            right = torch.stack([marked(run.model, ids, answers) for run in runs])
             found = right.mean(1).tolist()
             metrics |= _spread(f"accuracy_{task.items}_items", found)
             metrics |= _spread("accuracy", found) | {"items": float(task.items)}  # the most last
@@ -114,9 +92,9 @@ class School:
         return replace(row, curves=curves)
 
     def _spoken(self, case: Case, plan: LanguagePlan) -> CaseResult:
-        runs = self._trained(case, plan, lambda rate, seed: _learn_language(case, plan, rate, seed))
+        runs = self._trained(case, plan, lambda rate, seed: learn_language(case, plan, rate, seed))
         judged = windows(corpus(plan.corpus)[2], plan.held_out, plan.context, JUDGING)
-        bits = [_bits(run.model, *judged) for run in runs]
+        bits = [bits_at(run.model, *judged) for run in runs]
         found = [float(some.mean()) for some in bits]
         metrics = _spread("bits_per_byte", found)
         curves = runs[0].curves | {"bits_by_position": _by_position(bits[0])}
@@ -225,88 +203,10 @@ def _forecast(case: Case, plan: Plan) -> float:
     return total * plan.runs
 
 
-def _learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> Run:
-    run = Run(rate, learner(case.attention, plan.shape, seed).to(case.device))
-    for number in range(len(plan.stages)):
-        lessons = Lessons(plan.parts(number), seed=seed * len(plan.stages) + number)
-        config = TrainingConfig(
-            steps=len(lessons), batch_size=1, log_every=len(lessons),
-            **plan.settings(rate * (1 - number / len(plan.stages)), seed, len(lessons)),
-        )  # fmt: skip
-        if not _fit(run, config, lessons):
-            return run
-    run.score = float(_right(run.model, *_asked(plan.tests[-1], JUDGING - 1)).mean())
-    return run
-
-
-def _learn_language(case: Case, plan: LanguagePlan, rate: float, seed: int) -> Run:
-    run = Run(rate, learner(case.attention, plan.shape, seed).to(case.device))
-    learned, chosen_by, _ = corpus(plan.corpus)
-    asked = TensorDataset(*windows(chosen_by, plan.held_out, plan.context, JUDGING - 1))
-    by_tokens: list[list[float]] = []
-    by_seconds: list[list[float]] = []
-    tokens, stages = 0, len(plan.readings)
-    for number, reading in enumerate(plan.readings):
-        data = windows(
-            learned, reading.batch * reading.steps, reading.context, seed * stages + number
-        )
-        config = TrainingConfig(
-            steps=reading.steps, batch_size=reading.batch, log_every=reading.steps,
-            eval_every=max(1, reading.steps // plan.judged),
-            **plan.settings(rate * (1 - number / stages), seed, reading.steps),
-        )  # fmt: skip
-        seconds = run.seconds
-        if not _fit(run, config, TensorDataset(*data), asked):
-            return run
-        each = reading.batch * reading.context
-        by_tokens += [[tokens + step * each, bits] for step, _, bits in run.points]
-        by_seconds += [[seconds + after, bits] for _, after, bits in run.points]
-        tokens += reading.tokens
-    run.score = -run.points[-1][2]
-    run.curves = {"bits_by_tokens": by_tokens, "bits_by_seconds": by_seconds}
-    return run
-
-
-def _fit(
-    run: Run, config: TrainingConfig, data: Dataset[Any], judged: TensorDataset | None = None
-) -> bool:
-    """Train; False if it diverged."""
-    start = perf_counter()
-    points: list[tuple[int, float, float]] = []  # step, seconds of training, loss
-
-    def listen(step: int, metrics: dict[str, float]) -> None:
-        if "eval_loss" in metrics:
-            points.append((step, perf_counter() - start - trainer.judging_s, metrics["eval_loss"]))
-
-    trainer = AnswerTrainer(run.model, config, listeners=(listen,), progress=False)
-    found = trainer.fit(data, judged)
-    run.seconds += perf_counter() - start - trainer.judging_s
-    run.model.eval()
-    if found.outcome == "diverged":
-        run.diverged = f"diverged at step {found.step}"
-        return False
-    run.points = [(step, seconds, loss / math.log(2)) for step, seconds, loss in points]
-    return True
-
-
-def _asked(task: Task, seed: int) -> tuple[Tensor, Tensor]:
-    return task.examples(min(-(-ASKED // task.answers), EXAMPLES), seed)
-
-
 def _majority(answers: Tensor) -> float:
     """Accuracy of who always gives the most frequent answer."""
     wanted = answers[answers != IGNORED]
     return float(wanted.bincount().max() / len(wanted))
-
-
-@torch.no_grad()
-def _right(model: Backbone, ids: Tensor, answers: Tensor) -> Tensor:
-    """1 or 0 for every answer, in order (examples * answers,)."""
-    found = []
-    for some, wanted in _slices(model, ids, answers):
-        logits, targets = answered(model, some, wanted)
-        found.append(logits.argmax(-1) == targets)
-    return torch.cat(found).double().cpu()
 
 
 def by_depth(right: Tensor, depths: Tensor) -> list[list[float]]:
@@ -315,26 +215,10 @@ def by_depth(right: Tensor, depths: Tensor) -> list[list[float]]:
     return [[(i + 0.5) / TENTHS, float(right[tenth == i].mean())] for i in tenth.unique().tolist()]
 
 
-@torch.no_grad()
-def _bits(model: Backbone, ids: Tensor, following: Tensor) -> Tensor:
-    """Mean bits of the bytes at each position (N,)."""
-    losses = [
-        F.cross_entropy(*answered(model, some, wanted), reduction="none").view(some.shape)
-        for some, wanted in _slices(model, ids, following)
-    ]
-    return torch.cat(losses).mean(0) / math.log(2)
-
-
 def _by_position(bits: Tensor) -> list[list[float]]:
     """Mean bits in each stretch of positions (N,): [position it ends at, bits]."""
     ends = torch.linspace(0, len(bits), BUCKETS + 1).long().unique().tolist()
     return [[b, float(bits[a:b].mean())] for a, b in pairwise(ends)]
-
-
-def _slices(model: Backbone, ids: Tensor, answers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    device, size = model.embed.weight.device, max(1, TOGETHER // ids.shape[1])
-    for some, wanted in zip(ids.split(size), answers.split(size), strict=True):
-        yield some.to(device), wanted.to(device)
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -20,8 +20,9 @@ from suites.curricula import QUICK, SMOKE
 from suites.learner import learner
 from suites.lessons import Stage
 from suites.profiles import PROFILES, Profile
-from suites.quality import JUDGING, School, by_depth
+from suites.quality import School, by_depth
 from suites.tasks import Needle
+from suites.training import JUDGING
 
 gather((), ())
 OURS = ("msra", "dala", "ucsa")

@@ -1,0 +1,147 @@
+"""How a small model is trained on a task, and asked afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset, TensorDataset
+
+from danon.measure.case import Case
+from danon.models import Backbone
+from danon.training import TrainingConfig
+from suites.corpora import corpus, windows
+from suites.learner import AnswerTrainer, answered, learner
+from suites.lessons import Lessons
+from suites.plans import LanguagePlan, RecallPlan
+from suites.tasks import Task
+
+__all__ = ["JUDGING", "Run", "bits_at", "learn_language", "learn_recall", "marked", "questions"]
+
+JUDGING = 1_000_000
+"""Seed of the examples that are judged; those that are learned from have smaller ones."""
+ASKED = 4096
+"""Answers that an accuracy is taken over, if so many examples have them."""
+EXAMPLES = 1024
+"""That an accuracy is taken over, at most."""
+TOGETHER = 16384
+"""Tokens that are judged at once."""
+
+
+@dataclass
+class Run:
+    """One training.
+
+    Attributes:
+        score: what learning rates are chosen by, the higher the better; NaN if it diverged.
+        points: step, seconds and bits of every evaluation of the last fit.
+        curves: of the result.
+    """
+
+    rate: float
+    model: Backbone
+    diverged: str = ""
+    seconds: float = 0.0
+    score: float = math.nan
+    points: list[tuple[int, float, float]] = field(default_factory=list)
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+
+
+def learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> Run:
+    run = Run(rate, learner(case.attention, plan.shape, seed).to(case.device))
+    for number in range(len(plan.stages)):
+        lessons = Lessons(plan.parts(number), seed=seed * len(plan.stages) + number)
+        config = TrainingConfig(
+            steps=len(lessons), batch_size=1, log_every=len(lessons),
+            **plan.settings(rate * (1 - number / len(plan.stages)), seed, len(lessons)),
+        )  # fmt: skip
+        if not _fit(run, config, lessons):
+            return run
+    run.score = float(marked(run.model, *questions(plan.tests[-1], JUDGING - 1)).mean())
+    return run
+
+
+def learn_language(case: Case, plan: LanguagePlan, rate: float, seed: int) -> Run:
+    run = Run(rate, learner(case.attention, plan.shape, seed).to(case.device))
+    learned, chosen_by, _ = corpus(plan.corpus)
+    asked = TensorDataset(*windows(chosen_by, plan.held_out, plan.context, JUDGING - 1))
+    by_tokens: list[list[float]] = []
+    by_seconds: list[list[float]] = []
+    tokens, stages = 0, len(plan.readings)
+    for number, reading in enumerate(plan.readings):
+        data = windows(
+            learned, reading.batch * reading.steps, reading.context, seed * stages + number
+        )
+        config = TrainingConfig(
+            steps=reading.steps, batch_size=reading.batch, log_every=reading.steps,
+            eval_every=max(1, reading.steps // plan.judged),
+            **plan.settings(rate * (1 - number / stages), seed, reading.steps),
+        )  # fmt: skip
+        seconds = run.seconds
+        if not _fit(run, config, TensorDataset(*data), asked):
+            return run
+        each = reading.batch * reading.context
+        by_tokens += [[tokens + step * each, bits] for step, _, bits in run.points]
+        by_seconds += [[seconds + after, bits] for _, after, bits in run.points]
+        tokens += reading.tokens
+    run.score = -run.points[-1][2]
+    run.curves = {"bits_by_tokens": by_tokens, "bits_by_seconds": by_seconds}
+    return run
+
+
+def _fit(
+    run: Run, config: TrainingConfig, data: Dataset[Any], judged: TensorDataset | None = None
+) -> bool:
+    """Train; False if it diverged."""
+    start = perf_counter()
+    points: list[tuple[int, float, float]] = []  # step, seconds of training, loss
+
+    def listen(step: int, metrics: dict[str, float]) -> None:
+        if "eval_loss" in metrics:
+            points.append((step, perf_counter() - start - trainer.judging_s, metrics["eval_loss"]))
+
+    trainer = AnswerTrainer(run.model, config, listeners=(listen,), progress=False)
+    found = trainer.fit(data, judged)
+    run.seconds += perf_counter() - start - trainer.judging_s
+    run.model.eval()
+    if found.outcome == "diverged":
+        run.diverged = f"diverged at step {found.step}"
+        return False
+    run.points = [(step, seconds, loss / math.log(2)) for step, seconds, loss in points]
+    return True
+
+
+def questions(task: Task, seed: int) -> tuple[Tensor, Tensor]:
+    return task.examples(min(-(-ASKED // task.answers), EXAMPLES), seed)
+
+
+@torch.no_grad()
+def marked(model: Backbone, ids: Tensor, answers: Tensor) -> Tensor:
+    """1 or 0 for every answer, in order (examples * answers,)."""
+    found = []
+    for some, wanted in _slices(model, ids, answers):
+        logits, targets = answered(model, some, wanted)
+        found.append(logits.argmax(-1) == targets)
+    return torch.cat(found).double().cpu()
+
+
+@torch.no_grad()
+def bits_at(model: Backbone, ids: Tensor, following: Tensor) -> Tensor:
+    """Mean bits of the bytes at each position (N,)."""
+    losses = [
+        F.cross_entropy(*answered(model, some, wanted), reduction="none").view(some.shape)
+        for some, wanted in _slices(model, ids, following)
+    ]
+    return torch.cat(losses).mean(0) / math.log(2)
+
+
+def _slices(model: Backbone, ids: Tensor, answers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    device, size = model.embed.weight.device, max(1, TOGETHER // ids.shape[1])
+    for some, wanted in zip(ids.split(size), answers.split(size), strict=True):
+        yield some.to(device), wanted.to(device)
