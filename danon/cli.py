@@ -14,7 +14,7 @@ NEEDED = (
 
 
 def main() -> None:
-    """Run ``danon bench | report | choose | record | gate | calibrate | history | doctor``."""
+    """Run ``danon bench | report | choose | record | gate | ...``."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(

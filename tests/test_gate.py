@@ -15,13 +15,14 @@ from repositories import MINE, git
 from rich.console import Console
 
 import danon
-from danon.gate import command, decide
+from danon.gate import decide, session
 from danon.gate.checkout import CheckoutError, DirtyError, Repository, RevisionError
-from danon.gate.command import Options, gate
+from danon.gate.command import gate
 from danon.gate.comparison import Comparison, Fact, Finding, Row
 from danon.gate.decide import CONFIRMING, SCREENING, Tolerance, Verdict
 from danon.gate.output import junit, markdown, render
 from danon.gate.pair import DiedError, Measurement, Side, Worker, WorkerError
+from danon.gate.session import Options
 from danon.gate.trial import Trial
 from danon.gate.worker import own
 from danon.measure.case import Case
@@ -210,8 +211,8 @@ def small(
     monkeypatch: pytest.MonkeyPatch, repository: Path, gate_inputs: Path, sqlite: str
 ) -> Path:
     """A gate of one small case, called in the repository."""
-    monkeypatch.setattr(command, "gate_cases", lambda names: [CASE])
-    monkeypatch.setattr(command, "_inputs", lambda place: gate_inputs)
+    monkeypatch.setattr(session, "gate_cases", lambda names: [CASE])
+    monkeypatch.setattr(session, "_inputs", lambda place: gate_inputs)
     monkeypatch.chdir(repository)
     return repository
 
@@ -274,7 +275,7 @@ class TestGate:
     def test_an_attention_that_neither_side_has_is_no_clean_run(self, small: Path) -> None:
         unknown = replace(CASE, attention="msar")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(command, "gate_cases", lambda names: [CASE, unknown])
+            patch.setattr(session, "gate_cases", lambda names: [CASE, unknown])
             status, said = gated(base="HEAD")
         assert status == 6 and "head: no attention 'msar'; known: " in said and "msra" in said
 
@@ -284,7 +285,7 @@ class TestGate:
         def broken(place: Path) -> Path:
             raise subprocess.CalledProcessError(1, "suites.inputs")
 
-        monkeypatch.setattr(command, "_inputs", broken)
+        monkeypatch.setattr(session, "_inputs", broken)
         status, said = gated()
         assert status == 70 and "nothing is decided" in said
         assert "suites.inputs" in capsys.readouterr().err
@@ -315,7 +316,7 @@ class TestTrial:
         def measure(some: Sequence[Case], seed: int) -> Iterable[tuple[Case, Measurement]]:
             calls.append(tuple(c.attention for c in some))
             jitter = 0.001 * (seed % 5)
-            return [(c, Measurement(ratios[c.attention] + jitter, 1.0, 1.0)) for c in some]
+            return [(c, Measurement(ratios[c.attention] + jitter, (1.0,), (1.0,))) for c in some]
 
         found = Trial(measure, 60.0, 0, lambda *_: None).rows(cases)
         return [found[case] for case in cases], calls

@@ -12,7 +12,7 @@ from danon.gate import command
 from danon.gate.comparison import Comparison, Row
 from danon.gate.history import HistoryError, Point, changes, points
 from danon.gate.record import record
-from danon.gate.thresholds import Threshold, Thresholds
+from danon.gate.thresholds import Threshold, Thresholds, Timing
 from danon.measure.case import Case
 from danon.measure.statistics import Estimate
 
@@ -46,7 +46,7 @@ def test_few_runs_say_nothing() -> None:
 
 def recorded(folder: Path, ratio: float, number: int, machine: str = "here") -> None:
     """A run of the gate that found this ratio to the threshold of 2."""
-    threshold = Threshold(relative_time=2.0, spread=0.01, drift=0.01, facts={})
+    threshold = Threshold(time=Timing(relative=2.0, spread=0.01, drift=0.01), facts={})
     accepted = Thresholds(
         commit="a", when="2026-01-31", pairs=10, fingerprint={},
         cases={CASE.id: threshold, LONG.id: threshold},

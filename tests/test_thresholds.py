@@ -14,13 +14,14 @@ from mlflow import MlflowClient
 from repositories import MINE, git
 from rich.console import Console
 
-from danon.gate import command
+from danon.gate import session
 from danon.gate.accept import Allowance, accept, allowances
-from danon.gate.command import THRESHOLDS, Options, acceptance, calibrate, gate
+from danon.gate.command import THRESHOLDS, acceptance, calibrate, gate
 from danon.gate.comparison import Comparison, Fact, Row
 from danon.gate.facts import Missing, judged
 from danon.gate.record import BASELINE, record, register
-from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError
+from danon.gate.session import Options
+from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError, Timing
 from danon.measure.case import Case
 from danon.measure.fingerprint import fingerprint
 from danon.measure.statistics import Estimate
@@ -30,8 +31,11 @@ A, B, C, D = (f"speed/{name}/N128/float32/forward/cpu" for name in "abcd")
 HERE = fingerprint(torch.device("cpu"))
 
 
+TIME = {"relative": 2.0, "spread": 0.01, "drift": 0.02}
+
+
 def threshold(relative_time: float = 2.0, **facts: float) -> Threshold:
-    return Threshold(relative_time=relative_time, spread=0.01, drift=0.02, facts=facts)
+    return Threshold(time=Timing(**TIME | {"relative": relative_time}), facts=facts)
 
 
 def thresholds(cases: dict[str, Threshold], *, fingerprint: dict[str, str] = HERE) -> Thresholds:
@@ -54,11 +58,11 @@ class TestFile:
         assert place.read_text() == text
 
     @pytest.mark.parametrize(("change", "words"), [
-        ({"cases": {A: {"relative_time": -1}}}, f"cases -> {A} -> relative_time: .*greater than 0"),
-        ({"cases": {A: {"relative_time": "NaN"}}}, "relative_time"),
+        ({"cases": {A: {"time": TIME | {"relative": -1}}}}, r"relative: .*greater than 0"),
+        ({"cases": {A: {"time": TIME | {"relative": "NaN"}}}}, "time -> relative"),
         ({"cases": {A: {"facts": {"flops": "many"}}}}, "facts -> flops: .*valid number"),
         ({"cases": {A: {"history": [{"why": ""}]}}}, r"history -> 0 -> .*\(5 more\)"),
-        ({"cases": {A: {"relativ_time": 1}}}, "relativ_time: Extra inputs are not permitted"),
+        ({"cases": {A: {"timing": 1}}}, "timing: Extra inputs are not permitted"),
         ({"cases": {"fast": {}}}, "fast.*should match pattern"),
         ({"format": 2}, "format: Input should be 1"),
     ])  # fmt: skip
@@ -97,7 +101,7 @@ class TestAccept:
         found = compared(tmp_path / "gate.json", 1.25, Fact("flops", 8.0, 16.0))
         old = thresholds({A: threshold(2.0, flops=8.0, parameters=3.0), B: threshold()})
         new = accept(old, found, A, why="exact now", by="Ada")
-        assert new.cases[A].relative_time == 2.5
+        assert new.cases[A].time == Timing(**TIME | {"relative": 2.5})
         assert new.cases[A].facts == {"flops": 16.0, "parameters": 3.0}
         (kept,) = new.cases[A].history
         assert (kept.why, kept.by, kept.commit) == ("exact now", "Ada", "b" * 40)
@@ -146,8 +150,8 @@ def own(repository: Path, monkeypatch: pytest.MonkeyPatch, gate_inputs: Path, sq
     git(repository, "reset", "--hard", "HEAD~1")
     git(repository, "config", "user.name", "Ada")
     git(repository, "config", "user.email", "ada@example.org")
-    monkeypatch.setattr(command, "gate_cases", lambda names: [CASE])
-    monkeypatch.setattr(command, "_inputs", lambda place: gate_inputs)
+    monkeypatch.setattr(session, "gate_cases", lambda names: [CASE])
+    monkeypatch.setattr(session, "_inputs", lambda place: gate_inputs)
     monkeypatch.chdir(repository)
     return repository
 
@@ -177,7 +181,8 @@ class TestGate:
         assert status == 0 and "1 of 1 cases calibrated" in said
         found = Thresholds.read(own / THRESHOLDS).cases[CASE.id]
         assert found.facts["flops"] == 4 * 4 * 128 * 128 * 64
-        assert 0.3 < found.relative_time < 30 and 0.005 < found.spread < 1 and not found.history
+        assert found.time is not None and not found.history
+        assert 0.3 < found.time.relative < 30 and 0.005 < found.time.spread < 1
         git(own, "add", str(THRESHOLDS))
         git(own, "commit", "-m", "thresholds")
 
@@ -191,7 +196,7 @@ class TestGate:
         status, said = told(acceptance, CASE.id, "twice as exact", Path("out"))
         assert status == 0 and "of dense attention's time" in said
         moved = Thresholds.read(own / THRESHOLDS).cases[CASE.id]
-        assert moved.relative_time > 1.3 * found.relative_time
+        assert moved.time is not None and moved.time.relative > 1.3 * found.time.relative
         assert (moved.history[-1].by, moved.history[-1].why) == ("Ada", "twice as exact")
         git(own, "commit", "-am", "accept it")
 
@@ -213,7 +218,8 @@ class TestGate:
             found, said = told(gate, OPTIONS)
             assert found == status and words in said
             assert "of another machine (abacus, torch 9.9)" in said
-            assert "3 times as much; bytes and graph breaks are not compared" in said
+            assert "only what is 6 times as slow beside dense attention is a regression" in said
+            assert "; bytes and graph breaks are not compared" in said
             assert "peak memory" not in said
 
     def test_calibrating_again_is_told_in_the_history(self, own: Path) -> None:
@@ -226,7 +232,8 @@ class TestGate:
         assert found[B] == known  # not measured: stays
         (entry,) = found[CASE.id].history
         assert (entry.why, entry.relative_time) == ("calibrated again", 1000.0)
-        assert found[CASE.id].relative_time < 100
+        timing = found[CASE.id].time
+        assert timing is not None and timing.relative < 100
 
     def test_bad_input(self, own: Path) -> None:
         assert told(calibrate, OPTIONS, 1) == (2, "danon: --pairs 1: must be at least 2")
@@ -239,7 +246,7 @@ class TestGate:
 
 
 def test_a_case_without_threshold_is_new() -> None:
-    row = judged(CASE, Missing("there is no threshold of it", gone=True), {"flops": 1.0})
+    row = judged(CASE, Missing("there is no threshold of it", "removed"), {"flops": 1.0})
     assert row == Row(CASE, "new", note="there is no threshold of it")
 
 
@@ -264,7 +271,7 @@ class TestStore:
         assert run.data.metrics["a.forward.float32.flops"] == 8.0
         assert run.info.status == "FINISHED"
         kept = client.download_artifacts(baseline.run_id, "thresholds/a/thresholds.json")
-        assert json.loads(Path(kept).read_text())[A]["relative_time"] == 2.5
+        assert json.loads(Path(kept).read_text())[A]["time"]["relative"] == 2.5
 
     def test_a_comparison_is_a_run(self, sqlite: str, tmp_path: Path) -> None:
         ratio = Estimate(1.1, 1.05, 1.15)

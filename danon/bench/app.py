@@ -18,6 +18,7 @@ __all__ = ["app"]
 RESULTS = Path("results") / "runs"
 REFERENCE = Path("results") / "reference"
 GATE = Path("results") / "gate"
+POWER = Path("results") / "gate_power"
 
 app = typer.Typer(
     help="Measure attention mechanisms.", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -132,8 +133,9 @@ def gate(
     results: Annotated[Path, typer.Option(help="Gets gate.json, gate.md and gate.xml.")] = GATE,
 ) -> None:
     """Say whether an attention has become slower or larger; exit status 1 if so."""
-    from danon.gate.command import Options, acceptance
+    from danon.gate.command import acceptance
     from danon.gate.command import gate as run
+    from danon.gate.session import Options
 
     if accept:
         raise typer.Exit(acceptance(accept, why, results, Console()))
@@ -159,11 +161,25 @@ def calibrate(
     pairs: Annotated[int, typer.Option(help="Of fresh processes, for each case.")] = 10,
 ) -> None:
     """Measure the thresholds that the gate compares with, at the commit that is checked out."""
-    from danon.gate.command import Options
     from danon.gate.command import calibrate as run
+    from danon.gate.session import Options
 
     options = Options(tuple(attention or ()), only, False, 0.0, GATE)
     raise typer.Exit(run(options, pairs, Console()))
+
+
+@app.command("gate-power")
+def gate_power(
+    load: Annotated[
+        str, typer.Option(help="Beside the measurements: quiet, 'busy core', 'memory traffic'.")
+    ] = "quiet",
+    minutes: Annotated[float, typer.Option(help="Of new rounds; 0 replays those there are.")] = 60,
+    results: Annotated[Path, typer.Option(help="Has the rounds.")] = POWER,
+) -> None:
+    """Measure the gate itself: how often it errs where the truth is known."""
+    from danon.gate.power.command import gate_power as run
+
+    raise typer.Exit(run(load, minutes, results, Console()))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from danon.gate.comparison import RECALL
 from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError
 
 __all__ = ["Allowance", "accept", "allowances", "recalibrated"]
@@ -21,7 +22,7 @@ class Allowance:
 
     Attributes:
         log_time: logarithm of head / base.
-        facts: figures up to which growth is accepted.
+        facts: figures up to which growth is accepted; of recall, how far it may fall.
         why: as the last who accepted said.
     """
 
@@ -49,11 +50,15 @@ def accept(thresholds: Thresholds, found: Path, name: str, *, why: str, by: str)
     except FileNotFoundError:
         raise ThresholdsError(f"{found} is not there: run the gate first") from None
     rows: dict[str, Any] = {row["case"]["id"]: row for row in comparison["rows"]}
-    if name not in rows or rows[name]["time_ratio"] is None:
+    known = thresholds.cases[name]
+    if name not in rows or (known.time is not None and rows[name]["time_ratio"] is None):
         raise ThresholdsError(f"{found} has no figures of {name!r}: run the gate on it first")
-    row, known = rows[name], thresholds.cases[name]
+    row, time = rows[name], known.time
+    if time is not None:
+        relative = time.relative * row["time_ratio"]["value"]
+        time = time.model_copy(update={"relative": relative})
     moved = known.model_copy(update={
-        "relative_time": known.relative_time * row["time_ratio"]["value"],
+        "time": time,
         "facts": known.facts | {fact["name"]: fact["head"] for fact in row["facts"]},
         "history": _history(known, commit=comparison["head"], by=by, why=why),
     })  # fmt: skip
@@ -83,15 +88,23 @@ def allowances(base: Thresholds | None, head: Thresholds | None) -> dict[str, Al
     for name, new in head.cases.items():
         old = base.cases.get(name)
         if old is not None and len(new.history) > len(old.history):
-            time = math.log(new.relative_time / old.relative_time)
-            found[name] = Allowance(max(0.0, time), new.facts, new.history[-1].why)
+            more = 0.0
+            if new.time is not None and old.time is not None:
+                more = max(0.0, math.log(new.time.relative / old.time.relative))
+            facts = {
+                figure: max(0.0, old.facts.get(figure, value) - value)
+                if figure.startswith(RECALL) else value
+                for figure, value in new.facts.items()
+            }  # fmt: skip
+            found[name] = Allowance(more, facts, new.history[-1].why)
     return found
 
 
 def _history(old: Threshold, *, commit: str, by: str, why: str) -> tuple[Accepted, ...]:
     today = dt.datetime.now(dt.UTC).date().isoformat()
+    relative = None if old.time is None else old.time.relative
     entry = Accepted(
-        when=today, commit=commit, by=by, why=why, relative_time=old.relative_time, facts=old.facts
+        when=today, commit=commit, by=by, why=why, relative_time=relative, facts=old.facts
     )
     return *old.history, entry
 

@@ -1,4 +1,7 @@
-"""What the gate measures of an attention: calls short enough to repeat in many processes."""
+"""What the gate measures of an attention.
+
+Calls that are short enough to repeat in many processes, and what a small model recalls with it.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,9 @@ def gate_cases(attentions: Iterable[str]) -> Iterator[Case]:
     for name in attentions:
         for suite, phase, dtype, length in _PARTS:
             yield Case(suite, name, length, dtype, phase, heads=HEADS, head_dim=HEAD_DIM)
+        yield Case(
+            "recall", name, 256, "float32", "training", heads=1, head_dim=64, task="mqar"
+        )  # fmt: skip
 
 
 def compiled(case: Case) -> bool:

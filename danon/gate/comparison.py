@@ -11,14 +11,19 @@ from typing import Any, Literal
 from danon.measure.case import Case
 from danon.measure.statistics import Estimate
 
-__all__ = ["CLEAN", "REGRESSION", "UNDECIDED", "Comparison", "Fact", "Finding", "Row"]
+__all__ = ["CLEAN", "RECALL", "REGRESSION", "UNDECIDED", "Comparison", "Fact", "Finding", "Row"]
 
-Finding = Literal["same", "faster", "slower", "larger", "broken", "undecided", "new", "removed",
-                  "not measured"]  # fmt: skip
-"""``larger``: a figure that is the same every time has grown; ``broken``: runs in base only."""
+Finding = Literal["same", "faster", "slower", "larger", "worse", "broken", "undecided", "new",
+                  "removed", "not measured"]  # fmt: skip
+"""``larger``: a figure that is the same every time has grown; ``worse``: recall has fallen;
+``broken``: runs in base only."""
 
 CLEAN, REGRESSION, UNDECIDED = 0, 1, 2
-BAD: tuple[Finding, ...] = ("slower", "larger", "broken")
+BAD: tuple[Finding, ...] = ("slower", "larger", "worse", "broken")
+RECALL = "recall_"
+"""Begins the names of shares of right answers; the number of pairs follows."""
+POINTS = 0.01
+"""That recall may fall: other rounding turns an answer in a thousand."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,18 @@ class Fact:
     head: float
 
     @property
-    def grown(self) -> bool:
-        return self.head > self.base
+    def is_recall(self) -> bool:
+        return self.name.startswith(RECALL)
+
+    def bad(self, allowed: float = 0.0) -> bool:
+        """Whether it is worse in the head than in the base.
+
+        Args:
+            allowed: growth up to this is accepted; recall may fall by as much.
+        """
+        if self.is_recall:
+            return self.head < self.base - POINTS - allowed
+        return self.head > max(self.base, allowed)
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,7 @@ class Row:
         time_ratio: head / base, CPU time of one thread, with its interval; None if not measured.
         pairs: of fresh processes that it comes from.
         base_s: seconds of a call; so is ``head_s``.
-        facts: those that differ.
+        facts: those that differ; of recall all.
         note: why it is not measured.
     """
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from danon.gate.accept import Allowance
 from danon.gate.cases import compiled
-from danon.gate.comparison import Fact, Row
+from danon.gate.comparison import Fact, Finding, Row
 from danon.gate.pair import DiedError, Side, Worker, WorkerError
 from danon.gate.trial import Say
 from danon.measure.case import Case
 
-__all__ = ["Facts", "Missing", "facts_of", "judged"]
+__all__ = ["Facts", "Missing", "Models", "facts_of", "judged"]
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,42 @@ class Missing:
     """Why a case has no figures.
 
     Attributes:
-        gone: the side does not have the attention.
+        then: what becomes of a case that has figures in the base only.
     """
 
     reason: str
-    gone: bool = False
+    then: Finding = "broken"
 
 
 Facts = Mapping[str, float] | Missing
 
 
+@dataclass(frozen=True)
+class Models:
+    """Small trained models, which a case with a task asks.
+
+    Attributes:
+        folder: of their weights, ``<attention>.pt``.
+        suites: folder of the code that trains and asks them.
+        train: first of all, with the side whose facts are taken.
+    """
+
+    folder: Path
+    suites: Path
+    train: bool = False
+
+    def place(self, case: Case) -> Path:
+        """Where the weights of a case are."""
+        return self.folder / f"{case.attention}.pt"
+
+    def request(self, case: Case) -> dict[str, str]:
+        """What a worker has to know."""
+        suites, place = str(self.suites), str(self.place(case))
+        return {"attention": case.attention, "suites": suites, "place": place}
+
+
 def facts_of(
-    side: Side, cases: Sequence[Case], inputs: Path, log: Path, say: Say
+    side: Side, cases: Sequence[Case], inputs: Path, log: Path, models: Models, say: Say
 ) -> dict[Case, Facts]:
     """Measure those of each case.
 
@@ -45,7 +69,7 @@ def facts_of(
         worker = stack.enter_context(Worker(side, inputs, log))
         for done, case in enumerate(cases, 1):
             try:
-                found[case] = _facts(worker, case)
+                found[case] = _facts(worker, case, models)
             except DiedError as error:
                 found[case] = Missing(str(error))
                 worker = stack.enter_context(Worker(side, inputs, log))
@@ -56,7 +80,7 @@ def facts_of(
 
 
 def judged(case: Case, base: Facts, head: Facts, allowed: Allowance | None = None) -> Row:
-    """Same, larger, or not measured on both sides.
+    """Same, larger, worse, or not measured on both sides.
 
     Raises:
         WorkerError: neither side has the attention: its name is wrong.
@@ -64,29 +88,43 @@ def judged(case: Case, base: Facts, head: Facts, allowed: Allowance | None = Non
     allowed = allowed or Allowance()
     if isinstance(head, Missing):
         if not isinstance(base, Missing):
-            return Row(case, "removed" if head.gone else "broken", note=head.reason)
-        if head.gone and base.gone:
+            return Row(case, head.then, note=head.reason)
+        if base.then == head.then == "removed":
             raise WorkerError(head.reason)
-        return Row(case, "not measured", note=head.reason)
+        return Row(case, "not measured", note=base.reason if case.task else head.reason)
     if isinstance(base, Missing):
         return Row(case, "new", note=base.reason)
-    facts = tuple(
-        Fact(name, base[name], head[name])
-        for name in base
-        if name in head and base[name] != head[name]
-    )
-    larger = any(f.grown and f.head > allowed.facts.get(f.name, 0.0) for f in facts)
-    note = f"accepted: {allowed.why}" if allowed.why else ""
-    return Row(case, "larger" if larger else "same", facts=facts, note=note)
+    both = (Fact(name, base[name], head[name]) for name in base if name in head)
+    facts = tuple(fact for fact in both if fact.is_recall or fact.base != fact.head)
+    bad = any(fact.bad(allowed.facts.get(fact.name, 0.0)) for fact in facts)
+    finding: Finding = ("worse" if case.task else "larger") if bad else "same"
+    return Row(case, finding, facts=facts, note=f"accepted: {allowed.why}" if allowed.why else "")
 
 
-def _facts(worker: Worker, case: Case) -> Facts:
+def _facts(worker: Worker, case: Case, models: Models) -> Facts:
     if case.attention not in worker.attentions:
         known = ", ".join(worker.attentions)
-        return Missing(f"{worker.side.name}: no attention {case.attention!r}; known: {known}", True)
+        reason = f"{worker.side.name}: no attention {case.attention!r}; known: {known}"
+        return Missing(reason, "removed")
+    if case.task:
+        return _recall(worker, case, models)
     worker.request("prepare", case=asdict(case), name=case.id)
     found: dict[str, float] = worker.request("facts", name=case.id)
     if compiled(case):
         found |= worker.request("breaks", name=case.id)
     worker.request("release", name=case.id)
+    return found
+
+
+def _recall(worker: Worker, case: Case, models: Models) -> Facts:
+    place = models.place(case)
+    if models.train:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        worker.request("train", **models.request(case))
+    elif not place.exists():
+        return Missing(f"there is no trained model, {place.name}", "not measured")
+    found: dict[str, float] | str = worker.request("recall", **models.request(case))
+    if isinstance(found, str):  # the attention has other parameters now: another model
+        reason = f"{worker.side.name}: trained weights do not fit any more: {found}"
+        return Missing(reason, "not measured")
     return found

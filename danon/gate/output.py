@@ -10,13 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from danon.experiment import words
-from danon.gate.comparison import CLEAN, REGRESSION, Comparison, Fact, Finding, Row
+from danon.gate.comparison import CLEAN, RECALL, REGRESSION, Comparison, Fact, Finding, Row
 
 __all__ = ["advice", "junit", "markdown", "render", "verdict"]
 
 STYLES: dict[Finding, str] = {
-    "slower": "bold red", "larger": "bold red", "broken": "bold red", "undecided": "yellow",
-    "faster": "green", "new": "cyan", "removed": "cyan", "not measured": "dim", "same": "",
+    "slower": "bold red", "larger": "bold red", "worse": "bold red", "broken": "bold red",
+    "undecided": "yellow", "faster": "green", "new": "cyan", "removed": "cyan",
+    "not measured": "dim", "same": "",
 }  # fmt: skip
 FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "peak_bytes": ("peak memory", lambda x: f"{words.bytes_text(x)} MiB"),
@@ -26,11 +27,13 @@ FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda x: f"{x:,.0f}"),
     "graph_breaks": ("graph breaks", lambda x: f"{x:.0f}"),
 }
-PASSES = {"forward": "forward", "forward+backward": "fwd+bwd", "decode": "decode"}
+PASSES = {"forward": "forward", "forward+backward": "fwd+bwd", "decode": "decode",
+          "training": "recall"}  # fmt: skip
 WIDE = 110  # columns from which seconds and pairs are shown
 LEGEND = (
     "Time: head / base, CPU time of one thread, over pairs of fresh processes, 95 % interval. "
-    "Bytes, operations, parameters and graph breaks are the same in every run and compared exactly."
+    "Bytes, operations, parameters and graph breaks are the same in every run and compared "
+    "exactly. Recall: right answers of a small model with the same trained weights."
 )
 
 
@@ -57,6 +60,10 @@ def advice(found: Comparison) -> str:
     if any(row.finding == "larger" for row in found.rows):
         parts.append(
             "Larger figures do not vary between runs: one of the commits in between changed them."
+        )
+    if any(row.finding == "worse" for row in found.rows):
+        parts.append(
+            "Worse cases: models that are trained already answer more questions wrongly now."
         )
     if any(row.finding == "broken" for row in found.rows):
         parts.append("Broken cases ran in base and raise in head: see their notes.")
@@ -159,6 +166,9 @@ def _note(row: Row) -> str:
 
 
 def _fact(fact: Fact) -> str:
+    if fact.is_recall:
+        pairs = fact.name.removeprefix(RECALL)
+        return f"recall of {pairs} pairs {fact.base:.1%} -> {fact.head:.1%}"
     name, write = FIGURES.get(fact.name, (fact.name, str))
     change = f" ({fact.head / fact.base - 1:+.2%})" if fact.base else ""
     return f"{name} {write(fact.base)} -> {write(fact.head)}{change}"

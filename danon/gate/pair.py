@@ -60,12 +60,12 @@ class Measurement:
 
     Attributes:
         log_ratio: median over rounds of log(head / base), CPU time of a call.
-        base_s: median seconds of a call; so is ``head_s``.
+        base: seconds of a call in each sample; so is ``head``.
     """
 
     log_ratio: float
-    base_s: float
-    head_s: float
+    base: tuple[float, ...]
+    head: tuple[float, ...]
 
 
 class Worker:
@@ -182,11 +182,8 @@ def balanced(
     seconds: dict[tuple[Worker, str], list[float]] = {base: [], head: []}
     for _ in range(rounds):
         a, b = (base, head) if order.random() < 0.5 else (head, base)
-        spent = {base: 0.0, head: 0.0}
         for side in (a, b, b, a):
             worker, name = side
-            spent[side] += worker.request("time", name=name, calls=calls[side]) / 2
-        ratios.append(math.log(spent[head] / spent[base]))
-        for side, some in spent.items():
-            seconds[side].append(some)
-    return Measurement(median(ratios), median(seconds[base]), median(seconds[head]))
+            seconds[side].append(worker.request("time", name=name, calls=calls[side]))
+        ratios.append(math.log(sum(seconds[head][-2:]) / sum(seconds[base][-2:])))
+    return Measurement(median(ratios), tuple(seconds[base]), tuple(seconds[head]))

@@ -53,11 +53,13 @@ def record(found: Comparison, folder: Path, accepted: Thresholds | None = None) 
             for name, value in (("ratio", ratio.value), ("ratio_low", ratio.low),
                                 ("ratio_high", ratio.high), ("head_s", row.head_s)):  # fmt: skip
                 metrics[figure_name(row.case, name), row.case.length] = value
-            if accepted is not None:
-                known = accepted.cases[row.case.id].relative_time
+            if accepted is not None and (known := accepted.cases[row.case.id].time) is not None:
                 metrics[figure_name(row.case, "relative_time"), row.case.length] = (
-                    known * ratio.value
+                    known.relative * ratio.value
                 )
+        for fact in row.facts:
+            if fact.is_recall:
+                metrics[figure_name(row.case, fact.name), row.case.length] = fact.head
     try:
         with _run(f"gate {found.head[:10]}", tags, metrics) as (client, run_id):
             for name in ("gate.json", "gate.md", "gate.xml"):
@@ -191,8 +193,10 @@ def _patient() -> Iterator[MlflowClient]:
 
 def case_of(name: str) -> Case:
     """The case of a threshold."""
-    suite, attention, length, dtype, phase, device = name.split("/")
-    return Case(suite, attention, int(length[1:]), dtype, cast("Phase", phase), device)
+    suite, *task, attention, length, dtype, phase, device = name.split("/")
+    return Case(
+        suite, attention, int(length[1:]), dtype, cast("Phase", phase), device, task="".join(task)
+    )
 
 
 def figure_name(case: Case, figure: str) -> str:
@@ -201,9 +205,10 @@ def figure_name(case: Case, figure: str) -> str:
 
 
 def _figures(threshold: Threshold) -> dict[str, float]:
-    figures = {"relative_time": threshold.relative_time, "spread": threshold.spread,
-               "drift": threshold.drift}  # fmt: skip
-    return {**figures, **threshold.facts}
+    if (time := threshold.time) is None:
+        return threshold.facts
+    timed = {"relative_time": time.relative, "spread": time.spread, "drift": time.drift}
+    return timed | threshold.facts
 
 
 def _text(some: Mapping[str, Threshold]) -> str:

@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from danon.experiment.runs import replace_file
 
-__all__ = ["Accepted", "Threshold", "Thresholds", "ThresholdsError"]
+__all__ = ["Accepted", "Threshold", "Thresholds", "ThresholdsError", "Timing"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Words = Annotated[str, Field(min_length=1)]
-Name = Annotated[str, Field(pattern=r"^(speed|decode)/[\w.-]+/N\d+/\w+/[\w+]+/\w+$")]
+Name = Annotated[str, Field(pattern=r"^(speed|decode|recall/\w+)/[\w.-]+/N\d+/\w+/[\w+]+/\w+$")]
 
 
 RUNTIME = ("torch", "cpu_capability", "device")
@@ -41,30 +41,41 @@ class Accepted(_Strict):
     Attributes:
         when: date, ISO-8601.
         commit: whose figures were accepted.
+        relative_time: None of a case that is not timed.
     """
 
     when: Words
     commit: Words
     by: Words
     why: Words
-    relative_time: Positive
+    relative_time: Positive | None
     facts: dict[str, Count]
+
+
+class Timing(_Strict):
+    """Of one case.
+
+    Attributes:
+        relative: time over that of dense attention, CPU time of one thread.
+        spread: of log(head / base) between pairs of processes of the same code.
+        drift: of log(relative time) between processes.
+    """
+
+    relative: Positive
+    spread: Positive
+    drift: Positive
 
 
 class Threshold(_Strict):
     """Of one case.
 
     Attributes:
-        relative_time: time over that of dense attention, CPU time of one thread.
-        spread: of log(head / base) between pairs of processes of the same code.
-        drift: of log(relative time) between processes.
+        time: None of what is not timed.
         facts: figures that are the same in every run.
         history: what was accepted, the first first.
     """
 
-    relative_time: Positive
-    spread: Positive
-    drift: Positive
+    time: Timing | None
     facts: dict[str, Count]
     history: tuple[Accepted, ...] = ()
 

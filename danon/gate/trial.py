@@ -107,7 +107,8 @@ class Trial:
         ratio = decide.slowdown(_ratios(some), tolerance.spread)
         if finding == "same" and ratio.high < 1 - tolerance.slack:
             finding = "faster"
-        base, head = median(m.base_s for m in some), median(m.head_s for m in some)
+        base = median(seconds for m in some for seconds in m.base)
+        head = median(seconds for m in some for seconds in m.head)
         return Row(case, finding, ratio, len(some), base, head)
 
     def _tolerance(self, case: Case) -> Tolerance:

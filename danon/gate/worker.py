@@ -2,7 +2,8 @@
 
 Run by path, so that both sides are measured by the same code whatever their own is like: of the
 checkout it imports the registry, AttentionConfig and the streaming interface, nothing else. It
-speaks JSON, a line each way, over the descriptor it is given.
+speaks JSON, a line each way, over the descriptor it is given. Trained models are the exception:
+the checkout's own ``danon.models`` and ``danon.training`` make them.
 
 CPU time of one thread: on shared machines wall time says who else was there.
 """
@@ -33,7 +34,7 @@ INSTRUMENTS = Path(__file__).resolve().parent.parent / "measure" / "memory.py"
 
 
 class Worker:
-    """Answers requests: ``prepare``, ``time``, ``facts``.
+    """Answers requests, which are its methods.
 
     Args:
         inputs: file of q, k, v (B, H, N, D) float32, as long as the longest case.
@@ -113,6 +114,15 @@ class Worker:
         with torch.no_grad():
             found = torch._dynamo.explain(module)(*inputs)
         return {"graph_breaks": float(found.graph_break_count)}
+
+    def train(self, attention: str, suites: str, place: str) -> None:
+        """Train a small model with an attention and keep its weights there."""
+        _gated(suites).train(attention, Path(place))
+
+    def recall(self, attention: str, suites: str, place: str) -> dict[str, float] | str:
+        """What a model with those weights answers, or why they do not fit."""
+        found: dict[str, float] | str = _gated(suites).recall(attention, Path(place))
+        return found
 
     def release(self, name: str) -> None:
         """Forget a case."""
@@ -196,6 +206,13 @@ def _two_products(q: list[int], k: list[int], *_: object, **__: object) -> int:
 
 def _five_products(_: object, q: list[int], k: list[int], *__: object, **___: object) -> int:
     return 10 * math.prod(q) * k[2]
+
+
+def _gated(suites: str) -> ModuleType:
+    """``suites.gated`` of that folder, whatever the checkout has under the name."""
+    package = sys.modules.setdefault("suites", ModuleType("suites"))
+    package.__path__ = [suites]
+    return importlib.import_module("suites.gated")
 
 
 def _instrument(path: Path) -> ModuleType:

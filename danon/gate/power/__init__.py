@@ -1,0 +1,1 @@
+"""How often the gate errs, counted on rounds whose truth is known."""

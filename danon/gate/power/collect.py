@@ -1,0 +1,107 @@
+"""Measuring rounds of the gate: the same code on both sides, or a head that was slowed down."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from danon.gate.against import ROUNDS
+from danon.gate.pair import Side, pair
+from danon.gate.power.planted import plant, slow_down
+from danon.gate.power.rounds import Round, append, read
+from danon.gate.trial import Say
+from danon.measure.case import Case
+
+__all__ = ["PROGRAMS", "WANTED", "collect", "copied", "following"]
+
+WANTED = {0.0: 300, 0.03: 60, 0.05: 60, 0.10: 60, 0.20: 30}
+"""Rounds by slowdown; screening takes three of the same code for each run of the gate."""
+_SPIN = "while True: pass"
+_COPY = "import numpy as np; a = np.ones(2**25)\nwhile True: a.copy()"  # 256 MiB each way
+PROGRAMS = {"quiet": "", "busy core": _SPIN, "memory traffic": _COPY}
+
+
+def collect(
+    side: Side, commit: str, cases: Sequence[Case], inputs: Path, log: Path, place: Path, *,
+    load: str, machine: str, minutes: float, say: Say,
+) -> int:  # fmt: skip
+    """Measure rounds until the time is over, and add them to a file.
+
+    Args:
+        side: the checkout, a copy of danon.
+        place: the file, which says what is there already.
+        load: of :data:`PROGRAMS`: runs beside the measurements.
+
+    Returns:
+        How many rounds were added.
+
+    Raises:
+        WorkerError: a worker died, or a case does not run.
+    """
+    end, count = perf_counter() + 60 * minutes, 0
+    timed = [case for case in cases if not case.task]
+    with _beside(PROGRAMS[load]):
+        while perf_counter() < end:
+            known = [r for r in read(place) if (r.load, r.machine) == (load, machine)]
+            slowdown = following(Counter(r.slowdown for r in known))
+            head = _head(side, slowdown, known)
+            start = perf_counter()
+            found = {}
+            seed = len(known)
+            base = Side("base", side.root)
+            for case, one in pair(base, head, timed, inputs, log, rounds=ROUNDS, seed=seed):
+                found[case.id] = one
+                say(f"{slowdown:.0%} slower, {load}, round {seed + 1}", len(found), len(timed))
+            when, seconds = dt.datetime.now(dt.UTC).isoformat("T", "seconds"), perf_counter()
+            append(place, Round(slowdown, load, commit, machine, when, seconds - start, found))
+            count += 1
+    return count
+
+
+def following(done: Mapping[float, int]) -> float:
+    """The slowdown of which the smallest part of :data:`WANTED` is done; first of all, none."""
+    return min(WANTED, key=lambda slowdown: (done.get(slowdown, 0) / WANTED[slowdown], slowdown))
+
+
+def _head(side: Side, slowdown: float, known: Sequence[Round]) -> Side:
+    """The checkout, or a copy whose attentions take so much more time than they took before."""
+    if not slowdown:
+        return Side("head", side.root)
+    root = copied(side.root, "slower")
+    seconds: dict[str, list[float]] = {}
+    for some in known:
+        for name, measured in some.measured.items():
+            seconds.setdefault(name, []).extend(measured.base)
+    extra = {name: slowdown * median(some) for name, some in seconds.items()}
+    plant(root, slow_down, extra=extra)
+    return Side("head", root)
+
+
+def copied(root: Path, name: str) -> Path:
+    """A checkout again, beside it, as it was before anything was planted in it."""
+    place = root.with_name(name)
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(root, place)
+    return place
+
+
+@contextlib.contextmanager
+def _beside(program: str) -> Iterator[None]:
+    """While a program runs, if there is one."""
+    if not program:
+        yield
+        return
+    running = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    try:
+        yield
+    finally:
+        running.kill()
+        running.wait()

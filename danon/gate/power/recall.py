@@ -1,0 +1,92 @@
+"""What the gate makes of recall that was planted to fall, and of other rounding."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from danon.gate.facts import Models, judged
+from danon.gate.pair import Side, Worker
+from danon.gate.power.collect import copied
+from danon.gate.power.journal import add, lines
+from danon.gate.power.planted import disturb, plant
+from danon.gate.power.rates import exact
+from danon.gate.record import case_of
+from danon.gate.trial import Say
+from danon.measure.case import Case
+
+__all__ = ["RecallRate", "collect_recall", "recall_rates"]
+
+POINTS = 0.02
+"""That recall is planted to fall by, in the test that most is answered in."""
+ROUNDING = 1e-5
+"""Relative error of every output: more than another order of sums makes in float32."""
+RUNS = 40
+"""Of each kind with each attention."""
+KINDS = ("rounding", "forgetting")
+
+
+@dataclass(frozen=True)
+class RecallRate:
+    """Alarms of one kind."""
+
+    planted: str
+    runs: int
+    alarms: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the share of alarms, 95 %."""
+        return exact(self.alarms, self.runs)
+
+
+def collect_recall(
+    side: Side, commit: str, cases: Sequence[Case], inputs: Path, log: Path, models: Models,
+    place: Path, *, say: Say,
+) -> int:  # fmt: skip
+    """Ask each trained model until there are RUNS of each kind, and add the answers to a file.
+
+    Returns:
+        How many were added.
+
+    Raises:
+        WorkerError: a worker died, or an attention does not run.
+    """
+    done = Counter((line["case"], line["planted"]) for line in lines(place))
+    count = 0
+    for case in (case for case in cases if case.task and models.place(case).exists()):
+        if all(done[case.id, kind] >= RUNS for kind in KINDS):
+            continue
+        with Worker(side, inputs, log) as worker:
+            base = worker.request("recall", **models.request(case))
+        for kind in KINDS:
+            share, rounding = (
+                (POINTS / max(base.values()), 0.0) if kind == "forgetting" else (0.0, ROUNDING)
+            )
+            root, seed = copied(side.root, "disturbed"), done[case.id, kind]
+            plant(
+                root, disturb, attention=case.attention, forgotten=share, rounding=rounding,
+                seed=seed,
+            )  # fmt: skip
+            with Worker(Side("head", root), inputs, log) as worker:
+                for turn in range(seed, RUNS):
+                    head = worker.request("recall", **models.request(case))
+                    add(place, {"case": case.id, "planted": kind, "commit": commit, "base": base,
+                                "head": head})  # fmt: skip
+                    count += 1
+                    say(f"{kind} in {case.attention}", turn + 1, RUNS)
+    return count
+
+
+def recall_rates(place: Path) -> list[RecallRate]:
+    """Of each kind, over all attentions, by what the gate says of them today."""
+    found = []
+    for kind in KINDS:
+        some = [line for line in lines(place) if line["planted"] == kind]
+        rows = [judged(case_of(line["case"]), line["base"], line["head"]) for line in some]
+        if rows:
+            alarms = sum(row.finding == "worse" for row in rows)
+            found.append(RecallRate(kind, len(rows), alarms))
+    return found

@@ -1,0 +1,134 @@
+"""What every command of the gate begins with: commits checked out, inputs, a way to say things."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from danon.bench.child import bundle
+from danon.experiment.store import StoreError
+from danon.gate.cases import HEAD_DIM, HEADS, LONGEST, MECHANISMS, gate_cases
+from danon.gate.checkout import Checkout, CheckoutError, DirtyError, Repository, RevisionError
+from danon.gate.facts import Models
+from danon.gate.history import HistoryError
+from danon.gate.pair import Side, WorkerError
+from danon.gate.thresholds import ThresholdsError
+from danon.gate.trial import Say
+from danon.gate.worker import NEW
+from danon.measure.case import Case
+
+__all__ = ["Bench", "Options", "guarded", "opened", "refuse", "say"]
+
+INTERRUPTED, INTERNAL = 130, 70
+STATUSES: tuple[tuple[type[BaseException], int], ...] = (
+    (RevisionError, 3), (DirtyError, 4), (CheckoutError, 5), (WorkerError, 6),
+    (ThresholdsError, 7), (HistoryError, 8), (StoreError, 8), (KeyboardInterrupt, INTERRUPTED),
+)  # fmt: skip
+"""Exit statuses beside those of a :class:`Comparison`."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for.
+
+    Attributes:
+        attentions: ``file.py:Class`` in the repository, measured instead of danon's own mechanisms.
+        only: registered names, comma separated, to measure.
+        dirty: measure changes that no commit has.
+        minutes: after which no new processes begin.
+        results: folder that gets gate.json, gate.md and gate.xml.
+        against: revision that is the base; empty compares with the thresholds.
+    """
+
+    attentions: tuple[str, ...]
+    only: str
+    dirty: bool
+    minutes: float
+    results: Path
+    against: str = ""
+
+    @property
+    def cases(self) -> list[Case]:
+        own = [target.rpartition(":")[2] for target in self.attentions]
+        named = [name for name in self.only.split(",") if name]
+        return list(gate_cases(own + named or MECHANISMS))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where it all happens, and what every measurement needs."""
+
+    repository: Repository
+    head: Checkout
+    side: Side
+    scratch: Path
+    inputs: Path
+    log: Path
+    say: Say
+
+    def models(self, folder: Path) -> Models:
+        """Trained ones."""
+        return Models(folder, bundle() / "suites")
+
+
+@contextlib.contextmanager
+def opened(options: Options, console: Console) -> Iterator[Bench]:
+    """What is checked out, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="danon-gate-") as name:
+        scratch = Path(name)
+        repository = Repository(Path.cwd())
+        head = repository.head(scratch / "head", dirty=options.dirty)
+        with console.status("starting", spinner="line") as status:
+            told = ""
+
+            def progress(stage: str, done: int, of: int) -> None:
+                nonlocal told
+                status.update(f"{stage}: {done} of {of} cases")
+                if stage != told and not console.is_terminal:  # a log has no spinner
+                    say(console, "", f"{stage}: {of} cases")
+                told = stage
+
+            yield Bench(
+                repository, head, Side("head", head.root, options.attentions), scratch,
+                _inputs(scratch / "inputs.pt"), scratch / "workers.log", progress,
+            )  # fmt: skip
+
+
+def _inputs(place: Path) -> Path:
+    """The suites' text as q, k and v, which all sides are measured with."""
+    code = (
+        "import sys, torch; from suites.inputs import text_qkv; "
+        f"torch.save(list(text_qkv(1, {HEADS}, {LONGEST + NEW}, {HEAD_DIM})), sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(place.resolve())], cwd=bundle(), check=True)
+    return place
+
+
+def guarded(console: Console, run: Callable[[], int]) -> int:
+    """Errors as messages with statuses of their own: 1 would be a regression."""
+    try:
+        return run()
+    except tuple(kind for kind, _ in STATUSES) as error:
+        refuse(console, str(error) or "interrupted: nothing is decided")
+        return next(status for kind, status in STATUSES if isinstance(error, kind))
+    except Exception:  # noqa: BLE001  told in full, and not with the status of a regression
+        traceback.print_exc()
+        refuse(console, "this is an error of the gate itself: nothing is decided")
+        return INTERNAL
+
+
+def say(console: Console, what: str, words: str) -> None:
+    console.print(f"{what:<9} {escape(words)}", soft_wrap=True, highlight=False)
+
+
+def refuse(console: Console, reason: str) -> None:
+    console.print(f"[bold red]danon:[/] {escape(reason)}", soft_wrap=True)
