@@ -62,6 +62,11 @@ def install_otava(session: nox.Session) -> None:
     run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", OTAVA)
 
 
+def install_asv(session: nox.Session) -> None:
+    """Bring what the gate is compared with into the shared environment."""
+    run(session, "python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt", ASV)
+
+
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Measure every attention, print the scoreboard, record it: -- --profile full ..."""
@@ -71,7 +76,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def gate(session: nox.Session) -> None:
-    """Say whether an attention has become slower or larger: -- --against main ..."""
+    """Say whether an attention has become slower, larger or worse: -- --against main ..."""
     install(session, "bench,baselines")
     run(session, "danon", "gate", *session.posargs)
 
@@ -95,7 +100,7 @@ def history(session: nox.Session) -> None:
 def gate_power(session: nox.Session) -> None:
     """Measure how often the gate errs, beside pytest-benchmark and asv: -- --minutes 60."""
     install(session, "bench,baselines")
-    run(session, "python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt", ASV)
+    install_asv(session)
     run(session, "danon", "gate-power", *session.posargs)
 
 
@@ -111,6 +116,7 @@ def tests(session: nox.Session) -> None:
     """Run the test suite."""
     install(session, "all")
     install_otava(session)
+    install_asv(session)
     run(session, "python", "-m", "pytest", *session.posargs)
 
 

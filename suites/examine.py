@@ -22,8 +22,10 @@ from suites.inputs import text_qkv
 from suites.specimen import Specimen
 from suites.verify import Verifier
 
-__all__ = ["UnmeasuredError", "costs", "examined"]
+__all__ = ["PROBE", "UnmeasuredError", "costs", "examined"]
 
+PROBE = 256
+"""Tokens that the correctness check of an attention takes, at most."""
 SHARE = 0.25
 """Of the time that the profile gives a case, to time the attention of a model."""
 

@@ -6,31 +6,29 @@ a query; only the attention differs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from danon.attention import registry
 from danon.measure.case import Case, CaseResult
 from danon.training import IGNORED
 from suites.attentions import REFERENCE
-from suites.corpora import CorpusError, corpus, windows
-from suites.examine import UnmeasuredError, costs, examined
+from suites.corpora import corpus, windows
+from suites.examine import PROBE, UnmeasuredError, costs, examined
 from suites.keeper import Keeper
-from suites.learner import answered, attention_of, learner, sized
+from suites.learner import attention_of, sized
 from suites.plans import LanguagePlan, Plan, RecallPlan
 from suites.profiles import Profile
 from suites.training import (
     JUDGING,
     Run,
+    affordable,
     bits_at,
     learn_language,
     learn_recall,
@@ -45,10 +43,6 @@ BUCKETS = 16
 """Of positions, over which the loss is shown."""
 TENTHS = 10
 """Of the depth, over which right answers are shown."""
-FORECASTS = 3
-"""A training is over budget only if so many steps say so: somebody else may have slowed one."""
-PROBE = 256
-"""Tokens that the correctness check of an attention takes, at most."""
 
 
 class School:
@@ -155,7 +149,7 @@ class School:
         shape = plan.shape
         _, check = examined(case, shape.config(), shape.entries, PROBE, self._verifier)
         self._checks[case.attention, plan] = check
-        _affordable(case, plan)
+        affordable(case, plan)
         first = [learn(rate, 0) for rate in plan.rates]
         converged = [run for run in first if not run.diverged]
         if not converged:
@@ -168,39 +162,6 @@ class School:
             if runs[-1].diverged:
                 raise UnmeasuredError("failed", f"seed {seed} {runs[-1].diverged}")
         return runs
-
-
-def _affordable(case: Case, plan: Plan) -> None:
-    """Raises: UnmeasuredError: the text is missing, or training takes longer than allowed."""
-    seconds = math.inf
-    for _ in range(FORECASTS):
-        try:
-            seconds = min(seconds, _forecast(case, plan))
-        except CorpusError as error:
-            raise UnmeasuredError("unavailable", str(error)) from error
-        if seconds <= plan.cap_s:
-            return
-    raise UnmeasuredError(
-        "over budget",
-        f"training would take {seconds:.0f} s, going by one step; the profile allows "
-        f"{plan.cap_s:.0f} s",
-    )
-
-
-def _forecast(case: Case, plan: Plan) -> float:
-    """Seconds of all trainings of an attention, going by a step of each kind."""
-    model = learner(case.attention, plan.shape, 0).to(case.device)
-    total = 0.0
-    for ids, answers, steps in plan.samples():
-        batch = ids.to(case.device), answers.to(case.device)
-        for _ in range(2):  # the first one warms up
-            start = perf_counter()
-            F.cross_entropy(*answered(model, *batch)).backward()  # type: ignore[no-untyped-call]
-            if case.device == "cuda":
-                torch.cuda.synchronize()
-            seconds = perf_counter() - start
-        total += steps * seconds
-    return total * plan.runs
 
 
 def _majority(answers: Tensor) -> float:

@@ -16,13 +16,23 @@ from torch.utils.data import Dataset, TensorDataset
 from danon.measure.case import Case
 from danon.models import Backbone
 from danon.training import TrainingConfig
-from suites.corpora import corpus, windows
+from suites.corpora import CorpusError, corpus, windows
+from suites.examine import UnmeasuredError
 from suites.learner import AnswerTrainer, answered, learner
 from suites.lessons import Lessons
-from suites.plans import LanguagePlan, RecallPlan
+from suites.plans import LanguagePlan, Plan, RecallPlan
 from suites.tasks import Task
 
-__all__ = ["JUDGING", "Run", "bits_at", "learn_language", "learn_recall", "marked", "questions"]
+__all__ = [
+    "JUDGING",
+    "Run",
+    "affordable",
+    "bits_at",
+    "learn_language",
+    "learn_recall",
+    "marked",
+    "questions",
+]
 
 JUDGING = 1_000_000
 """Seed of the examples that are judged; those that are learned from have smaller ones."""
@@ -32,6 +42,8 @@ EXAMPLES = 1024
 """That an accuracy is taken over, at most."""
 TOGETHER = 16384
 """Tokens that are judged at once."""
+FORECASTS = 3
+"""A training is over budget only if so many steps say so: somebody else may have slowed one."""
 
 
 @dataclass
@@ -51,6 +63,39 @@ class Run:
     score: float = math.nan
     points: list[tuple[int, float, float]] = field(default_factory=list)
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
+
+
+def affordable(case: Case, plan: Plan) -> None:
+    """Raises: UnmeasuredError: the text is missing, or training takes longer than allowed."""
+    seconds = math.inf
+    for _ in range(FORECASTS):
+        try:
+            seconds = min(seconds, _forecast(case, plan))
+        except CorpusError as error:
+            raise UnmeasuredError("unavailable", str(error)) from error
+        if seconds <= plan.cap_s:
+            return
+    raise UnmeasuredError(
+        "over budget",
+        f"training would take {seconds:.0f} s, going by one step; the profile allows "
+        f"{plan.cap_s:.0f} s",
+    )
+
+
+def _forecast(case: Case, plan: Plan) -> float:
+    """Seconds of all trainings of an attention, going by a step of each kind."""
+    model = learner(case.attention, plan.shape, 0).to(case.device)
+    total = 0.0
+    for ids, answers, steps in plan.samples():
+        batch = ids.to(case.device), answers.to(case.device)
+        for _ in range(2):  # the first one warms up
+            start = perf_counter()
+            F.cross_entropy(*answered(model, *batch)).backward()  # type: ignore[no-untyped-call]
+            if case.device == "cuda":
+                torch.cuda.synchronize()
+            seconds = perf_counter() - start
+        total += steps * seconds
+    return total * plan.runs
 
 
 def learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> Run:

@@ -82,6 +82,6 @@ def repository(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def gate_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the gate's workers read."""
-    from danon.gate import command
+    from danon.gate import session
 
-    return command._inputs(tmp_path_factory.mktemp("gate") / "inputs.pt")
+    return session._inputs(tmp_path_factory.mktemp("gate") / "inputs.pt")

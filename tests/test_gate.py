@@ -20,6 +20,7 @@ from danon.gate.checkout import CheckoutError, DirtyError, Repository, RevisionE
 from danon.gate.command import gate
 from danon.gate.comparison import Comparison, Fact, Finding, Row
 from danon.gate.decide import CONFIRMING, SCREENING, Tolerance, Verdict
+from danon.gate.facts import Facts, Models, facts_of, judged
 from danon.gate.output import junit, markdown, render
 from danon.gate.pair import DiedError, Measurement, Side, Worker, WorkerError
 from danon.gate.session import Options
@@ -29,6 +30,7 @@ from danon.measure.case import Case
 from danon.measure.statistics import Estimate
 
 CASE = Case("speed", "MyAttention", 128, "float32", "forward")
+LONG = replace(CASE, length=1024)  # graph breaks are counted there
 
 
 class TestDecide:
@@ -101,7 +103,7 @@ class TestOutput:
 
     @pytest.mark.parametrize(("findings", "status"), [
         (("same", "faster", "new", "removed", "not measured"), 0),
-        (("same", "slower", "undecided"), 1), (("larger",), 1), (("broken",), 1),
+        (("same", "slower", "undecided"), 1), (("larger",), 1), (("worse",), 1), (("broken",), 1),
         (("same", "undecided"), 2), (("not measured",), 2), ((), 2),
     ])  # fmt: skip
     def test_the_status_is_that_of_the_worst_case(
@@ -110,30 +112,32 @@ class TestOutput:
         found = comparison(*map(row, findings))
         assert found.status == status == json.loads(found.to_json())["status"]
         suite = ElementTree.fromstring(junit(found))[0]
-        bad = sum(f in ("slower", "larger", "broken") for f in findings)
+        bad = sum(f in ("slower", "larger", "worse", "broken") for f in findings)
         assert (int(suite.attrib["failures"]), len(suite.findall("*/failure"))) == (bad, bad)
         assert len(suite.findall("*/error")) == findings.count("undecided")
 
     def test_figures_and_reasons_are_in_every_form(self) -> None:
         facts = (Fact("peak_bytes", 2**20, 2**21), Fact("graph_breaks", 0, 1))
+        recall = (Fact("recall_8", 0.5, 0.475),)
         ratio = Estimate(1.083, 1.051, 1.112)
         found = comparison(
             row("slower", time_ratio=ratio, pairs=9, base_s=0.01, head_s=0.0108, facts=facts),
-            row("broken", note="head: ValueError: no [bold]"),
-        )
+            row("broken", note="head: ValueError: no [bold]"), row("worse", facts=recall),
+        )  # fmt: skip
         for width in (80, 160):
             console = Console(width=width, record=True)
             render(found, console)
             said = console.export_text()
             for words in ("+8.3%", "+5.1%, +11.2%", "peak memory 1.00 MiB -> 2.00 MiB (+100.00%)",
-                          "graph breaks 0 -> 1", "no [bold]", "regression: 2 of 2 cases",
+                          "graph breaks 0 -> 1", "no [bold]", "regression: 3 of 3 cases",
+                          "recall of 8 pairs 50.0% -> 47.5%", "more questions wrongly",
                           "measured again"):  # fmt: skip
                 assert words in " ".join(said.split())
             assert max(map(len, said.splitlines()[1:4])) <= width
         text, xml = markdown(found), junit(found).decode()
-        for words in ("+8.3%", "[+5.1%, +11.2%]", "graph breaks 0 -&gt; 1"):
+        for words in ("+8.3%", "[+5.1%, +11.2%]", "graph breaks 0 -&gt; 1", "50.0% -&gt; 47.5%"):
             assert words in xml and words.replace("&gt;", ">") in text
-        assert text.startswith("### Attention gate: regression: 2 of 2 cases")
+        assert text.startswith("### Attention gate: regression: 3 of 3 cases")
         tables = [line.count("|") for line in text.splitlines() if line.startswith("|")]
         assert len(set(tables)) == 1  # what is in a cell does not end it
 
@@ -302,6 +306,35 @@ def test_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     status, said = gated()
     assert status == 5 and "not a git repository" in said
+
+
+class TestFacts:
+    """Figures that do not vary."""
+
+    @staticmethod
+    def of(folder: Path, inputs: Path, source: str) -> Facts:
+        """Of a softmax attention written like that, in a process of its own."""
+        (folder / "mine.py").write_text(source)
+        side, models = Side("head", folder, ("mine.py:MyAttention",)), Models(folder, folder)
+        found = facts_of(side, [LONG], inputs, folder / "log", models, lambda *_: None)
+        return found[LONG]
+
+    def test_a_twentieth_more_memory_and_one_graph_break_are_caught_every_time(
+        self, tmp_path: Path, gate_inputs: Path
+    ) -> None:
+        source = MINE.format(work=1)
+        base = self.of(tmp_path, gate_inputs, source)
+        assert isinstance(base, dict) and base["graph_breaks"] == 0
+        some = int(base["peak_bytes"] * 0.05 / 4)
+        for figure, line in {
+            "peak_bytes": f"extra = q.new_empty({some})",
+            "graph_breaks": "torch._dynamo.graph_break()",
+        }.items():
+            worse = source.replace("for _", f"{line}\n        for _")
+            for _ in range(3):
+                row = judged(LONG, base, self.of(tmp_path, gate_inputs, worse))
+                assert (row.finding, [fact.name for fact in row.facts]) == ("larger", [figure])
+        assert judged(LONG, base, self.of(tmp_path, gate_inputs, source)) == Row(LONG, "same")
 
 
 class TestTrial:

@@ -46,8 +46,10 @@ class TestJudged:
         assert judged(CASE, base, {"recall_8": 0.938, "recall_32": 0.6}).finding == "worse"
 
     def test_what_was_accepted_may_fall_as_far_and_no_farther(self) -> None:
-        def known(recall: float, *history: Accepted) -> Thresholds:
-            case = Threshold(time=None, facts={"recall_8": recall}, history=history)
+        def known(recall: float, *history: Accepted, model: str = "m") -> Thresholds:
+            case = Threshold(
+                time=None, facts={"recall_8": recall}, model=model, history=history
+            )  # fmt: skip
             return Thresholds(
                 commit="a", when="2026-01-31", pairs=2, fingerprint={}, cases={CASE.id: case}
             )
@@ -57,6 +59,8 @@ class TestJudged:
         )
         may = allowances(known(0.95), known(0.90, entry))[CASE.id]
         assert may.facts["recall_8"] == pytest.approx(0.05) and may.log_time == 0
+        other = allowances(known(0.95, model="n"), known(0.90, entry))[CASE.id]
+        assert other.facts["recall_8"] == 0
         base = {"recall_8": 0.80}  # another model than that of the thresholds
         assert judged(CASE, base, {"recall_8": 0.745}, may).finding == "same"
         assert judged(CASE, base, {"recall_8": 0.735}, may).finding == "worse"
@@ -117,7 +121,7 @@ def test_from_calibration_to_acceptance(own: Path, sqlite: str) -> None:
     client = MlflowClient(sqlite)
     experiment = client.get_experiment_by_name("danon/gate")
     last = client.search_runs([experiment.experiment_id])[0].data.metrics
-    found = threshold.facts["recall_32"] - last["MyAttention.training.float32.recall_32"]
+    found = threshold.facts["recall_32"] - last["MyAttention.training.float32.mqar.recall_32"]
     assert POINTS < found < 0.05
 
     status, said = told(acceptance, CASE.id, "never asked there", Path("out"))
@@ -127,7 +131,7 @@ def test_from_calibration_to_acceptance(own: Path, sqlite: str) -> None:
 
     commit(own, OTHER)
     status, said = told(gate, options)
-    assert status == 2 and "weights do not fit any more" in said and "scale" in said
+    assert status == 2 and "MyAttention.pt does not fit: " in said and "scale" in said
 
 
 def test_against_a_commit_the_base_trains(own: Path) -> None:

@@ -64,7 +64,7 @@ class TestFile:
         ({"cases": {A: {"history": [{"why": ""}]}}}, r"history -> 0 -> .*\(5 more\)"),
         ({"cases": {A: {"timing": 1}}}, "timing: Extra inputs are not permitted"),
         ({"cases": {"fast": {}}}, "fast.*should match pattern"),
-        ({"format": 2}, "format: Input should be 1"),
+        ({"format": 1}, "format: Input should be 2"),
     ])  # fmt: skip
     def test_what_is_wrong_in_it_is_named(
         self, tmp_path: Path, change: dict[str, Any], words: str
@@ -81,7 +81,7 @@ class TestFile:
         place = tmp_path / "thresholds.json"
         with pytest.raises(ThresholdsError, match="is not there: `nox -s calibrate` measures it"):
             Thresholds.read(place)
-        place.write_text('{"format": 1, "cas')
+        place.write_text('{"format": 2, "cas')
         with pytest.raises(ThresholdsError, match="the file: Invalid JSON"):
             Thresholds.read(place)
 

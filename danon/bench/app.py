@@ -132,7 +132,7 @@ def gate(
     why: Annotated[str, typer.Option(help="Reason to accept, for the history.")] = "",
     results: Annotated[Path, typer.Option(help="Gets gate.json, gate.md and gate.xml.")] = GATE,
 ) -> None:
-    """Say whether an attention has become slower or larger; exit status 1 if so."""
+    """Say whether an attention has become slower, larger or worse; exit status 1 if so."""
     from danon.gate.command import acceptance
     from danon.gate.command import gate as run
     from danon.gate.session import Options

@@ -51,15 +51,16 @@ def accept(thresholds: Thresholds, found: Path, name: str, *, why: str, by: str)
         raise ThresholdsError(f"{found} is not there: run the gate first") from None
     rows: dict[str, Any] = {row["case"]["id"]: row for row in comparison["rows"]}
     known = thresholds.cases[name]
-    if name not in rows or (known.time is not None and rows[name]["time_ratio"] is None):
+    row = rows.get(name, {"time_ratio": None, "facts": []})
+    if not (row["facts"] if known.time is None else row["time_ratio"]):
         raise ThresholdsError(f"{found} has no figures of {name!r}: run the gate on it first")
-    row, time = rows[name], known.time
+    time = known.time
     if time is not None:
         relative = time.relative * row["time_ratio"]["value"]
         time = time.model_copy(update={"relative": relative})
     moved = known.model_copy(update={
         "time": time,
-        "facts": known.facts | {fact["name"]: fact["head"] for fact in row["facts"]},
+        "facts": known.facts | {fact["name"]: _moved(known, **fact) for fact in row["facts"]},
         "history": _history(known, commit=comparison["head"], by=by, why=why),
     })  # fmt: skip
     return thresholds.model_copy(update={"cases": {**thresholds.cases, name: moved}})
@@ -91,13 +92,22 @@ def allowances(base: Thresholds | None, head: Thresholds | None) -> dict[str, Al
             more = 0.0
             if new.time is not None and old.time is not None:
                 more = max(0.0, math.log(new.time.relative / old.time.relative))
-            facts = {
-                figure: max(0.0, old.facts.get(figure, value) - value)
-                if figure.startswith(RECALL) else value
-                for figure, value in new.facts.items()
-            }  # fmt: skip
+            facts = new.facts
+            if new.model:  # recall; of another model there is nothing to compare
+                before = old.facts if new.model == old.model else new.facts
+                facts = {
+                    figure: max(0.0, before.get(figure, value) - value)
+                    for figure, value in new.facts.items()
+                }
             found[name] = Allowance(more, facts, new.history[-1].why)
     return found
+
+
+def _moved(known: Threshold, name: str, base: float, head: float) -> float:
+    """A figure that is accepted; of recall how far it fell, in whatever model that was."""
+    if not name.startswith(RECALL):
+        return head
+    return min(1.0, max(0.0, known.facts.get(name, base) + head - base))
 
 
 def _history(old: Threshold, *, commit: str, by: str, why: str) -> tuple[Accepted, ...]:

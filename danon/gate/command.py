@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import shutil
 from pathlib import Path
 from time import perf_counter
 
@@ -22,14 +21,14 @@ from danon.gate.pair import Side
 from danon.gate.record import record, register
 from danon.gate.session import Options, guarded, opened, refuse, say
 from danon.gate.standing import ELSEWHERE, calibrated, standing
-from danon.gate.thresholds import Thresholds
+from danon.gate.thresholds import Thresholds, ThresholdsError
 from danon.measure.fingerprint import fingerprint
 
 __all__ = ["acceptance", "calibrate", "gate", "history"]
 
 THRESHOLDS = Path("results") / "thresholds.json"
 """In the repository; so is ``MODELS``, the trained models that thresholds of recall are about."""
-MODELS = Path("results") / "models"
+MODELS = Path("results") / "recall"
 
 
 def gate(options: Options, console: Console) -> int:
@@ -102,12 +101,13 @@ def _gate(options: Options, console: Console) -> int:
         accepted: Thresholds | None = None
         if options.against:
             base = bench.repository.base(options.against, bench.scratch / "base")
-            commit, subject, remark = base.commit, base.subject, ""
+            commit, subject = base.commit, base.subject
+            before, remark = _accepted_before(base)
             rows = against(
                 Side("base", base.root, options.attentions), bench.side, options.cases,
                 bench.inputs, bench.log, bench.models(bench.scratch / "models"),
                 budget_s=60 * options.minutes, say=bench.say,
-                allowed=allowances(_thresholds(base), _thresholds(bench.head)),
+                allowed=allowances(before, _thresholds(bench.head)),
             )  # fmt: skip
         else:
             accepted = Thresholds.read(bench.head.root / THRESHOLDS)
@@ -149,8 +149,10 @@ def _calibrate(options: Options, pairs: int, console: Console) -> int:
             fingerprint=fingerprint(torch.device("cpu")),
             cases=recalibrated(known, found, commit=commit, by=by),
         )  # fmt: skip
-        if (trained := bench.scratch / "models").exists():
-            shutil.copytree(trained, bench.repository.root / MODELS, dirs_exist_ok=True)
+        for trained in sorted(bench.scratch.glob("models/*.pt")):
+            kept = bench.repository.root / MODELS / trained.name
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(kept, trained.read_bytes())
         thresholds.write(place)
     for name, reason in without.items():
         say(console, "", f"{name}: {reason}")
@@ -159,6 +161,14 @@ def _calibrate(options: Options, pairs: int, console: Console) -> int:
     say(console, "Written", f"{place}, {MODELS.name}/: commit them")
     say(console, "MLflow", register(thresholds, "calibrated"))
     return 0
+
+
+def _accepted_before(base: Checkout) -> tuple[Thresholds | None, str]:
+    """Thresholds of a base, which nobody can mend any more, and a remark if they are no use."""
+    try:
+        return _thresholds(base), ""
+    except ThresholdsError as error:
+        return None, f"What was accepted since the base is not known: {error}"
 
 
 def _thresholds(checkout: Checkout) -> Thresholds | None:

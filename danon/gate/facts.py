@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -50,6 +51,12 @@ class Models:
         """Where the weights of a case are."""
         return self.folder / f"{case.attention}.pt"
 
+    def digest(self, case: Case) -> str:
+        """Of the weights, to tell them from others; empty if a case has none."""
+        place = self.place(case)
+        known = case.task and place.exists()
+        return hashlib.sha256(place.read_bytes()).hexdigest()[:12] if known else ""
+
     def request(self, case: Case) -> dict[str, str]:
         """What a worker has to know."""
         suites, place = str(self.suites), str(self.place(case))
@@ -96,6 +103,8 @@ def judged(case: Case, base: Facts, head: Facts, allowed: Allowance | None = Non
         return Row(case, "new", note=base.reason)
     both = (Fact(name, base[name], head[name]) for name in base if name in head)
     facts = tuple(fact for fact in both if fact.is_recall or fact.base != fact.head)
+    if case.task and not facts:
+        return Row(case, "not measured", note="base and head were asked other questions")
     bad = any(fact.bad(allowed.facts.get(fact.name, 0.0)) for fact in facts)
     finding: Finding = ("worse" if case.task else "larger") if bad else "same"
     return Row(case, finding, facts=facts, note=f"accepted: {allowed.why}" if allowed.why else "")
@@ -124,7 +133,6 @@ def _recall(worker: Worker, case: Case, models: Models) -> Facts:
     elif not place.exists():
         return Missing(f"there is no trained model, {place.name}", "not measured")
     found: dict[str, float] | str = worker.request("recall", **models.request(case))
-    if isinstance(found, str):  # the attention has other parameters now: another model
-        reason = f"{worker.side.name}: trained weights do not fit any more: {found}"
-        return Missing(reason, "not measured")
+    if isinstance(found, str):  # with other parameters it would be another model
+        return Missing(f"{worker.side.name}: {found}", "not measured")
     return found

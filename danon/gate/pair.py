@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from danon.bench.child import bundle
 from danon.measure.case import Case
 
 __all__ = ["DiedError", "Measurement", "Side", "Worker", "WorkerError", "balanced", "pair"]
@@ -82,8 +83,12 @@ class Worker:
     def __init__(self, side: Side, inputs: Path, log: Path) -> None:
         self.side = side
         here, there = socket.socketpair()
-        path = os.pathsep.join(filter(None, (str(side.root), os.environ.get("PYTHONPATH"))))
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        # Baselines, dense attention first, come with danon, which a user's repository has not.
+        folders = (str(side.root), str(bundle()), os.environ.get("PYTHONPATH"))
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, folders)),
+            "ACCELERATE_USE_CPU": "true",
+        }  # fmt: skip
         self._log = log
         with there, log.open("ab") as out:
             # -P: the folder of the script is not on the path.

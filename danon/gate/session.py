@@ -81,12 +81,20 @@ class Bench:
 
 
 @contextlib.contextmanager
-def opened(options: Options, console: Console) -> Iterator[Bench]:
-    """What is checked out, in a folder that is gone afterwards."""
+def opened(options: Options, console: Console, *, committed: bool = False) -> Iterator[Bench]:
+    """What is checked out, in a folder that is gone afterwards.
+
+    Args:
+        committed: the last commit, whatever has changed since.
+    """
     with tempfile.TemporaryDirectory(prefix="danon-gate-") as name:
         scratch = Path(name)
         repository = Repository(Path.cwd())
-        head = repository.head(scratch / "head", dirty=options.dirty)
+        place = scratch / "head"
+        head = (
+            repository.base("HEAD", place) if committed
+            else repository.head(place, dirty=options.dirty)
+        )  # fmt: skip
         with console.status("starting", spinner="line") as status:
             told = ""
 

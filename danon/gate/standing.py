@@ -16,7 +16,7 @@ from danon.gate.comparison import RECALL, Row
 from danon.gate.decide import TYPICAL, Tolerance
 from danon.gate.facts import Facts, Missing, Models, facts_of, judged
 from danon.gate.pair import Measurement, Side, Worker, WorkerError, balanced, pair
-from danon.gate.thresholds import Threshold, Thresholds, Timing
+from danon.gate.thresholds import Threshold, Thresholds, ThresholdsError, Timing
 from danon.gate.trial import Say, Trial
 from danon.measure.case import Case
 
@@ -40,7 +40,13 @@ def standing(
     head: Side, thresholds: Thresholds, cases: Sequence[Case], inputs: Path, log: Path,
     models: Models, *, fingerprint: Mapping[str, str], budget_s: float, say: Say, seed: int = 0,
 ) -> list[Row]:  # fmt: skip
-    """What became of each case, in their order; arguments as in :func:`against`."""
+    """What became of each case, in their order; arguments as in :func:`against`.
+
+    Raises:
+        ThresholdsError: a trained model is not there.
+        WorkerError: the side does not start, or a worker died.
+    """
+    _check(thresholds, cases, models)
     after = facts_of(head, cases, inputs, log, models, say)
     before: dict[Case, Facts] = {}
     for case in cases:
@@ -115,10 +121,21 @@ def calibrated(
         for case in running
     }  # fmt: skip
     thresholds = {
-        case.id: Threshold(time=times.get(case), facts=figures)
+        case.id: Threshold(time=times.get(case), facts=figures, model=models.digest(case))
         for case, figures in measured.items()
     }
     return thresholds, {case.id: some.reason for case, some in without.items()}
+
+
+def _check(thresholds: Thresholds, cases: Sequence[Case], models: Models) -> None:
+    """Raises: ThresholdsError: a threshold is of a trained model that is not there."""
+    for case in cases:
+        known = thresholds.cases.get(case.id)
+        if known is not None and known.model and known.model != models.digest(case):
+            raise ThresholdsError(
+                f"{models.place(case).name} is not the trained model {known.model} that the "
+                f"threshold of {case.id} is about: commit it, or calibrate again"
+            )
 
 
 def _relative(

@@ -72,11 +72,13 @@ class Threshold(_Strict):
     Attributes:
         time: None of what is not timed.
         facts: figures that are the same in every run.
+        model: digest of the trained weights that they are about, empty if there are none.
         history: what was accepted, the first first.
     """
 
     time: Timing | None
     facts: dict[str, Count]
+    model: str = ""
     history: tuple[Accepted, ...] = ()
 
 
@@ -91,7 +93,7 @@ class Thresholds(_Strict):
         cases: by :attr:`Case.id`.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     commit: Words
     when: Words
     pairs: Annotated[int, Field(ge=2)]

@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 from danon.gate.against import ROUNDS
-from danon.gate.pair import Side, pair
+from danon.gate.pair import Side, WorkerError, pair
 from danon.gate.power.planted import plant, slow_down
 from danon.gate.power.rounds import Round, append, read
 from danon.gate.trial import Say
@@ -24,8 +24,12 @@ __all__ = ["PROGRAMS", "WANTED", "collect", "copied", "following"]
 
 WANTED = {0.0: 300, 0.03: 60, 0.05: 60, 0.10: 60, 0.20: 30}
 """Rounds by slowdown; screening takes three of the same code for each run of the gate."""
-_SPIN = "while True: pass"
-_COPY = "import numpy as np; a = np.ones(2**25)\nwhile True: a.copy()"  # 256 MiB each way
+# They end with who started them, however that ends.
+_SPIN = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+_COPY = (
+    "import os; import numpy as np; parent, a = os.getppid(), np.ones(2**25)\n"
+    "while os.getppid() == parent: a.copy()"  # 256 MiB each way
+)
 PROGRAMS = {"quiet": "", "busy core": _SPIN, "memory traffic": _COPY}
 
 
@@ -44,15 +48,16 @@ def collect(
         How many rounds were added.
 
     Raises:
-        WorkerError: a worker died, or a case does not run.
+        WorkerError: a worker died, a case does not run, or the load has ended.
     """
     end, count = perf_counter() + 60 * minutes, 0
     timed = [case for case in cases if not case.task]
-    with _beside(PROGRAMS[load]):
+    with _beside(PROGRAMS[load]) as still:
         while perf_counter() < end:
             known = [r for r in read(place) if (r.load, r.machine) == (load, machine)]
-            slowdown = following(Counter(r.slowdown for r in known))
-            head = _head(side, slowdown, known)
+            ours = [r for r in known if r.commit == commit]  # others may be slower or faster
+            slowdown = following(Counter(r.slowdown for r in known)) if ours else 0.0
+            head = _head(side, slowdown, ours)
             start = perf_counter()
             found = {}
             seed = len(known)
@@ -61,6 +66,8 @@ def collect(
                 found[case.id] = one
                 say(f"{slowdown:.0%} slower, {load}, round {seed + 1}", len(found), len(timed))
             when, seconds = dt.datetime.now(dt.UTC).isoformat("T", "seconds"), perf_counter()
+            if not still():
+                raise WorkerError(f"the load {load!r} has ended: this round is none")
             append(place, Round(slowdown, load, commit, machine, when, seconds - start, found))
             count += 1
     return count
@@ -94,14 +101,14 @@ def copied(root: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _beside(program: str) -> Iterator[None]:
-    """While a program runs, if there is one."""
+def _beside(program: str) -> Iterator[Callable[[], bool]]:
+    """While a program runs, if there is one; says whether it still does."""
     if not program:
-        yield
+        yield lambda: True
         return
     running = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
     try:
-        yield
+        yield lambda: running.poll() is None
     finally:
         running.kill()
         running.wait()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
 from danon.experiment.runs import replace_file
+from danon.gate.checkout import CheckoutError
 from danon.gate.command import MODELS
 from danon.gate.comparison import UNDECIDED
+from danon.gate.pair import WorkerError
 from danon.gate.power.collect import PROGRAMS, collect
 from danon.gate.power.draw import draw
 from danon.gate.power.rates import ENOUGH, Rate, rates
@@ -43,7 +47,9 @@ def gate_power(load: str, minutes: float, results: Path, console: Console) -> in
     def run() -> int:
         if minutes:
             options = Options((), "", False, minutes, results)
-            with opened(options, console) as bench:
+            with _alone(results), opened(options, console, committed=True) as bench:
+                if not (bench.head.root / "danon" / "attention").is_dir():
+                    raise CheckoutError(f"{bench.repository.root} is no checkout of danon")
                 answers = collect_recall(
                     bench.side, bench.head.commit, options.cases, bench.inputs, bench.log,
                     bench.models(bench.head.root / MODELS), recall, say=bench.say,
@@ -59,20 +65,32 @@ def gate_power(load: str, minutes: float, results: Path, console: Console) -> in
             words = f"{rate.alarms} alarms in {rate.runs} runs, {low:.1%} to {high:.1%}"
             say(console, "Recall", f"{rate.planted}: {words}")
         found = rates(read(place), _rivals(console))
-        if not found:
-            say(console, "", f"a run takes up to {ENOUGH} rounds of a kind: none has as many yet")
-            return 0
         values = {
             kind: [{**dataclasses.asdict(rate), "interval": rate.interval} for rate in some]
             for kind, some in (("time", found), ("recall", recall_rates(recall)))
         }
         replace_file(results / "rates.json", (json.dumps(values, indent=1) + "\n").encode())
+        say(console, "Written", f"{results}/rates.json")
+        if not found:
+            say(console, "", f"a run takes up to {ENOUGH} rounds of a kind: none has as many yet")
+            return 0
         draw(found, results / "power.png")
         console.print(_table(found))
-        say(console, "Written", f"{results}/rates.json, power.png")
+        say(console, "Written", f"{results}/power.png")
         return 0
 
     return guarded(console, run)
+
+
+@contextlib.contextmanager
+def _alone(results: Path) -> Iterator[None]:
+    """While nobody else measures into a folder: neither would be quiet."""
+    results.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(results / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise WorkerError(f"another gate-power measures into {results} already") from None
 
 
 def _rivals(console: Console) -> dict[str, Rule]:
@@ -87,15 +105,15 @@ def _rivals(console: Console) -> dict[str, Rule]:
 
 
 def _table(found: Sequence[Rate]) -> Table:
-    table = Table("load", "planted", "method", box=None, pad_edge=False)
-    for name in ("alarms", "runs", "share", "95 %", "undecided", "rounds"):
+    table = Table("machine", "load", "planted", "method", box=None, pad_edge=False)
+    for name in ("alarms", "runs", "share", "95 %", "undecided", "rounds", "disjoint"):
         table.add_column(name, justify="right")
     for rate in found:
         low, high = rate.interval
         planted = f"{rate.slowdown:+.0%}" if rate.slowdown else "nothing"
         table.add_row(
-            rate.load, planted, rate.method, str(rate.alarms), str(rate.runs),
+            rate.machine, rate.load, planted, rate.method, str(rate.alarms), str(rate.runs),
             f"{rate.alarms / rate.runs:.1%}", f"[{low:.1%}, {high:.1%}]".replace("[", r"\["),
-            str(rate.undecided), str(rate.rounds),
+            str(rate.undecided), str(rate.rounds), str(rate.disjoint),
         )  # fmt: skip
     return table

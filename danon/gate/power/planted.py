@@ -84,9 +84,10 @@ class _Burner:
                 out = call(*args, **kwargs)
             finally:
                 self._inside = False
-            end = process_time() + seconds_of(*args)
-            while process_time() < end:
-                pass
+            start = process_time()
+            if (seconds := seconds_of(*args)) > 0:
+                while process_time() < start + seconds:
+                    pass
             return out
 
         return slower

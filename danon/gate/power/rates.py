@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from scipy import stats
 
@@ -17,18 +17,18 @@ from danon.gate.record import case_of
 from danon.gate.trial import Trial
 from danon.measure.case import Case
 
-__all__ = ["OURS", "Rate", "exact", "rates"]
+__all__ = ["ENOUGH", "OURS", "Rate", "exact", "rates"]
 
 OURS = "danon gate"
-REPLAYS = 100
-"""Of each slowdown in each attention; rounds are drawn anew for each."""
+FIRST = SCREENING[0]
 ENOUGH = SCREENING[-1] + CONFIRMING[-1]
 """Rounds that one run may take."""
+_Round = Mapping[str, Measurement]
 _Run = Mapping[str, list[Measurement]]
 """What each case measures, in order."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rate:
     """Alarms of one method.
 
@@ -36,20 +36,23 @@ class Rate:
         slowdown: that was planted in one attention; an alarm is one of its cases, or any at 0.
         undecided: runs that ended without a decision.
         rounds: that the runs were replayed from.
+        disjoint: runs that so many rounds are enough for without using one twice.
     """
 
     method: str
+    machine: str
     load: str
     slowdown: float
     runs: int
     alarms: int
     undecided: int
     rounds: int
+    disjoint: int
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the share of alarms, 95 %."""
-        return exact(self.alarms, self.runs)
+        """Of the share of alarms, 95 %, as of disjoint runs: others say the same again."""
+        return exact(round(self.disjoint * self.alarms / self.runs), self.disjoint)
 
 
 def exact(count: int, of: int) -> tuple[float, float]:
@@ -58,70 +61,80 @@ def exact(count: int, of: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def rates(rounds: Sequence[Round], rivals: Mapping[str, Rule], seed: int = 0) -> list[Rate]:
-    """For each load and slowdown that there are rounds of: ours, and the rivals'.
+def rates(rounds: Sequence[Round], rivals: Mapping[str, Rule]) -> list[Rate]:
+    """For each machine, load and slowdown that there are rounds of: ours, and the rivals'.
 
-    Of the same code a run screens with rounds that no other run screens with, one after the other;
-    what it confirms with is drawn from all the others.
+    A run goes through rounds in the order they were measured, begins where no other does, and takes
+    as many as it needs. Where nothing is planted, no two runs begin with a common round.
     """
     found: list[Rate] = []
-    for load in dict.fromkeys(r.load for r in rounds):
-        same = [r for r in rounds if r.load == load and not r.slowdown]
-        runs = list(_same(same, random.Random(seed))) if len(same) >= ENOUGH else []
-        found += _judged(runs, rivals, load, 0.0, len(same), "")
-        for slowdown in sorted({r.slowdown for r in rounds if r.load == load} - {0.0}):
-            slower = [r for r in rounds if (r.load, r.slowdown) == (load, slowdown)]
-            if min(len(slower), len(same)) < ENOUGH:
-                continue
-            parts: dict[str, Rate] = {}
-            for attention in sorted({case_of(name).attention for name in slower[0].measured}):
-                runs = list(_mixed(same, slower, attention, random.Random(seed)))
-                for rate in _judged(runs, rivals, load, slowdown, len(slower), attention):
-                    parts[rate.method] = _sum(parts.get(rate.method), rate)
-            found += parts.values()
+    for machine, load in dict.fromkeys((r.machine, r.load) for r in rounds):
+        here = [r for r in rounds if (r.machine, r.load) == (machine, load)]
+        names = set.intersection(*(set(r.measured) for r in here))
+        kinds: dict[float, list[_Round]] = {}
+        for some in here:
+            kinds.setdefault(some.slowdown, []).append({n: some.measured[n] for n in names})
+        same = kinds.pop(0.0, [])
+        about = partial(Rate, machine=machine, load=load)
+        if len(same) < ENOUGH:
+            continue
+        runs = [_run(same, start) for start in range(0, len(same) - FIRST + 1, FIRST)]
+        plain = partial(about, slowdown=0.0, rounds=len(same), disjoint=len(runs))
+        found += _judged(runs, rivals, "", plain)
+        for slowdown, slower in sorted(kinds.items()):
+            if len(slower) >= ENOUGH:
+                disjoint = len(slower) // (FIRST + CONFIRMING[0])
+                planted = partial(
+                    about, slowdown=slowdown, rounds=len(slower), disjoint=disjoint
+                )  # fmt: skip
+                found += _over_attentions(same, slower, rivals, planted)
     return found
 
 
-def _same(rounds: Sequence[Round], order: random.Random) -> Iterator[_Run]:
-    first = SCREENING[0]
-    for start in range(0, len(rounds) - first + 1, first):
-        own, rest = rounds[start : start + first], [*rounds[:start], *rounds[start + first :]]
-        yield _run([*own, *order.sample(rest, len(rest))])
+def _over_attentions(
+    same: Sequence[_Round], slower: Sequence[_Round], rivals: Mapping[str, Rule],
+    about: Callable[..., Rate],
+) -> list[Rate]:  # fmt: skip
+    """With the slowdown in one attention after the other, the others' cases of equal rounds."""
+    found: dict[str, Rate] = {}
+    for attention in sorted({case_of(name).attention for name in slower[0]}):
+        runs = []
+        for start in range(len(slower)):
+            own, other = _run(slower, start), _run(same, FIRST * start % len(same))
+            runs.append({
+                name: own[name] if case_of(name).attention == attention else other[name]
+                for name in own
+            })  # fmt: skip
+        for rate in _judged(runs, rivals, attention, about):
+            before = found.get(rate.method)
+            found[rate.method] = rate if before is None else replace(
+                before, runs=before.runs + rate.runs, alarms=before.alarms + rate.alarms,
+                undecided=before.undecided + rate.undecided,
+                disjoint=before.disjoint + rate.disjoint,
+            )  # fmt: skip
+    return list(found.values())
 
 
-def _mixed(
-    same: Sequence[Round], slower: Sequence[Round], attention: str, order: random.Random
-) -> Iterator[_Run]:
-    for _ in range(REPLAYS):
-        other, own = (_run(order.sample(some, len(some))) for some in (same, slower))
-        yield {n: own[n] if case_of(n).attention == attention else other[n] for n in own}
-
-
-def _run(rounds: Iterable[Round]) -> _Run:
-    found: dict[str, list[Measurement]] = {}
-    for some in rounds:
-        for name, measured in some.measured.items():
-            found.setdefault(name, []).append(measured)
-    return found
+def _run(rounds: Sequence[_Round], start: int) -> _Run:
+    order = [*rounds[start:], *rounds[:start]]
+    return {name: [some[name] for some in order] for name in rounds[0]}
 
 
 def _judged(
-    runs: Sequence[_Run], rivals: Mapping[str, Rule], load: str, slowdown: float, rounds: int,
-    attention: str,
-) -> Iterator[Rate]:  # fmt: skip
+    runs: Sequence[_Run], rivals: Mapping[str, Rule], attention: str, about: Callable[..., Rate]
+) -> Iterator[Rate]:
     """What every method makes of them.
 
     Args:
         attention: whose alarms count; empty for all.
     """
-    if not runs:
-        return
+    some = partial(about, runs=len(runs))
     ours = [_decided(run, attention) for run in runs]
     alarms, undecided = (sum(which) for which in zip(*ours, strict=True))
-    yield Rate(OURS, load, slowdown, len(runs), alarms, undecided, rounds)
+    yield some(method=OURS, alarms=alarms, undecided=undecided)
     for method, rule in rivals.items():
         alarms = sum(_raised(rule, run, attention) for run in runs)
-        yield Rate(method, load, slowdown, len(runs), alarms, 0, rounds)
+        yield some(method=method, alarms=alarms, undecided=0)
 
 
 def _decided(run: _Run, attention: str) -> tuple[bool, bool]:
@@ -141,17 +154,8 @@ def _raised(rule: Rule, run: _Run, attention: str) -> bool:
     """An alarm from the samples of as many rounds as screening takes at least."""
     for name, measured in run.items():
         if attention in ("", case_of(name).attention):
-            some = measured[: SCREENING[0]]
+            some = measured[:FIRST]
             base, head = [s for m in some for s in m.base], [s for m in some for s in m.head]
             if rule(base, head):
                 return True
     return False
-
-
-def _sum(one: Rate | None, other: Rate) -> Rate:
-    if one is None:
-        return other
-    return Rate(
-        one.method, one.load, one.slowdown, one.runs + other.runs, one.alarms + other.alarms,
-        one.undecided + other.undecided, one.rounds,
-    )  # fmt: skip

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from danon.gate.facts import Models, judged
-from danon.gate.pair import Side, Worker
+from danon.gate.pair import Side, Worker, WorkerError
 from danon.gate.power.collect import copied
 from danon.gate.power.journal import add, lines
 from danon.gate.power.planted import disturb, plant
@@ -19,7 +20,7 @@ from danon.measure.case import Case
 
 __all__ = ["RecallRate", "collect_recall", "recall_rates"]
 
-POINTS = 0.02
+PLANTED = 0.02
 """That recall is planted to fall by, in the test that most is answered in."""
 ROUNDING = 1e-5
 """Relative error of every output: more than another order of sums makes in float32."""
@@ -52,26 +53,26 @@ def collect_recall(
         How many were added.
 
     Raises:
-        WorkerError: a worker died, or an attention does not run.
+        WorkerError: a worker died, an attention does not run, or a model does not fit.
     """
-    done = Counter((line["case"], line["planted"]) for line in lines(place))
     count = 0
     for case in (case for case in cases if case.task and models.place(case).exists()):
-        if all(done[case.id, kind] >= RUNS for kind in KINDS):
-            continue
         with Worker(side, inputs, log) as worker:
             base = worker.request("recall", **models.request(case))
-        for kind in KINDS:
-            share, rounding = (
-                (POINTS / max(base.values()), 0.0) if kind == "forgetting" else (0.0, ROUNDING)
-            )
-            root, seed = copied(side.root, "disturbed"), done[case.id, kind]
+        if isinstance(base, str):
+            raise WorkerError(base)
+        # Of this model as it answers today: other code or weights begin again.
+        known = [x for x in lines(place) if (x["case"], x["base"]) == (case.id, base)]
+        done = Counter(x["planted"] for x in known)
+        kinds = {"rounding": (0.0, ROUNDING), "forgetting": (PLANTED / max(base.values()), 0.0)}
+        for kind, (forgotten, rounding) in kinds.items():
+            root, first = copied(side.root, "disturbed"), done[kind]
             plant(
-                root, disturb, attention=case.attention, forgotten=share, rounding=rounding,
-                seed=seed,
+                root, disturb, attention=case.attention, forgotten=forgotten, rounding=rounding,
+                seed=zlib.crc32(f"{case.id} {first}".encode()),
             )  # fmt: skip
             with Worker(Side("head", root), inputs, log) as worker:
-                for turn in range(seed, RUNS):
+                for turn in range(first, RUNS):
                     head = worker.request("recall", **models.request(case))
                     add(place, {"case": case.id, "planted": kind, "commit": commit, "base": base,
                                 "head": head})  # fmt: skip
