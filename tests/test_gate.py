@@ -294,6 +294,14 @@ class TestGate:
         assert status == 70 and "nothing is decided" in said
         assert "suites.inputs" in capsys.readouterr().err
 
+    def test_what_cannot_be_written_is_said_all_the_same(
+        self, small: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (small / "out").write_text("no folder")
+        status, said = gated()
+        assert status == 70 and "regression: 1 of 1 cases" in said
+        assert "FileExistsError" in capsys.readouterr().err
+
     def test_bad_input_has_statuses_of_its_own(self, small: Path, tmp_path: Path) -> None:
         assert gated(base="mian")[0] == 3
         assert gated(minutes=0)[0] == 2

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from mlflow import MlflowClient
 from repositories import MINE, git
 from rich.console import Console
 
+from danon.experiment import store
 from danon.gate import session
 from danon.gate.accept import Allowance, accept, allowances
 from danon.gate.command import THRESHOLDS, acceptance, calibrate, gate
@@ -294,3 +299,36 @@ class TestStore:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file")
         assert register(thresholds({A: threshold()}), "x").startswith("thresholds are not regist")
         assert record(Comparison("a", "b", "", "", (), 1.0), tmp_path).startswith("not recorded: ")
+
+    def test_two_at_once_on_a_fresh_store_make_one_version(self, sqlite: str) -> None:
+        code = (
+            "from test_thresholds import A, register, threshold, thresholds\n"
+            "print(register(thresholds({A: threshold()}), 'x'))"
+        )
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", code], cwd=Path(__file__).parent, text=True,
+                stdout=subprocess.PIPE,
+            )
+            for _ in range(3)
+        ]  # fmt: skip
+        said = sorted(process.communicate(timeout=100)[0].split()[0] for process in both)
+        assert said == ["registered", "thresholds", "thresholds"]  # "are those of ..."
+        assert len(MlflowClient(sqlite).search_model_versions("name = 'danon-a'")) == 1
+
+    def test_a_locked_database_is_said_and_stops_nothing(
+        self, sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store, "PROBE_TIMEOUT_S", 1)
+        file = sqlite.removeprefix("sqlite:///")
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            said = register(thresholds({A: threshold()}), "x")
+        assert said.startswith("thresholds are not registered") and "database is locked" in said
+        assert "registered danon-a" in register(thresholds({A: threshold()}), "x")  # nothing stays
+
+    def test_an_older_schema_says_what_to_do(self, sqlite: str) -> None:
+        file = sqlite.removeprefix("sqlite:///")
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
+            database.execute("UPDATE alembic_version SET version_num = '0a8213491aaa'")
+        assert "mlflow db upgrade" in register(thresholds({A: threshold()}), "x")

@@ -82,6 +82,20 @@ def _lock(uri: str) -> FileLock:
 
 
 @contextlib.contextmanager
+def exclusive(uri: str) -> Iterator[None]:
+    """While no other process of this machine is in one, for what two must not do at once.
+
+    Raises:
+        StoreError: another one does not come to an end.
+    """
+    try:
+        with _lock(uri):
+            yield
+    except Timeout as error:
+        raise StoreError(f"{shown(uri)}: locked by another process ({error})") from error
+
+
+@contextlib.contextmanager
 def patience(*, retries: int, timeout_s: int) -> Iterator[None]:
     """Bound how long MLflow waits for a server inside the block (its default is minutes).
 
@@ -137,13 +151,11 @@ def connect(uri: str) -> MlflowClient:
                 client = MlflowClient(uri)
                 client.search_experiments(max_results=1)
                 return client
-            with _lock(uri):  # several processes that create one schema at once break it
+            with exclusive(uri):  # several processes that create one schema at once break it
                 _knock(uri)
                 return MlflowClient(uri)
     except ImportError as error:
         raise StoreError(f"{shown(uri)}: {error}") from error
-    except Timeout as error:
-        raise StoreError(f"{shown(uri)}: locked by another process ({error})") from error
     except failures() as error:
         raise StoreError(f"{shown(uri)}: {root_cause(error)}") from error
 

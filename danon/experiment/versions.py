@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from danon.experiment.runs import RunInfo
     from danon.measure.case import CaseResult
 
-__all__ = ["register"]
+__all__ = ["make", "register"]
 
 CHAMPION, BASELINE = "champion", "baseline"
 
@@ -50,7 +50,7 @@ def register(
         if not client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
             _complete(folder, kept)
             client.log_artifacts(run_id, str(folder), f"models/{kept.task}")
-            _make(client, name)
+            make(client, name)
             client.create_model_version(
                 name, f"runs:/{run_id}/models/{kept.task}", run_id, _tags(kept, found[-1], info),
                 description=_words(kept, info), await_creation_for=0,
@@ -60,7 +60,8 @@ def register(
     return new
 
 
-def _make(client: MlflowClient, name: str) -> None:
+def make(client: MlflowClient, name: str) -> None:
+    """Register a model that has no version yet, unless somebody has."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -122,11 +122,11 @@ def _gate(options: Options, console: Console) -> int:
         commit, bench.head.commit, subject, bench.head.subject, tuple(rows),
         perf_counter() - start, here, remark,
     )  # fmt: skip
+    output.render(found, console)  # first of all: a full disk must not cost what was measured
     options.results.mkdir(parents=True, exist_ok=True)
     replace_file(options.results / "gate.json", f"{found.to_json()}\n".encode())
     replace_file(options.results / "gate.md", output.markdown(found).encode())
     replace_file(options.results / "gate.xml", output.junit(found))
-    output.render(found, console)
     say(console, "Written", f"{options.results}/gate.json, gate.md, gate.xml")
     say(console, "MLflow", record(found, options.results, accepted))
     if accepted is not None:

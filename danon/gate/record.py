@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from danon.experiment import store
+from danon.experiment import store, versions
 from danon.experiment.process import Owner
 from danon.experiment.record import metric_name
 from danon.gate.comparison import Comparison
@@ -61,7 +61,7 @@ def record(found: Comparison, folder: Path, accepted: Thresholds | None = None) 
             if fact.is_recall:
                 metrics[figure_name(row.case, fact.name), row.case.length] = fact.head
     try:
-        with _run(f"gate {found.head[:10]}", tags, metrics) as (client, run_id):
+        with _patient() as client, _run(client, f"gate {found.head[:10]}", tags, metrics) as run_id:
             for name in ("gate.json", "gate.md", "gate.xml"):
                 client.log_artifact(run_id, str(folder / name))
     except store.StoreError as error:
@@ -84,38 +84,31 @@ def register(thresholds: Thresholds, why: str) -> str:
     by_attention: dict[str, dict[str, Threshold]] = {}
     for name, threshold in thresholds.cases.items():
         by_attention.setdefault(case_of(name).attention, {})[name] = threshold
+    uri = store.tracking_uri()
+    machine = json.dumps(thresholds.fingerprint, sort_keys=True)
+    tags = {"danon.why": why, "danon.commit": thresholds.commit, "danon.fingerprint": machine}
     try:
-        changed = _changed(by_attention)
-        if not changed:
-            return f"thresholds are those of {store.shown(store.tracking_uri())}"
-        metrics = {
-            (figure_name(case_of(name), figure), case_of(name).length): value
-            for some in changed.values()
-            for name, threshold in some.items()
-            for figure, value in _figures(threshold).items()
-        }
-        machine = json.dumps(thresholds.fingerprint, sort_keys=True)
-        tags = {
-            "danon.why": why, "danon.commit": thresholds.commit, "danon.fingerprint": machine
-        }  # fmt: skip
-        with _run(f"thresholds {thresholds.commit[:10]}", tags, metrics) as (client, run_id):
-            for attention, some in changed.items():
-                _version(client, run_id, attention, some, tags)
+        with _patient() as client, store.exclusive(uri):  # or two gates would make a version each
+            changed = {
+                attention: some for attention, some in by_attention.items()
+                if _baseline_digest(client, f"danon-{attention}") != _digest(some)
+            }  # fmt: skip
+            if not changed:
+                return f"thresholds are those of {store.shown(uri)}"
+            metrics = {
+                (figure_name(case_of(name), figure), case_of(name).length): value
+                for some in changed.values()
+                for name, threshold in some.items()
+                for figure, value in _figures(threshold).items()
+            }
+            name = f"thresholds {thresholds.commit[:10]}"
+            with _run(client, name, tags, metrics) as run_id:
+                for attention, some in changed.items():
+                    _version(client, run_id, attention, some, tags)
     except store.StoreError as error:
         return f"thresholds are not registered: {error}"
     names = ", ".join(f"danon-{attention}" for attention in changed)
-    return f"registered {names} ({BASELINE}) in {store.shown(store.tracking_uri())}"
-
-
-def _changed(
-    by_attention: Mapping[str, dict[str, Threshold]],
-) -> dict[str, dict[str, Threshold]]:
-    """Attentions of which the store has other thresholds, or none."""
-    with _patient() as client:
-        return {
-            attention: some for attention, some in by_attention.items()
-            if _baseline_digest(client, f"danon-{attention}") != _digest(some)
-        }  # fmt: skip
+    return f"registered {names} ({BASELINE}) in {store.shown(uri)}"
 
 
 def _baseline_digest(client: MlflowClient, name: str) -> str:
@@ -135,8 +128,7 @@ def _version(
     tags: Mapping[str, str],
 ) -> None:  # fmt: skip
     name = f"danon-{attention}"
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
+    versions.make(client, name)
     client.log_text(run_id, _text(some), f"thresholds/{attention}/thresholds.json")
     accepted = {
         f"accepted.{case.replace('/', '.')}": f"{threshold.history[-1].why} "
@@ -153,30 +145,30 @@ def _version(
 
 @contextmanager
 def _run(
-    name: str, tags: Mapping[str, str], metrics: Mapping[tuple[str, int], float]
-) -> Iterator[tuple[MlflowClient, str]]:
-    """An MLflow run that has these, FAILED if what happens inside fails."""
+    client: MlflowClient, name: str, tags: Mapping[str, str],
+    metrics: Mapping[tuple[str, int], float],
+) -> Iterator[str]:  # fmt: skip
+    """Id of an MLflow run that has these, FAILED if what happens inside fails."""
     owner = Owner.current()
     identity = {
         "danon.run_id": f"{name} {owner.pid}", "danon.host": owner.host,
         "danon.pid": str(owner.pid), "danon.process_start": repr(owner.started),
     }  # fmt: skip
-    with _patient() as client:
-        from mlflow.entities import Metric
+    from mlflow.entities import Metric
 
-        experiment = store.experiment_id(client, store.tracking_uri(), EXPERIMENT)
-        run = client.create_run(experiment, tags={**tags, **identity}, run_name=name)
-        run_id: str = run.info.run_id
-        status = "FAILED"
-        try:
-            start: int = run.info.start_time
-            some = [Metric(n, value, start, step) for (n, step), value in metrics.items()]
-            for at in range(0, len(some), 500):  # MLflow takes up to 1000 at once
-                client.log_batch(run_id, some[at : at + 500])
-            yield client, run_id
-            status = "FINISHED"
-        finally:
-            client.set_terminated(run_id, status)
+    experiment = store.experiment_id(client, store.tracking_uri(), EXPERIMENT)
+    run = client.create_run(experiment, tags={**tags, **identity}, run_name=name)
+    run_id: str = run.info.run_id
+    status = "FAILED"
+    try:
+        start: int = run.info.start_time
+        some = [Metric(n, value, start, step) for (n, step), value in metrics.items()]
+        for at in range(0, len(some), 500):  # MLflow takes up to 1000 at once
+            client.log_batch(run_id, some[at : at + 500])
+        yield run_id
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run_id, status)
 
 
 @contextmanager
