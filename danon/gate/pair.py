@@ -28,6 +28,12 @@ from danon.measure.case import Case
 __all__ = ["DiedError", "Measurement", "Side", "Worker", "WorkerError", "balanced", "pair"]
 
 WORKER = Path(__file__).with_name("worker.py")
+KEPT = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}  # fmt: skip
+"""Freed memory stays with the process (glibc; others do not know these): given back, its pages are
+faulted in again in every call, in some processes twice as many as in others (docs/log.md)."""
 SAMPLE_S = 0.02
 """A sample is calls that together take at least this."""
 
@@ -85,7 +91,7 @@ class Worker:
         here, there = socket.socketpair()
         # Baselines, dense attention first, come with danon, which a user's repository has not.
         folders = (str(side.root), str(bundle()), os.environ.get("PYTHONPATH"))
-        environment = os.environ | {
+        environment = os.environ | KEPT | {
             "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, folders)),
             "ACCELERATE_USE_CPU": "true",
         }  # fmt: skip
