@@ -21,6 +21,7 @@ from rich.console import Console
 from danon.experiment import store
 from danon.gate import session
 from danon.gate.accept import Allowance, accept, allowances
+from danon.gate.cases import gate_cases
 from danon.gate.command import THRESHOLDS, acceptance, calibrate, gate
 from danon.gate.comparison import Comparison, Fact, Row
 from danon.gate.facts import Missing, judged
@@ -277,6 +278,14 @@ class TestStore:
         assert run.info.status == "FINISHED"
         kept = client.download_artifacts(baseline.run_id, "thresholds/a/thresholds.json")
         assert json.loads(Path(kept).read_text())[A]["time"]["relative"] == 2.5
+
+    def test_every_case_may_have_been_accepted(self, sqlite: str) -> None:
+        names = [case.id for case in gate_cases(["a"])]
+        entry = Accepted(
+            when="2026-02-01", commit="b", by="Ada", why="exact now", relative_time=2.0, facts={}
+        )
+        moved = threshold().model_copy(update={"history": (entry,)})
+        assert "registered danon-a" in register(thresholds(dict.fromkeys(names, moved)), "x")
 
     def test_a_comparison_is_a_run(self, sqlite: str, tmp_path: Path) -> None:
         ratio = Estimate(1.1, 1.05, 1.15)

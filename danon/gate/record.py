@@ -131,7 +131,7 @@ def _version(
     versions.make(client, name)
     client.log_text(run_id, _text(some), f"thresholds/{attention}/thresholds.json")
     accepted = {
-        f"accepted.{case.replace('/', '.')}": f"{threshold.history[-1].why} "
+        f"accepted.{case.replace('/', '.').replace('+', '_')}": f"{threshold.history[-1].why} "
         f"({threshold.history[-1].by}, {threshold.history[-1].when})"
         for case, threshold in some.items()
         if threshold.history
