@@ -11,7 +11,7 @@ from repositories import MINE, git
 from rich.console import Console
 
 from danon.gate import session
-from danon.gate.accept import Allowance, allowances
+from danon.gate.accept import RECALIBRATED, Allowance, allowances
 from danon.gate.cases import gate_cases
 from danon.gate.command import MODELS, THRESHOLDS, acceptance, calibrate, gate
 from danon.gate.comparison import POINTS, Fact
@@ -46,21 +46,22 @@ class TestJudged:
         assert judged(CASE, base, {"recall_8": 0.938, "recall_32": 0.6}).finding == "worse"
 
     def test_what_was_accepted_may_fall_as_far_and_no_farther(self) -> None:
-        def known(recall: float, *history: Accepted, model: str = "m") -> Thresholds:
+        def known(recall: float, *history: Accepted) -> Thresholds:
             case = Threshold(
-                time=None, facts={"recall_8": recall}, model=model, history=history
+                time=None, facts={"recall_8": recall}, model="m", history=history
             )  # fmt: skip
             return Thresholds(
                 commit="a", when="2026-01-31", pairs=2, fingerprint={}, cases={CASE.id: case}
             )
 
         entry = Accepted(
-            when="2026-02-01", commit="b", by="Ada", why="smaller", relative_time=None, facts={}
-        )
+            when="2026-02-01", commit="b", by="Ada", why="smaller", relative_time=None,
+            facts={"recall_8": 0.95},
+        )  # fmt: skip
         may = allowances(known(0.95), known(0.90, entry))[CASE.id]
         assert may.facts["recall_8"] == pytest.approx(0.05) and may.log_time == 0
-        other = allowances(known(0.95, model="n"), known(0.90, entry))[CASE.id]
-        assert other.facts["recall_8"] == 0
+        again = entry.model_copy(update={"why": RECALIBRATED, "facts": {"recall_8": 0.90}})
+        assert allowances(known(0.95), known(0.60, entry, again))[CASE.id] == may  # another model
         base = {"recall_8": 0.80}  # another model than that of the thresholds
         assert judged(CASE, base, {"recall_8": 0.745}, may).finding == "same"
         assert judged(CASE, base, {"recall_8": 0.735}, may).finding == "worse"

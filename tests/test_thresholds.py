@@ -20,7 +20,7 @@ from rich.console import Console
 
 from danon.experiment import store
 from danon.gate import session
-from danon.gate.accept import Allowance, accept, allowances
+from danon.gate.accept import RECALIBRATED, Allowance, accept, allowances
 from danon.gate.cases import gate_cases
 from danon.gate.command import THRESHOLDS, acceptance, calibrate, gate
 from danon.gate.comparison import Comparison, Fact, Row
@@ -140,6 +140,19 @@ class TestAccept:
         assert list(found) == [A] and found[A].why == "exact now"
         assert found[A].log_time == pytest.approx(math.log(1.25))
         assert allowances(None, after) == allowances(before, None) == {}
+
+    def test_calibrating_again_allows_nothing(self) -> None:
+        """On another machine every time would be another, and every slowdown pass."""
+        entry = Accepted(
+            when="2026-02-01", commit="b", by="Ada", why=RECALIBRATED, relative_time=2.0, facts={}
+        )
+        before = thresholds({A: threshold(2.0), B: threshold(2.0)})
+        measured = threshold(9.0).model_copy(update={"history": (entry,)})
+        accepted = entry.model_copy(update={"why": "exact now"})
+        again = entry.model_copy(update={"relative_time": 3.0})
+        both = threshold(9.0).model_copy(update={"history": (accepted, again)})
+        found = allowances(before, thresholds({A: measured, B: both}))
+        assert list(found) == [B] and found[B].log_time == pytest.approx(math.log(1.5))
 
     def test_accepted_growth_is_no_regression_and_more_is(self) -> None:
         allowed = Allowance(0.0, {"flops": 16.0}, "exact now")

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from danon.gate.comparison import RECALL
 from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError
 
 __all__ = ["Allowance", "accept", "allowances", "recalibrated"]
+
+
+RECALIBRATED = "calibrated again"
+"""Why a threshold is another one although nobody accepted anything."""
 
 
 @dataclass(frozen=True)
@@ -71,35 +76,45 @@ def recalibrated(
 ) -> dict[str, Threshold]:
     """Those found, with the history of those before, and those before that were not measured.
 
-    What measuring again accepts is told in the history as well.
+    That they were measured again is told there as well.
     """
     return {**before, **{
         name: new.model_copy(update={
-            "history": _history(before[name], commit=commit, by=by, why="calibrated again")
+            "history": _history(before[name], commit=commit, by=by, why=RECALIBRATED)
         }) if name in before else new
         for name, new in found.items()
     }}  # fmt: skip
 
 
 def allowances(base: Thresholds | None, head: Thresholds | None) -> dict[str, Allowance]:
-    """Of the cases that somebody accepted between two commits."""
+    """Of the cases that somebody accepted something of between two commits.
+
+    Measuring thresholds again, on another machine perhaps, accepts nothing.
+    """
     if base is None or head is None:
         return {}
     found: dict[str, Allowance] = {}
     for name, new in head.cases.items():
-        old = base.cases.get(name)
-        if old is not None and len(new.history) > len(old.history):
-            more = 0.0
-            if new.time is not None and old.time is not None:
-                more = max(0.0, math.log(new.time.relative / old.time.relative))
-            facts = new.facts
-            if new.model:  # recall; of another model there is nothing to compare
-                before = old.facts if new.model == old.model else new.facts
-                facts = {
-                    figure: max(0.0, before.get(figure, value) - value)
-                    for figure, value in new.facts.items()
-                }
-            found[name] = Allowance(more, facts, new.history[-1].why)
+        if (old := base.cases.get(name)) is None:
+            continue
+        since = new.history[len(old.history) :]
+        states = [*((entry.relative_time, entry.facts) for entry in since),
+                  (_relative(new), new.facts)]  # fmt: skip
+        more, why, figures = 0.0, "", dict[str, float]()
+        for entry, (before, after) in zip(since, pairwise(states), strict=True):
+            if entry.why == RECALIBRATED:
+                continue
+            why = entry.why
+            if before[0] and after[0]:
+                more += max(0.0, math.log(after[0] / before[0]))
+            for figure, value in after[1].items():
+                if figure.startswith(RECALL):
+                    fall = max(0.0, before[1].get(figure, value) - value)
+                    figures[figure] = figures.get(figure, 0.0) + fall
+                else:
+                    figures[figure] = max(figures.get(figure, 0.0), value)
+        if why:
+            found[name] = Allowance(more, figures, why)
     return found
 
 
@@ -112,11 +127,14 @@ def _moved(known: Threshold, name: str, base: float, head: float) -> float:
 
 def _history(old: Threshold, *, commit: str, by: str, why: str) -> tuple[Accepted, ...]:
     today = dt.datetime.now(dt.UTC).date().isoformat()
-    relative = None if old.time is None else old.time.relative
     entry = Accepted(
-        when=today, commit=commit, by=by, why=why, relative_time=relative, facts=old.facts
+        when=today, commit=commit, by=by, why=why, relative_time=_relative(old), facts=old.facts
     )
     return *old.history, entry
+
+
+def _relative(some: Threshold) -> float | None:
+    return None if some.time is None else some.time.relative
 
 
 def _some(names: Mapping[str, object]) -> str:
