@@ -14,7 +14,7 @@ from danon.attention import DALA, UCSA, registry, ucsa_far
 from danon.attention.base import BaseAttention
 from danon.config import AttentionConfig
 from danon.measure.case import CaseResult
-from suites import quality
+from suites import training
 from suites.attentions import gather
 from suites.curricula import QUICK, SMOKE
 from suites.learner import learner
@@ -166,7 +166,7 @@ def test_one_disturbed_step_does_not_put_a_training_over_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = iter([2741.0, 5.0])
-    monkeypatch.setattr(quality, "_forecast", lambda case, plan: next(seconds))
+    monkeypatch.setattr(training, "_forecast", lambda case, plan: next(seconds))
     found = results("sdpa", replace(PROFILES["smoke"], language=()))
     assert {result.status for result in found.values()} == {"measured"}
 
