@@ -101,7 +101,8 @@ def judged(case: Case, base: Facts, head: Facts, allowed: Allowance | None = Non
         return Row(case, "not measured", note=base.reason if case.task else head.reason)
     if isinstance(base, Missing):
         return Row(case, "new", note=base.reason)
-    both = (Fact(name, base[name], head[name]) for name in base if name in head)
+    both = [Fact(name, base[name], head[name]) for name in base if name in head]
+    both = sorted(both, key=lambda fact: (len(fact.name), fact.name))  # 8 pairs before 16
     facts = tuple(fact for fact in both if fact.is_recall or fact.base != fact.head)
     if case.task and not facts:
         return Row(case, "not measured", note="base and head were asked other questions")

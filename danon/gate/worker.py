@@ -57,6 +57,8 @@ class Worker:
         registry = importlib.import_module("danon.attention.registry")
         for target in targets:
             registry.load(target)
+        gc.collect()
+        gc.freeze()  # or each collection before a sample goes through all of torch
         return list(registry.names())
 
     def prepare(self, case: dict[str, Any], name: str) -> None:
