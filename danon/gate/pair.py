@@ -171,7 +171,8 @@ def pair(
 def _measured(
     case: Case, base: Worker, head: Worker, rounds: int, order: random.Random
 ) -> Measurement:
-    for worker in (base, head):
+    # Drawn, too: who is first in something waits longer for its first sample.
+    for worker in order.sample((base, head), 2):
         worker.request("prepare", case=asdict(case), name=case.id)
     found = balanced((base, case.id), (head, case.id), rounds, order)
     for worker in (base, head):
@@ -185,7 +186,7 @@ def balanced(
     """Two prepared cases, each of a worker, by turns."""
     calls = {
         side: math.ceil(SAMPLE_S / side[0].request("time", name=side[1], calls=1))
-        for side in (base, head)
+        for side in order.sample((base, head), 2)
     }
     if base[1] == head[1]:  # the same work: the same number of calls
         calls = dict.fromkeys(calls, max(calls.values()))
