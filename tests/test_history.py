@@ -11,8 +11,8 @@ from rich.console import Console
 from danon.gate import command
 from danon.gate.comparison import Comparison, Row
 from danon.gate.history import HistoryError, Point, changes, points
+from danon.gate.output import write
 from danon.gate.record import record
-from danon.gate.thresholds import Threshold, Thresholds, Timing
 from danon.measure.case import Case
 from danon.measure.statistics import Estimate
 
@@ -46,18 +46,14 @@ def test_few_runs_say_nothing() -> None:
 
 def recorded(folder: Path, ratio: float, number: int, machine: str = "here") -> None:
     """A run of the gate that found this ratio to the threshold of 2."""
-    threshold = Threshold(time=Timing(relative=2.0, spread=0.01, drift=0.01), facts={})
-    accepted = Thresholds(
-        commit="a", when="2026-01-31", pairs=10, fingerprint={},
-        cases={CASE.id: threshold, LONG.id: threshold},
-    )  # fmt: skip
     rows = tuple(
-        Row(case, "same", Estimate(r, r, r), 3, 1.0, r) for case, r in ((CASE, ratio), (LONG, 1.0))
+        Row(case, "same", Estimate(r, r, r), 3, 1.0, r, relative_time=2 * r)
+        for case, r in ((CASE, ratio), (LONG, 1.0))
     )
-    found = Comparison("a" * 40, f"{number:040x}", "then", "now", rows, 1.0, {"cpu": machine})
-    for name in ("gate.json", "gate.md", "gate.xml"):
-        (folder / name).write_text("{}")
-    assert "mlflow.db" in record(found, folder, accepted)
+    when, machines = f"2026-01-31T12:00:{number:02}+00:00", {"cpu": machine}
+    found = Comparison("a" * 40, f"{number:040x}", "then", "now", rows, when, 1.0, machines)
+    write(found, folder)
+    assert "mlflow.db" in record(folder)
 
 
 def test_what_the_gate_recorded_is_shown(sqlite: str, tmp_path: Path) -> None:

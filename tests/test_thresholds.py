@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import math
 import sqlite3
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from repositories import MINE, git
 from rich.console import Console
 
@@ -25,7 +28,8 @@ from danon.gate.cases import gate_cases
 from danon.gate.command import THRESHOLDS, acceptance, calibrate, gate
 from danon.gate.comparison import Comparison, Fact, Row
 from danon.gate.facts import Missing, judged
-from danon.gate.record import BASELINE, record, register
+from danon.gate.output import FILES, write
+from danon.gate.record import BASELINE, record, recorded, register
 from danon.gate.session import Options
 from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError, Timing
 from danon.measure.case import Case
@@ -35,9 +39,19 @@ from danon.measure.statistics import Estimate
 CASE = Case("speed", "MyAttention", 128, "float32", "forward")
 A, B, C, D = (f"speed/{name}/N128/float32/forward/cpu" for name in "abcd")
 HERE = fingerprint(torch.device("cpu"))
+WHEN = "2026-01-31T12:00:00+00:00"
 
 
 TIME = {"relative": 2.0, "spread": 0.01, "drift": 0.02}
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise MlflowException("connection refused")
+
+
+def runs_of_the_gate(client: MlflowClient) -> list[Run]:
+    experiment = client.get_experiment_by_name("danon/gate")
+    return list(client.search_runs([experiment.experiment_id]))
 
 
 def threshold(relative_time: float = 2.0, **facts: float) -> Threshold:
@@ -303,16 +317,26 @@ class TestStore:
     def test_a_comparison_is_a_run(self, sqlite: str, tmp_path: Path) -> None:
         ratio = Estimate(1.1, 1.05, 1.15)
         row = Row(CASE, "slower", ratio, 9, 0.1, 0.11)
-        found = Comparison("a" * 40, "b" * 40, "then", "now", (row,), 1.0, HERE)
-        for name in ("gate.json", "gate.md", "gate.xml"):
-            (tmp_path / name).write_text("{}")
-        assert "mlflow.db" in record(found, tmp_path)
+        found = Comparison("a" * 40, "b" * 40, "then", "now", (row,), WHEN, 1.0, HERE)
+        write(found, tmp_path)
         client = MlflowClient(sqlite)
-        experiment = client.get_experiment_by_name("danon/gate")
-        (run,) = client.search_runs([experiment.experiment_id])
+        with pytest.MonkeyPatch.context() as patch:  # the store dies in the middle
+            patch.setattr(MlflowClient, "log_artifact", refuse)
+            said = recorded(tmp_path)
+        assert said.startswith(f"not recorded, `danon record {tmp_path}` tries again: sqlite")
+        (run,) = runs_of_the_gate(client)
+        assert run.info.status == "FAILED"
+        assert record(tmp_path).startswith("recorded in sqlite")
+        assert record(tmp_path).startswith("recorded before in sqlite")
+        (run,) = runs_of_the_gate(client)
+        began = dt.datetime.fromisoformat(WHEN).timestamp() * 1000
+        assert (run.info.status, run.info.start_time) == ("FINISHED", began)
         assert run.data.tags["danon.outcome"] == "regression"
         assert run.data.metrics["MyAttention.forward.float32.ratio"] == 1.1
-        assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"gate.json"}
+        assert {f.path for f in client.list_artifacts(run.info.run_id)} == set(FILES)
+        (tmp_path / FILES[0]).write_text('{"rows": 1}')
+        with pytest.raises(store.StoreError, match=r"gate\.json is no comparison"):
+            record(tmp_path)
 
     def test_no_store_is_said_and_stops_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -320,7 +344,8 @@ class TestStore:
         (tmp_path / "file").write_text("no database")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file")
         assert register(thresholds({A: threshold()}), "x").startswith("thresholds are not regist")
-        assert record(Comparison("a", "b", "", "", (), 1.0), tmp_path).startswith("not recorded: ")
+        write(Comparison("a", "b", "", "", (), WHEN, 1.0), tmp_path)
+        assert recorded(tmp_path).startswith("not recorded, ")
 
     def test_two_at_once_on_a_fresh_store_make_one_version(self, sqlite: str) -> None:
         code = (

@@ -84,13 +84,17 @@ def report(
 
 
 @app.command()
-def record(run_dir: Annotated[Path, typer.Argument(help="A folder under results/runs.")]) -> None:
-    """Upload a run to MLflow, or what of it is not there yet."""
+def record(
+    folder: Annotated[Path, typer.Argument(help="One under results/runs, or results/gate.")],
+) -> None:
+    """Upload a run or a comparison to MLflow, or what of it is not there yet."""
     from danon.experiment.record import upload
     from danon.experiment.store import StoreError
+    from danon.gate.output import FILES
+    from danon.gate.record import record as comparison
 
     try:
-        print(upload(run_dir))
+        print((comparison if (folder / FILES[0]).exists() else upload)(folder))
     except (FileNotFoundError, StoreError) as error:
         _refuse(str(error))
 

@@ -115,11 +115,17 @@ def _git_state() -> tuple[str, bool]:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a whole file so that a reader, or a kill, sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # which a full disk does not name
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Journal:

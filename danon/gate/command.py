@@ -18,7 +18,7 @@ from danon.gate.checkout import Checkout, Repository
 from danon.gate.comparison import UNDECIDED, Comparison
 from danon.gate.history import changes, draw, points
 from danon.gate.pair import Side
-from danon.gate.record import record, register
+from danon.gate.record import recorded, register
 from danon.gate.session import Options, guarded, opened, refuse, say
 from danon.gate.standing import ELSEWHERE, calibrated, standing
 from danon.gate.thresholds import Thresholds, ThresholdsError
@@ -97,6 +97,7 @@ def acceptance(name: str, why: str, results: Path, console: Console) -> int:
 
 def _gate(options: Options, console: Console) -> int:
     start, here = perf_counter(), fingerprint(torch.device("cpu"))
+    when = dt.datetime.now(dt.UTC).isoformat("T", "seconds")
     with opened(options, console) as bench:
         accepted: Thresholds | None = None
         if options.against:
@@ -120,15 +121,12 @@ def _gate(options: Options, console: Console) -> int:
             )  # fmt: skip
     found = Comparison(
         commit, bench.head.commit, subject, bench.head.subject, tuple(rows),
-        perf_counter() - start, here, remark,
+        when, perf_counter() - start, here, remark,
     )  # fmt: skip
     output.render(found, console)  # first of all: a full disk must not cost what was measured
-    options.results.mkdir(parents=True, exist_ok=True)
-    replace_file(options.results / "gate.json", f"{found.to_json()}\n".encode())
-    replace_file(options.results / "gate.md", output.markdown(found).encode())
-    replace_file(options.results / "gate.xml", output.junit(found))
-    say(console, "Written", f"{options.results}/gate.json, gate.md, gate.xml")
-    say(console, "MLflow", record(found, options.results, accepted))
+    output.write(found, options.results)
+    say(console, "Written", f"{options.results}/{', '.join(output.FILES)}")
+    say(console, "MLflow", recorded(options.results))
     if accepted is not None:
         say(console, "", register(accepted, "read from the repository"))
     return found.status

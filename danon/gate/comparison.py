@@ -6,7 +6,10 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import TypeAdapter
 
 from danon.measure.case import Case
 from danon.measure.statistics import Estimate
@@ -57,6 +60,7 @@ class Row:
         time_ratio: head / base, CPU time of one thread, with its interval; None if not measured.
         pairs: of fresh processes that it comes from.
         base_s: seconds of a call; so is ``head_s``.
+        relative_time: the head's over dense attention's, where the gate measured that.
         facts: those that differ; of recall all.
         note: why it is not measured.
     """
@@ -67,6 +71,7 @@ class Row:
     pairs: int = 0
     base_s: float = 0.0
     head_s: float = 0.0
+    relative_time: float | None = None
     facts: tuple[Fact, ...] = ()
     note: str = ""
 
@@ -77,6 +82,7 @@ class Comparison:
 
     Attributes:
         base: commit; so is ``head``, which may have changes beyond it.
+        when: it began, ISO-8601, UTC.
         seconds: that it took.
         fingerprint: of the machine.
         remark: what a reader must know of it all.
@@ -87,6 +93,7 @@ class Comparison:
     base_subject: str
     head_subject: str
     rows: tuple[Row, ...]
+    when: str
     seconds: float
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     remark: str = ""
@@ -108,6 +115,16 @@ class Comparison:
             return REGRESSION
         measured = any(row.finding not in ("not measured", "removed") for row in self.rows)
         return UNDECIDED if self.undecided or not measured else CLEAN
+
+    @classmethod
+    def read(cls, place: Path) -> Self:
+        """A file that has :meth:`to_json`.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: it is no comparison.
+        """
+        return TypeAdapter(cls).validate_json(place.read_bytes())
 
     def to_json(self) -> str:
         values: dict[str, Any] = dataclasses.asdict(self)

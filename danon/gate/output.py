@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from xml.etree import ElementTree
 
 from rich.console import Console
@@ -10,9 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from danon.experiment import words
+from danon.experiment.runs import replace_file
 from danon.gate.comparison import CLEAN, RECALL, REGRESSION, Comparison, Fact, Finding, Row
 
-__all__ = ["advice", "junit", "markdown", "render", "verdict"]
+__all__ = ["FILES", "advice", "junit", "markdown", "render", "verdict", "write"]
+
+FILES = ("gate.json", "gate.md", "gate.xml")
 
 STYLES: dict[Finding, str] = {
     "slower": "bold red", "larger": "bold red", "worse": "bold red", "broken": "bold red",
@@ -141,6 +145,14 @@ def junit(found: Comparison) -> bytes:
     ElementTree.indent(whole)
     out: bytes = ElementTree.tostring(whole, encoding="utf-8", xml_declaration=True)
     return out
+
+
+def write(found: Comparison, folder: Path) -> None:
+    """In every form that :data:`FILES` names, into a folder that may be new."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = (f"{found.to_json()}\n".encode(), markdown(found).encode(), junit(found))
+    for name, content in zip(FILES, contents, strict=True):
+        replace_file(folder / name, content)
 
 
 def _skipped(row: Row) -> bool:

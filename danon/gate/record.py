@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,17 @@ from danon.experiment import store, versions
 from danon.experiment.process import Owner
 from danon.experiment.record import metric_name
 from danon.gate.comparison import Comparison
+from danon.gate.output import FILES
 from danon.gate.thresholds import Threshold, Thresholds
 from danon.measure.case import Case
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
     from danon.measure.case import Phase
 
-__all__ = ["BASELINE", "EXPERIMENT", "case_of", "figure_name", "record", "register"]
+__all__ = ["BASELINE", "EXPERIMENT", "case_of", "figure_name", "record", "recorded", "register"]
 
 EXPERIMENT = "gate"
 BASELINE = "baseline"
@@ -29,18 +32,27 @@ PATIENCE = {"retries": 1, "timeout_s": 20}
 OUTCOMES = ("clean", "regression", "undecided")
 
 
-def record(found: Comparison, folder: Path, accepted: Thresholds | None = None) -> str:
-    """Log a comparison.
+def record(folder: Path) -> str:
+    """Log a comparison; one that is recorded stays as it is, one that is so in part is completed.
 
     Args:
-        accepted: the thresholds that it is a comparison with, if it is: gives the times over dense
-            attention's, whose history :mod:`danon.gate.history` reads.
         folder: holds gate.json, gate.md and gate.xml.
 
     Returns:
-        One line for the user: where it is, or why it is not recorded.
+        One line for the user: where it is.
+
+    Raises:
+        FileNotFoundError: no comparison is there.
+        StoreError: the store cannot be used, or the file is no comparison.
     """
+    place = folder / FILES[0]
+    try:
+        found = Comparison.read(place)
+    except ValueError as error:
+        raise store.StoreError(f"{place} is no comparison of this danon: {error}") from error
+    digest = hashlib.sha256(place.read_bytes()).hexdigest()[:12]
     tags = {
+        "danon.run_id": f"gate {found.head[:10]} {digest}",
         "danon.base": found.base, "danon.head": found.head,
         "danon.outcome": OUTCOMES[found.status],
         "danon.fingerprint": json.dumps(dict(found.fingerprint), sort_keys=True),
@@ -53,20 +65,35 @@ def record(found: Comparison, folder: Path, accepted: Thresholds | None = None) 
             for name, value in (("ratio", ratio.value), ("ratio_low", ratio.low),
                                 ("ratio_high", ratio.high), ("head_s", row.head_s)):  # fmt: skip
                 metrics[figure_name(row.case, name), row.case.length] = value
-            if accepted is not None and (known := accepted.cases[row.case.id].time) is not None:
-                metrics[figure_name(row.case, "relative_time"), row.case.length] = (
-                    known.relative * ratio.value
-                )
+        if row.relative_time is not None:
+            metrics[figure_name(row.case, "relative_time"), row.case.length] = row.relative_time
         for fact in row.facts:
             if fact.is_recall:
                 metrics[figure_name(row.case, fact.name), row.case.length] = fact.head
+    uri, start = store.tracking_uri(), int(dt.datetime.fromisoformat(found.when).timestamp() * 1000)
+    with _patient() as client, store.exclusive(uri):  # or two would make a run each
+        experiment = store.experiment_id(client, uri, EXPERIMENT)
+        same = f"tags.`danon.run_id` = '{tags['danon.run_id']}'"
+        known = next(iter(store.runs_where(client, [experiment], same)), None)
+        if known is not None and known.info.status == "FINISHED":
+            return f"recorded before in {store.shown(uri)}"
+        name = f"gate {found.head[:10]}"
+        with _run(client, name, tags, metrics, start=start, known=known) as run_id:
+            for file in FILES:
+                client.log_artifact(run_id, str(folder / file))
+    return f"recorded in {store.shown(uri)}"
+
+
+def recorded(folder: Path) -> str:
+    """As :func:`record`, but a store that fails stops nothing.
+
+    Returns:
+        One line for the user: where it is, or why it is not recorded and what does that later.
+    """
     try:
-        with _patient() as client, _run(client, f"gate {found.head[:10]}", tags, metrics) as run_id:
-            for name in ("gate.json", "gate.md", "gate.xml"):
-                client.log_artifact(run_id, str(folder / name))
+        return record(folder)
     except store.StoreError as error:
-        return f"not recorded: {error}"
-    return store.shown(store.tracking_uri())
+        return f"not recorded, `danon record {folder}` tries again: {error}"
 
 
 def register(thresholds: Thresholds, why: str) -> str:
@@ -106,7 +133,7 @@ def register(thresholds: Thresholds, why: str) -> str:
                 for attention, some in changed.items():
                     _version(client, run_id, attention, some, tags)
     except store.StoreError as error:
-        return f"thresholds are not registered: {error}"
+        return f"thresholds are not registered, the next gate tries again: {error}"
     names = ", ".join(f"danon-{attention}" for attention in changed)
     return f"registered {names} ({BASELINE}) in {store.shown(uri)}"
 
@@ -146,9 +173,14 @@ def _version(
 @contextmanager
 def _run(
     client: MlflowClient, name: str, tags: Mapping[str, str],
-    metrics: Mapping[tuple[str, int], float],
+    metrics: Mapping[tuple[str, int], float], *, start: int | None = None, known: Run | None = None,
 ) -> Iterator[str]:  # fmt: skip
-    """Id of an MLflow run that has these, FAILED if what happens inside fails."""
+    """Id of an MLflow run that has these, FAILED if what happens inside fails.
+
+    Args:
+        start: milliseconds since 1970; now, if it is None.
+        known: to be completed.
+    """
     owner = Owner.current()
     identity = {
         "danon.run_id": f"{name} {owner.pid}", "danon.host": owner.host,
@@ -157,12 +189,14 @@ def _run(
     from mlflow.entities import Metric
 
     experiment = store.experiment_id(client, store.tracking_uri(), EXPERIMENT)
-    run = client.create_run(experiment, tags={**tags, **identity}, run_name=name)
+    run = known or client.create_run(
+        experiment, start, tags={**identity, **tags}, run_name=name
+    )  # fmt: skip
     run_id: str = run.info.run_id
     status = "FAILED"
     try:
-        start: int = run.info.start_time
-        some = [Metric(n, value, start, step) for (n, step), value in metrics.items()]
+        at_ms = run.info.start_time  # the same each time: MLflow drops an identical metric
+        some = [Metric(n, value, at_ms, step) for (n, step), value in metrics.items()]
         for at in range(0, len(some), 500):  # MLflow takes up to 1000 at once
             client.log_batch(run_id, some[at : at + 500])
         yield run_id

@@ -28,10 +28,11 @@ from danon.measure.case import Case
 
 __all__ = ["Bench", "Options", "guarded", "opened", "refuse", "say"]
 
-INTERRUPTED, INTERNAL = 130, 70
+INTERRUPTED, INTERNAL, UNWRITTEN = 130, 70, 74
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (RevisionError, 3), (DirtyError, 4), (CheckoutError, 5), (WorkerError, 6),
     (ThresholdsError, 7), (HistoryError, 8), (StoreError, 8), (KeyboardInterrupt, INTERRUPTED),
+    (OSError, UNWRITTEN),
 )  # fmt: skip
 """Exit statuses beside those of a :class:`Comparison`."""
 

@@ -75,7 +75,11 @@ def standing(
         if not thresholds.same_machine(fingerprint):
             slack, limit = map(math.log, ELSEWHERE)
             tolerances[name] = Tolerance(slack, limit, timing.drift)
-    return merged(rows, Trial(measure, budget_s, seed, say, tolerances))
+    return [
+        row if row.time_ratio is None
+        else replace(row, relative_time=timings[row.case.id].relative * row.time_ratio.value)
+        for row in merged(rows, Trial(measure, budget_s, seed, say, tolerances))
+    ]  # fmt: skip
 
 
 def calibrated(
