@@ -188,6 +188,9 @@ class TestWorker:
             assert facts["flops"] == 2 * 4 * 4 * 128 * 128 * 64  # twice the work
             assert facts["parameters"] == 0 and facts["peak_bytes"] >= 4 * 128 * 128 * 4
             assert worker.request("breaks", name="a") == {"graph_breaks": 0}
+            decode = {"case": {**case["case"], "phase": "decode"}, "name": "b"}  # type: ignore[dict-item]
+            with pytest.raises(WorkerError, match="no streaming form"):
+                worker.request("prepare", **decode)
             unknown = {"case": {**case["case"], "attention": "x"}, "name": "x"}  # type: ignore[dict-item]
             with pytest.raises(WorkerError, match="head: ValueError: unknown attention 'x'"):
                 worker.request("prepare", **unknown)

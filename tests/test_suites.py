@@ -463,6 +463,9 @@ class LowPrecision(Base):
 """
 
 
+BUILD = "build = classmethod(lambda cls, shape: cls())"
+
+
 class TestContract:
     @pytest.mark.parametrize(
         ("name", "message"),
@@ -482,6 +485,18 @@ class TestContract:
         attention = registry.load(f"{file}:Broken{name}")
         with pytest.raises(ValueError, match=message):
             check_contract(attention, ("float32", "bfloat16"), "cpu")
+
+    def test_a_constructor_takes_one_config_or_build_knows_better(self, tmp_path: Path) -> None:
+        file = tmp_path / "constructed.py"
+        kind = "from danon import BaseAttention\nclass Bare{}(BaseAttention):\n    {}\n"
+        empty = "def __init__(self): pass"
+        file.write_text(
+            kind.format("", "pass") + kind.format("Empty", empty) + kind.format("Built", BUILD)
+        )
+        for name in ("Bare", "BareEmpty"):
+            with pytest.raises(ValueError, match=f"{name} must .* constructor taking one config"):
+                registry.load(f"{file}:{name}")
+        assert registry.load(f"{file}:BareBuilt") == "BareBuilt"
 
     @pytest.mark.parametrize("name", ["CompactMSRA", "CompactDALA", "CompactUCSA"])
     def test_accepts_the_examples(self, name: str) -> None:

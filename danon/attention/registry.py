@@ -90,10 +90,21 @@ def load(target: str) -> str:
         raise ValueError(
             f"attention {target!r}: {attr} is not an nn.Module class; found: {classes}"
         )
-    if not issubclass(cls, BaseAttention):
+    if not (issubclass(cls, BaseAttention) and _takes_one_config(cls)):
         raise ValueError(
             f"attention {target!r}: {attr} must subclass danon.BaseAttention (forward(q, k, v, "
             "mask=None), constructor taking one config)"
         )
     register(attr)(cls)
     return attr
+
+
+def _takes_one_config(cls: type[BaseAttention]) -> bool:
+    """Whether :meth:`BaseAttention.build` can call the constructor; a class may have its own."""
+    if inspect.getattr_static(cls, "build") is not inspect.getattr_static(BaseAttention, "build"):
+        return True
+    try:
+        inspect.signature(cls).bind(None)
+    except TypeError:
+        return False
+    return cls.__init__ is not nn.Module.__init__  # whose signature takes anything

@@ -70,6 +70,8 @@ class Worker:
         kind = importlib.import_module("danon.attention.registry").get(case["attention"])
         torch.manual_seed(0)
         module = kind.build(config).eval()
+        if case["phase"] == "decode" and not hasattr(module, "init_state"):
+            raise NotImplementedError("no streaming form (init_state, absorb, step)")
         room = case["length"] + (NEW if case["phase"] == "decode" else 0)
         dtype = getattr(torch, case["dtype"])
         q, k, v = (x[:, :, :room].to(dtype, copy=True) for x in self._inputs)
