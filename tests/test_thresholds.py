@@ -29,7 +29,7 @@ from danon.gate.command import THRESHOLDS, acceptance, calibrate, gate
 from danon.gate.comparison import Comparison, Fact, Row
 from danon.gate.facts import Missing, judged
 from danon.gate.output import FILES, write
-from danon.gate.record import BASELINE, record, recorded, register
+from danon.gate.record import BASELINE, case_of, record, recorded, register
 from danon.gate.session import Options
 from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError, Timing
 from danon.measure.case import Case
@@ -108,9 +108,13 @@ class TestFile:
 
 def compared(place: Path, ratio: float | None, *facts: Fact) -> Path:
     """A gate.json with that figure of the case."""
-    time = None if ratio is None else {"value": ratio, "low": ratio, "high": ratio}
-    row = {"case": {"id": A}, "time_ratio": time, "facts": [f.__dict__ for f in facts]}
-    place.write_text(json.dumps({"head": "b" * 40, "rows": [row]}))
+    time = None if ratio is None else Estimate(ratio, ratio, ratio)
+    rows = (
+        Row(case_of(A), "slower", time, facts=facts), Row(case_of(B), "slower", time),
+        Row(case_of(C), "same", time),
+    )  # fmt: skip
+    found = Comparison("a" * 40, "b" * 40, "then", "now", rows, WHEN, 1.0)
+    place.write_text(found.to_json())
     return place
 
 
@@ -130,8 +134,16 @@ class TestAccept:
         again = accept(new, found, A, why="twice", by="Ada")
         assert [entry.why for entry in again.cases[A].history] == ["exact now", "twice"]
 
+    def test_a_pattern_accepts_what_has_regressed(self, tmp_path: Path) -> None:
+        found = compared(tmp_path / "gate.json", 1.25)
+        old = thresholds({name: threshold(2.0) for name in (A, B, C, D)})
+        new = accept(old, found, "speed/*/forward/cpu", why="exact now", by="Ada")
+        assert [name for name in old.cases if new.cases[name] != old.cases[name]] == [A, B]
+        with pytest.raises(ThresholdsError, match=r"no regression that it is a pattern of"):
+            accept(old, found, "speed/c/*", why="exact now", by="Ada")
+
     @pytest.mark.parametrize(("name", "why", "ratio", "words"), [
-        (A, " ", 1.2, "needs --why"), ("c", "so", 1.2, f"no threshold of 'c'; known: {A}"),
+        (A, " ", 1.2, "needs --why"), ("c", "so", 1.2, f"no threshold of 'c', .*; known: {A}"),
         (A, "so", None, f"no figures of '{A}'"),
     ])  # fmt: skip
     def test_what_cannot_be_accepted(

@@ -131,7 +131,8 @@ def gate(
     ] = False,
     minutes: Annotated[float, typer.Option(help="After so many no new process starts.")] = 10.0,
     accept: Annotated[
-        str, typer.Option(help="Case whose threshold becomes what the last gate measured.")
+        str,
+        typer.Option(help="Case, or pattern of regressions, that the last gate's figures are for."),
     ] = "",
     why: Annotated[str, typer.Option(help="Reason to accept, for the history.")] = "",
     results: Annotated[Path, typer.Option(help="Gets gate.json, gate.md and gate.xml.")] = GATE,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
+import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from danon.gate.comparison import RECALL
+from danon.gate.comparison import RECALL, Comparison, Fact
 from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError
 
 __all__ = ["Allowance", "accept", "allowances", "recalibrated"]
@@ -36,39 +35,51 @@ class Allowance:
     why: str = ""
 
 
-def accept(thresholds: Thresholds, found: Path, name: str, *, why: str, by: str) -> Thresholds:
-    """Thresholds that the last comparison's figures of a case meet.
+def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str) -> Thresholds:
+    """Thresholds that the last comparison's figures of some cases meet.
 
     Args:
         found: the ``gate.json`` of that comparison.
-        name: of the case.
+        names: a case, or a shell pattern: those of its cases that have regressed.
 
     Raises:
         ThresholdsError: no comparison has measured the case, or there is no reason why.
     """
     if not why.strip():
         raise ThresholdsError("--accept needs --why, which the history keeps")
-    if name not in thresholds.cases:
-        raise ThresholdsError(f"no threshold of {name!r}; known: {_some(thresholds.cases)}")
     try:
-        comparison = json.loads(found.read_text(encoding="utf-8"))
+        comparison = Comparison.read(found)
     except FileNotFoundError:
         raise ThresholdsError(f"{found} is not there: run the gate first") from None
-    rows: dict[str, Any] = {row["case"]["id"]: row for row in comparison["rows"]}
-    known = thresholds.cases[name]
-    row = rows.get(name, {"time_ratio": None, "facts": []})
-    if not (row["facts"] if known.time is None else row["time_ratio"]):
-        raise ThresholdsError(f"{found} has no figures of {name!r}: run the gate on it first")
-    time = known.time
-    if time is not None:
-        relative = time.relative * row["time_ratio"]["value"]
-        time = time.model_copy(update={"relative": relative})
-    moved = known.model_copy(update={
-        "time": time,
-        "facts": known.facts | {fact["name"]: _moved(known, **fact) for fact in row["facts"]},
-        "history": _history(known, commit=comparison["head"], by=by, why=why),
-    })  # fmt: skip
-    return thresholds.model_copy(update={"cases": {**thresholds.cases, name: moved}})
+    except ValueError as error:
+        raise ThresholdsError(f"{found} is no comparison of this danon: {error}") from error
+    moved = {}
+    for name in _accepted(names, thresholds, comparison):
+        known = thresholds.cases[name]
+        row = next((row for row in comparison.rows if row.case.id == name), None)
+        if row is None or not (row.facts if known.time is None else row.time_ratio):
+            raise ThresholdsError(f"{found} has no figures of {name!r}: run the gate on it first")
+        time = known.time
+        if time is not None and row.time_ratio is not None:
+            time = time.model_copy(update={"relative": time.relative * row.time_ratio.value})
+        moved[name] = known.model_copy(update={
+            "time": time,
+            "facts": known.facts | {fact.name: _moved(known, fact) for fact in row.facts},
+            "history": _history(known, commit=comparison.head, by=by, why=why),
+        })  # fmt: skip
+    return thresholds.model_copy(update={"cases": thresholds.cases | moved})
+
+
+def _accepted(names: str, thresholds: Thresholds, comparison: Comparison) -> list[str]:
+    if names in thresholds.cases:
+        return [names]
+    known = [row.case.id for row in comparison.bad if row.case.id in thresholds.cases]
+    if found := fnmatch.filter(known, names):
+        return found
+    some = ", ".join(sorted(thresholds.cases)[:4]) + (", ..." if len(thresholds.cases) > 4 else "")
+    raise ThresholdsError(
+        f"no threshold of {names!r}, and no regression that it is a pattern of; known: {some}"
+    )
 
 
 def recalibrated(
@@ -118,11 +129,11 @@ def allowances(base: Thresholds | None, head: Thresholds | None) -> dict[str, Al
     return found
 
 
-def _moved(known: Threshold, name: str, base: float, head: float) -> float:
+def _moved(known: Threshold, fact: Fact) -> float:
     """A figure that is accepted; of recall how far it fell, in whatever model that was."""
-    if not name.startswith(RECALL):
-        return head
-    return min(1.0, max(0.0, known.facts.get(name, base) + head - base))
+    if not fact.is_recall:
+        return fact.head
+    return min(1.0, max(0.0, known.facts.get(fact.name, fact.base) + fact.head - fact.base))
 
 
 def _history(old: Threshold, *, commit: str, by: str, why: str) -> tuple[Accepted, ...]:
@@ -135,7 +146,3 @@ def _history(old: Threshold, *, commit: str, by: str, why: str) -> tuple[Accepte
 
 def _relative(some: Threshold) -> float | None:
     return None if some.time is None else some.time.relative
-
-
-def _some(names: Mapping[str, object]) -> str:
-    return ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 
@@ -21,7 +22,7 @@ from danon.gate.pair import Side
 from danon.gate.record import recorded, register
 from danon.gate.session import Options, guarded, opened, refuse, say
 from danon.gate.standing import ELSEWHERE, calibrated, standing
-from danon.gate.thresholds import Thresholds, ThresholdsError
+from danon.gate.thresholds import Threshold, Thresholds, ThresholdsError
 from danon.measure.fingerprint import fingerprint
 
 __all__ = ["acceptance", "calibrate", "gate", "history"]
@@ -69,30 +70,34 @@ def history(name: str, results: Path, console: Console) -> int:
     return guarded(console, run)
 
 
-def acceptance(name: str, why: str, results: Path, console: Console) -> int:
-    """Move the threshold of a case to what the last comparison measured."""
+def acceptance(names: str, why: str, results: Path, console: Console) -> int:
+    """Move the thresholds of cases to what the last comparison measured."""
 
     def run() -> int:
         repository = Repository(Path.cwd())
         place = repository.root / THRESHOLDS
-        moved = accept(
-            Thresholds.read(place), results / "gate.json", name, why=why, by=repository.user
-        )
+        known = Thresholds.read(place)
+        moved = accept(known, results / output.FILES[0], names, why=why, by=repository.user)
         moved.write(place)
-        new, old = moved.cases[name], moved.cases[name].history[-1]
-        changes = [
-            f"{figure} {old.facts[figure]:g} -> {value:g}"
-            for figure, value in new.facts.items() if old.facts.get(figure, value) != value
-        ]  # fmt: skip
-        if new.time is not None:
-            time = f"{old.relative_time:.4g} -> {new.time.relative:.4g} of dense attention's time"
-            changes.insert(0, time)
-        say(console, "Accepted", f"{name}: {', '.join(changes) or 'as it was'}")
+        for name, new in moved.cases.items():
+            if new is not known.cases[name]:
+                changes = ", ".join(_changes(new)) or "as it was"
+                say(console, "Accepted", f"{name}: {changes}")
         say(console, "Written", f"{place}: commit it with what costs it")
         say(console, "MLflow", register(moved, why))
         return 0
 
     return guarded(console, run)
+
+
+def _changes(new: Threshold) -> Iterator[str]:
+    """From what was before the last entry of its history."""
+    old = new.history[-1]
+    if new.time is not None:
+        yield f"{old.relative_time:.4g} -> {new.time.relative:.4g} of dense attention's time"
+    for figure, value in new.facts.items():
+        if old.facts.get(figure, value) != value:
+            yield f"{figure} {old.facts[figure]:g} -> {value:g}"
 
 
 def _gate(options: Options, console: Console) -> int:
