@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -92,20 +93,48 @@ def lines(journal: Path) -> list[str]:
     return journal.read_text().splitlines() if journal.is_file() else []
 
 
+def first_cases(folder: Path, process: subprocess.Popen[str]) -> Path:
+    """The journal of a bench, when it has two cases."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        found = list(folder.glob("results/runs/*/cases.jsonl"))
+        if found and len(lines(found[0])) >= 2:
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError(process.communicate()[0])
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     """Folder, exit status and words of a bench that got Ctrl-C after its first cases."""
     folder = tmp_path_factory.mktemp("stopped")
     process = start(folder)
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
-        found = list(folder.glob("results/runs/*/cases.jsonl"))
-        if found and len(lines(found[0])) >= 2:
-            break
-        time.sleep(0.05)
+    first_cases(folder, process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     return folder, process.returncode, said
+
+
+class TestFullDisk:
+    """A file that may not grow stands in for it."""
+
+    def test_what_was_measured_stays(self, tmp_path: Path) -> None:
+        process = start(tmp_path, "--suites", "speed")
+        place = first_cases(tmp_path, process)
+        room = place.stat().st_size + 100
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, room))
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 74, said
+        assert "File too large" in said and "cases.jsonl" in said and "Traceback" not in said
+        journal = Journal(place.parent)
+        kept = journal.results()
+        assert 2 <= len(kept) and journal.status == "KILLED"
+        said = " ".join(said.split())
+        assert f"{len(kept)} cases stay in results/runs/{place.parent.name}; make room, th" in said
+        process = start(tmp_path, "--suites", "speed", "--resume")
+        said, _ = process.communicate(timeout=100)
+        assert process.returncode == 0 and f"{len(kept)} cases are measured already" in said
+        assert journal.results()[: len(kept)] == kept and journal.status == "FINISHED"
 
 
 class TestStopped:

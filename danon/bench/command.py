@@ -67,27 +67,34 @@ def bench(options: Options, console: Console) -> int:
     """Run the suites.
 
     Returns:
-        Exit status: 0; 1 when a case failed; 2 when nothing could be measured; 128 + the signal
-        that ended it.
+        Exit status: 0; 1 when a case failed; 2 when nothing could be measured; 74 when the results
+        cannot be written; 128 + the signal that ended it.
     """
     with tempfile.TemporaryDirectory(prefix="danon-") as scratch:
         child = Child(options.arguments(), Path(scratch))
         session = _Session(options, console)
-        with _stopping(child, console) as stopped, Display(console) as display:
-            for event in child.events():
-                session.handle(event, child, display)
-            status = child.wait()
-        signalled = stopped[0] if stopped else -status if status < 0 else 0
-        if session.refusal:
-            console.print(f"[bold red]danon bench:[/] {escape(session.refusal)}", soft_wrap=True)
-            return REFUSED
-        if session.journal is None and not signalled:
-            console.print(child.tail(), markup=False)
-            console.print(
-                "[bold red]danon bench:[/] the suites ended before they measured anything"
-            )
-            return REFUSED
-        return session.close(child, status, signalled)
+        try:
+            return _measured(session, child, console)
+        except OSError as error:  # a full disk, a folder that is somebody else's
+            child.stop()
+            child.wait()
+            return session.unwritten(error)
+
+
+def _measured(session: _Session, child: Child, console: Console) -> int:
+    with _stopping(child, console) as stopped, Display(console) as display:
+        for event in child.events():
+            session.handle(event, child, display)
+        status = child.wait()
+    signalled = stopped[0] if stopped else -status if status < 0 else 0
+    if session.refusal:
+        console.print(f"[bold red]danon bench:[/] {escape(session.refusal)}", soft_wrap=True)
+        return REFUSED
+    if session.journal is None and not signalled:
+        console.print(child.tail(), markup=False)
+        console.print("[bold red]danon bench:[/] the suites ended before they measured anything")
+        return REFUSED
+    return session.close(child, status, signalled)
 
 
 class _Session:
@@ -158,6 +165,16 @@ class _Session:
         for result in failed:
             say(f"[red]failed[/] {result.case.id}: {escape(result.reason)}", soft_wrap=True)
         return 1 if failed else 0
+
+    def unwritten(self, error: OSError) -> int:
+        """Say that results cannot be written, and what stays; returns the exit status."""
+        self._console.print(f"[bold red]danon bench:[/] {escape(str(error))}", soft_wrap=True)
+        if self.journal is not None:
+            self._console.print(
+                f"{len(self.journal.results())} cases stay in {self.journal.run_dir}; make room, "
+                "then --resume goes on", soft_wrap=True,
+            )  # fmt: skip
+        return os.EX_IOERR
 
     def _open(self, fingerprint: dict[str, Any]) -> Path:
         """Make the run's folder, or take that of a killed run; says where things are recorded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import importlib.metadata
@@ -11,6 +12,7 @@ import os
 import platform
 import secrets
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -116,16 +118,24 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a whole file so that a reader, or a kill, sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        error.filename = str(path)  # which a full disk does not name
-        raise
+        with _named(path):
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors name the file, which those of a full disk do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 class Journal:
@@ -159,7 +169,7 @@ class Journal:
         """Add a case; it is on disk when this returns."""
         if not self._repaired:
             self._drop_torn_line()
-        with self._cases.open("ab") as file:
+        with _named(self._cases), self._cases.open("ab") as file:
             file.write(result.to_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

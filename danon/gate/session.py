@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,11 +29,11 @@ from danon.measure.case import Case
 
 __all__ = ["Bench", "Options", "guarded", "opened", "refuse", "say"]
 
-INTERRUPTED, INTERNAL, UNWRITTEN = 130, 70, 74
+INTERRUPTED = 130
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (RevisionError, 3), (DirtyError, 4), (CheckoutError, 5), (WorkerError, 6),
     (ThresholdsError, 7), (HistoryError, 8), (StoreError, 8), (KeyboardInterrupt, INTERRUPTED),
-    (OSError, UNWRITTEN),
+    (OSError, os.EX_IOERR),
 )  # fmt: skip
 """Exit statuses beside those of a :class:`Comparison`."""
 
@@ -132,7 +133,7 @@ def guarded(console: Console, run: Callable[[], int]) -> int:
     except Exception:  # noqa: BLE001  told in full, and not with the status of a regression
         traceback.print_exc()
         refuse(console, "this is an error of the gate itself: nothing is decided")
-        return INTERNAL
+        return os.EX_SOFTWARE
 
 
 def say(console: Console, what: str, words: str) -> None:
