@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from danon import cli
 from danon.bench.app import app
-from danon.bench.child import bundle
+from danon.bench.child import Child, bundle
 from danon.bench.command import Options, bench
 from danon.bench.doctor import doctor
 from danon.bench.progress import Display
@@ -115,11 +115,20 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     return folder, process.returncode, said
 
 
+def test_an_answer_that_the_suites_do_not_live_to_read(tmp_path: Path) -> None:
+    with Child(("--danon-profile=smoke",), tmp_path) as child:
+        child.stop()
+        assert list(child.events()) == []
+        child._stream.write("never read\n")
+        assert child.wait() == -signal.SIGTERM
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux limits other processes")
 class TestFullDisk:
     """A file that may not grow stands in for it."""
 
     def test_what_was_measured_stays(self, tmp_path: Path) -> None:
-        process = start(tmp_path, "--suites", "speed")
+        process = start(tmp_path)
         place = first_cases(tmp_path, process)
         room = place.stat().st_size + 100
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, room))
@@ -130,7 +139,7 @@ class TestFullDisk:
         kept = journal.results()
         assert 2 <= len(kept) and journal.status == "KILLED"
         said = " ".join(said.split())
-        assert f"{len(kept)} cases stay in results/runs/{place.parent.name}; make room, th" in said
+        assert f"{len(kept)} cases stay in results/runs/{place.parent.name}; when it" in said
         process = start(tmp_path, "--suites", "speed", "--resume")
         said, _ = process.communicate(timeout=100)
         assert process.returncode == 0 and f"{len(kept)} cases are measured already" in said

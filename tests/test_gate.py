@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import errno
+import io
 import json
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -90,7 +93,7 @@ class TestDecide:
             Tolerance(slack=0.02, limit=0.01)
 
 
-WHEN = "2026-01-31T12:00:00+00:00"
+WHEN = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
 
 
 def comparison(*rows: Row) -> Comparison:
@@ -234,6 +237,15 @@ def gated(*, base: str = "HEAD~1", dirty: bool = False, minutes: float = 2.0) ->
     return status, " ".join(console.export_text().split())
 
 
+class Full(io.StringIO):
+    """A log whose disk is full when the table comes."""
+
+    def write(self, text: str) -> int:
+        if "Gate" in text:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
 class TestGate:
     """From two commits to an exit status."""
 
@@ -304,6 +316,12 @@ class TestGate:
         (small / "out").write_text("no folder")
         status, said = gated(minutes=1e-6)
         assert status == 74 and "regression: 1 of 1 cases" in said and "File exists: 'out'" in said
+
+    def test_a_full_disk_under_the_log_is_no_regression(self, small: Path) -> None:
+        (small / "mine.py").write_text(MINE.format(work=1))
+        options = Options(("mine.py:MyAttention",), "", True, 2.0, Path("out"), "HEAD~1")
+        assert gate(options, Console(file=Full())) == 74
+        assert json.loads((small / "out" / "gate.json").read_text())["status"] == 0
 
     def test_bad_input_has_statuses_of_its_own(self, small: Path, tmp_path: Path) -> None:
         assert gated(base="mian")[0] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from rich.console import Console
 from danon.gate import command
 from danon.gate.comparison import Comparison, Row
 from danon.gate.history import HistoryError, Point, changes, points
-from danon.gate.output import write
 from danon.gate.record import record
 from danon.measure.case import Case
 from danon.measure.statistics import Estimate
@@ -44,16 +44,16 @@ def test_few_runs_say_nothing() -> None:
         changes(run_of(np.ones(3)))
 
 
-def recorded(folder: Path, ratio: float, number: int, machine: str = "here") -> None:
+def recorded(ratio: float, number: int, machine: str = "here") -> None:
     """A run of the gate that found this ratio to the threshold of 2."""
     rows = tuple(
         Row(case, "same", Estimate(r, r, r), 3, 1.0, r, relative_time=2 * r)
         for case, r in ((CASE, ratio), (LONG, 1.0))
     )
-    when, machines = f"2026-01-31T12:00:{number:02}+00:00", {"cpu": machine}
+    when = dt.datetime(2026, 1, 31, 12, 0, number, tzinfo=dt.UTC)
+    machines = {"cpu": machine}
     found = Comparison("a" * 40, f"{number:040x}", "then", "now", rows, when, 1.0, machines)
-    write(found, folder)
-    assert "mlflow.db" in record(folder)
+    assert "mlflow.db" in record(found)
 
 
 def test_what_the_gate_recorded_is_shown(sqlite: str, tmp_path: Path) -> None:
@@ -61,9 +61,9 @@ def test_what_the_gate_recorded_is_shown(sqlite: str, tmp_path: Path) -> None:
     assert command.history(CASE.id, tmp_path, console) == 8
     assert "no run of the gate has" in console.export_text()
     for number in range(5):
-        recorded(tmp_path, 9.0, number, machine="elsewhere")
+        recorded(9.0, number, machine="elsewhere")
     for number in range(8):
-        recorded(tmp_path, 1.0 if number < 4 else 1.2 + number / 1000, number)
+        recorded(1.0 if number < 4 else 1.2 + number / 1000, number)
     assert [round(point.relative_time, 3) for point in points(CASE.id)][3:6] == [2.0, 2.408, 2.41]
     assert command.history(CASE.id, tmp_path, console) == 0
     (line,) = (x for x in console.export_text().splitlines() if "from here on" in x)

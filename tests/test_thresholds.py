@@ -20,7 +20,9 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from repositories import MINE, git
 from rich.console import Console
+from typer.testing import CliRunner
 
+from danon.bench.app import app
 from danon.experiment import store
 from danon.gate import session
 from danon.gate.accept import RECALIBRATED, Allowance, accept, allowances
@@ -28,6 +30,7 @@ from danon.gate.cases import gate_cases
 from danon.gate.command import THRESHOLDS, acceptance, calibrate, gate
 from danon.gate.comparison import Comparison, Fact, Row
 from danon.gate.facts import Missing, judged
+from danon.gate.history import points
 from danon.gate.output import FILES, write
 from danon.gate.record import BASELINE, case_of, record, recorded, register
 from danon.gate.session import Options
@@ -39,7 +42,7 @@ from danon.measure.statistics import Estimate
 CASE = Case("speed", "MyAttention", 128, "float32", "forward")
 A, B, C, D = (f"speed/{name}/N128/float32/forward/cpu" for name in "abcd")
 HERE = fingerprint(torch.device("cpu"))
-WHEN = "2026-01-31T12:00:00+00:00"
+WHEN = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
 
 
 TIME = {"relative": 2.0, "spread": 0.01, "drift": 0.02}
@@ -111,7 +114,7 @@ def compared(place: Path, ratio: float | None, *facts: Fact) -> Path:
     time = None if ratio is None else Estimate(ratio, ratio, ratio)
     rows = (
         Row(case_of(A), "slower", time, facts=facts), Row(case_of(B), "slower", time),
-        Row(case_of(C), "same", time),
+        Row(case_of(C), "same", time), Row(case_of(D), "broken"),
     )  # fmt: skip
     found = Comparison("a" * 40, "b" * 40, "then", "now", rows, WHEN, 1.0)
     place.write_text(found.to_json())
@@ -139,8 +142,9 @@ class TestAccept:
         old = thresholds({name: threshold(2.0) for name in (A, B, C, D)})
         new = accept(old, found, "speed/*/forward/cpu", why="exact now", by="Ada")
         assert [name for name in old.cases if new.cases[name] != old.cases[name]] == [A, B]
-        with pytest.raises(ThresholdsError, match=r"no regression that it is a pattern of"):
-            accept(old, found, "speed/c/*", why="exact now", by="Ada")
+        for pattern in ("speed/c/*", "speed/d/*", "speed/a/*"):  # same, broken, accepted already
+            with pytest.raises(ThresholdsError, match="no regression left that it is a pattern of"):
+                accept(new, found, pattern, why="exact now", by="Ada")
 
     @pytest.mark.parametrize(("name", "why", "ratio", "words"), [
         (A, " ", 1.2, "needs --why"), ("c", "so", 1.2, f"no threshold of 'c', .*; known: {A}"),
@@ -233,6 +237,8 @@ class TestGate:
 
         status, said = told(gate, OPTIONS)
         assert status == 0 and "thresholds of 20" in said and "no regression in 1 cases" in said
+        (point,) = points(CASE.id)
+        assert point.relative_time == pytest.approx(found.time.relative, rel=0.5)
 
         commit(own, 2)
         status, said = told(gate, OPTIONS)
@@ -333,22 +339,22 @@ class TestStore:
         write(found, tmp_path)
         client = MlflowClient(sqlite)
         with pytest.MonkeyPatch.context() as patch:  # the store dies in the middle
-            patch.setattr(MlflowClient, "log_artifact", refuse)
-            said = recorded(tmp_path)
+            patch.setattr(MlflowClient, "log_text", refuse)
+            said = recorded(found, tmp_path)
         assert said.startswith(f"not recorded, `danon record {tmp_path}` tries again: sqlite")
         (run,) = runs_of_the_gate(client)
         assert run.info.status == "FAILED"
-        assert record(tmp_path).startswith("recorded in sqlite")
-        assert record(tmp_path).startswith("recorded before in sqlite")
+        said = CliRunner().invoke(app, ["record", str(tmp_path)]).output
+        assert said.startswith("recorded in sqlite")
+        assert record(found).startswith("recorded before in sqlite")
         (run,) = runs_of_the_gate(client)
-        began = dt.datetime.fromisoformat(WHEN).timestamp() * 1000
-        assert (run.info.status, run.info.start_time) == ("FINISHED", began)
+        assert (run.info.status, run.info.start_time) == ("FINISHED", WHEN.timestamp() * 1000)
         assert run.data.tags["danon.outcome"] == "regression"
         assert run.data.metrics["MyAttention.forward.float32.ratio"] == 1.1
         assert {f.path for f in client.list_artifacts(run.info.run_id)} == set(FILES)
         (tmp_path / FILES[0]).write_text('{"rows": 1}')
-        with pytest.raises(store.StoreError, match=r"gate\.json is no comparison"):
-            record(tmp_path)
+        refusal = CliRunner().invoke(app, ["record", str(tmp_path)])
+        assert refusal.exit_code == 2 and "run the gate again: base: Field" in refusal.output
 
     def test_no_store_is_said_and_stops_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -356,8 +362,8 @@ class TestStore:
         (tmp_path / "file").write_text("no database")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file")
         assert register(thresholds({A: threshold()}), "x").startswith("thresholds are not regist")
-        write(Comparison("a", "b", "", "", (), WHEN, 1.0), tmp_path)
-        assert recorded(tmp_path).startswith("not recorded, ")
+        found = Comparison("a", "b", "", "", (), WHEN, 1.0)
+        assert recorded(found, tmp_path).startswith("not recorded, ")
 
     def test_two_at_once_on_a_fresh_store_make_one_version(self, sqlite: str) -> None:
         code = (

@@ -90,10 +90,15 @@ def load(target: str) -> str:
         raise ValueError(
             f"attention {target!r}: {attr} is not an nn.Module class; found: {classes}"
         )
-    if not (issubclass(cls, BaseAttention) and _takes_one_config(cls)):
+    if not issubclass(cls, BaseAttention):
         raise ValueError(
             f"attention {target!r}: {attr} must subclass danon.BaseAttention (forward(q, k, v, "
             "mask=None), constructor taking one config)"
+        )
+    if not _takes_one_config(cls):
+        raise ValueError(
+            f"attention {target!r}: {attr} must have a constructor that one config suffices for "
+            "(__init__(self, config)), or a classmethod build(config)"
         )
     register(attr)(cls)
     return attr

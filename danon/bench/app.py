@@ -90,12 +90,14 @@ def record(
     """Upload a run or a comparison to MLflow, or what of it is not there yet."""
     from danon.experiment.record import upload
     from danon.experiment.store import StoreError
+    from danon.gate.comparison import Comparison
     from danon.gate.output import FILES
     from danon.gate.record import record as comparison
 
+    place = folder / FILES[0]
     try:
-        print((comparison if (folder / FILES[0]).exists() else upload)(folder))
-    except (FileNotFoundError, StoreError) as error:
+        print(comparison(Comparison.read(place)) if place.exists() else upload(folder))
+    except (OSError, ValueError, StoreError) as error:
         _refuse(str(error))
 
 

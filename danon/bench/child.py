@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import danon
 
@@ -68,6 +69,14 @@ class Child:
         self._stream = here.makefile("rw", encoding="utf-8")
         here.close()  # the stream keeps it open
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self.stop()
+        self.wait()
+
     def events(self) -> Iterator[dict[str, Any]]:
         """What the suites report, until they end."""
         try:
@@ -96,7 +105,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self._signal(signal.SIGKILL)
             status = self._process.wait()
-        self._stream.close()
+        with contextlib.suppress(OSError):  # of an answer that it did not live to read
+            self._stream.close()
         return status
 
     @staticmethod

@@ -21,7 +21,7 @@ from danon.bench.progress import Display
 from danon.experiment import report, scoreboard
 from danon.experiment.export import write_results
 from danon.experiment.record import Recorder
-from danon.experiment.runs import Journal, RunInfo
+from danon.experiment.runs import UNWRITABLE, Journal, RunInfo
 from danon.measure.case import CaseResult
 
 __all__ = ["Options", "bench", "latest"]
@@ -70,15 +70,17 @@ def bench(options: Options, console: Console) -> int:
         Exit status: 0; 1 when a case failed; 2 when nothing could be measured; 74 when the results
         cannot be written; 128 + the signal that ended it.
     """
-    with tempfile.TemporaryDirectory(prefix="danon-") as scratch:
-        child = Child(options.arguments(), Path(scratch))
-        session = _Session(options, console)
-        try:
+    session = _Session(options, console)
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="danon-") as scratch,
+            Child(options.arguments(), Path(scratch)) as child,
+        ):
             return _measured(session, child, console)
-        except OSError as error:  # a full disk, a folder that is somebody else's
-            child.stop()
-            child.wait()
-            return session.unwritten(error)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        return session.unwritten(error)
 
 
 def _measured(session: _Session, child: Child, console: Console) -> int:
@@ -171,8 +173,8 @@ class _Session:
         self._console.print(f"[bold red]danon bench:[/] {escape(str(error))}", soft_wrap=True)
         if self.journal is not None:
             self._console.print(
-                f"{len(self.journal.results())} cases stay in {self.journal.run_dir}; make room, "
-                "then --resume goes on", soft_wrap=True,
+                f"{len(self.journal.results())} cases stay in {self.journal.run_dir}; when it can "
+                "be written again, --resume goes on", soft_wrap=True,
             )  # fmt: skip
         return os.EX_IOERR
 

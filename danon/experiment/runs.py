@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import errno
 import importlib.metadata
 import json
 import logging
@@ -20,7 +21,7 @@ from typing import Any, Literal, Self, get_args
 from danon.experiment.process import Owner
 from danon.measure.case import CaseResult
 
-__all__ = ["Journal", "RunInfo", "RunStatus", "replace_file"]
+__all__ = ["UNWRITABLE", "Journal", "RunInfo", "RunStatus", "replace_file"]
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -30,6 +31,12 @@ PACKAGES = (
     "flash-linear-attention", "local-attention", "linformer", "performer-pytorch",
     "native-sparse-attention-pytorch", "pytest-benchmark", "mlflow",
 )  # fmt: skip
+
+UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST,
+    errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
+"""What is wrong with a disk or a folder; other errors of the system are defects."""
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +132,8 @@ def replace_file(path: Path, content: bytes) -> None:
                 os.fsync(file.fileno())
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -134,7 +142,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -154,7 +162,9 @@ class Journal:
         self._run = self.run_dir / "run.json"
         self._cases = self.run_dir / "cases.jsonl"
         if not self._run.is_file():
-            raise FileNotFoundError(f"{self.run_dir} is no recorded run: it has no run.json")
+            raise FileNotFoundError(
+                f"{self.run_dir} is no recorded run: it has neither run.json nor gate.json"
+            )
         self._repaired = False
 
     @classmethod

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from danon.gate.comparison import RECALL, Comparison, Fact
+from danon.gate.comparison import RECALL, Comparison, Fact, Row
 from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError
 
 __all__ = ["Allowance", "accept", "allowances", "recalibrated"]
@@ -40,7 +40,8 @@ def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str
 
     Args:
         found: the ``gate.json`` of that comparison.
-        names: a case, or a shell pattern: those of its cases that have regressed.
+        names: a case, or a shell pattern: those of its cases that have regressed in this commit and
+            were not accepted yet.
 
     Raises:
         ThresholdsError: no comparison has measured the case, or there is no reason why.
@@ -52,16 +53,17 @@ def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str
     except FileNotFoundError:
         raise ThresholdsError(f"{found} is not there: run the gate first") from None
     except ValueError as error:
-        raise ThresholdsError(f"{found} is no comparison of this danon: {error}") from error
+        raise ThresholdsError(str(error)) from error
     moved = {}
     for name in _accepted(names, thresholds, comparison):
         known = thresholds.cases[name]
         row = next((row for row in comparison.rows if row.case.id == name), None)
-        if row is None or not (row.facts if known.time is None else row.time_ratio):
+        if row is None or not _has_figures(row):
             raise ThresholdsError(f"{found} has no figures of {name!r}: run the gate on it first")
         time = known.time
         if time is not None and row.time_ratio is not None:
-            time = time.model_copy(update={"relative": time.relative * row.time_ratio.value})
+            relative = row.relative_time or time.relative * row.time_ratio.value
+            time = time.model_copy(update={"relative": relative})
         moved[name] = known.model_copy(update={
             "time": time,
             "facts": known.facts | {fact.name: _moved(known, fact) for fact in row.facts},
@@ -73,13 +75,22 @@ def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str
 def _accepted(names: str, thresholds: Thresholds, comparison: Comparison) -> list[str]:
     if names in thresholds.cases:
         return [names]
-    known = [row.case.id for row in comparison.bad if row.case.id in thresholds.cases]
-    if found := fnmatch.filter(known, names):
+    known = {row.case.id: thresholds.cases.get(row.case.id) for row in comparison.bad
+             if _has_figures(row)}  # fmt: skip
+    left = [
+        name for name, case in known.items()
+        if case and not (case.history and case.history[-1].commit == comparison.head)
+    ]  # fmt: skip
+    if found := fnmatch.filter(left, names):
         return found
     some = ", ".join(sorted(thresholds.cases)[:4]) + (", ..." if len(thresholds.cases) > 4 else "")
     raise ThresholdsError(
-        f"no threshold of {names!r}, and no regression that it is a pattern of; known: {some}"
+        f"no threshold of {names!r}, and no regression left that it is a pattern of; known: {some}"
     )
+
+
+def _has_figures(row: Row) -> bool:
+    return bool(row.facts) or row.time_ratio is not None
 
 
 def recalibrated(

@@ -105,7 +105,7 @@ class Repository:
         try:
             with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
                 archive.extractall(into, **SAFE)
-        except (tarfile.TarError, OSError) as error:
+        except tarfile.TarError as error:
             raise CheckoutError(f"{commit[:10]} cannot be checked out: {error}") from error
         subject = self._git("log", "-1", "--format=%s", commit)
         return Checkout(commit, subject, into)

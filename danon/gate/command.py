@@ -102,7 +102,7 @@ def _changes(new: Threshold) -> Iterator[str]:
 
 def _gate(options: Options, console: Console) -> int:
     start, here = perf_counter(), fingerprint(torch.device("cpu"))
-    when = dt.datetime.now(dt.UTC).isoformat("T", "seconds")
+    when = dt.datetime.now(dt.UTC)
     with opened(options, console) as bench:
         accepted: Thresholds | None = None
         if options.against:
@@ -128,10 +128,12 @@ def _gate(options: Options, console: Console) -> int:
         commit, bench.head.commit, subject, bench.head.subject, tuple(rows),
         when, perf_counter() - start, here, remark,
     )  # fmt: skip
-    output.render(found, console)  # first of all: a full disk must not cost what was measured
-    output.write(found, options.results)
+    try:  # neither a full disk nor a reader who is gone costs what was measured
+        output.render(found, console)
+    finally:
+        output.write(found, options.results)
     say(console, "Written", f"{options.results}/{', '.join(output.FILES)}")
-    say(console, "MLflow", recorded(options.results))
+    say(console, "MLflow", recorded(found, options.results))
     if accepted is not None:
         say(console, "", register(accepted, "read from the repository"))
     return found.status

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from danon.measure.case import Case
 from danon.measure.statistics import Estimate
@@ -82,7 +83,7 @@ class Comparison:
 
     Attributes:
         base: commit; so is ``head``, which may have changes beyond it.
-        when: it began, ISO-8601, UTC.
+        when: it began, UTC.
         seconds: that it took.
         fingerprint: of the machine.
         remark: what a reader must know of it all.
@@ -93,7 +94,7 @@ class Comparison:
     base_subject: str
     head_subject: str
     rows: tuple[Row, ...]
-    when: str
+    when: dt.datetime
     seconds: float
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     remark: str = ""
@@ -122,13 +123,22 @@ class Comparison:
 
         Raises:
             FileNotFoundError: it is not there.
-            ValueError: it is no comparison.
+            ValueError: it is no comparison, or one of another danon.
         """
-        return TypeAdapter(cls).validate_json(place.read_bytes())
+        try:
+            return TypeAdapter(cls).validate_json(place.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = " -> ".join(map(str, first["loc"])) or "the file"
+            raise ValueError(
+                f"{place} is no comparison of this danon, run the gate again: "
+                f"{where}: {first['msg']}"
+            ) from error
 
     def to_json(self) -> str:
         values: dict[str, Any] = dataclasses.asdict(self)
         values["status"] = self.status
         for row, found in zip(values["rows"], self.rows, strict=True):
             row["case"] = {"id": found.case.id, **row["case"]}
+        values["when"] = self.when.isoformat()
         return json.dumps(values, indent=1, sort_keys=True)

@@ -14,7 +14,7 @@ from danon.experiment import words
 from danon.experiment.runs import replace_file
 from danon.gate.comparison import CLEAN, RECALL, REGRESSION, Comparison, Fact, Finding, Row
 
-__all__ = ["FILES", "advice", "junit", "markdown", "render", "verdict", "write"]
+__all__ = ["FILES", "advice", "files", "junit", "markdown", "render", "verdict", "write"]
 
 FILES = ("gate.json", "gate.md", "gate.xml")
 
@@ -147,11 +147,16 @@ def junit(found: Comparison) -> bytes:
     return out
 
 
+def files(found: Comparison) -> dict[str, bytes]:
+    """Every form by the name of :data:`FILES` that it is kept under."""
+    forms = (f"{found.to_json()}\n".encode(), markdown(found).encode(), junit(found))
+    return dict(zip(FILES, forms, strict=True))
+
+
 def write(found: Comparison, folder: Path) -> None:
-    """In every form that :data:`FILES` names, into a folder that may be new."""
+    """All :func:`files`, into a folder that may be new."""
     folder.mkdir(parents=True, exist_ok=True)
-    contents = (f"{found.to_json()}\n".encode(), markdown(found).encode(), junit(found))
-    for name, content in zip(FILES, contents, strict=True):
+    for name, content in files(found).items():
         replace_file(folder / name, content)
 
 

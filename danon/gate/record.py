@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from danon.experiment import store, versions
 from danon.experiment.process import Owner
 from danon.experiment.record import metric_name
 from danon.gate.comparison import Comparison
-from danon.gate.output import FILES
+from danon.gate.output import files
 from danon.gate.thresholds import Threshold, Thresholds
 from danon.measure.case import Case
 
@@ -32,25 +31,16 @@ PATIENCE = {"retries": 1, "timeout_s": 20}
 OUTCOMES = ("clean", "regression", "undecided")
 
 
-def record(folder: Path) -> str:
+def record(found: Comparison) -> str:
     """Log a comparison; one that is recorded stays as it is, one that is so in part is completed.
-
-    Args:
-        folder: holds gate.json, gate.md and gate.xml.
 
     Returns:
         One line for the user: where it is.
 
     Raises:
-        FileNotFoundError: no comparison is there.
-        StoreError: the store cannot be used, or the file is no comparison.
+        StoreError: the store cannot be used.
     """
-    place = folder / FILES[0]
-    try:
-        found = Comparison.read(place)
-    except ValueError as error:
-        raise store.StoreError(f"{place} is no comparison of this danon: {error}") from error
-    digest = hashlib.sha256(place.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(found.to_json().encode()).hexdigest()[:12]
     tags = {
         "danon.run_id": f"gate {found.head[:10]} {digest}",
         "danon.base": found.base, "danon.head": found.head,
@@ -70,7 +60,7 @@ def record(folder: Path) -> str:
         for fact in row.facts:
             if fact.is_recall:
                 metrics[figure_name(row.case, fact.name), row.case.length] = fact.head
-    uri, start = store.tracking_uri(), int(dt.datetime.fromisoformat(found.when).timestamp() * 1000)
+    uri, start = store.tracking_uri(), int(found.when.timestamp() * 1000)
     with _patient() as client, store.exclusive(uri):  # or two would make a run each
         experiment = store.experiment_id(client, uri, EXPERIMENT)
         same = f"tags.`danon.run_id` = '{tags['danon.run_id']}'"
@@ -79,19 +69,22 @@ def record(folder: Path) -> str:
             return f"recorded before in {store.shown(uri)}"
         name = f"gate {found.head[:10]}"
         with _run(client, name, tags, metrics, start=start, known=known) as run_id:
-            for file in FILES:
-                client.log_artifact(run_id, str(folder / file))
+            for file, content in files(found).items():
+                client.log_text(run_id, content.decode(), file)
     return f"recorded in {store.shown(uri)}"
 
 
-def recorded(folder: Path) -> str:
+def recorded(found: Comparison, folder: Path) -> str:
     """As :func:`record`, but a store that fails stops nothing.
+
+    Args:
+        folder: keeps the comparison.
 
     Returns:
         One line for the user: where it is, or why it is not recorded and what does that later.
     """
     try:
-        return record(folder)
+        return record(found)
     except store.StoreError as error:
         return f"not recorded, `danon record {folder}` tries again: {error}"
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from danon.bench.child import bundle
+from danon.experiment.runs import UNWRITABLE
 from danon.experiment.store import StoreError
 from danon.gate.cases import HEAD_DIM, HEADS, LONGEST, MECHANISMS, gate_cases
 from danon.gate.checkout import Checkout, CheckoutError, DirtyError, Repository, RevisionError
@@ -33,7 +34,6 @@ INTERRUPTED = 130
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (RevisionError, 3), (DirtyError, 4), (CheckoutError, 5), (WorkerError, 6),
     (ThresholdsError, 7), (HistoryError, 8), (StoreError, 8), (KeyboardInterrupt, INTERRUPTED),
-    (OSError, os.EX_IOERR),
 )  # fmt: skip
 """Exit statuses beside those of a :class:`Comparison`."""
 
@@ -89,7 +89,8 @@ def opened(options: Options, console: Console, *, committed: bool = False) -> It
     Args:
         committed: the last commit, whatever has changed since.
     """
-    with tempfile.TemporaryDirectory(prefix="danon-gate-") as name:
+    folder = tempfile.TemporaryDirectory(prefix="danon-gate-", ignore_cleanup_errors=True)
+    with folder as name:
         scratch = Path(name)
         repository = Repository(Path.cwd())
         place = scratch / "head"
@@ -130,10 +131,17 @@ def guarded(console: Console, run: Callable[[], int]) -> int:
     except tuple(kind for kind, _ in STATUSES) as error:
         refuse(console, str(error) or "interrupted: nothing is decided")
         return next(status for kind, status in STATUSES if isinstance(error, kind))
-    except Exception:  # noqa: BLE001  told in full, and not with the status of a regression
-        traceback.print_exc()
-        refuse(console, "this is an error of the gate itself: nothing is decided")
-        return os.EX_SOFTWARE
+    except SystemExit:  # of rich: nobody reads what it prints
+        return os.EX_IOERR
+    except Exception as error:  # noqa: BLE001  not with the status of a regression
+        unwritable = isinstance(error, OSError) and error.errno in UNWRITABLE
+        with contextlib.suppress(OSError):  # what is full may be the disk of the log
+            if unwritable:
+                refuse(console, str(error))
+            else:
+                traceback.print_exc()
+                refuse(console, "this is an error of the gate itself: nothing is decided")
+        return os.EX_IOERR if unwritable else os.EX_SOFTWARE
 
 
 def say(console: Console, what: str, words: str) -> None:
