@@ -87,6 +87,19 @@ def document(name: str, file: str) -> str:
     raise CorpusError(f"corpus {name!r} has no file {file!r}")
 
 
+def others(name: str, file: str, limit: int) -> str:
+    """What a corpus has beside a file of it, up to so many characters.
+
+    Raises:
+        CorpusError: as :func:`corpus`.
+    """
+    text = ""
+    for path in FILES[name]():
+        if path.name != file and len(text) < limit:
+            text += path.read_text(encoding="utf-8", errors="replace")
+    return text[:limit]
+
+
 def _texts(name: str) -> Iterator[bytes]:
     if name not in CORPORA:
         raise CorpusError(f"unknown corpus {name!r}; known: {', '.join(CORPORA)}")

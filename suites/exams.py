@@ -10,10 +10,25 @@ from danon.measure.case import Case
 from suites.plans import ENTRIES
 from suites.sources import Source, source
 
-__all__ = ["FULL", "SMOKE", "STANDARD", "PretrainedPlan"]
+__all__ = ["FULL", "SMOKE", "STANDARD", "Adaptation", "PretrainedPlan"]
 
+TRAINING = 3
+"""Forward passes that the two passes of an example in training are worth."""
 PASS_S = 7.0
 """Of SmolLM2 over 2048 tokens on two cores; only the proportions between cases matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """How a model is trained on: steps of so many examples, as long as the case.
+
+    Attributes:
+        rate: the highest learning rate.
+    """
+
+    steps: int
+    batch: int
+    rate: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +42,11 @@ class PretrainedPlan:
         shares: a query may see one in so many of the tokens, for a curve beside the headline's 8.
         depths: of hidden numbers, as shares of the text; a prompt has one at each.
         examples: prompts.
+        adaptation: what the text is asked after as well; None: the model stays as it is.
         cap_s: a case that should take longer, going by a shorter length, is over budget.
     """
 
     suite: ClassVar[str] = "pretrained"
-    tasks: ClassVar[tuple[str, ...]] = ("text", "passkey")
 
     model: str
     text: tuple[str, str]
@@ -40,6 +55,11 @@ class PretrainedPlan:
     depths: tuple[float, ...]
     examples: int
     cap_s: float
+    adaptation: Adaptation | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return ("text", "passkey") if self.adaptation is None else ("text", "passkey", "adapted")
 
     @property
     def source(self) -> Source:
@@ -58,6 +78,9 @@ class PretrainedPlan:
         """Forward passes of the model that a case takes, at most."""
         if task == "text":
             return len({ENTRIES, *self.shares})
+        if task == "adapted":
+            assert self.adaptation is not None
+            return 2 + TRAINING * self.adaptation.steps * self.adaptation.batch
         return self.examples
 
     def weight(self, case: Case) -> float:
@@ -75,12 +98,18 @@ STANDARD = (
 )
 FULL = (
     PretrainedPlan(
-        **_SMOLLM2, lengths=(2048, 4096, 8192), shares=(32, 16, 4), examples=4, cap_s=1800.0
+        **_SMOLLM2,
+        lengths=(2048, 4096, 8192),
+        shares=(32, 16, 4),
+        examples=4,
+        cap_s=1800.0,
+        adaptation=Adaptation(steps=300, batch=4, rate=1e-4),
     ),
 )
 SMOKE = (
     PretrainedPlan(
         model="tiny", text=("code", "argparse.py"), lengths=(512, 640), shares=(4,),
         depths=(0.0, 0.5), examples=1, cap_s=30.0,
+        adaptation=Adaptation(steps=4, batch=2, rate=1e-2),
     ),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """What an attention costs a model that was trained with dense attention, when it is put into it.
 
-The model stays as it is. Everyone gets the same text and questions, and about the same entries a
-query; nothing is trained.
+The model stays as it is, but for the task "adapted", which trains a copy of it on for a little.
+Everyone gets the same text and questions, and about the same entries a query.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.measure.case import Case, CaseResult
+from suites.adapt import adapted
 from suites.attentions import REFERENCE
-from suites.corpora import CorpusError, document
+from suites.corpora import CorpusError, document, others
 from suites.costs import UNKNOWN
 from suites.examine import UnmeasuredError, costs, examined
 from suites.exams import PretrainedPlan
@@ -34,6 +35,8 @@ __all__ = ["Exam"]
 
 Figures = tuple[dict[str, float], dict[str, list[list[float]]], list[float]]
 """Metrics, curves, and the seconds of each forward pass of the model."""
+OTHERS = 5_000_000
+"""Characters that are trained on, at most."""
 PROBE = 2048
 """Tokens that the correctness check of an attention takes, at most."""
 
@@ -46,6 +49,7 @@ class Exam:
         self._verifier = Verifier()
         self._passes: dict[str, dict[int, float]] = {}  # attention, length: seconds of one
         self._texts: dict[PretrainedPlan, Tensor] = {}
+        self._others: dict[PretrainedPlan, Tensor] = {}
         self._dense: dict[tuple[PretrainedPlan, int], float] = {}
 
     def result(self, case: Case) -> CaseResult:
@@ -63,7 +67,7 @@ class Exam:
         if reason := self._too_long(case, plan):
             raise UnmeasuredError("over budget", reason)
         module, check = self._examined(case, plan, ENTRIES)
-        ask = {"text": self._read, "passkey": self._recalled}[case.task]
+        ask = {"text": self._read, "passkey": self._recalled, "adapted": self._adapted}[case.task]
         metrics, curves, seconds = ask(case, plan, text)
         self._passes.setdefault(case.attention, {})[case.length] = min(seconds)
         shape = plan.source.shape(case.length)
@@ -100,7 +104,7 @@ class Exam:
     def _too_long(self, case: Case, plan: PretrainedPlan) -> str:
         """Why the plan cannot afford the case, by the longest one measured; empty if it can."""
         known = self._passes.get(case.attention, {})
-        shorter = max((n for n in known if n < case.length), default=None)
+        shorter = max((n for n in known if n <= case.length), default=None)
         if shorter is None:
             return ""
         seconds = known[shorter] * (case.length / shorter) ** UNKNOWN * plan.passes(case.task)
@@ -169,9 +173,32 @@ class Exam:
         metrics = {"accuracy": fmean(y for _, y in curve), "accuracy_digits": fmean(digits)}
         return metrics, {"accuracy_by_depth": curve}, seconds
 
+    def _adapted(self, case: Case, plan: PretrainedPlan, text: Tensor) -> Figures:
+        """Perplexity before and after a short training on other texts of the corpus."""
+        assert plan.adaptation is not None
+        if plan not in self._others:
+            self._others[plan] = plan.source.encode(others(*plan.text, limit=OTHERS))
+        with self._placed(case, plan, ENTRIES) as model:
+            before = perplexity(model, text[: case.length])
+        trained = adapted(
+            plan.source.model.to(case.device), self._seated(case, plan, ENTRIES),
+            self._others[plan], case.length, plan.adaptation,
+        )  # fmt: skip
+        with trained as (model, training_s):
+            start = perf_counter()
+            after = perplexity(model, text[: case.length])
+            seconds = perf_counter() - start
+        metrics = {"perplexity": after, "perplexity_before": before, "training_s": training_s}
+        if not math.isfinite(after):
+            raise UnmeasuredError("failed", f"its perplexity is {after}")
+        return metrics, {}, [seconds]
+
+    def _seated(self, case: Case, plan: PretrainedPlan, share: int) -> list[BaseAttention]:
+        return seated(case.attention, plan.source, case.length, case.length // share)
+
     @contextmanager
     def _placed(self, case: Case, plan: PretrainedPlan, share: int) -> Iterator[Any]:
         """The model with the attention of a case in it, in a size."""
-        attentions = seated(case.attention, plan.source, case.length, case.length // share)
+        attentions = self._seated(case, plan, share)
         with swapped(plan.source.model.to(case.device), attentions) as model:
             yield model

@@ -38,6 +38,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """As transformers calls it; k and v repeated, since one's own class may know no groups."""
     groups = q.shape[1] // k.shape[1]
+    q, k = q.to(v.dtype), k.to(v.dtype)  # autocast leaves what was rotated in float32
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     out: Tensor = getattr(layer, CHILD)(q, k, v)
     return out.transpose(1, 2).contiguous(), None

@@ -15,8 +15,8 @@ from danon.attention.base import BaseAttention
 from danon.config import AttentionConfig
 from danon.measure.case import CaseResult
 from suites.attentions import gather
-from suites.corpora import document
-from suites.exams import SMOKE, STANDARD, PretrainedPlan
+from suites.corpora import document, others
+from suites.exams import SMOKE, STANDARD, Adaptation, PretrainedPlan
 from suites.lab import Lab
 from suites.passkey import prompts
 from suites.pretrained import Exam
@@ -88,7 +88,7 @@ def test_perplexity_is_of_the_second_half() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "window", "linear"])
 def test_every_case_has_its_figures(attention: str) -> None:
     found = results(attention)
-    assert set(found) == {f"text {LENGTH}", f"passkey {LENGTH}"}
+    assert set(found) == {f"text {LENGTH}", f"passkey {LENGTH}", f"adapted {LENGTH}"}
     for result in found.values():
         assert result.status == "measured", result.reason
         assert result.check["causal"] and result.metrics["forward_s"] > 0
@@ -104,6 +104,30 @@ def test_every_case_has_its_figures(attention: str) -> None:
         assert curve[0] == [m["pairs_share"], m["perplexity"]]
     assert [x for x, _ in passkey.curves["accuracy_by_depth"]] == [0.0, 0.5]
     assert 0 <= passkey.metrics["accuracy"] <= passkey.metrics["accuracy_digits"] <= 1
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "msra", "dala", "ucsa"])
+def test_a_short_training_teaches_the_model_with_the_attention_in_it(attention: str) -> None:
+    tiny = source("tiny")
+    before = {name: w.clone() for name, w in tiny.model.state_dict().items()}
+    m = results(attention)[f"adapted {LENGTH}"].metrics
+    assert m["perplexity"] < 0.8 * m["perplexity_before"] and m["training_s"] > 0
+    after = tiny.model.state_dict()
+    assert all(torch.equal(after[name], w) for name, w in before.items())
+    assert set(after) == set(before)  # the attention is out again
+    assert not any(p.requires_grad for p in tiny.model.parameters())
+
+
+def test_a_training_that_diverges_is_a_failure() -> None:
+    wild = replace(PLAN, adaptation=Adaptation(steps=8, batch=1, rate=1e30))
+    found = results("window", wild)[f"adapted {LENGTH}"]
+    assert found.status == "failed" and "diverged at step" in found.reason
+
+
+def test_the_judged_text_is_not_trained_on() -> None:
+    text = others("code", "argparse.py", limit=10**8)
+    assert document("code", "argparse.py")[:2000] not in text and "import" in text
+    assert len(others("code", "argparse.py", limit=1000)) == 1000
 
 
 def test_what_an_attention_draws_is_the_same_again() -> None:
@@ -245,9 +269,10 @@ def test_a_number_that_the_model_says_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_known_results_are_kept_and_dense_is_read_again_for_the_ratio() -> None:
-    chosen = profile(PLAN)
-    first = results("window")
-    known = [*results("sdpa").values(), first[f"passkey {LENGTH}"]]
+    plan = replace(PLAN, adaptation=None)
+    chosen = profile(plan)
+    first = results("window", plan)
+    known = [*results("sdpa", plan).values(), first[f"passkey {LENGTH}"]]
     heard: list[str] = []
     lab = Lab(chosen, on_begin=lambda case: heard.append(case.id), on_result=lambda r: None,
               known=known)  # fmt: skip

@@ -61,7 +61,7 @@ TRAINED = _Kind(
 PRETRAINED = _Kind(
     "a model trained with dense attention, each attention put into it",
     "as put in",
-    "Nothing is trained: what an attention costs the model as it is. Each is sized to see about a "
+    "What an attention costs the model as it is; only for adapted is it trained on. Each is sized to see about a "
     "quarter of dense attention's pairs. Perplexity: lower is better; passkey: numbers found, all "
     f"their digits. Speed-up: forward pass of the attention alone against dense. {FRONT_LEGEND}",
 )

@@ -1,0 +1,69 @@
+"""A pretrained model that is trained on for a little, with another attention in its layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from danon.attention.base import BaseAttention
+from danon.training import Trainer, TrainingConfig
+from suites.corpora import windows
+from suites.examine import UnmeasuredError
+from suites.exams import Adaptation
+from suites.swap import swapped
+
+__all__ = ["adapted"]
+
+WARMUP = 10
+"""Steps, at most."""
+
+
+class _Pupil(nn.Module):
+    """As the trainer wants it: tokens (B, N) to logits, and what the attentions ask for."""
+
+    def __init__(self, model: Any, attentions: Sequence[BaseAttention]) -> None:
+        super().__init__()
+        self.model = model
+        self._attentions = tuple(attentions)  # which the model has in its layers
+
+    def forward(self, ids: Tensor) -> Any:
+        return self.model(ids, use_cache=False)
+
+    def auxiliary_loss(self) -> Tensor:
+        return torch.stack([a.auxiliary_loss() for a in self._attentions]).sum()
+
+
+@contextmanager
+def adapted(
+    model: Any, attentions: Sequence[BaseAttention], text: Tensor, length: int, how: Adaptation
+) -> Iterator[tuple[Any, float]]:
+    """A copy of the model with these in its layers, all of its weights trained, and the seconds.
+
+    Args:
+        text: tokens (n,) to train on.
+        length: tokens of an example.
+
+    Raises:
+        UnmeasuredError: the training diverged.
+        CorpusError: the text is shorter than an example.
+    """
+    data = TensorDataset(*windows(text, how.steps * how.batch, length, seed=0))
+    config = TrainingConfig(
+        steps=how.steps, batch_size=how.batch, learning_rate=how.rate, log_every=how.steps,
+        warmup_steps=min(WARMUP, how.steps // 5), mixed_precision="bf16",
+    )  # fmt: skip
+    with swapped(copy.deepcopy(model).requires_grad_(True), attentions) as changed:
+        trainer = Trainer(_Pupil(changed, attentions), config, progress=False)
+        start = perf_counter()
+        found = trainer.fit(data)
+        seconds = perf_counter() - start
+        if found.outcome == "diverged":
+            raise UnmeasuredError("failed", f"diverged at step {found.step}")
+        yield changed.eval().requires_grad_(False), seconds
