@@ -63,7 +63,8 @@ PRETRAINED = _Kind(
     "as put in",
     "What an attention costs the model as it is; only for adapted is it trained on. Each is sized "
     "to see about a quarter of dense attention's pairs. Perplexity: lower is better; passkey: "
-    f"numbers found, all their digits. Speed-up: forward pass of the attention alone against dense. {FRONT_LEGEND}",
+    "numbers found, all their digits. Speed-up: forward pass of the attention alone against dense. "
+    f"{FRONT_LEGEND}",
 )
 BOUNDS_LEGEND = (
     "A: dense attention's matrix, A^: the attention's own, on rows spread over the length. eps: "
