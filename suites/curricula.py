@@ -109,7 +109,10 @@ FULL: Curriculum = (
     tuple(
         LanguagePlan(
             corpus=name,
-            readings=(Reading(1024, batch=32, steps=2000), Reading(8192, batch=4, steps=500)),
+            readings=(
+                Reading(1024, batch=32, steps=2000), Reading(8192, batch=4, steps=500),
+                Reading(16384, batch=2, steps=250),
+            ),
             held_out=32, judged=5, width=256, heads=4, layers=4, **_ON_A_GPU,
         )
         for name in ("code", "shakespeare", "genome")
