@@ -17,10 +17,10 @@ from danon.attention import registry
 from danon.config import AttentionConfig
 from danon.gate.pair import Measurement, Side, pair
 from danon.gate.power import planted
-from danon.gate.power.collect import WANTED, following
+from danon.gate.power.collect import PROGRAMS, WANTED, following
 from danon.gate.power.command import gate_power
 from danon.gate.power.journal import add
-from danon.gate.power.rates import OURS, rates
+from danon.gate.power.rates import ENOUGH, OURS, rates
 from danon.gate.power.recall import RecallRate, recall_rates
 from danon.gate.power.rivals import RIVALS
 from danon.gate.power.rounds import Round, append, read
@@ -83,10 +83,14 @@ def test_rounds_stay_whatever_kills_their_writer(tmp_path: Path) -> None:
 
 
 def test_what_follows_is_what_is_missing_most() -> None:
-    assert following({}) == 0.0
-    assert following({0.0: 1}) == 0.03
-    assert following(dict.fromkeys(WANTED, 1) | {0.0: 100}) != 0.0
-    assert following({0.0: 1, **{s: n for s, n in WANTED.items() if s}}) == 0.0
+    assert set(WANTED) == set(PROGRAMS)
+    wanted = WANTED["quiet"]
+    assert following({}, wanted) == 0.0
+    assert following({0.0: 1}, wanted) == 0.03
+    assert following(dict.fromkeys(wanted, 1) | {0.0: 100}, wanted) != 0.0
+    assert following({0.0: 1, **{s: n for s, n in wanted.items() if s}}, wanted) == 0.0
+    # fewer than a run may take would never be counted
+    assert all(n >= ENOUGH for some in WANTED.values() for n in some.values())
 
 
 class TestRates:

@@ -22,8 +22,12 @@ from danon.measure.case import Case
 
 __all__ = ["PROGRAMS", "WANTED", "collect", "copied", "following"]
 
-WANTED = {0.0: 300, 0.03: 60, 0.05: 60, 0.10: 60, 0.20: 30}
-"""Rounds by slowdown; screening takes three of the same code for each run of the gate."""
+WANTED = {
+    "quiet": {0.0: 300, 0.03: 36, 0.05: 60, 0.10: 60, 0.20: 36},
+    "busy core": {0.0: 75},
+    "memory traffic": {0.0: 75, 0.05: 36, 0.10: 36},
+}
+"""Rounds by load and slowdown; screening takes three of the same code for each run of the gate."""
 # They end with who started them, however that ends.
 _SPIN = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 _COPY = (
@@ -56,7 +60,8 @@ def collect(
         while perf_counter() < end:
             known = [r for r in read(place) if (r.load, r.machine) == (load, machine)]
             ours = [r for r in known if r.commit == commit]  # others may be slower or faster
-            slowdown = following(Counter(r.slowdown for r in known)) if ours else 0.0
+            done = Counter(r.slowdown for r in known)
+            slowdown = following(done, WANTED[load]) if ours else 0.0
             head = _head(side, slowdown, ours)
             start = perf_counter()
             found = {}
@@ -73,9 +78,9 @@ def collect(
     return count
 
 
-def following(done: Mapping[float, int]) -> float:
-    """The slowdown of which the smallest part of :data:`WANTED` is done; first of all, none."""
-    return min(WANTED, key=lambda slowdown: (done.get(slowdown, 0) / WANTED[slowdown], slowdown))
+def following(done: Mapping[float, int], wanted: Mapping[float, int]) -> float:
+    """The slowdown of which the smallest part is done; first of all, none."""
+    return min(wanted, key=lambda slowdown: (done.get(slowdown, 0) / wanted[slowdown], slowdown))
 
 
 def _head(side: Side, slowdown: float, known: Sequence[Round]) -> Side:
