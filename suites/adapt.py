@@ -55,15 +55,24 @@ def adapted(
         CorpusError: the text is shorter than an example.
     """
     data = TensorDataset(*windows(text, how.steps * how.batch, length, seed=0))
+    with swapped(copy.deepcopy(model).requires_grad_(True), attentions) as changed:
+        seconds = _train(changed, attentions, data, how)
+        yield changed.eval().requires_grad_(False), seconds
+
+
+def _train(
+    model: Any, attentions: Sequence[BaseAttention], data: TensorDataset, how: Adaptation
+) -> float:
     config = TrainingConfig(
         steps=how.steps, batch_size=how.batch, learning_rate=how.rate, log_every=how.steps,
         warmup_steps=min(WARMUP, how.steps // 5), mixed_precision="bf16",
     )  # fmt: skip
-    with swapped(copy.deepcopy(model).requires_grad_(True), attentions) as changed:
-        trainer = Trainer(_Pupil(changed, attentions), config, progress=False)
-        start = perf_counter()
-        found = trainer.fit(data)
-        seconds = perf_counter() - start
-        if found.outcome == "diverged":
-            raise UnmeasuredError("failed", f"diverged at step {found.step}")
-        yield changed.eval().requires_grad_(False), seconds
+    pupil = _Pupil(model, attentions)
+    start = perf_counter()
+    try:
+        found = Trainer(pupil, config, progress=False).fit(data)
+    finally:  # what accelerate wraps refers to itself, and would keep all this
+        pupil.model, pupil._attentions = None, ()
+    if found.outcome == "diverged":
+        raise UnmeasuredError("failed", f"diverged at step {found.step}")
+    return perf_counter() - start

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from danon.measure.case import Case
+from danon.measure.case import Case, Phase
 from suites.plans import ENTRIES
 from suites.sources import Source, source
 
 __all__ = ["FULL", "SMOKE", "STANDARD", "Adaptation", "PretrainedPlan"]
 
-TRAINING = 3
-"""Forward passes that the two passes of an example in training are worth."""
+TRAINING = 5
+"""Forward passes that an example in training takes as long as, of the mechanisms."""
 PASS_S = 7.0
 """Of SmolLM2 over 2048 tokens on two cores; only the proportions between cases matter."""
 
@@ -43,7 +43,8 @@ class PretrainedPlan:
         depths: of hidden numbers, as shares of the text; a prompt has one at each.
         examples: prompts.
         adaptation: what the text is asked after as well; None: the model stays as it is.
-        cap_s: a case that should take longer, going by a shorter length, is over budget.
+        cap_s: a case that should take longer, going by a shorter length or by one pass, is over
+            budget.
     """
 
     suite: ClassVar[str] = "pretrained"
@@ -69,8 +70,9 @@ class PretrainedPlan:
         """Of one attention."""
         for length in self.lengths:
             for task in self.tasks:
+                phase: Phase = "training" if task == "adapted" else "forward"
                 yield Case(
-                    self.suite, attention, length, "float32", "forward", device,
+                    self.suite, attention, length, "float32", phase, device,
                     heads=self.source.heads, head_dim=self.source.head_dim, task=task,
                 )  # fmt: skip
 

@@ -5,7 +5,7 @@ Shapes: tokens (B, N), hidden states (B, N, C).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +21,10 @@ from danon.models import Backbone
 from danon.models.convolution import ShortConvolution
 from danon.training import IGNORED, Trainer
 
-__all__ = ["AnswerTrainer", "Shape", "answered", "attention_of", "learner", "sized"]
+__all__ = ["TOGETHER", "AnswerTrainer", "Shape", "answered", "attention_of", "learner", "sized"]
+
+TOGETHER = 16384
+"""Tokens that are judged at once."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,11 @@ class AnswerTrainer(Trainer):
         return loss + extra if self.model.training else loss
 
     def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
-        start = perf_counter()
-        found = super().evaluate(dataset)
-        self.judging_s += perf_counter() - start
-        return found
+        start, config = perf_counter(), self.config
+        length = dataset[0][0].shape[-1]  # may be another than that of the training's batches
+        self.config = replace(config, batch_size=max(1, TOGETHER // length))
+        try:
+            return super().evaluate(dataset)
+        finally:
+            self.config = config
+            self.judging_s += perf_counter() - start

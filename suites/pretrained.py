@@ -69,7 +69,8 @@ class Exam:
         module, check = self._examined(case, plan, ENTRIES)
         ask = {"text": self._read, "passkey": self._recalled, "adapted": self._adapted}[case.task]
         metrics, curves, seconds = ask(case, plan, text)
-        self._passes.setdefault(case.attention, {})[case.length] = min(seconds)
+        known = self._passes.setdefault(case.attention, {})
+        known[case.length] = min(*seconds, known.get(case.length, math.inf))
         shape = plan.source.shape(case.length)
         metrics |= {"forward_s": min(seconds)}
         metrics |= costs(
@@ -104,16 +105,11 @@ class Exam:
     def _too_long(self, case: Case, plan: PretrainedPlan) -> str:
         """Why the plan cannot afford the case, by the longest one measured; empty if it can."""
         known = self._passes.get(case.attention, {})
-        shorter = max((n for n in known if n <= case.length), default=None)
+        shorter = max((n for n in known if n < case.length), default=None)
         if shorter is None:
             return ""
-        seconds = known[shorter] * (case.length / shorter) ** UNKNOWN * plan.passes(case.task)
-        if seconds <= plan.cap_s:
-            return ""
-        return (
-            f"estimated {seconds:.0f} s, going by {shorter} tokens; the profile allows "
-            f"{plan.cap_s:.0f} s a case"
-        )
+        one = known[shorter] * (case.length / shorter) ** UNKNOWN
+        return _over_budget(case, plan, one, f"{shorter} tokens")
 
     def _examined(
         self, case: Case, plan: PretrainedPlan, share: int
@@ -178,20 +174,28 @@ class Exam:
         assert plan.adaptation is not None
         if plan not in self._others:
             self._others[plan] = plan.source.encode(others(*plan.text, limit=OTHERS))
+        ids, learned = text[: case.length], self._others[plan]
+        if len(learned) <= case.length:
+            reason = f"the rest of {plan.text[0]} has {len(learned)} tokens, must have more"
+            raise UnmeasuredError("unavailable", reason)
         with self._placed(case, plan, ENTRIES) as model:
-            before = perplexity(model, text[: case.length])
-        trained = adapted(
-            plan.source.model.to(case.device), self._seated(case, plan, ENTRIES),
-            self._others[plan], case.length, plan.adaptation,
-        )  # fmt: skip
-        with trained as (model, training_s):
             start = perf_counter()
-            after = perplexity(model, text[: case.length])
-            seconds = perf_counter() - start
-        metrics = {"perplexity": after, "perplexity_before": before, "training_s": training_s}
+            before = perplexity(model, ids)
+            seconds = [perf_counter() - start]
+        if reason := _over_budget(case, plan, seconds[0], "one pass"):
+            raise UnmeasuredError("over budget", reason)
+        trained = adapted(
+            plan.source.model.to(case.device), self._seated(case, plan, ENTRIES), learned,
+            case.length, plan.adaptation,
+        )  # fmt: skip
+        with trained as (model, train_s):
+            start = perf_counter()
+            after = perplexity(model, ids)
+            seconds.append(perf_counter() - start)
         if not math.isfinite(after):
             raise UnmeasuredError("failed", f"its perplexity is {after}")
-        return metrics, {}, [seconds]
+        metrics = {"perplexity": after, "perplexity_before": before, "train_s": train_s}
+        return metrics, {}, seconds
 
     def _seated(self, case: Case, plan: PretrainedPlan, share: int) -> list[BaseAttention]:
         return seated(case.attention, plan.source, case.length, case.length // share)
@@ -202,3 +206,11 @@ class Exam:
         attentions = self._seated(case, plan, share)
         with swapped(plan.source.model.to(case.device), attentions) as model:
             yield model
+
+
+def _over_budget(case: Case, plan: PretrainedPlan, one: float, by: str) -> str:
+    """Why the plan cannot afford a case of which one pass takes so many seconds, or nothing."""
+    seconds = one * plan.passes(case.task)
+    if seconds <= plan.cap_s:
+        return ""
+    return f"estimated {seconds:.0f} s, going by {by}; the profile allows {plan.cap_s:.0f} s a case"

@@ -18,7 +18,7 @@ from danon.models import Backbone
 from danon.training import TrainingConfig
 from suites.corpora import CorpusError, corpus, windows
 from suites.examine import UnmeasuredError
-from suites.learner import AnswerTrainer, answered, learner
+from suites.learner import TOGETHER, AnswerTrainer, answered, learner
 from suites.lessons import Lessons
 from suites.plans import LanguagePlan, Plan, RecallPlan
 from suites.tasks import Task
@@ -40,8 +40,6 @@ ASKED = 4096
 """Answers that an accuracy is taken over, if so many examples have them."""
 EXAMPLES = 1024
 """That an accuracy is taken over, at most."""
-TOGETHER = 16384
-"""Tokens that are judged at once."""
 FORECASTS = 3
 """A training is over budget only if so many steps say so: somebody else may have slowed one."""
 

@@ -134,7 +134,7 @@ def test_status_of_a_run_whose_process_is_gone_is_killed(journal: Journal) -> No
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"neither run\.json nor gate\.json"):
+    with pytest.raises(FileNotFoundError, match=r"it has no run\.json"):
         Journal(tmp_path)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from danon.attention.base import BaseAttention
 from danon.config import AttentionConfig
 from danon.measure.case import CaseResult
+from suites.adapt import adapted
 from suites.attentions import gather
 from suites.corpora import document, others
 from suites.exams import SMOKE, STANDARD, Adaptation, PretrainedPlan
@@ -24,7 +27,7 @@ from suites.profiles import PROFILES, Profile
 from suites.sources import source
 from suites.swap import logits_of, perplexity, seated, swapped
 
-pytest.importorskip("transformers")
+LlamaForCausalLM = pytest.importorskip("transformers").LlamaForCausalLM
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 gather((), ())
@@ -111,7 +114,7 @@ def test_a_short_training_teaches_the_model_with_the_attention_in_it(attention: 
     tiny = source("tiny")
     before = {name: w.clone() for name, w in tiny.model.state_dict().items()}
     m = results(attention)[f"adapted {LENGTH}"].metrics
-    assert m["perplexity"] < 0.8 * m["perplexity_before"] and m["training_s"] > 0
+    assert m["perplexity"] < 0.8 * m["perplexity_before"] and m["train_s"] > 0
     after = tiny.model.state_dict()
     assert all(torch.equal(after[name], w) for name, w in before.items())
     assert set(after) == set(before)  # the attention is out again
@@ -124,10 +127,40 @@ def test_a_training_that_diverges_is_a_failure() -> None:
     assert found.status == "failed" and "diverged at step" in found.reason
 
 
-def test_the_judged_text_is_not_trained_on() -> None:
-    text = others("code", "argparse.py", limit=10**8)
-    assert document("code", "argparse.py")[:2000] not in text and "import" in text
-    assert len(others("code", "argparse.py", limit=1000)) == 1000
+def test_the_judged_text_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+
+    def spy(model: object, attentions: object, text: Tensor, *more: Any) -> Any:
+        given.append(bytes(text.tolist()).decode(errors="replace"))
+        return adapted(model, attentions, text, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("suites.pretrained.adapted", spy)
+    assert results("sdpa")[f"adapted {LENGTH}"].status == "measured"
+    assert document(*PLAN.text)[:LENGTH] not in given[0] and "import" in given[0]
+    assert len(others(*PLAN.text, limit=1000)) == 1000
+
+
+def test_a_training_that_takes_too_long_is_not_begun() -> None:
+    found = results("window", replace(PLAN, cap_s=1e-4))[f"adapted {LENGTH}"]
+    assert found.status == "over budget" and "going by one pass" in found.reason
+
+
+def test_what_cannot_be_trained_is_told_before() -> None:
+    found = results("flex-window")
+    assert found[f"text {LENGTH}"].status == "measured"
+    assert found[f"adapted {LENGTH}"].status == "unavailable"
+
+
+def test_nothing_of_a_training_stays() -> None:
+    results("window")
+    gc.collect()
+    before = sum(type(x) is LlamaForCausalLM for x in gc.get_objects())
+    gc.disable()
+    try:
+        results("window")
+        assert sum(type(x) is LlamaForCausalLM for x in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 def test_what_an_attention_draws_is_the_same_again() -> None:

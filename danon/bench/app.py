@@ -94,10 +94,17 @@ def record(
     from danon.gate.output import FILES
     from danon.gate.record import record as comparison
 
-    place = folder / FILES[0]
+    found, place = None, folder / FILES[0]
+    if place.exists():
+        try:
+            found = Comparison.read(place)
+        except ValueError as error:
+            _refuse(str(error))
+    elif not (folder / "run.json").exists():
+        _refuse(f"{folder} has neither run.json nor {place.name}")
     try:
-        print(comparison(Comparison.read(place)) if place.exists() else upload(folder))
-    except (OSError, ValueError, StoreError) as error:
+        print(upload(folder) if found is None else comparison(found))
+    except (FileNotFoundError, StoreError) as error:
         _refuse(str(error))
 
 

@@ -170,12 +170,13 @@ class _Session:
 
     def unwritten(self, error: OSError) -> int:
         """Say that results cannot be written, and what stays; returns the exit status."""
-        self._console.print(f"[bold red]danon bench:[/] {escape(str(error))}", soft_wrap=True)
-        if self.journal is not None:
-            self._console.print(
-                f"{len(self.journal.results())} cases stay in {self.journal.run_dir}; when it can "
-                "be written again, --resume goes on", soft_wrap=True,
-            )  # fmt: skip
+        with contextlib.suppress(OSError):  # the disk of the log may be the one
+            self._console.print(f"[bold red]danon bench:[/] {escape(str(error))}", soft_wrap=True)
+            if self.journal is not None:
+                self._console.print(
+                    f"{len(self.journal.results())} cases stay in {self.journal.run_dir}; when it "
+                    "can be written again, --resume goes on", soft_wrap=True,
+                )  # fmt: skip
         return os.EX_IOERR
 
     def _open(self, fingerprint: dict[str, Any]) -> Path:

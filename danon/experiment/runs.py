@@ -34,7 +34,7 @@ PACKAGES = (
 
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST,
-    errno.ENOTDIR, errno.EISDIR,
+    errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENAMETOOLONG, errno.ESTALE,
 }  # fmt: skip
 """What is wrong with a disk or a folder; other errors of the system are defects."""
 
@@ -162,9 +162,7 @@ class Journal:
         self._run = self.run_dir / "run.json"
         self._cases = self.run_dir / "cases.jsonl"
         if not self._run.is_file():
-            raise FileNotFoundError(
-                f"{self.run_dir} is no recorded run: it has neither run.json nor gate.json"
-            )
+            raise FileNotFoundError(f"{self.run_dir} is no recorded run: it has no run.json")
         self._repaired = False
 
     @classmethod

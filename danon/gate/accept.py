@@ -79,7 +79,9 @@ def _accepted(names: str, thresholds: Thresholds, comparison: Comparison) -> lis
              if _has_figures(row)}  # fmt: skip
     left = [
         name for name, case in known.items()
-        if case and not (case.history and case.history[-1].commit == comparison.head)
+        if case and not any(
+            entry.commit == comparison.head and entry.why != RECALIBRATED for entry in case.history
+        )
     ]  # fmt: skip
     if found := fnmatch.filter(left, names):
         return found

@@ -129,19 +129,23 @@ def guarded(console: Console, run: Callable[[], int]) -> int:
     try:
         return run()
     except tuple(kind for kind, _ in STATUSES) as error:
-        refuse(console, str(error) or "interrupted: nothing is decided")
+        _tell(console, str(error) or "interrupted: nothing is decided")
         return next(status for kind, status in STATUSES if isinstance(error, kind))
     except SystemExit:  # of rich: nobody reads what it prints
         return os.EX_IOERR
     except Exception as error:  # noqa: BLE001  not with the status of a regression
-        unwritable = isinstance(error, OSError) and error.errno in UNWRITABLE
-        with contextlib.suppress(OSError):  # what is full may be the disk of the log
-            if unwritable:
-                refuse(console, str(error))
-            else:
-                traceback.print_exc()
-                refuse(console, "this is an error of the gate itself: nothing is decided")
-        return os.EX_IOERR if unwritable else os.EX_SOFTWARE
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            _tell(console, str(error))
+            return os.EX_IOERR
+        traceback.print_exc()
+        _tell(console, "this is an error of the gate itself: nothing is decided")
+        return os.EX_SOFTWARE
+
+
+def _tell(console: Console, reason: str) -> None:
+    """Somebody, if there is; the log may be on the disk that is full, the reader gone."""
+    with contextlib.suppress(OSError, SystemExit):
+        refuse(console, reason)
 
 
 def say(console: Console, what: str, words: str) -> None:
