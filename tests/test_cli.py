@@ -205,7 +205,7 @@ class TestOtherCommands:
         [
             (["report", "--results", "nowhere"], "no run is recorded under nowhere"),
             (["report", "nowhere"], "nowhere is no recorded run"),
-            (["record", "nowhere"], "nowhere is no recorded run"),
+            (["record", "nowhere"], "nowhere has neither run.json nor gate.json"),
             (["doctor", "--device", "tpu"], "unknown device 'tpu'; known: cpu, cuda"),
         ],
     )
