@@ -100,14 +100,10 @@ STANDARD = (
 )
 FULL = (
     PretrainedPlan(
-        **_SMOLLM2,
-        lengths=(2048, 4096, 8192),
-        shares=(32, 16, 4),
-        examples=4,
-        cap_s=1800.0,
+        **_SMOLLM2, lengths=(2048, 4096, 8192), shares=(32, 16, 4), examples=4, cap_s=1800.0,
         adaptation=Adaptation(steps=300, batch=4, rate=1e-4),
     ),
-)
+)  # fmt: skip
 SMOKE = (
     PretrainedPlan(
         model="tiny", text=("code", "argparse.py"), lengths=(512, 640), shares=(4,),
