@@ -105,6 +105,13 @@ def gate_power(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def tune(session: nox.Session) -> None:
+    """Search better settings: -- --mechanism ucsa --objective balanced --trials 60 ..."""
+    install(session, "tuning,baselines")
+    run(session, "danon", "tune", *session.posargs)
+
+
+@nox.session(venv_backend="none")
 def data(session: nox.Session) -> None:
     """Install what the suite pretrained reads: a language model and plays, 100 MB."""
     install(session, "bench,baselines")

@@ -12,6 +12,7 @@ from baselines._masked import Visible, masked_attention, unseeing
 from baselines._parts import expand_heads
 from danon.attention.registry import register
 from danon.config import AttentionConfig
+from danon.space import OneOf, Space
 
 __all__ = ["LocalAttention"]
 
@@ -28,6 +29,7 @@ class LocalAttention(Adapter):
     def __init__(self, shape: AttentionConfig, width: int = 256) -> None:
         super().__init__(shape)
         self.width = width
+        self.semantics = type(self).semantics.replace("256", str(width))
         self.core = self.load().LocalAttention(
             window_size=width, causal=shape.is_causal, autopad=True, use_rotary_pos_emb=False
         )
@@ -35,10 +37,11 @@ class LocalAttention(Adapter):
     @classmethod
     def sized(cls, shape: AttentionConfig, entries: int) -> Self:
         """A block and a half is seen on average."""
-        width = max(1, 2 * entries // 3)
-        made = cls(shape, width=width)
-        made.semantics = f"exact within its block of {width} and the block before (after)"
-        return made
+        return cls(shape, width=max(1, 2 * entries // 3))
+
+    @classmethod
+    def search_space(cls) -> Space:
+        return Space({"width": OneOf((32, 64, 128, 256, 512, 1024, 2048))}, {"width": 256})
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         B, _, N, _ = q.shape

@@ -22,6 +22,7 @@ from danon.attention.registry import register
 from danon.attention.sizing import SINKS
 from danon.attention.stream import Part, Span, StreamingAttention, span_of
 from danon.config import AttentionConfig
+from danon.space import OneOf, Space
 
 __all__ = ["Window"]
 
@@ -40,15 +41,22 @@ class Window(Adapter, StreamingAttention):
         super().__init__(shape)
         if width < 1 or sinks < 0:
             raise ValueError(f"width = {width}, sinks = {sinks}: must be >= 1 and >= 0")
+        own = type(self).semantics.replace("512", str(width))
+        self.semantics = own.replace("64 sinks", f"{sinks} sinks")
         causal = shape.is_causal
         self.band = Band(width - 1, 0 if causal else width - 1, sinks, causal)
 
     @classmethod
     def sized(cls, shape: AttentionConfig, entries: int) -> Self:
-        width = max(1, entries - SINKS)
-        made = cls(shape, width=width, sinks=SINKS)
-        made.semantics = f"exact window {width} + {SINKS} sinks"
-        return made
+        return cls(shape, width=max(1, entries - SINKS), sinks=SINKS)
+
+    @classmethod
+    def search_space(cls) -> Space:
+        return Space(
+            {"width": OneOf((64, 128, 256, 512, 1024, 2048, 4096)),
+             "sinks": OneOf((0, 4, 16, 64, 256))},
+            {"width": 512, "sinks": 64},
+        )  # fmt: skip
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class AttentionConfig(Config):
         max_sequence_length: the length L the module is configured for, in tokens. The seed's
             rates (r_t, w_t, c_t) use it, so they never depend on how long an input happens to be.
             Longer inputs work.
+        rope_theta: base of the rotary positions of the backbone, > 1. Angles repeat themselves only
+            beyond about 6 * rope_theta tokens; models of long inputs take 1e6 or more.
         gradient_checkpointing: recompute each block in the backward pass.
         kernel: attention kernel of every branch, a name of :mod:`danon.attention.kernels`;
             ``auto`` follows the rule stated there.
@@ -107,6 +110,7 @@ class AttentionConfig(Config):
     num_layers: int = 6
     vocab_size: int = 32000
     max_sequence_length: int = 1_000_000
+    rope_theta: float = 10_000.0
     gradient_checkpointing: bool = False
     kernel: str = "auto"
 
@@ -115,6 +119,7 @@ class AttentionConfig(Config):
         positive = ("hidden_size", "num_heads", "num_layers", "vocab_size", "max_sequence_length")
         for name in positive:
             require(getattr(self, name) >= 1, self, name, ">= 1")
+        require(self.rope_theta > 1, self, "rope_theta", "> 1")
         if self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"{type(self).__name__}.hidden_size = {self.hidden_size} is not a multiple of "
@@ -136,6 +141,28 @@ class AttentionConfig(Config):
     def is_causal(self) -> bool:
         return bool(self.causal)
 
+    @classmethod
+    def tuned(cls, goal: str, *, source: Path | None = None, **fields: Any) -> Self:
+        """The configuration that a study found best (``danon tune``).
+
+        Args:
+            goal: ``speed``, ``memory``, ``quality`` or ``balanced``.
+            source: folder of the files that ``danon tune`` writes; None for those of danon.
+            fields: what else differs from the defaults.
+
+        Raises:
+            ConfigError: there is none; says which there are.
+        """
+        from danon.tuned import settings
+
+        try:
+            found = settings(TUNED[cls.__name__], goal, source)
+        except KeyError:
+            raise ConfigError(f"{cls.__name__} is of no attention that could be tuned") from None
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return cls.from_dict({**found, **fields})
+
     def shared(self) -> dict[str, Any]:
         """The fields of :class:`AttentionConfig` that a mechanism's default settings go with.
 
@@ -143,6 +170,13 @@ class AttentionConfig(Config):
         """
         names = {f.name for f in dataclasses.fields(AttentionConfig)} - {"max_sequence_length"}
         return {name: getattr(self, name) for name in names}
+
+
+TUNED = {
+    "MSRAConfig": "msra", "DALAConfig": "dala", "UCSAConfig": "ucsa",
+    "SuperHybridConfig": "super-hybrid",
+}  # fmt: skip
+"""Attentions by the class of their configuration."""
 
 
 def _rate(alpha: float, length: int, largest: int) -> float:

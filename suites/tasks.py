@@ -14,7 +14,7 @@ from torch import Tensor
 
 from danon.training import IGNORED
 
-__all__ = ["Copying", "Induction", "Needle", "Recall", "Task"]
+__all__ = ["Copying", "Induction", "Lookup", "Needle", "Recall", "Task"]
 
 GAP_POWER = 0.1
 """Exponent of the power law of gaps between a pair and its query."""
@@ -98,6 +98,33 @@ class Recall(Task):
         return ids.scatter(1, at, keys), answers.scatter(1, at, values)
 
 
+class Lookup(Task):
+    """Associative recall over any distance; items are pairs of a key and its value.
+
+    Pairs lie anywhere, each key once, and each is asked for once, later: half of them at a gap
+    that may be anything, half at one whose logarithm may, since most of what is looked up was read
+    recently. Everything else is other tokens. The first half of the vocabulary are keys.
+    """
+
+    name = "lookup"
+
+    def most(self) -> int:
+        return min(self.length // 4, self.vocabulary // 2 - 1)
+
+    def examples(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        N, P, half = self.length, self.items, self.vocabulary // 2
+        ids = torch.randint(half, self.vocabulary, (count, N), generator=g)
+        answers = torch.full_like(ids, IGNORED)
+        keys = 1 + _without_repeat(torch.ones(half - 1), count, P, g)
+        for example in range(count):
+            pairs, asked = _placed(N // 2, P, g)
+            ids[example, 2 * pairs] = ids[example, 2 * asked] = keys[example]
+            values = ids[example, 2 * pairs + 1]
+            answers[example, 2 * asked] = values
+        return ids, answers
+
+
 class Needle(Task):
     """A needle in a haystack: a marker and its value, anywhere among random tokens.
 
@@ -175,6 +202,22 @@ class Induction(Task):
         answers = torch.full_like(ids, IGNORED)
         answers[:, N - P + 1 : N - 1] = again[:, 2:]
         return ids, answers
+
+
+def _placed(places: int, count: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places (count,) of pairs, and of the questions after them; no two are the same."""
+    pairs = torch.randperm(places - count, generator=g)[:count]  # the rest is room for questions
+    free = torch.ones(places, dtype=torch.bool)
+    free[pairs] = False
+    asked = []
+    drawn = torch.rand(count, generator=g, dtype=torch.float64)
+    for number, (pair, x) in enumerate(zip(pairs.tolist(), drawn.tolist(), strict=True)):
+        room = places - 1 - pair
+        gap = room * x if number % 2 else room**x
+        later = pair + 1 + free[pair + 1 :].nonzero()[:, 0]
+        asked.append(int(later[(later - pair - gap).abs().argmin()]))
+        free[asked[-1]] = False
+    return pairs, torch.tensor(asked)
 
 
 def _without_repeat(weight: Tensor, rows: int, draws: int, g: torch.Generator) -> Tensor:

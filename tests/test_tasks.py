@@ -14,10 +14,10 @@ from torch import Tensor
 from suites import corpora
 from suites.corpora import corpus, windows
 from suites.listops import ListOps
-from suites.tasks import Copying, Induction, Needle, Recall, Task
+from suites.tasks import Copying, Induction, Lookup, Needle, Recall, Task
 
-TASKS = (Recall(64, 16, 512), Recall(256, 8), Needle(64, 4, 512), Induction(96, 20, 512),
-         Copying(64, 12, 16), ListOps(96, 3))  # fmt: skip
+TASKS = (Recall(64, 16, 512), Recall(256, 8), Lookup(128, 32, 512), Needle(64, 4, 512),
+         Induction(96, 20, 512), Copying(64, 12, 16), ListOps(96, 3))  # fmt: skip
 
 
 def evaluate(row: list[int]) -> int:
@@ -60,6 +60,8 @@ def solve(task: Task, ids: Tensor, at: int) -> int:
             if before[i : i + len(done)] == done
         }  # fmt: skip
         return found.pop() if len(found) == 1 else -1
+    if task.name == "lookup":
+        return row[row.index(row[at]) + 1]
     stop = 2 * task.items if task.name == "mqar" else at
     pairs = dict(zip(row[0:stop:2], row[1:stop:2], strict=False))
     return pairs[row[at]]
@@ -93,6 +95,19 @@ def test_recall_asks_for_every_key_once_and_mostly_soon() -> None:
         assert sorted(row[wanted].tolist()) == sorted(row[:64:2].tolist())
     at = asked.nonzero()[:, 1] - 64
     assert float((at < 96).float().mean()) > 0.3 and float((at > 480).float().mean()) > 0.1
+
+
+def test_lookup_asks_over_any_distance() -> None:
+    ids, answers = Lookup(1024, 64, 512).examples(64, 0)
+    gaps = []
+    for row, wanted in zip(ids, answers != -100, strict=True):
+        keys = row[row < 256]
+        assert sorted(row[wanted].tolist()) == sorted(keys.unique().tolist()) and len(keys) == 128
+        gaps += [at - row.tolist().index(int(row[at])) for at in wanted.nonzero()[:, 0].tolist()]
+    near, far = (
+        sum(test) / len(gaps) for test in ([g < 32 for g in gaps], [g > 256 for g in gaps])
+    )
+    assert near > 0.2 and far > 0.2 and max(gaps) > 900
 
 
 def test_depths_tell_where_the_needle_of_each_answer_stands() -> None:

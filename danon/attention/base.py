@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from danon.attention import kernels
 from danon.attention.sight import Sight, value_weights
 from danon.config import AttentionConfig
+from danon.space import Space
 
 __all__ = ["BaseAttention", "check_inputs", "without_autocast"]
 
@@ -118,9 +119,18 @@ class BaseAttention(nn.Module):
         return {name: x for name, x in self.__dict__.items() if name != "_auxiliary"}
 
     @classmethod
-    def build(cls, shape: AttentionConfig) -> Self:
-        """The instance the suites measure at this shape, with its default settings."""
-        return cls(shape)
+    def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
+        """The instance the suites measure at this shape, with its default settings or others.
+
+        Args:
+            settings: what a choice from :meth:`search_space` stands for.
+        """
+        return cls(shape, **settings)
+
+    @classmethod
+    def search_space(cls) -> Space | None:
+        """The settings of :meth:`build` that a study may choose; None: there is nothing to tune."""
+        return None
 
     @classmethod
     def sized(cls, shape: AttentionConfig, entries: int) -> Self:

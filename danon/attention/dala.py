@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from operator import index
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from danon.attention.stream import Part, Span, StreamingAttention, span_of
 from danon.attention.tiles import near_rects
 from danon.attention.union import observe, union
 from danon.config import AttentionConfig, DALAConfig
+from danon.space import Float, OneOf, Space
 
 __all__ = ["DALA"]
 
@@ -73,8 +74,33 @@ class DALA(StreamingAttention):
             self.window = WindowNetwork(D)
 
     @classmethod
-    def build(cls, shape: AttentionConfig) -> Self:
-        return cls(DALAConfig(**shape.shared()))
+    def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
+        return cls(DALAConfig(**shape.shared() | settings))
+
+    @classmethod
+    def search_space(cls) -> Space:
+        """The window itself: with beta = 1000 it is ``window_max`` at any length."""
+        return Space(
+            {
+                "block_size": OneOf((32, 64, 128, 256)),
+                "state_update_frequency": OneOf((2, 4, 8, 12, 16)),
+                "memory_size": OneOf((64, 128, 256, 512, 1024, 2048)),
+                "importance_threshold": OneOf((0.0, 0.5)),
+                "global_tokens": OneOf((0, 4, 16, 64, 256)),
+                "window_max": OneOf((64, 128, 256, 512, 1024, 2048)),
+                "decay_rate": Float(1e-6, 1e-3, log=True),
+                "adaptive_window": OneOf((True, False)),
+                "use_adaptive_router": OneOf((True, False)),
+                "router_iterations": OneOf((0, 1, 2, 3)),
+            },
+            {
+                "block_size": 64, "state_update_frequency": 12, "memory_size": 512,
+                "importance_threshold": 0.5, "global_tokens": 64, "window_max": 512,
+                "decay_rate": 1e-4, "adaptive_window": True, "use_adaptive_router": True,
+                "router_iterations": 2,
+            },
+            lambda choice: {**choice, "window_beta": 1000.0},
+        )  # fmt: skip
 
     @classmethod
     def sized(cls, shape: AttentionConfig, entries: int) -> Self:

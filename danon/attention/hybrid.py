@@ -23,6 +23,7 @@ from danon.attention.ucsa import UCSA
 from danon.attention.union import observe, observer
 from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
 from danon.hybrid_config import SuperHybridConfig
+from danon.space import OneOf, Space
 
 __all__ = ["SuperHybrid", "mechanism_of_layer"]
 
@@ -96,9 +97,61 @@ class SuperHybrid(StreamingAttention):
                 self.gate = nn.Parameter(torch.zeros(len(start), config.head_dim))
 
     @classmethod
-    def build(cls, shape: AttentionConfig) -> Self:
-        """The one that selects, for the length that the shape is made for."""
-        return cls(SuperHybridConfig(**shape.shared(), select_length=shape.max_sequence_length))
+    def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
+        """The one that selects, for the length of the shape; or as the settings say."""
+        own = settings or {"select_length": shape.max_sequence_length}
+        return cls(SuperHybridConfig(**shape.shared() | own))
+
+    @classmethod
+    def search_space(cls) -> Space:
+        """A blend of one, two or three mechanisms, and the sizes of each."""
+
+        def settings(choice: Mapping[str, Any]) -> dict[str, Any]:
+            c = dict(choice)
+            members: dict[str, dict[str, Any]] = {
+                "msra": {
+                    "window": c["msra_window"], "compression_factor": c["msra_rate"],
+                    "compression_alpha": 100.0,
+                },
+                "dala": {
+                    "state_update_frequency": c["dala_blocks"], "memory_size": c["dala_memory"],
+                },
+                "ucsa": {
+                    "local_window_size": c["ucsa_window"], "query_block": c["ucsa_window"],
+                    "leaf_max": c["ucsa_leaf"], "leaf_alpha": 100.0,
+                    "candidate_blocks": c["ucsa_candidates"],
+                    "selected_blocks": c["ucsa_selected"],
+                },
+            }  # fmt: skip
+            named = c["components"].split("+")
+            return {
+                "mode": "blend", "components": {name: members[name] for name in named},
+                "advanced_features": c["advanced_features"],
+            }  # fmt: skip
+
+        return Space(
+            {
+                "components": OneOf(
+                    ("msra", "dala", "ucsa", "msra+dala", "msra+ucsa", "dala+ucsa",
+                     "msra+dala+ucsa")
+                ),
+                "advanced_features": OneOf((True, False)),
+                "msra_window": OneOf((128, 256, 512, 1024, 2048)),
+                "msra_rate": OneOf((2, 4, 8, 16)),
+                "dala_blocks": OneOf((2, 4, 8, 12, 16)),
+                "dala_memory": OneOf((64, 128, 256, 512, 1024)),
+                "ucsa_window": OneOf((64, 128, 256, 512)),
+                "ucsa_leaf": OneOf((2, 4, 8, 16)),
+                "ucsa_candidates": OneOf((16, 32, 64, 128, 256, 512)),
+                "ucsa_selected": OneOf((4, 8, 16, 32, 64)),
+            },
+            {
+                "components": "msra+ucsa", "advanced_features": True, "msra_window": 1024,
+                "msra_rate": 16, "dala_blocks": 12, "dala_memory": 512, "ucsa_window": 256,
+                "ucsa_leaf": 16, "ucsa_candidates": 32, "ucsa_selected": 16,
+            },
+            settings,
+        )  # fmt: skip
 
     @classmethod
     def sized(cls, shape: AttentionConfig, entries: int) -> Self:

@@ -25,6 +25,7 @@ from danon.attention.stream import Part, StreamingAttention
 from danon.attention.tiles import NEAR, batch, near_rects
 from danon.attention.union import Call, Source, union
 from danon.config import AttentionConfig, MSRAConfig
+from danon.space import Float, OneOf, Space
 
 __all__ = ["MSRA"]
 
@@ -64,8 +65,27 @@ class MSRA(StreamingAttention):
             self.fuse_v = nn.Parameter(torch.zeros(hidden))
 
     @classmethod
-    def build(cls, shape: AttentionConfig) -> Self:
-        return cls(MSRAConfig(**shape.shared()))
+    def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
+        return cls(MSRAConfig(**shape.shared() | settings))
+
+    @classmethod
+    def search_space(cls) -> Space:
+        """The rate itself: with alpha = 100 it is ``compression_factor`` at any length."""
+        return Space(
+            {
+                "window": OneOf((128, 256, 512, 1024, 2048, 4096)),
+                "compression_factor": OneOf((2, 4, 8, 16)),
+                "num_levels": OneOf((1, 2, 3, 4)),
+                "global_tokens": OneOf((0, 4, 16, 64, 256)),
+                "feature_fusion": OneOf(("adaptive", "uniform")),
+                "calibration_factor": Float(0.0, 1.0),
+            },
+            {
+                "window": 1024, "compression_factor": 16, "num_levels": 3, "global_tokens": 64,
+                "feature_fusion": "adaptive", "calibration_factor": 0.0,
+            },
+            lambda choice: {**choice, "compression_alpha": 100.0},
+        )  # fmt: skip
 
     @classmethod
     def sized(cls, shape: AttentionConfig, entries: int) -> Self:

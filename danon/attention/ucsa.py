@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from operator import index
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from danon.attention.ucsa_stream import advance, begin
 from danon.attention.ucsa_tree import Tree, widen
 from danon.attention.union import Call, Source, observe, union
 from danon.config import AttentionConfig, UCSAConfig
+from danon.space import Float, OneOf, Space
 
 __all__ = ["UCSA", "anneal"]
 
@@ -120,8 +121,38 @@ class UCSA(StreamingAttention):
             self.register_buffer("anneal_step", torch.zeros((), dtype=torch.int64))
 
     @classmethod
-    def build(cls, shape: AttentionConfig) -> Self:
-        return cls(UCSAConfig(**shape.shared()))
+    def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
+        return cls(UCSAConfig(**shape.shared() | settings))
+
+    @classmethod
+    def search_space(cls) -> Space:
+        """The leaf itself, and the local window in query blocks, of which it is a multiple."""
+
+        def settings(choice: Mapping[str, Any]) -> dict[str, Any]:
+            fields = dict(choice)
+            fields["local_window_size"] = fields["query_block"] * fields.pop("local_blocks")
+            return fields | {"leaf_max": fields.pop("leaf"), "leaf_alpha": 100.0}
+
+        return Space(
+            {
+                "query_block": OneOf((64, 128, 256, 512)),
+                "local_blocks": OneOf((1, 2, 4)),
+                "leaf": OneOf((2, 4, 8, 16, 32)),
+                "compression_ratio": OneOf((0.5, 0.25, 0.125)),
+                "candidate_blocks": OneOf((16, 32, 64, 128, 256, 512)),
+                "selected_blocks": OneOf((4, 8, 16, 32, 64)),
+                "global_tokens": OneOf((0, 4, 16, 64, 256)),
+                "coarse_nodes": OneOf((True, False)),
+                "sparsity_factor": Float(0.01, 1.0, log=True),
+                "error_tolerance": OneOf((0.0, 0.001, 0.01, 0.1)),
+            },
+            {
+                "query_block": 256, "local_blocks": 1, "leaf": 16, "compression_ratio": 0.25,
+                "candidate_blocks": 32, "selected_blocks": 16, "global_tokens": 64,
+                "coarse_nodes": True, "sparsity_factor": 1.0, "error_tolerance": 0.001,
+            },
+            settings,
+        )  # fmt: skip
 
     @classmethod
     def sized(cls, shape: AttentionConfig, entries: int) -> Self:

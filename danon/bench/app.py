@@ -196,6 +196,65 @@ def gate_power(
     raise typer.Exit(run(load, minutes, results, Console()))
 
 
+tuning = typer.Typer(
+    help="Let Optuna search for better settings, or join a study.", invoke_without_command=True,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+app.add_typer(tuning, name="tune")
+Storage = Annotated[
+    str, typer.Option(help="postgresql://... or sqlite:///...; the repository's file without.")
+]
+Trials = Annotated[int, typer.Option(help="That the study is to have in the end.")]
+
+
+@tuning.callback()
+def tune(
+    context: typer.Context,
+    mechanism: Annotated[str, typer.Option(help="Registered name, or file.py:Class.")] = "",
+    objective: Annotated[
+        str, typer.Option(help="Some of speed,memory,quality; or balanced.")
+    ] = "balanced",
+    limit: Annotated[
+        list[str] | None, typer.Option(help="quality=0.05: the most that a figure may be.")
+    ] = None,
+    length: Annotated[int, typer.Option(help="Tokens.")] = 16384,
+    trials: Trials = 60,
+    kind: Annotated[str, typer.Option(help="hyperparameters.")] = "hyperparameters",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    device: Device = "cpu",
+    sampler: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
+    seed: Annotated[int, typer.Option(help="Of the sampler and of what is measured.")] = 0,
+    study: Annotated[str, typer.Option(help="Its name; made from the options without.")] = "",
+    storage: Storage = "",
+    results: Annotated[Path, typer.Option(help="Gets tuned/ and tune/.")] = Path("results"),
+) -> None:
+    """Search the settings of an attention; the same command goes on with its study."""
+    from danon.tuning.command import Options
+    from danon.tuning.command import tune as run
+
+    if context.invoked_subcommand is not None:
+        return
+    command = shlex.join(["danon", *sys.argv[1:]])
+    options = Options(
+        mechanism, kind, objective, tuple(limit or ()), length, dtype, device, trials, sampler,
+        seed, study, storage, results, command,
+    )  # fmt: skip
+    raise typer.Exit(run(options, Console()))
+
+
+@tuning.command()
+def worker(
+    study: Annotated[str, typer.Option(help="Name of a study that danon tune has begun.")],
+    storage: Storage = "",
+    trials: Trials = 60,
+) -> None:
+    """Run trials of a study beside its other workers."""
+    from danon.tuning.command import join
+
+    command = shlex.join(["danon", *sys.argv[1:]])
+    raise typer.Exit(join(study, storage, trials, Console(), command))
+
+
 @app.command()
 def doctor(device: Device = "cpu") -> None:
     """Say what this machine can run, and why not the rest."""

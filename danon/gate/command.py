@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from danon.bench.telling import refuse, say
 from danon.experiment.runs import replace_file
 from danon.gate import output
 from danon.gate.accept import accept, allowances, recalibrated
@@ -20,7 +21,7 @@ from danon.gate.comparison import UNDECIDED, Comparison
 from danon.gate.history import changes, draw, points
 from danon.gate.pair import Side
 from danon.gate.record import recorded, register
-from danon.gate.session import Options, guarded, opened, refuse, say
+from danon.gate.session import Options, guarded, opened
 from danon.gate.standing import ELSEWHERE, calibrated, standing
 from danon.gate.thresholds import Threshold, Thresholds, ThresholdsError
 from danon.measure.fingerprint import fingerprint

@@ -7,15 +7,9 @@ error.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from danon.bench.child import bundle
+from danon.bench.server import EndedError, RefusedError, Server
 from danon.measure.case import Case
 
 __all__ = ["DiedError", "Measurement", "Side", "Worker", "WorkerError", "balanced", "pair"]
@@ -75,7 +70,7 @@ class Measurement:
     head: tuple[float, ...]
 
 
-class Worker:
+class Worker(Server):
     """A process that measures one side; a context manager.
 
     Args:
@@ -88,23 +83,15 @@ class Worker:
 
     def __init__(self, side: Side, inputs: Path, log: Path) -> None:
         self.side = side
-        here, there = socket.socketpair()
         # Baselines, dense attention first, come with danon, which a user's repository has not.
         folders = (str(side.root), str(bundle()), os.environ.get("PYTHONPATH"))
-        environment = os.environ | KEPT | {
+        environment = KEPT | {
             "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, folders)),
             "ACCELERATE_USE_CPU": "true",
         }  # fmt: skip
-        self._log = log
-        with there, log.open("ab") as out:
-            # -P: the folder of the script is not on the path.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(WORKER), str(there.fileno()), str(inputs)],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=side.root,
-                env=environment, pass_fds=(there.fileno(),), start_new_session=True,
-            )  # fmt: skip
-        self._lines = here.makefile("rw", encoding="utf-8")
-        here.close()
+        # -P: the folder of the script is not on the path.
+        program, arguments = ("-P", str(WORKER)), (str(inputs),)
+        super().__init__(program, arguments, cwd=side.root, environment=environment, log=log)
         try:
             self.attentions = tuple(self.request("load", targets=list(side.targets)))
         except BaseException:
@@ -118,33 +105,11 @@ class Worker:
             WorkerError: says what the worker said, or what it printed last.
         """
         try:
-            self._lines.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._lines.flush()
-            line = self._lines.readline()
-        except ConnectionError:
-            line = ""
-        if not line:
-            lines = self._log.read_text(errors="replace").splitlines()
-            tail = " | ".join(lines[-3:]) or "it printed nothing"
-            raise DiedError(f"the worker of {self.side.name} died: {tail}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise WorkerError(f"{self.side.name}: {answer['error']}")
-        return answer["value"]
-
-    def close(self) -> None:
-        """End it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        with contextlib.suppress(OSError):
-            self._lines.close()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            return super().request(do, **arguments)
+        except EndedError as error:
+            raise DiedError(f"the worker of {self.side.name} died: {error}") from error
+        except RefusedError as error:
+            raise WorkerError(f"{self.side.name}: {error}") from error
 
 
 def pair(

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from danon.bench.child import bundle
+from danon.bench.telling import refuse, say
 from danon.experiment.runs import UNWRITABLE
 from danon.experiment.store import StoreError
 from danon.gate.cases import HEAD_DIM, HEADS, LONGEST, MECHANISMS, gate_cases
@@ -28,7 +28,7 @@ from danon.gate.trial import Say
 from danon.gate.worker import NEW
 from danon.measure.case import Case
 
-__all__ = ["Bench", "Options", "guarded", "opened", "refuse", "say"]
+__all__ = ["Bench", "Options", "guarded", "opened"]
 
 INTERRUPTED = 130
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
@@ -146,11 +146,3 @@ def _tell(console: Console, reason: str) -> None:
     """Somebody, if there is; the log may be on the disk that is full, the reader gone."""
     with contextlib.suppress(OSError, SystemExit):
         refuse(console, reason)
-
-
-def say(console: Console, what: str, words: str) -> None:
-    console.print(f"{what:<9} {escape(words)}", soft_wrap=True, highlight=False)
-
-
-def refuse(console: Console, reason: str) -> None:
-    console.print(f"[bold red]danon:[/] {escape(reason)}", soft_wrap=True)

@@ -87,7 +87,7 @@ class Backbone(nn.Module):
         self._check(input_ids, attention_mask)
         x = self.embed(input_ids)
         positions = torch.arange(input_ids.shape[1], device=x.device)
-        rotary = _rotary(positions, self.config.head_dim, x)
+        rotary = _rotary(positions, self.config, x)
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rotary, attention_mask, use_reentrant=False)
@@ -229,7 +229,7 @@ class Backbone(nn.Module):
         x = self.embed(input_ids)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
         seen = torch.tensor(state.lengths, device=x.device)[:, None]
-        rotary = _rotary(seen + real.long().cumsum(1) - 1, self.config.head_dim, x)
+        rotary = _rotary(seen + real.long().cumsum(1) - 1, self.config, x)
         states = []
         for layer, old in zip(self._blocks(), state.layers, strict=True):
             q, k, v = layer.project(x, rotary)
@@ -303,9 +303,10 @@ class Block(nn.Module):
         return _rotate(q, rotary), _rotate(k, rotary), v
 
 
-def _rotary(positions: Tensor, dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def _rotary(positions: Tensor, config: AttentionConfig, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary encoding: (n,) -> (n, D/2), (B, n) -> (B, 1, n, D/2)."""
-    half = 10000.0 ** (-torch.arange(dim // 2, device=like.device, dtype=torch.float64) * 2 / dim)
+    pair = torch.arange(config.head_dim // 2, device=like.device, dtype=torch.float64)
+    half = config.rope_theta ** (-pair * 2 / config.head_dim)
     angle = positions.double()[..., None] * half
     angle = angle[:, None] if angle.dim() == 3 else angle
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)

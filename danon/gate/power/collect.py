@@ -39,13 +39,14 @@ PROGRAMS = {"quiet": "", "busy core": _SPIN, "memory traffic": _COPY}
 
 def collect(
     side: Side, commit: str, cases: Sequence[Case], inputs: Path, log: Path, place: Path, *,
-    load: str, machine: str, minutes: float, say: Say,
+    load: str, machine: str, end: float, say: Say,
 ) -> int:  # fmt: skip
     """Measure rounds until the time is over, and add them to a file.
 
     Args:
         side: the checkout, a copy of danon.
         place: the file, which says what is there already.
+        end: of ``perf_counter``: no round begins later.
         load: of :data:`PROGRAMS`: runs beside the measurements.
 
     Returns:
@@ -54,7 +55,7 @@ def collect(
     Raises:
         WorkerError: a worker died, a case does not run, or the load has ended.
     """
-    end, count = perf_counter() + 60 * minutes, 0
+    count = 0
     timed = [case for case in cases if not case.task]
     with _beside(PROGRAMS[load]) as still:
         while perf_counter() < end:

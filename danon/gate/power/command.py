@@ -7,12 +7,14 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
+from danon.bench.telling import refuse, say
 from danon.experiment.runs import replace_file
 from danon.gate.checkout import CheckoutError
 from danon.gate.command import MODELS
@@ -24,7 +26,7 @@ from danon.gate.power.rates import ENOUGH, Rate, rates
 from danon.gate.power.recall import collect_recall, recall_rates
 from danon.gate.power.rivals import RIVALS, Rule
 from danon.gate.power.rounds import read
-from danon.gate.session import Options, guarded, opened, refuse, say
+from danon.gate.session import Options, guarded, opened
 from danon.measure.fingerprint import fingerprint
 
 __all__ = ["gate_power"]
@@ -46,17 +48,17 @@ def gate_power(load: str, minutes: float, results: Path, console: Console) -> in
 
     def run() -> int:
         if minutes:
-            options = Options((), "", False, minutes, results)
+            options, end = Options((), "", False, minutes, results), perf_counter() + 60 * minutes
             with _alone(results), opened(options, console, committed=True) as bench:
                 if not (bench.head.root / "danon" / "attention").is_dir():
                     raise CheckoutError(f"{bench.repository.root} is no checkout of danon")
                 answers = collect_recall(
                     bench.side, bench.head.commit, options.cases, bench.inputs, bench.log,
-                    bench.models(bench.head.root / MODELS), recall, say=bench.say,
+                    bench.models(bench.head.root / MODELS), recall, end=end, say=bench.say,
                 )  # fmt: skip
                 count = collect(
                     bench.side, bench.head.commit, options.cases, bench.inputs, bench.log, place,
-                    load=load, machine=fingerprint(torch.device("cpu"))["cpu"], minutes=minutes,
+                    load=load, machine=fingerprint(torch.device("cpu"))["cpu"], end=end,
                     say=bench.say,
                 )  # fmt: skip
             say(console, "Measured", f"{count} rounds, {place}; {answers} times recall, {recall}")
@@ -75,7 +77,9 @@ def gate_power(load: str, minutes: float, results: Path, console: Console) -> in
             say(console, "", f"a run takes up to {ENOUGH} rounds of a kind: none has as many yet")
             return 0
         draw(found, results / "power.png")
-        console.print(_table(found))
+        for about in dict.fromkeys((rate.machine, rate.load) for rate in found):
+            console.print(f"\n{', '.join(about)}", style="bold", highlight=False)
+            console.print(_table([r for r in found if (r.machine, r.load) == about]))
         say(console, "Written", f"{results}/power.png")
         return 0
 
@@ -105,15 +109,15 @@ def _rivals(console: Console) -> dict[str, Rule]:
 
 
 def _table(found: Sequence[Rate]) -> Table:
-    table = Table("machine", "load", "planted", "method", box=None, pad_edge=False)
-    for name in ("alarms", "runs", "share", "95 %", "undecided", "rounds", "disjoint"):
-        table.add_column(name, justify="right")
+    """Of one machine and load."""
+    table = Table("planted", "method", box=None, pad_edge=False)
+    for name in ("alarms", "95 %", "undecided", "rounds"):
+        table.add_column(name, justify="right", no_wrap=True)
     for rate in found:
         low, high = rate.interval
         planted = f"{rate.slowdown:+.0%}" if rate.slowdown else "nothing"
         table.add_row(
-            rate.machine, rate.load, planted, rate.method, str(rate.alarms), str(rate.runs),
-            f"{rate.alarms / rate.runs:.1%}", f"[{low:.1%}, {high:.1%}]".replace("[", r"\["),
-            str(rate.undecided), str(rate.rounds), str(rate.disjoint),
+            planted, rate.method, f"{rate.alarms} of {rate.runs}", f"{low:.1%} to {high:.1%}",
+            str(rate.undecided), str(rate.rounds),
         )  # fmt: skip
     return table

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 from danon.gate.facts import Models, judged
 from danon.gate.pair import Side, Worker, WorkerError
@@ -45,9 +46,12 @@ class RecallRate:
 
 def collect_recall(
     side: Side, commit: str, cases: Sequence[Case], inputs: Path, log: Path, models: Models,
-    place: Path, *, say: Say,
+    place: Path, *, end: float, say: Say,
 ) -> int:  # fmt: skip
     """Ask each trained model until there are RUNS of each kind, and add the answers to a file.
+
+    Args:
+        end: of ``perf_counter``: nobody is asked later.
 
     Returns:
         How many were added.
@@ -73,6 +77,8 @@ def collect_recall(
             )  # fmt: skip
             with Worker(Side("head", root), inputs, log) as worker:
                 for turn in range(first, RUNS):
+                    if perf_counter() >= end:
+                        return count
                     head = worker.request("recall", **models.request(case))
                     add(place, {"case": case.id, "planted": kind, "commit": commit, "base": base,
                                 "head": head})  # fmt: skip

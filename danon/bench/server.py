@@ -1,0 +1,87 @@
+"""A process that answers requests, JSON, a line each way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+__all__ = ["EndedError", "RefusedError", "Server"]
+
+
+class RefusedError(RuntimeError):
+    """The process could not do what it was asked; the message is its own."""
+
+
+class EndedError(RuntimeError):
+    """The process does not answer any more; the message is what it printed last."""
+
+
+class Server:
+    """A Python process in a session of its own; a context manager.
+
+    Args:
+        program: what Python is to run; its first argument is the descriptor of a socket.
+        arguments: that follow.
+        cwd: where it runs.
+        environment: what differs from this process's.
+        log: gets what it prints.
+    """
+
+    def __init__(
+        self, program: Sequence[str], arguments: Sequence[str] = (), *, cwd: Path,
+        environment: Mapping[str, str], log: Path,
+    ) -> None:  # fmt: skip
+        here, there = socket.socketpair()
+        self._log = log
+        with there, log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, *program, str(there.fileno()), *arguments],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd,
+                env={**os.environ, **environment}, pass_fds=(there.fileno(),),
+                start_new_session=True,
+            )  # fmt: skip
+        self._lines = here.makefile("rw", encoding="utf-8")
+        here.close()
+
+    def request(self, do: str, **arguments: Any) -> Any:
+        """Ask, and wait for the answer.
+
+        Raises:
+            RefusedError: it answers with an error.
+            EndedError: it does not answer.
+        """
+        try:
+            self._lines.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._lines.flush()
+            line = self._lines.readline()
+        except ConnectionError:
+            line = ""
+        if not line:
+            lines = self._log.read_text(errors="replace").splitlines()
+            raise EndedError(" | ".join(lines[-3:]) or "it printed nothing")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RefusedError(answer["error"])
+        return answer["value"]
+
+    def close(self) -> None:
+        """End it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            self._lines.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

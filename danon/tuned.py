@@ -1,0 +1,65 @@
+"""Settings that a study found best: results/tuned/*.json, as ``danon tune`` writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["GOALS", "folder", "read", "settings"]
+
+GOALS = ("speed", "memory", "quality", "balanced")
+"""What a configuration can be the best for."""
+
+
+def folder() -> Path:
+    """Where the ones that come with danon are: the checkout, or inside the installed wheel."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "results" / "tuned"
+    return checkout if checkout.is_dir() else package / "_bundle" / "tuned"
+
+
+def read(attention: str, place: Path | None = None) -> Mapping[str, Any]:
+    """All that was found for an attention; nothing if no study was.
+
+    Args:
+        attention: registered name.
+        place: the folder; None for danon's own.
+
+    Raises:
+        ValueError: the file is none of ``danon tune``.
+    """
+    file = (folder() if place is None else place) / f"{attention}.json"
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        whole = found["attention"] == attention and all(
+            isinstance(some["settings"], dict) for some in found["best"].values()
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file} is no file of danon tune: {error!r}") from error
+    if not whole:
+        raise ValueError(f"{file} is no file of danon tune for {attention!r}")
+    best: Mapping[str, Any] = found["best"]
+    return best
+
+
+def settings(attention: str, goal: str, place: Path | None = None) -> dict[str, Any]:
+    """The settings that are best for a goal.
+
+    Raises:
+        ValueError: an unknown goal, or no study was after it; says which there are.
+    """
+    if goal not in GOALS:
+        raise ValueError(f"tuned({goal!r}): must be one of {', '.join(map(repr, GOALS))}")
+    found = read(attention, place)
+    if goal not in found:
+        known = ", ".join(found) or "none"
+        raise ValueError(
+            f"no study has looked for the {attention} that is best for {goal!r}; there are: "
+            f"{known} (danon tune --mechanism {attention} makes them)"
+        )
+    values: dict[str, Any] = found[goal]["settings"]
+    return values

@@ -1,0 +1,1 @@
+"""Optuna studies over attentions, models, precisions and schedules."""

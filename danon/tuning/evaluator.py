@@ -1,0 +1,126 @@
+"""Who measures trials: a process of its own, that may die without taking the study with it."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock
+
+from danon.bench.child import bundle
+from danon.bench.server import EndedError, RefusedError, Server
+from danon.tuning.study import Plan
+
+__all__ = ["Evaluator", "Local", "TrialError"]
+
+
+class TrialError(RuntimeError):
+    """The choice has no figures; says why."""
+
+
+def _alone(device: str) -> FileLock:
+    """Held while a trial is measured: two on one machine would be in each other's times."""
+    return FileLock(Path(tempfile.gettempdir()) / f"danon-{getpass.getuser()}-{device}.lock")
+
+
+class Evaluator(Protocol):
+    """Measures choices of one plan."""
+
+    def steps(
+        self, choice: Mapping[str, Any], seed: int, *, fresh: bool
+    ) -> Iterator[dict[str, float]]:
+        """Figures of a choice, more with each step; whoever has seen enough stops.
+
+        Args:
+            seed: of what is random in a measurement.
+            fresh: in a process that has measured nothing: processes differ by a percent or more.
+
+        Raises:
+            TrialError: the choice cannot be measured, or what measured it died.
+        """
+        ...
+
+
+class Local:
+    """A process on this machine, started again when it has died.
+
+    Args:
+        plan: what it measures; ``space`` and ``known`` of it are not needed.
+        log: gets what it prints.
+    """
+
+    def __init__(self, plan: Plan, log: Path) -> None:
+        self._plan, self._log = plan, log
+        self._server: Server | None = None
+        self._used = False
+
+    def describe(self) -> dict[str, Any]:
+        """Of what is tuned: ``space`` (JSON), ``default``, ``known`` objectives, ``machine``.
+
+        Raises:
+            TrialError: there is nothing to tune, or it cannot run here; says why.
+        """
+        found: dict[str, Any] = self._ask("describe")
+        return found
+
+    def settings(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        """What a choice stands for."""
+        found: dict[str, Any] = self._ask("settings", choice=dict(choice))
+        return found
+
+    def steps(
+        self, choice: Mapping[str, Any], seed: int, *, fresh: bool
+    ) -> Iterator[dict[str, float]]:
+        with _alone(self._plan.device):
+            if fresh and self._used:
+                self.close()
+            self._used = True
+            self._ask("begin", choice=dict(choice), seed=seed)
+            while (found := self._ask("advance")) is not None:
+                yield found
+
+    def close(self) -> None:
+        """End the process."""
+        server, self._server, self._used = self._server, None, False
+        if server is not None:
+            server.close()
+
+    def _ask(self, do: str, **arguments: Any) -> Any:
+        try:
+            if self._server is None:
+                self._server = self._started()
+            return self._server.request(do, **arguments)
+        except RefusedError as error:
+            raise TrialError(str(error)) from error
+        except EndedError as error:
+            self.close()
+            raise TrialError(f"the process that measured died: {error}") from error
+        except KeyboardInterrupt:  # its answer would be taken for that to the next request
+            self.close()
+            raise
+
+    def _started(self) -> Server:
+        root = bundle()
+        folders = (str(root), os.environ.get("PYTHONPATH"))
+        server = Server(
+            ("-P", "-m", "suites.trials"), cwd=Path.cwd(), log=self._log,
+            environment={
+                "PYTHONPATH": os.pathsep.join(filter(None, folders)), "ACCELERATE_USE_CPU": "true",
+            },
+        )  # fmt: skip
+        try:
+            plan = self._plan
+            server.request(
+                "open", kind=plan.kind, attention=plan.attention, length=plan.length,
+                dtype=plan.dtype, device=plan.device,
+            )  # fmt: skip
+        except BaseException:
+            with contextlib.suppress(OSError):
+                server.close()
+            raise
+        return server

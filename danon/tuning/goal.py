@@ -1,0 +1,115 @@
+"""What a study is after: objectives, limits, and the score that several objectives share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["BALANCED", "FLOOR", "Goal"]
+
+FIGURES = {"speed": "time_ratio", "memory": "memory_ratio", "quality": "error"}
+"""What each objective is in the figures of a trial: the smaller, the better."""
+BALANCED = "balanced"
+FLOOR = 0.01
+"""Added to what is wrong and to what is right: half of nothing would be twice as good."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is minimised, and what is allowed.
+
+    Attributes:
+        objectives: of ``speed``, ``memory`` and ``quality``, or ``balanced`` alone.
+        limits: the most that a figure may be, by objective or name of a figure.
+        known: objectives that the study has figures of.
+    """
+
+    objectives: tuple[str, ...]
+    limits: Mapping[str, float]
+    known: tuple[str, ...] = tuple(FIGURES)
+
+    @classmethod
+    def parse(cls, objectives: str, limits: Sequence[str], known: Sequence[str]) -> Goal:
+        """From ``speed,memory`` and ``quality=0.05``.
+
+        Raises:
+            ValueError: an unknown objective, or a limit that is no number; says which.
+        """
+        named = tuple(dict.fromkeys(w.strip() for w in objectives.split(",") if w.strip()))
+        allowed = (*known, BALANCED)
+        for name in named:
+            if name not in allowed:
+                raise ValueError(f"--objective {name!r}: must be of {', '.join(allowed)}")
+        if not named or (BALANCED in named and len(named) > 1):
+            raise ValueError(
+                f"--objective {objectives!r}: must name some of {', '.join(known)}, or "
+                f"{BALANCED} alone"
+            )
+        found: dict[str, float] = {}
+        for text in limits:
+            name, _, bound = text.partition("=")
+            try:
+                value = float(bound)
+            except ValueError:
+                value = math.nan
+            if name not in known or not math.isfinite(value) or value <= 0:
+                raise ValueError(
+                    f"--limit {text!r}: must be {' or '.join(f'{n}=NUMBER' for n in known)}, "
+                    "a number > 0"
+                )
+            found[name] = value
+        return cls(named, found, tuple(known))
+
+    @property
+    def single(self) -> bool:
+        """Whether trials can be ranked by one number."""
+        return len(self.objectives) == 1
+
+    def values(self, figures: Mapping[str, float]) -> list[float]:
+        """What the sampler is told, all to be minimised.
+
+        Raises:
+            ValueError: a figure that is not a finite number; says which.
+        """
+        found = [self._value(name, figures) for name in self.objectives]
+        for name, value in zip(self.objectives, found, strict=True):
+            if not math.isfinite(value):
+                raise ValueError(f"objective {name} is {value}")
+        return found
+
+    def excess(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """By how much each limit is exceeded, as far as its figure is known; <= 0: it is not."""
+        return {
+            name: figures[FIGURES[name]] - bound
+            for name, bound in self.limits.items()
+            if FIGURES[name] in figures
+        }
+
+    def bound(self, figures: Mapping[str, float]) -> float:
+        """The least that the single objective can become, if all that is not known is perfect."""
+        perfect = {**dict.fromkeys(FIGURES.values(), 0.0), **figures}
+        return self._value(self.objectives[0], perfect)
+
+    def score(self, figures: Mapping[str, float]) -> float:
+        """The balanced score: the geometric mean of the ratios to the default settings.
+
+        1 for these. Of errors the ratio is that of the odds, wrong over right answers: it takes as
+        much to halve few errors as to halve time or bytes, and nothing makes up for an attention
+        that finds nothing. (In the seed's beta = alpha_1 accuracy + alpha_2 speed + alpha_3 memory,
+        section 4.1, a large speed-up does.)
+        """
+        ratios = [figures[FIGURES[name]] for name in self.known if name != "quality"]
+        if "quality" in self.known:
+            odds = (_odds(figures[name]) for name in ("error", "error_default"))
+            ratios.append(next(odds) / next(odds))
+        return math.prod(ratios) ** (1 / len(ratios))
+
+    def _value(self, objective: str, figures: Mapping[str, float]) -> float:
+        if objective == BALANCED:
+            return self.score(figures)
+        return figures[FIGURES[objective]]
+
+
+def _odds(error: float) -> float:
+    return (error + FLOOR) / (1 - error + FLOOR)

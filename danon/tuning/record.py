@@ -1,0 +1,182 @@
+"""Studies in MLflow: a run for the study, a nested one for every trial."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from danon.experiment import store
+from danon.experiment.process import Owner
+from danon.experiment.runs import RunInfo
+from danon.tuning.study import plan_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlflow import MlflowClient
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+__all__ = ["Recorder"]
+
+EXPERIMENT = "tune"
+RUN = "mlflow_run_id"
+"""Attribute of studies and trials: the id of their run."""
+PATIENCE = {"retries": 1, "timeout_s": 20}
+LONGEST = 1000
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+"""MLflow's of Optuna's; the tag ``danon.state`` says which it was."""
+
+
+class Recorder:
+    """Follows the trials of one worker. The study is the truth: a store that fails stops nothing.
+
+    Args:
+        info: of this invocation.
+    """
+
+    def __init__(self, study: Study, info: RunInfo) -> None:
+        self._study, self._info = study, info
+        self._uri = store.tracking_uri()
+        self._client: MlflowClient | None = None
+        self._experiment = self._parent = self.trouble = ""
+        owner = Owner.current()
+        self._identity = {
+            "danon.run_id": info.run_id, "danon.host": owner.host, "danon.pid": str(owner.pid),
+            "danon.process_start": repr(owner.started), "danon.study": study.study_name,
+        }  # fmt: skip
+        with self._trying():
+            self._client = store.connect(self._uri)
+            store.reap_stale()
+            self._experiment = store.experiment_id(self._client, self._uri, EXPERIMENT)
+            self._parent = self._study_run(self._client)
+
+    def begun(self, trial: Trial) -> None:
+        """A run for a trial, linked from it."""
+        if self._client is not None:
+            with self._trying():
+                trial.set_user_attr(RUN, self._made(self._client, trial.number, trial.params))
+
+    def ended(self, trial: FrozenTrial) -> None:
+        """Complete the run of a trial."""
+        if self._client is not None and RUN in trial.user_attrs:
+            with self._trying():
+                self._complete(self._client, trial, trial.user_attrs[RUN])
+
+    def finish(self, status: str, files: Sequence[Path], tags: dict[str, str]) -> str:
+        """Record what is not, and the study's own figures and files.
+
+        Returns:
+            One line for the user.
+        """
+        if self._client is not None:
+            with self._trying():
+                new = self._caught_up(self._client)
+                for file in files:
+                    self._client.log_artifact(self._parent, str(file))
+                for name, value in tags.items():
+                    self._client.set_tag(self._parent, name, value)
+                self._client.set_terminated(self._parent, status)
+                where = store.shown(self._uri)
+                return f"recorded in {where}{f', {new} trials later' if new else ''}"
+        return f"not recorded, the same command records it later: {self.trouble}"
+
+    def _study_run(self, client: MlflowClient) -> str:
+        with store.exclusive(self._uri):  # or two workers would make a run each
+            known = self._study.user_attrs.get(RUN, "")
+            same = f"tags.`danon.study` = '{_quoted(self._study.study_name)}'"
+            runs = store.runs_where(client, [self._experiment], same)
+            if any(run.info.run_id == known for run in runs):
+                client.update_run(known, status="RUNNING")
+                for name, value in self._identity.items():
+                    client.set_tag(known, name, value)
+                return str(known)
+            plan = plan_of(self._study)
+            tags = {
+                **self._identity, "danon.commit": self._info.commit,
+                "danon.dirty": str(self._info.dirty).lower(),
+                "danon.command": self._info.command[:LONGEST],
+                "danon.fingerprint": json.dumps(self._info.fingerprint, sort_keys=True),
+                "danon.versions": json.dumps(self._info.versions, sort_keys=True),
+                "danon.space": plan.space[:LONGEST], "mlflow.source.git.commit": self._info.commit,
+            }  # fmt: skip
+            run = client.create_run(self._experiment, tags=tags, run_name=self._study.study_name)
+            for name in ("kind", "attention", "length", "dtype", "device", "sampler", "seed"):
+                client.log_param(run.info.run_id, name, getattr(plan, name))
+            client.log_param(run.info.run_id, "objectives", ",".join(plan.objectives))
+            self._study.set_user_attr(RUN, run.info.run_id)
+            return str(run.info.run_id)
+
+    def _made(self, client: MlflowClient, number: int, choice: dict[str, Any]) -> str:
+        from mlflow.entities import Param
+
+        tags = {
+            **self._identity, "mlflow.parentRunId": self._parent, "danon.trial": str(number),
+        }  # fmt: skip
+        run = client.create_run(self._experiment, tags=tags, run_name=f"trial {number}")
+        params = [Param(name, str(value)) for name, value in choice.items()]
+        client.log_batch(run.info.run_id, params=params)
+        return str(run.info.run_id)
+
+    def _complete(self, client: MlflowClient, trial: FrozenTrial, run_id: str) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        end = trial.datetime_complete or trial.datetime_start
+        when = int(end.timestamp() * 1000) if end else 0
+        metrics = [
+            Metric(name, float(value), when, step)
+            for step, found in enumerate(trial.user_attrs.get("history", ()))
+            for name, value in found.items()
+        ]
+        if trial.values and "error" not in trial.user_attrs:
+            last = len(trial.user_attrs.get("history", ()))
+            metrics += [
+                Metric(f"objective.{name}", value, when, last)
+                for name, value in zip(plan_of(self._study).objectives, trial.values, strict=False)
+            ]
+        error = trial.user_attrs.get("error", "")
+        died = trial.state.name == "FAIL" and not error
+        tags = {"danon.state": "died" if died else trial.state.name.lower()}
+        tags |= {"danon.error": error[:LONGEST]} if error else {}
+        tags |= {"danon.again": str(again)} if (again := trial.user_attrs.get("again")) else {}
+        client.log_batch(run_id, metrics, tags=[RunTag(*item) for item in tags.items()])
+        client.set_terminated(run_id, "KILLED" if died else STATUS[trial.state.name], when)
+
+    def _caught_up(self, client: MlflowClient) -> int:
+        """Make and complete the runs that other workers, or a store out of reach, did not."""
+        children = f"tags.`mlflow.parentRunId` = '{self._parent}'"
+        runs = {
+            run.data.tags["danon.trial"]: run
+            for run in store.runs_where(client, [self._experiment], children)
+        }
+        new = 0
+        for trial in self._study.get_trials(deepcopy=False):
+            if not trial.state.is_finished():
+                continue
+            run = runs.get(str(trial.number))
+            if run is not None and "danon.state" in run.data.tags:
+                continue
+            run_id = (
+                self._made(client, trial.number, trial.params) if run is None else run.info.run_id
+            )
+            self._complete(client, trial, run_id)
+            new += 1
+        return new
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        """Give up recording, not the study, when the store fails."""
+        try:
+            with store.patience(**PATIENCE):
+                yield
+        except store.StoreError as error:
+            self._client, self.trouble = None, str(error)
+        except store.failures() as error:
+            self._client = None
+            self.trouble = f"{store.shown(self._uri)}: {store.root_cause(error)}"
+
+
+def _quoted(name: str) -> str:
+    return name.replace("'", "''")

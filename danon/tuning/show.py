@@ -1,0 +1,97 @@
+"""What a study says in a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from danon.tuning.front import Candidate
+from danon.tuning.goal import FIGURES, Goal
+from danon.tuning.study import figures_of
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+__all__ = [
+    "HEADS", "best_rows", "best_table", "best_words", "differences", "line", "nearest",
+]  # fmt: skip
+
+HEADS = {"speed": "time", "memory": "memory", "quality": "error"}
+
+
+def line(trial: FrozenTrial, goal: Goal, default: Mapping[str, Any]) -> str:
+    """One trial that ended."""
+    again = trial.user_attrs.get("again")
+    what = f"trial {trial.number}" + ("" if again is None else f", {again} again")
+    error = trial.user_attrs.get("error")
+    if error is not None:
+        return f"{what}: failed: {error}"
+    figures = figures_of(trial)
+    known = [
+        f"{HEADS[name]} {figures[FIGURES[name]]:.3g}" for name in goal.known
+        if FIGURES[name] in figures
+    ]  # fmt: skip
+    if trial.state.name == "COMPLETE":
+        known.insert(0, f"score {goal.score(figures):.3g}")
+    state = "" if trial.state.name == "COMPLETE" else f" {trial.state.name.lower()}"
+    return f"{what}{state}: {', '.join(known)}; {differences(trial.params, default)}"
+
+
+def differences(choice: Mapping[str, Any], default: Mapping[str, Any]) -> str:
+    """In what a choice is not the default one."""
+    found = [
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in choice.items() if default.get(name) != value
+    ]  # fmt: skip
+    return ", ".join(found) or "the default settings"
+
+
+def best_rows(found: Mapping[str, Candidate], goal: Goal) -> list[list[str]]:
+    """The best choices, after what their columns are; ratios are to the default settings."""
+    rows = [["best for", *(HEADS[name] for name in goal.known), "score", "95 %", "trial"]]
+    for name, c in found.items():
+        low, high = c.interval(goal)
+        interval = f"{low:.2f} to {high:.2f}" if math.isfinite(high) else "unknown"
+        rows.append([
+            name, *(f"{c.figure(FIGURES[known]):.3g}" for known in goal.known),
+            f"{c.score(goal):.3g}", interval, str(c.number),
+        ])  # fmt: skip
+    return rows
+
+
+def best_table(found: Mapping[str, Candidate], goal: Goal) -> Table:
+    """The same for a terminal."""
+    (first, *figures), *rows = best_rows(found, goal)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def best_words(found: Mapping[str, Candidate], default: Mapping[str, Any]) -> list[str]:
+    """What the best choices are, each once."""
+    some = {c.number: c for c in found.values()}
+    return [f"trial {c.number}: {differences(c.choice, default)}" for c in some.values()]
+
+
+def nearest(some: Sequence[Candidate], goal: Goal) -> str:
+    """Which limit no choice met, and what came nearest to all."""
+    words = []
+    for name, bound in goal.limits.items():
+        least = min(c.figure(FIGURES[name]) for c in some)
+        if least > bound:
+            words.append(f"{name} <= {bound:g} (the least is {least:.3g})")
+    close = min(
+        some,
+        key=lambda c: max(c.figure(FIGURES[n]) / bound for n, bound in goal.limits.items()),
+    )
+    figures = ", ".join(f"{name} {close.figure(FIGURES[name]):.3g}" for name in goal.limits)
+    which = f"no trial met {' and '.join(words)}" if words else "no trial met all limits at once"
+    return f"{which}; the nearest is trial {close.number}: {figures}"

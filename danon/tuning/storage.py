@@ -1,0 +1,101 @@
+"""Where studies are kept: a database of Optuna's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from danon.experiment.store import StoreError, exclusive, root_cause, shown, tracking_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from optuna.storages import RDBStorage
+
+__all__ = ["default", "experimental", "opened"]
+
+HEARTBEAT_S, GRACE_S = 10, 60
+"""A trial whose worker is silent for GRACE_S has died with it."""
+RETRIES = 1
+"""Of a trial that died."""
+BUSY_S = 60
+"""That a sqlite database may be locked by other workers."""
+
+
+@contextlib.contextmanager
+def experimental() -> Iterator[None]:
+    """Where features of Optuna are used that it says may change."""
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+def default() -> str:
+    """The sqlite file beside MLflow's, in the repository one stands in."""
+    uri = tracking_uri()
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).with_name('optuna.db')}"
+    return f"sqlite:///{Path.cwd() / '.mlflow' / 'optuna.db'}"
+
+
+@contextlib.contextmanager
+def opened(url: str) -> Iterator[RDBStorage]:
+    """A storage that answers, its tables made if it was new; its connections end with the block.
+
+    Raises:
+        StoreError: optuna or a driver is missing, nobody answers, or it cannot be written.
+    """
+    found = _connected(url)
+    try:
+        yield found
+    finally:
+        found.remove_session()
+        found.engine.dispose()
+
+
+def _connected(url: str) -> RDBStorage:
+    try:
+        import optuna
+    except ImportError as error:
+        raise StoreError("optuna is not installed (pip install danon[tuning])") from error
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    local = url.startswith("sqlite:///")
+    try:
+        if local:
+            _writable(Path(url.removeprefix("sqlite:///")))
+        with exclusive(url), experimental():  # two that make the tables break them
+            return optuna.storages.RDBStorage(
+                url,
+                engine_kwargs={"connect_args": {"timeout": BUSY_S}} if local else
+                {"pool_pre_ping": True, "connect_args": _patience(url)},
+                heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(
+                    max_retry=RETRIES
+                ),
+            )  # fmt: skip
+    except ImportError as error:
+        raise StoreError(f"--storage {shown(url)}: {error}; psycopg is in danon[tuning]") from error
+    except (SQLAlchemyError, sqlite3.Error, OSError, RuntimeError) as error:
+        raise StoreError(f"--storage {shown(url)}: {root_cause(error)}") from error
+
+
+def _patience(url: str) -> dict[str, int]:
+    """A server that does not answer is known within seconds."""
+    return {"connect_timeout": 5} if urlsplit(url).scheme.startswith("postgresql") else {}
+
+
+def _writable(file: Path) -> None:
+    """Raises: OSError: the file or its folder cannot be written: Optuna would say so at a trial."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    target = file if file.exists() else file.parent
+    if not os.access(target, os.W_OK):
+        raise PermissionError(f"{target} cannot be written")

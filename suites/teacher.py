@@ -1,0 +1,113 @@
+"""A small dense model that looks things up over 16384 tokens, in which other attentions are tried.
+
+``python -m suites.teacher`` trains it again (two and a half minutes on two cores). Its weights
+are kept with the suites, so that errors compare wherever they were measured.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from danon.attention import registry
+from danon.attention.base import BaseAttention
+from danon.config import AttentionConfig
+from danon.experiment.runs import replace_file
+from danon.models import Backbone
+from danon.models.convolution import ShortConvolution
+from danon.training import TrainingConfig
+from suites.attentions import REFERENCE, gather
+from suites.learner import AnswerTrainer
+from suites.lessons import Lessons, Stage
+from suites.tasks import Lookup
+from suites.training import JUDGING, marked
+
+__all__ = ["LONGEST", "errors"]
+
+WEIGHTS = Path(__file__).with_name("teacher.pt")
+VOCABULARY, WIDTH = 512, 64
+LONGEST = 16384
+"""Tokens that it has learned to look back over."""
+EXAMPLES = 4
+SHARE, MOST = 8, 200
+"""One in so many tokens is asked for, at most."""
+_STAGES = (
+    (6e-3, (Stage(Lookup(32, 4, VOCABULARY), 64, 150),)),
+    (5e-3, (Stage(Lookup(128, 16, VOCABULARY), 16, 80), Stage(Lookup(32, 4, VOCABULARY), 64, 25))),
+    (4e-3, (Stage(Lookup(256, 32, VOCABULARY), 8, 100),
+            Stage(Lookup(128, 16, VOCABULARY), 16, 25))),
+    (4e-3, (Stage(Lookup(1024, 128, VOCABULARY), 2, 150),
+            Stage(Lookup(256, 32, VOCABULARY), 8, 30))),
+    (3e-3, (Stage(Lookup(4096, 200, VOCABULARY), 1, 60),
+            Stage(Lookup(1024, 128, VOCABULARY), 2, 30))),
+    (3e-3, (Stage(Lookup(LONGEST, 240, VOCABULARY), 1, 160),
+            Stage(Lookup(4096, 200, VOCABULARY), 1, 40))),
+)  # fmt: skip
+"""Learning rates, and what is learned with them."""
+
+
+def errors(make: Callable[[AttentionConfig], BaseAttention], length: int, seed: int) -> float:
+    """Share of wrong answers of the model with another attention in it, which it never learned.
+
+    Args:
+        make: builds the attention of this configuration.
+        length: tokens of an example; at most LONGEST are asked about.
+        seed: of the examples.
+    """
+    length = min(length, LONGEST)
+    task = Lookup(length, max(1, min(length // SHARE, MOST)), VOCABULARY)
+    model = _model(make, length)
+    given = model.load_state_dict(_weights(), strict=False)
+    assert not given.unexpected_keys  # what is missing is the attention's own
+    return 1 - float(marked(model.eval(), *task.examples(EXAMPLES, JUDGING + seed)).mean())
+
+
+def _model(make: Callable[[AttentionConfig], BaseAttention], length: int) -> Backbone:
+    config = AttentionConfig(
+        hidden_size=WIDTH, num_heads=1, causal=True, num_layers=2, vocab_size=VOCABULARY,
+        max_sequence_length=length, rope_theta=1e6,
+    )  # fmt: skip
+    made: list[BaseAttention] = []
+
+    def mixer() -> BaseAttention:
+        made.append(make(config) if made else ShortConvolution(config))
+        return made[-1]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Backbone(config, mixer, task="encoder")
+        nn.init.normal_(model.embed.weight, std=WIDTH**-0.5)
+    return model
+
+
+@cache
+def _weights() -> dict[str, Any]:
+    kept = torch.load(WEIGHTS, map_location="cpu", weights_only=True)
+    return {name: x.float() for name, x in kept.items()}
+
+
+def train() -> dict[str, Any]:
+    """The weights, in half precision."""
+    gather((), ())
+    model = _model(registry.get(REFERENCE).build, LONGEST)
+    for number, (rate, stages) in enumerate(_STAGES):
+        lessons = Lessons(list(stages), seed=number)
+        steps = len(lessons)
+        config = TrainingConfig(
+            steps=steps, batch_size=1, log_every=steps, learning_rate=rate, seed=number,
+            weight_decay=0.1, warmup_steps=min(10, steps // 5),
+        )  # fmt: skip
+        AnswerTrainer(model, config, progress=False).fit(lessons)
+    return {name: x.half() for name, x in model.state_dict().items()}
+
+
+if __name__ == "__main__":
+    buffer = io.BytesIO()
+    torch.save(train(), buffer)
+    replace_file(WEIGHTS, buffer.getvalue())

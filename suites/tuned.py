@@ -1,0 +1,129 @@
+"""What a study measures of one choice: settings of an attention beside its default ones."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import torch
+
+from danon.attention import registry
+from danon.attention.base import BaseAttention
+from danon.config import AttentionConfig
+from danon.measure.case import Case
+from danon.measure.memory import peak_bytes
+from danon.measure.paired import measure_pair
+from danon.space import Space
+from suites.attentions import build, shape_of
+from suites.figures import ratios
+from suites.profiles import HEAD_DIM, HEADS
+from suites.specimen import Specimen
+from suites.teacher import errors
+from suites.verify import Verifier
+
+__all__ = ["Settings", "Tuned"]
+
+TIMING_S, WIDTH = 2.0, 0.02
+"""Seconds of rounds beside the default settings, and the half width of an interval that will do."""
+
+
+class Tuned(ABC):
+    """Something with a space to choose from, and figures of a choice.
+
+    Attributes:
+        objectives: that its figures tell about.
+    """
+
+    space: Space
+    objectives: tuple[str, ...]
+
+    @abstractmethod
+    def steps(self, choice: Mapping[str, Any], seed: int) -> Iterator[dict[str, float]]:
+        """Figures of a choice, cheap ones first; each step tells more of them.
+
+        ``time_ratio`` (with ``_low`` and ``_high``), ``memory_ratio``: over those of the default;
+        ``error`` from 0 to 1, and ``error_default``.
+
+        Raises:
+            ValueError: the choice cannot be built, or computes something else than it says.
+        """
+
+    @abstractmethod
+    def settings(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        """What a choice stands for, in full: for a file."""
+
+
+class Settings(Tuned):
+    """Of an attention, at one length.
+
+    Raises:
+        ValueError: it has nothing to tune, or cannot run here.
+    """
+
+    objectives = ("speed", "memory", "quality")
+
+    def __init__(self, attention: str, length: int, dtype: str, device: str) -> None:
+        kind = registry.get(attention)
+        space = kind.search_space()
+        if space is None:
+            raise ValueError(f"attention {attention!r} has nothing to tune (no search_space)")
+        self.space, self._kind = space, kind
+        self._case = Case(
+            "speed", attention, length, dtype, "forward", device, heads=HEADS, head_dim=HEAD_DIM
+        )
+        place = torch.device(device)
+        if reason := kind.unavailable(
+            shape_of(self._case), length=length, dtype=getattr(torch, dtype), device=place,
+            backward=True,
+        ):  # fmt: skip
+            raise ValueError(f"attention {attention!r} cannot run here: {reason}")
+        self._verifier = Verifier()
+        self._usual: dict[int, float] = {}
+
+    def settings(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        return self.space.settings(choice)
+
+    def steps(self, choice: Mapping[str, Any], seed: int) -> Iterator[dict[str, float]]:
+        settings = self.space.settings(choice)
+        # The verifier checks a case once: other settings are other cases.
+        case = replace(self._case, task=json.dumps(settings, sort_keys=True))
+        specimen = Specimen(case, self._built(shape_of(case), settings).eval().to(case.device))
+        verdict = self._verifier.verdict(specimen)
+        if verdict.reason:
+            raise ValueError(verdict.reason)
+        peak = float(peak_bytes(specimen.call(), specimen.device))
+        usual = self._default_peak  # both have been called as often when they are timed
+        pair = measure_pair(
+            specimen.call(), Specimen(self._case, self._default).call(), specimen.device,
+            budget_s=TIMING_S, width=WIDTH, seed=seed,
+        )  # fmt: skip
+        yield {
+            "peak_bytes": peak, "memory_ratio": peak / usual,
+            "error_vs_dense": verdict.error_vs_dense, "time_s": median(pair.candidate),
+            "error_default": self._default_errors(seed), **ratios(pair),
+        }  # fmt: skip
+        yield {"error": errors(lambda shape: self._built(shape, settings), case.length, seed)}
+
+    def _built(self, shape: AttentionConfig, settings: Mapping[str, Any]) -> BaseAttention:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self._kind.build(shape, **settings)
+
+    def _default_errors(self, seed: int) -> float:
+        if seed not in self._usual:
+            self._usual[seed] = errors(self._kind.build, self._case.length, seed)
+        return self._usual[seed]
+
+    @cached_property
+    def _default(self) -> BaseAttention:
+        return build(self._case)
+
+    @cached_property
+    def _default_peak(self) -> float:
+        specimen = Specimen(self._case, self._default)
+        return float(peak_bytes(specimen.call(), specimen.device))

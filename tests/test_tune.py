@@ -1,0 +1,124 @@
+"""The command tune, from its options to files, records and pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from rich.console import Console
+
+from danon.tuning import command, front
+from danon.tuning.command import Options, tune
+
+MINE = """
+import torch
+from danon import BaseAttention
+from danon.space import OneOf, Space
+
+
+class Mine(BaseAttention):
+    def __init__(self, config, window=64):
+        super().__init__()
+        self.setup_attention(config)
+        self.window = window
+
+    @classmethod
+    def search_space(cls):
+        return Space({"window": OneOf((16, 32, 64, 128))}, {"window": 64})
+
+    def forward(self, q, k, v, mask=None):
+        if self.window == 16:
+            raise RuntimeError("too narrow")
+        logits = self.compute_attention(q, k)
+        at = torch.arange(q.shape[2])
+        far = at[:, None] - at >= self.window
+        return torch.softmax(logits.masked_fill(far, -torch.inf), dim=-1) @ v
+"""
+
+
+def options(tmp_path: Path, **changes: Any) -> Options:
+    values: dict[str, Any] = {
+        "mechanism": str(tmp_path / "mine.py") + ":Mine", "kind": "hyperparameters",
+        "objective": "speed,quality", "limits": (), "length": 192, "dtype": "float32",
+        "device": "cpu", "trials": 6, "sampler": "random", "seed": 0, "study": "s",
+        "storage": f"sqlite:///{tmp_path / 'optuna.db'}", "results": tmp_path / "results",
+        "command": "danon tune",
+    }  # fmt: skip
+    return Options(**values | changes)
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.setattr(front, "REPEATS", 1)
+    monkeypatch.setattr(command, "REPEATS", 1)
+    return tmp_path
+
+
+def test_a_study_of_ones_own_attention(
+    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = options(mine)
+    assert tune(asked, Console(width=120)) == 0
+    said = capsys.readouterr().out
+    assert "failed: RuntimeError: too narrow" in said and re.search(r", \d again", said)
+    assert "best for" in said and "commit it" in said
+    found = json.loads((mine / "results" / "tuned" / "Mine.json").read_text())
+    assert found["attention"] == "Mine" and set(found["best"]) >= {"speed", "balanced"}
+    exact = found["best"]["quality"]
+    done = exact["provenance"]["trials"]
+    assert exact["settings"]["window"] >= 64 and 4 <= done <= 6  # there are four choices
+    folder = mine / "results" / "tune" / "s"
+    assert (folder / "front.png").stat().st_size > 5000
+    page = (folder / "report.html").read_text()
+    assert "Pareto" in page and "<th>best for</th>" in page
+
+    client = mlflow.MlflowClient(sqlite)
+    experiment = client.get_experiment_by_name("danon/tune")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "danon.trial" not in run.data.tags]
+    trials = [run for run in runs if run is not parent]
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in trials)
+    states = {run.data.tags["danon.state"]: run.info.status for run in trials}
+    assert states == {"complete": "FINISHED", "fail": "FAILED"}
+    assert parent.info.status == "FINISHED" and parent.data.tags["danon.trials"] == str(done)
+    (complete, *_) = [run for run in trials if run.info.status == "FINISHED"]
+    assert {"time_ratio", "error", "objective.speed"} <= set(complete.data.metrics)
+
+    assert tune(asked, Console(width=120)) == 0  # has them all: nothing is measured again
+    assert "trial 0" not in capsys.readouterr().out.split("best for")[0]
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"trials": 0}, "--trials 0: must be at least 1"),
+    ({"kind": "luck"}, "--kind 'luck': must be one of hyperparameters"),
+    ({"objective": "fame"}, "--objective 'fame': must be of speed, memory, quality, balanced"),
+    ({"limits": ("speed=fast",)}, "--limit 'speed=fast': must be"),
+    ({"mechanism": "sdpa"}, "attention 'sdpa' has nothing to tune"),
+    ({"mechanism": "nobody"}, "unknown attention 'nobody'; known: "),
+    ({"study": "it's"}, "must be of letters, digits"),
+    ({"storage": "postgresql+psycopg://127.0.0.1:9/none"}, "--storage postgresql"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_in_a_line(
+    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], changes: dict[str, Any],
+    words: str,
+) -> None:  # fmt: skip
+    assert tune(options(mine, **changes), Console(width=200)) == 2
+    said = capsys.readouterr().out
+    assert words in said and "Traceback" not in said
+    assert not (mine / "results").exists()
+
+
+def test_limits_that_no_trial_meets_are_said_with_the_nearest(
+    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = options(mine, trials=2, objective="memory", limits=("quality=0.0001",))
+    assert tune(asked, Console(width=200)) == 1
+    assert "no trial met quality <= 0.0001 (the least is" in capsys.readouterr().out
+    assert not (mine / "results" / "tuned").exists()

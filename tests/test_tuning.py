@@ -1,0 +1,315 @@
+"""Studies: spaces, goals, who counts, what is best, what is kept when somebody dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from danon import tuned
+from danon.config import ConfigError, MSRAConfig
+from danon.experiment.store import StoreError
+from danon.space import Float, Int, OneOf, Space
+from danon.tuning import front, show, storage
+from danon.tuning.evaluator import TrialError
+from danon.tuning.goal import Goal
+from danon.tuning.study import Plan, StudyError, begin, enqueue, progress, resume
+from danon.tuning.worker import work
+
+SPACE = Space(
+    {"x": Float(0.1, 10.0, log=True), "n": Int(1, 4), "on": OneOf((True, False))},
+    {"x": 1.0, "n": 2, "on": True},
+)
+ALL = ("speed", "memory", "quality")
+Storage = optuna.storages.RDBStorage
+
+
+def plan(**changes: Any) -> Plan:
+    values: dict[str, Any] = {
+        "kind": "hyperparameters", "attention": "mine", "objectives": ("balanced",), "limits": {},
+        "length": 64, "dtype": "float32", "device": "cpu", "sampler": "tpe", "seed": 0,
+        "space": SPACE.to_json(), "known": ALL,
+    }  # fmt: skip
+    return Plan(**values | changes)
+
+
+class Fake:
+    """Faster for small x, more exact for large ones."""
+
+    def __init__(self) -> None:
+        self.measured: list[dict[str, Any]] = []
+
+    def steps(
+        self, choice: Mapping[str, Any], seed: int, *, fresh: bool
+    ) -> Iterator[dict[str, float]]:
+        self.measured.append({**choice, "seed": seed, "fresh": fresh})
+        x = choice["x"]
+        yield {"time_ratio": x, "time_ratio_low": 0.98 * x, "time_ratio_high": 1.02 * x,
+               "memory_ratio": choice["n"] / 2, "error_default": 0.1}  # fmt: skip
+        yield {"error": min(1.0, 0.1 / x)}
+
+
+class Silent:
+    def begun(self, trial: object) -> None: ...
+
+    def ended(self, trial: object) -> None: ...
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Storage]:
+    with storage.opened(f"sqlite:///{tmp_path / 'optuna.db'}") as found:
+        yield found
+
+
+def begun(database: Storage, some: Plan | None = None) -> optuna.Study:
+    some = some or plan()
+    return begin(some, some.name, database, [SPACE.default])
+
+
+class TestSpace:
+    def test_a_default_outside_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="n = 9: must be an integer from 1 to 4"):
+            Space(SPACE.ranges, {"x": 1.0, "n": 9, "on": True})
+        with pytest.raises(ValueError, match="on is missing: must be one of True, False"):
+            Space(SPACE.ranges, {"x": 1.0, "n": 2})
+        with pytest.raises(ValueError, match="y: must be one of x, n, on"):
+            Space(SPACE.ranges, {"x": 1.0, "n": 2, "on": True, "y": 1})
+
+    def test_true_is_not_one(self) -> None:
+        assert 1 not in OneOf((True, False)) and True not in Int(0, 1) and 1 in Int(0, 1)
+
+    @pytest.mark.parametrize(
+        ("low", "high", "log"), [(1, 1, False), (0, 1, True), (1, float("inf"), False)]
+    )
+    def test_a_range_of_nothing_is_refused(self, low: float, high: float, log: bool) -> None:
+        with pytest.raises(ValueError, match="must be finite and low < high"):
+            Float(low, high, log)
+
+
+class TestGoal:
+    def test_the_score_of_the_default_is_one(self) -> None:
+        same = {"time_ratio": 1.0, "memory_ratio": 1.0, "error": 0.2, "error_default": 0.2}
+        goal = Goal(("balanced",), {})
+        assert goal.score(same) == pytest.approx(1)
+        assert goal.score({**same, "time_ratio": 0.5}) == pytest.approx(0.5 ** (1 / 3))
+        odds = (0.11 / 0.91) / (0.21 / 0.81)
+        assert goal.score({**same, "error": 0.1}) == pytest.approx(odds ** (1 / 3))
+
+    def test_nothing_makes_up_for_an_attention_that_finds_nothing(self) -> None:
+        null = {"time_ratio": 0.1, "memory_ratio": 0.5, "error": 1.0, "error_default": 0.4}
+        assert Goal(("balanced",), {}).score(null) > 1
+
+    @pytest.mark.parametrize(("text", "words"), [
+        ("fast", "--objective 'fast': must be of speed, memory, quality, balanced"),
+        ("", "must name some of speed, memory, quality, or balanced alone"),
+        ("speed,balanced", "or balanced alone"),
+    ])  # fmt: skip
+    def test_a_wrong_objective_is_refused(self, text: str, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            Goal.parse(text, (), ALL)
+
+    @pytest.mark.parametrize("text", ["quality", "quality=", "quality=nan", "luck=1", "speed=-1"])
+    def test_a_wrong_limit_is_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match="must be speed=NUMBER or memory=NUMBER"):
+            Goal.parse("speed", (text,), ALL)
+
+    def test_nan_is_no_value(self) -> None:
+        with pytest.raises(ValueError, match="objective speed is nan"):
+            Goal(("speed",), {}).values({"time_ratio": float("nan")})
+
+
+class TestWork:
+    def test_a_study_has_the_trials_asked_for_and_begins_with_the_default(
+        self, database: Storage
+    ) -> None:
+        study, fake = begun(database), Fake()
+        work(study, fake, 12, Silent())
+        assert progress(study).finished == 12
+        assert fake.measured[0] == {**SPACE.default, "seed": 0, "fresh": False}
+        assert study.trials[0].values == [pytest.approx(1.0)]
+
+    def test_it_goes_on_where_it_was(self, database: Storage) -> None:
+        first, second = Fake(), Fake()
+        work(begun(database), first, 5, Silent())
+        work(begun(database), second, 12, Silent())
+        assert (len(first.measured), len(second.measured)) == (5, 7)
+        drawn = [m["x"] for m in first.measured + second.measured]
+        assert len(set(drawn)) == 12  # not the same draws again
+
+    def test_it_ends_when_every_choice_was_tried(self, database: Storage) -> None:
+        space = Space({"x": OneOf((0.5, 1.0)), "n": Int(1, 2)}, {"x": 1.0, "n": 2})
+        some = plan(space=space.to_json(), sampler="random")
+        study = begin(some, some.name, database, [space.default])
+        work(study, Fake(), 200, Silent())
+        assert some.choices == progress(study).choices == 4
+        assert progress(study).finished < 200
+
+    def test_another_plan_of_the_same_name_is_refused(self, database: Storage) -> None:
+        begun(database)
+        other = plan(space=Space({"x": Float(0.1, 10.0)}, {"x": 1.0}).to_json())
+        with pytest.raises(StudyError, match=r"has space = .*give another --study"):
+            begin(other, plan().name, database, [])
+        assert len(begun(database).trials) == 1  # nothing is overwritten
+
+    def test_hopeless_trials_are_not_measured_to_the_end(self, database: Storage) -> None:
+        some = plan(objectives=("speed",), limits={"quality": 0.2})
+        study, fake = begun(database, some), Fake()
+        enqueue(study, {"x": 5.0, "n": 1, "on": True})
+        work(study, fake, 2, Silent())
+        assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED"]
+        assert "error" not in study.trials[1].user_attrs["figures"]
+
+    def test_a_failure_is_kept_with_its_reason_and_the_others_go_on(
+        self, database: Storage
+    ) -> None:
+        class Fails(Fake):
+            def steps(
+                self, choice: Mapping[str, Any], seed: int, *, fresh: bool
+            ) -> Iterator[dict[str, float]]:
+                if choice["n"] == 3:
+                    raise TrialError("no such size")
+                return super().steps(choice, seed, fresh=fresh)
+
+        study = begun(database)
+        enqueue(study, {"x": 5.0, "n": 3, "on": True})
+        work(study, Fails(), 6, Silent())
+        assert study.trials[1].state.name == "FAIL"
+        assert study.trials[1].user_attrs["error"] == "no such size"
+        assert progress(study).finished == 6 and progress(study).failed >= 1
+
+    def test_a_study_in_which_nothing_works_ends(self, database: Storage) -> None:
+        class Fails(Fake):
+            def steps(
+                self, choice: Mapping[str, Any], seed: int, *, fresh: bool
+            ) -> Iterator[dict[str, float]]:
+                yield {"time_ratio": float("nan"), "time_ratio_low": 0.0, "memory_ratio": 1.0,
+                       "error": 0.0, "error_default": 0.0}  # fmt: skip
+
+        with pytest.raises(StudyError, match=r"first 5 trials failed.*objective balanced is nan"):
+            work(begun(database), Fails(), 20, Silent())
+
+    def test_an_interrupted_trial_is_tried_again_and_not_counted(self, database: Storage) -> None:
+        class Interrupted(Fake):
+            def steps(
+                self, choice: Mapping[str, Any], seed: int, *, fresh: bool
+            ) -> Iterator[dict[str, float]]:
+                yield from list(super().steps(choice, seed, fresh=fresh))[:1]
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            work(begun(database), Interrupted(), 3, Silent())
+        study, fake = begun(database), Fake()
+        work(study, fake, 3, Silent())
+        assert {k: fake.measured[0][k] for k in SPACE.default} == SPACE.default
+        done = progress(study)
+        assert (done.finished, done.died) == (3, 1)
+
+
+class TestFront:
+    def test_the_best_are_measured_again_and_reported_by_that_alone(
+        self, database: Storage
+    ) -> None:
+        study = begun(database, plan(objectives=ALL))
+        work(study, Fake(), 20, Silent())
+        goal = plan(objectives=ALL).goal
+        some = front.candidates(study.trials)
+        close = front.unclear(some, goal)
+        assert 1 <= len(close) <= front.MOST
+        enqueue(study, close[0].choice, again=close[0].number)
+        work(study, fake := Fake(), 20, Silent(), queued=True)
+        assert [m["fresh"] for m in fake.measured] == [True]
+        assert progress(study).finished == 20 and progress(study).repeats == 1
+        again = next(c for c in front.candidates(study.trials) if c.number == close[0].number)
+        assert len(again.repeats) == 1
+
+    def test_the_front_is_what_nothing_beats(self) -> None:
+        def candidate(number: int, time: float, error: float) -> front.Candidate:
+            figures = {"time_ratio": time, "memory_ratio": 1.0, "error": error,
+                       "error_default": 0.1}  # fmt: skip
+            return front.Candidate(number, {}, figures)
+
+        some = [candidate(0, 1.0, 0.1), candidate(1, 0.5, 0.12), candidate(2, 1.1, 0.2),
+                candidate(3, 0.4, 0.9)]  # fmt: skip
+        goal = Goal(("speed", "quality"), {})
+        assert [c.number for c in front.front(some, goal)] == [0, 1, 3]
+        bounded = Goal(("speed", "quality"), {"quality": 0.5})
+        assert [c.number for c in front.front(some, bounded)] == [0, 1]
+        found = front.best(some, goal)
+        assert {name: c.number for name, c in found.items()} == {
+            "speed": 0, "quality": 0, "balanced": 1,
+        }  # fmt: skip
+
+    def test_limits_that_nothing_meets_are_said_with_the_nearest(self) -> None:
+        figures = {"time_ratio": 2.0, "memory_ratio": 1.0, "error": 0.3, "error_default": 0.1}
+        goal = Goal(("speed",), {"quality": 0.1, "speed": 3.0})
+        words = show.nearest([front.Candidate(7, {}, figures)], goal)
+        assert words.startswith("no trial met quality <= 0.1 (the least is 0.3); the nearest is")
+        assert "trial 7" in words
+
+
+class TestStorage:
+    def test_a_read_only_file_is_refused(self, tmp_path: Path) -> None:
+        if os.geteuid() == 0:
+            pytest.skip("root writes everywhere")
+        (tmp_path / "optuna.db").touch(mode=0o400)
+        with (
+            pytest.raises(StoreError, match="cannot be written"),
+            storage.opened(f"sqlite:///{tmp_path / 'optuna.db'}"),
+        ):
+            pass
+
+    def test_a_file_that_is_no_database_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").write_text("notes" * 1000)
+        for place in ("mine", "mine/optuna.db"):
+            with (
+                pytest.raises(StoreError, match=f"--storage sqlite:///.*{place}: "),
+                storage.opened(f"sqlite:///{tmp_path / place}"),
+            ):
+                pass
+        assert (tmp_path / "mine").read_text() == "notes" * 1000
+
+    def test_a_server_that_is_not_there_is_refused_at_once(self) -> None:
+        start = time.monotonic()
+        with (
+            pytest.raises(StoreError, match=r"postgresql\+psycopg://me:\*\*\*@127.0.0.1:9"),
+            storage.opened("postgresql+psycopg://me:secret@127.0.0.1:9/none"),
+        ):
+            pass
+        assert time.monotonic() - start < 20
+
+    def test_an_unknown_study_is_refused_with_those_there_are(self, database: Storage) -> None:
+        begun(database)
+        with pytest.raises(StudyError, match="no study 'other'; there are: hyperparameters-mine"):
+            resume("other", database)
+
+
+class TestTuned:
+    def write(self, folder: Path, settings: object) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {"attention": "msra", "best": {"speed": {"settings": settings}}}
+        (folder / "msra.json").write_text(json.dumps(found))
+
+    def test_a_configuration_comes_from_the_file(self, tmp_path: Path) -> None:
+        self.write(tmp_path, {"window": 256})
+        config = MSRAConfig.tuned("speed", source=tmp_path, hidden_size=128, num_heads=2)
+        assert (config.window, config.hidden_size) == (256, 128)
+
+    def test_what_is_not_there_is_said(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="no study has looked for the msra"):
+            MSRAConfig.tuned("speed", source=tmp_path)
+        self.write(tmp_path, {"window": 256})
+        with pytest.raises(ConfigError, match="best for 'memory'; there are: speed"):
+            MSRAConfig.tuned("memory", source=tmp_path)
+        with pytest.raises(ConfigError, match=r"tuned\('luck'\): must be one of 'speed'"):
+            MSRAConfig.tuned("luck", source=tmp_path)
+
+    def test_a_file_that_is_none_is_refused(self, tmp_path: Path) -> None:
+        self.write(tmp_path, [])
+        with pytest.raises(ValueError, match="is no file of danon tune"):
+            tuned.read("msra", tmp_path)

@@ -1,0 +1,105 @@
+"""Several workers of one study, some of which are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from danon.space import Float, Space
+from danon.tuning import storage
+from danon.tuning.study import Plan, begin, progress
+
+SPACE = Space({"x": Float(0.1, 10.0, log=True)}, {"x": 1.0})
+PLAN = Plan("hyperparameters", "mine", ("speed",), {}, 64, "float32", "cpu", "tpe", 0,
+            SPACE.to_json(), ("speed",))  # fmt: skip
+WORKER = """
+import sys, time
+from danon.tuning import storage, worker
+from danon.tuning.study import resume
+
+storage.HEARTBEAT_S, storage.GRACE_S, worker.POLL_S = 1, 4, 0.3
+url, trials, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+
+class Slow:
+    def steps(self, choice, seed, *, fresh):
+        time.sleep(seconds)
+        yield {"time_ratio": choice["x"]}
+
+class Silent:
+    def begun(self, trial): print("begun", flush=True)
+    def ended(self, trial): pass
+
+with storage.opened(url) as database:
+    worker.work(resume("shared", database), Slow(), trials, Silent())
+"""
+
+
+def start(url: str, trials: int, seconds: float) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, url, str(trials), str(seconds)], stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """A server of its own, behind a socket in a folder of its own."""
+    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
+        pytest.skip("PostgreSQL (initdb, pg_ctl) is not installed")
+    user = "nobody" if os.geteuid() == 0 else None  # it does not run as root
+
+    def run(*command: str) -> None:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, user=user, cwd="/")
+
+    with tempfile.TemporaryDirectory(prefix="danon-pg-") as folder:  # a socket's path is short
+        if user is not None:
+            shutil.chown(folder, user)
+        data, options = f"{folder}/data", f"-c listen_addresses= -k {folder}"
+        run("initdb", "-D", data, "-A", "trust", "-U", "danon")
+        run("pg_ctl", "-D", data, "-w", "-o", options, "-l", f"{folder}/log", "start")
+        try:
+            yield f"postgresql+psycopg://danon@/postgres?host={folder}"
+        finally:
+            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_of_four_workers_two_are_killed_and_nothing_is_lost_or_counted_twice(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = (
+        f"sqlite:///{tmp_path / 'optuna.db'}" if kind == "sqlite"
+        else request.getfixturevalue("postgresql")
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(storage.opened(url))
+        study = begin(PLAN, "shared", database, [])
+        workers = [stack.enter_context(start(url, 24, 0.3)) for _ in range(4)]
+        for worker in workers:
+            stack.callback(worker.kill)
+        for doomed in workers[:2]:
+            assert doomed.stdout is not None
+            doomed.stdout.readline()
+            time.sleep(0.15)
+            doomed.send_signal(signal.SIGKILL)
+        assert [worker.wait(60) for worker in workers] == [-9, -9, 0, 0]
+        found = progress(study)
+        assert (
+            24 <= found.finished == found.complete <= 24 + 1 and found.running == found.waiting == 0
+        )
+        died = [t for t in study.trials if t.state == optuna.trial.TrialState.FAIL]
+        assert found.died == len(died) == 2
+        for trial in died:  # each was measured in the end, once
+            same = [t for t in study.trials if t.params == trial.params and t.state.is_finished()]
+            assert [t.state.name for t in same] == ["FAIL", "COMPLETE"]
