@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["GOALS", "folder", "read", "settings"]
+__all__ = ["GOALS", "HYPERPARAMETERS", "file_of", "folder", "read", "settings"]
 
+HYPERPARAMETERS = "hyperparameters"
+"""The kind of study whose choices are settings of a configuration."""
 GOALS = ("speed", "memory", "quality", "balanced")
 """What a configuration can be the best for."""
 
@@ -20,17 +22,25 @@ def folder() -> Path:
     return checkout if checkout.is_dir() else package / "_bundle" / "tuned"
 
 
-def read(attention: str, place: Path | None = None) -> Mapping[str, Any]:
+def file_of(attention: str, place: Path, kind: str) -> Path:
+    """Where what studies of a kind found is kept."""
+    return place / f"{attention if kind == HYPERPARAMETERS else f'{attention}-{kind}'}.json"
+
+
+def read(
+    attention: str, place: Path | None = None, kind: str = HYPERPARAMETERS
+) -> Mapping[str, Any]:
     """All that was found for an attention; nothing if no study was.
 
     Args:
         attention: registered name.
         place: the folder; None for danon's own.
+        kind: of the studies.
 
     Raises:
         ValueError: the file is none of ``danon tune``.
     """
-    file = (folder() if place is None else place) / f"{attention}.json"
+    file = file_of(attention, folder() if place is None else place, kind)
     if not file.exists():
         return {}
     try:

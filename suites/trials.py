@@ -19,10 +19,11 @@ from danon.measure.fingerprint import fingerprint
 from suites.attentions import check_contract, gather, one_line
 from suites.guard import limit_memory
 from suites.tuned import Settings, Tuned
+from suites.tuned_schedule import Schedule
 
 __all__ = ["Trials"]
 
-KINDS = {"hyperparameters": Settings}
+KINDS: dict[str, type[Tuned]] = {"hyperparameters": Settings, "schedule": Schedule}
 
 
 class Trials:

@@ -26,7 +26,7 @@ from suites.specimen import Specimen
 from suites.teacher import errors
 from suites.verify import Verifier
 
-__all__ = ["Settings", "Tuned"]
+__all__ = ["TIMING_S", "WIDTH", "Settings", "Tuned", "case_of"]
 
 TIMING_S, WIDTH = 2.0, 0.02
 """Seconds of rounds beside the default settings, and the half width of an interval that will do."""
@@ -53,9 +53,26 @@ class Tuned(ABC):
             ValueError: the choice cannot be built, or computes something else than it says.
         """
 
-    @abstractmethod
     def settings(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         """What a choice stands for, in full: for a file."""
+        return self.space.settings(choice)
+
+
+def case_of(attention: str, length: int, dtype: str, device: str) -> Case:
+    """What is timed of an attention.
+
+    Raises:
+        ValueError: it cannot run here.
+    """
+    case = Case(
+        "speed", attention, length, dtype, "forward", device, heads=HEADS, head_dim=HEAD_DIM
+    )
+    if reason := registry.get(attention).unavailable(
+        shape_of(case), length=length, dtype=getattr(torch, dtype), device=torch.device(device),
+        backward=False,
+    ):  # fmt: skip
+        raise ValueError(f"attention {attention!r} cannot run here: {reason}")
+    return case
 
 
 class Settings(Tuned):
@@ -73,29 +90,15 @@ class Settings(Tuned):
         if space is None:
             raise ValueError(f"attention {attention!r} has nothing to tune (no search_space)")
         self.space, self._kind = space, kind
-        self._case = Case(
-            "speed", attention, length, dtype, "forward", device, heads=HEADS, head_dim=HEAD_DIM
-        )
-        place = torch.device(device)
-        if reason := kind.unavailable(
-            shape_of(self._case), length=length, dtype=getattr(torch, dtype), device=place,
-            backward=True,
-        ):  # fmt: skip
-            raise ValueError(f"attention {attention!r} cannot run here: {reason}")
+        self._case = case_of(attention, length, dtype, device)
         self._verifier = Verifier()
         self._usual: dict[int, float] = {}
-
-    def settings(self, choice: Mapping[str, Any]) -> dict[str, Any]:
-        return self.space.settings(choice)
 
     def steps(self, choice: Mapping[str, Any], seed: int) -> Iterator[dict[str, float]]:
         settings = self.space.settings(choice)
         # The verifier checks a case once: other settings are other cases.
         case = replace(self._case, task=json.dumps(settings, sort_keys=True))
         specimen = Specimen(case, self._built(shape_of(case), settings).eval().to(case.device))
-        verdict = self._verifier.verdict(specimen)
-        if verdict.reason:
-            raise ValueError(verdict.reason)
         peak = float(peak_bytes(specimen.call(), specimen.device))
         usual = self._default_peak  # both have been called as often when they are timed
         pair = measure_pair(
@@ -103,11 +106,14 @@ class Settings(Tuned):
             budget_s=TIMING_S, width=WIDTH, seed=seed,
         )  # fmt: skip
         yield {
-            "peak_bytes": peak, "memory_ratio": peak / usual,
-            "error_vs_dense": verdict.error_vs_dense, "time_s": median(pair.candidate),
+            "peak_bytes": peak, "memory_ratio": peak / usual, "time_s": median(pair.candidate),
             "error_default": self._default_errors(seed), **ratios(pair),
         }  # fmt: skip
-        yield {"error": errors(lambda shape: self._built(shape, settings), case.length, seed)}
+        verdict = self._verifier.verdict(specimen)
+        if verdict.reason:
+            raise ValueError(verdict.reason)
+        error = errors(lambda shape: self._built(shape, settings), case.length, seed)
+        yield {"error_vs_dense": verdict.error_vs_dense, "error": error}
 
     def _built(self, shape: AttentionConfig, settings: Mapping[str, Any]) -> BaseAttention:
         with torch.random.fork_rng(devices=[]):

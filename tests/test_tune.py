@@ -97,7 +97,7 @@ def test_a_study_of_ones_own_attention(
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"trials": 0}, "--trials 0: must be at least 1"),
-    ({"kind": "luck"}, "--kind 'luck': must be one of hyperparameters"),
+    ({"kind": "luck"}, "--kind 'luck': must be one of hyperparameters, schedule"),
     ({"objective": "fame"}, "--objective 'fame': must be of speed, memory, quality, balanced"),
     ({"limits": ("speed=fast",)}, "--limit 'speed=fast': must be"),
     ({"mechanism": "sdpa"}, "attention 'sdpa' has nothing to tune"),

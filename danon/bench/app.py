@@ -219,7 +219,7 @@ def tune(
     ] = None,
     length: Annotated[int, typer.Option(help="Tokens.")] = 16384,
     trials: Trials = 60,
-    kind: Annotated[str, typer.Option(help="hyperparameters.")] = "hyperparameters",
+    kind: Annotated[str, typer.Option(help="hyperparameters or schedule.")] = "hyperparameters",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     device: Device = "cpu",
     sampler: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ __all__ = ["Options", "join", "tune"]
 
 REFUSED, UNMET, INTERRUPTED = 2, 1, 130
 NAME = re.compile(r"[\w.+<=:-]+")
-KINDS = ("hyperparameters",)
+KINDS = (tuned.HYPERPARAMETERS, "schedule")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         if not NAME.fullmatch(name):
             raise ValueError(f"--study {name!r}: must be of letters, digits and _.+<=:-")
         url = options.storage or storage.default()
-        earlier = tuned.read(plan.attention.rpartition(":")[2], options.results / "tuned")
+        attention = plan.attention.rpartition(":")[2]
+        earlier = tuned.read(attention, options.results / "tuned", plan.kind)
         first = [about["default"], *(some["choice"] for some in earlier.values())]
         database = stack.enter_context(storage.opened(url))
         study = begin(plan, name, database, _fitting(first, about))
@@ -112,8 +114,8 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         status = "KILLED"
         try:
             work(study, evaluator, options.trials, ledger, machine=machine)
-            while _repeat(study, goal, about["default"]):  # others may be the best by now
-                work(study, evaluator, options.trials, ledger, machine=machine, queued=True)
+            _repeat(study, goal, about["default"])
+            work(study, evaluator, options.trials, ledger, machine=machine, queued=True)
             status = "FINISHED"
         finally:
             files, code = _written(options, plan, study, info, about, evaluator, console)
@@ -121,21 +123,14 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         return code
 
 
-def _repeat(study: Study, goal: Goal, default: dict[str, Any]) -> int:
-    """Put choices that may be the best into the queue, and the default beside them.
-
-    Returns:
-        How many measurements that makes.
-    """
-    count = 0
+def _repeat(study: Study, goal: Goal, default: dict[str, Any]) -> None:
+    """Put choices that may be the best into the queue, and the default beside them."""
     some = candidates(study.get_trials(deepcopy=False))
     close = unclear(some, goal)
     for c in some:
         if c in close or (close and dict(c.choice) == default):
             for _ in range(REPEATS - len(c.repeats)):
                 enqueue(study, c.choice, again=c.number)
-                count += 1
-    return count
 
 
 def _written(
@@ -233,11 +228,24 @@ def _tags(study: Study) -> dict[str, str]:
     }  # fmt: skip
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, as a cluster sends it before it takes a machine away, is an interruption."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _guarded(console: Console, run: Callable[[Path], int]) -> int:
     """Errors as one line each; what the study knows is in its storage."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    with tempfile.TemporaryDirectory(prefix="danon-tune-", ignore_cleanup_errors=True) as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="danon-tune-", ignore_cleanup_errors=True) as scratch,
+        _terminable(),
+    ):
         try:
             return run(Path(scratch) / "trials.log")
         except (ValueError, StudyError, StoreError, TrialError) as error:

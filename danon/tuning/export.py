@@ -34,8 +34,8 @@ def write(
         The file, and what of it stayed although this study, too, was after it: why.
     """
     attention = plan.attention.rpartition(":")[2]
-    place = folder / f"{attention}.json"
-    best = dict(tuned.read(attention, folder))
+    place = tuned.file_of(attention, folder, plan.kind)
+    best = dict(tuned.read(attention, folder, plan.kind))
     provenance = {
         "study": study, "objectives": list(plan.objectives), "limits": dict(plan.limits),
         "sampler": plan.sampler, "seed": plan.seed, "trials": done.finished,
@@ -53,7 +53,7 @@ def write(
             "settings": settings, "choice": dict(candidate.choice), "figures": figures,
             "provenance": provenance,
         }  # fmt: skip
-    values = {"attention": attention, "best": dict(sorted(best.items()))}
+    values = {"attention": attention, "kind": plan.kind, "best": dict(sorted(best.items()))}
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(place, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
     return place, kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -103,13 +103,17 @@ def front(some: Sequence[Candidate], goal: Goal) -> list[Candidate]:
 
 
 def unclear(some: Sequence[Candidate], goal: Goal) -> list[Candidate]:
-    """Those that may be the best for something and have too few repeats to be reported."""
+    """Those that may be the best for something and have too few repeats to be reported.
+
+    By what was measured first alone: repeated, the luckiest fall back behind others, and so on.
+    """
+    before = [replace(c, repeats=[]) for c in some]
     found: dict[int, Candidate] = {}
-    for name, ranked in _ranked(_within(some, goal), goal).items():
+    for name, ranked in _ranked(_within(before, goal), goal).items():
         least = _figure(ranked[0], name, goal)
         close = [c for c in ranked if _figure(c, name, goal) <= least * (1 + CLOSE)]
         found |= {c.number: c for c in close[: MOST if goal.single else 2]}
-    return [c for c in found.values() if len(c.repeats) < REPEATS]
+    return [c for c in some if c.number in found and len(c.repeats) < REPEATS]
 
 
 def best(some: Sequence[Candidate], goal: Goal) -> dict[str, Candidate]:
