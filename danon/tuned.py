@@ -46,7 +46,9 @@ def read(
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         whole = found["attention"] == attention and all(
-            isinstance(some["settings"], dict) for some in found["best"].values()
+            isinstance(some[part], dict)
+            for some in found["best"].values()
+            for part in ("settings", "choice", "figures", "provenance")
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file} is no file of danon tune: {error!r}") from error

@@ -52,20 +52,25 @@ _STAGES = (
 """Learning rates, and what is learned with them."""
 
 
-def errors(make: Callable[[AttentionConfig], BaseAttention], length: int, seed: int) -> float:
+def errors(
+    make: Callable[[AttentionConfig], BaseAttention], length: int, seed: int, device: str
+) -> float:
     """Share of wrong answers of the model with another attention in it, which it never learned.
 
     Args:
         make: builds the attention of this configuration.
         length: tokens of an example; at most LONGEST are asked about.
         seed: of the examples.
+        device: that it runs on, in float32.
     """
     length = min(length, LONGEST)
     task = Lookup(length, max(1, min(length // SHARE, MOST)), VOCABULARY)
     model = _model(make, length)
     given = model.load_state_dict(_weights(), strict=False)
     assert not given.unexpected_keys  # what is missing is the attention's own
-    return 1 - float(marked(model.eval(), *task.examples(EXAMPLES, JUDGING + seed)).mean())
+    return 1 - float(
+        marked(model.eval().to(device), *task.examples(EXAMPLES, JUDGING + seed)).mean()
+    )
 
 
 def _model(make: Callable[[AttentionConfig], BaseAttention], length: int) -> Backbone:

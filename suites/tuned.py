@@ -100,7 +100,7 @@ class Settings(Tuned):
         case = replace(self._case, task=json.dumps(settings, sort_keys=True))
         specimen = Specimen(case, self._built(shape_of(case), settings).eval().to(case.device))
         peak = float(peak_bytes(specimen.call(), specimen.device))
-        usual = self._default_peak  # both have been called as often when they are timed
+        usual = self._default_peak
         pair = measure_pair(
             specimen.call(), Specimen(self._case, self._default).call(), specimen.device,
             budget_s=TIMING_S, width=WIDTH, seed=seed,
@@ -112,7 +112,7 @@ class Settings(Tuned):
         verdict = self._verifier.verdict(specimen)
         if verdict.reason:
             raise ValueError(verdict.reason)
-        error = errors(lambda shape: self._built(shape, settings), case.length, seed)
+        error = errors(lambda shape: self._built(shape, settings), case.length, seed, case.device)
         yield {"error_vs_dense": verdict.error_vs_dense, "error": error}
 
     def _built(self, shape: AttentionConfig, settings: Mapping[str, Any]) -> BaseAttention:
@@ -122,7 +122,10 @@ class Settings(Tuned):
 
     def _default_errors(self, seed: int) -> float:
         if seed not in self._usual:
-            self._usual[seed] = errors(self._kind.build, self._case.length, seed)
+            case = self._case
+            self._usual[seed] = errors(
+                lambda shape: self._built(shape, {}), case.length, seed, case.device
+            )
         return self._usual[seed]
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,15 +12,27 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 
+import baselines  # noqa: F401  registers them
 from danon import tuned
-from danon.config import ConfigError, MSRAConfig
+from danon.attention import dala, hybrid, registry  # noqa: F401  registers all
+from danon.config import AttentionConfig, ConfigError, MSRAConfig
 from danon.experiment.store import StoreError
 from danon.space import Float, Int, OneOf, Space
 from danon.tuning import front, show, storage
 from danon.tuning.evaluator import TrialError
 from danon.tuning.goal import Goal
-from danon.tuning.study import Plan, StudyError, begin, enqueue, progress, resume
+from danon.tuning.study import (
+    Plan,
+    StudyError,
+    begin,
+    distributions,
+    enqueue,
+    progress,
+    resume,
+    sampler,
+)
 from danon.tuning.worker import work
 
 SPACE = Space(
@@ -92,6 +105,40 @@ class TestSpace:
             Float(low, high, log)
 
 
+class TestSpacesOfAttentions:
+    @pytest.mark.parametrize("name", ["msra", "dala", "ucsa", "window", "local-attention"])
+    def test_the_default_choice_stands_for_the_default_settings(self, name: str) -> None:
+        kind = registry.get(name)
+        space = kind.search_space()
+        assert space is not None
+        shape = AttentionConfig(hidden_size=32, num_heads=2, causal=True)
+        modules = []
+        for settings in ({}, space.settings(space.default)):
+            torch.manual_seed(0)
+            modules.append(kind.build(shape, **settings).eval())
+        q, k, v = torch.randn(3, 1, 2, 2600, 16)
+        with torch.no_grad():
+            usual, chosen = (module(q, k, v) for module in modules)
+        assert torch.equal(usual, chosen)
+
+    @pytest.mark.parametrize("name", ["msra", "dala", "ucsa", "super-hybrid", "window"])
+    def test_every_choice_is_one_that_can_be_built(self, name: str) -> None:
+        kind, draw = registry.get(name), random.Random(0)
+        space = kind.search_space()
+        assert space is not None
+        shape = AttentionConfig(hidden_size=32, num_heads=2, causal=True)
+        q, k, v = torch.randn(3, 1, 2, 40, 16)
+        for _ in range(30):
+            choice = {
+                n: draw.choice(some.values) if isinstance(some, OneOf)
+                else draw.uniform(some.low, some.high)
+                for n, some in space.ranges.items()
+            }  # fmt: skip
+            space.check(choice)
+            out = kind.build(shape, **space.settings(choice)).eval()(q, k, v)
+            assert bool(torch.isfinite(out).all())
+
+
 class TestGoal:
     def test_the_score_of_the_default_is_one(self) -> None:
         same = {"time_ratio": 1.0, "memory_ratio": 1.0, "error": 0.2, "error_default": 0.2}
@@ -142,6 +189,23 @@ class TestWork:
         drawn = [m["x"] for m in first.measured + second.measured]
         assert len(set(drawn)) == 12  # not the same draws again
 
+    def test_what_a_study_begins_with_is_measured_to_the_end(self, database: Storage) -> None:
+        some = plan(objectives=("speed",), limits={"quality": 0.2})
+        study = begun(database, some)
+        work(study, Fake(), 1, Silent())
+        slow = {"x": 5.0, "n": 1, "on": True}
+        begin(some, some.name, database, [SPACE.default, slow])
+        work(study, Fake(), 2, Silent())
+        assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE"]
+
+    def test_two_that_begin_together_do_not_draw_the_same(self) -> None:
+        drawn = []
+        for name in ("one", "two", "two"):
+            study = optuna.create_study()
+            study.sampler = sampler(plan(), study, name)
+            drawn.append(study.ask(distributions(SPACE.to_json())).params["x"])
+        assert drawn[0] != drawn[1] == drawn[2]
+
     def test_it_ends_when_every_choice_was_tried(self, database: Storage) -> None:
         space = Space({"x": OneOf((0.5, 1.0)), "n": Int(1, 2)}, {"x": 1.0, "n": 2})
         some = plan(space=space.to_json(), sampler="random")
@@ -191,7 +255,9 @@ class TestWork:
                 yield {"time_ratio": float("nan"), "time_ratio_low": 0.0, "memory_ratio": 1.0,
                        "error": 0.0, "error_default": 0.0}  # fmt: skip
 
-        with pytest.raises(StudyError, match=r"first 5 trials failed.*objective balanced is nan"):
+        with pytest.raises(
+            StudyError, match=r"5 trials failed, none is complete: objective balanced is nan"
+        ):
             work(begun(database), Fails(), 20, Silent())
 
     def test_an_interrupted_trial_is_tried_again_and_not_counted(self, database: Storage) -> None:
@@ -212,30 +278,31 @@ class TestWork:
 
 
 class TestFront:
-    def test_the_best_are_measured_again_and_reported_by_that_alone(
+    def test_repeats_are_of_fresh_processes_and_count_for_themselves(
         self, database: Storage
     ) -> None:
-        study = begun(database, plan(objectives=ALL))
+        some = plan(objectives=ALL)
+        study = begun(database, some)
         work(study, Fake(), 20, Silent())
-        goal = plan(objectives=ALL).goal
-        some = front.candidates(study.trials)
-        close = front.unclear(some, goal)
-        assert 1 <= len(close) <= front.MOST
-        enqueue(study, close[0].choice, again=close[0].number)
+        found = front.candidates(study.trials)
+        near = front.close(found, some.goal)
+        assert 1 <= len(near) <= 8
+        enqueue(study, near[0].choice, again=near[0].number)
         work(study, fake := Fake(), 20, Silent(), queued=True)
         assert [m["fresh"] for m in fake.measured] == [True]
         assert progress(study).finished == 20 and progress(study).repeats == 1
-        again = next(c for c in front.candidates(study.trials) if c.number == close[0].number)
-        assert len(again.repeats) == 1
+        again = front.candidates(study.trials)
+        assert [len(c.repeats) for c in again if c.number == near[0].number] == [1]
+        assert front.close(again, some.goal) == [c for c in again if c.number in
+                                                 {c.number for c in near}]  # fmt: skip
+
+    def candidate(self, number: int, time: float, error: float) -> front.Candidate:
+        figures = {"time_ratio": time, "memory_ratio": 1.0, "error": error, "error_default": 0.1}
+        return front.Candidate(number, {}, figures)
 
     def test_the_front_is_what_nothing_beats(self) -> None:
-        def candidate(number: int, time: float, error: float) -> front.Candidate:
-            figures = {"time_ratio": time, "memory_ratio": 1.0, "error": error,
-                       "error_default": 0.1}  # fmt: skip
-            return front.Candidate(number, {}, figures)
-
-        some = [candidate(0, 1.0, 0.1), candidate(1, 0.5, 0.12), candidate(2, 1.1, 0.2),
-                candidate(3, 0.4, 0.9)]  # fmt: skip
+        some = [self.candidate(*x) for x in ((0, 1.0, 0.1), (1, 0.5, 0.12), (2, 1.1, 0.2),
+                                             (3, 0.4, 0.9))]  # fmt: skip
         goal = Goal(("speed", "quality"), {})
         assert [c.number for c in front.front(some, goal)] == [0, 1, 3]
         bounded = Goal(("speed", "quality"), {"quality": 0.5})
@@ -245,12 +312,50 @@ class TestFront:
             "speed": 0, "quality": 0, "balanced": 1,
         }  # fmt: skip
 
+    def test_what_a_choice_was_chosen_by_is_not_what_is_reported(self) -> None:
+        lucky = self.candidate(0, 0.2, 0.1)
+        figures = dict(lucky.first)
+        lucky.repeats = [{**figures, "time_ratio": t} for t in (0.3, 0.3, 0.9, 1.0, 1.0, 1.1)]
+        assert lucky.confirmed
+        assert lucky.figures(choosing=True)["time_ratio"] == pytest.approx(0.3)
+        assert lucky.figures()["time_ratio"] == pytest.approx(0.997, abs=1e-3)
+        low, high = lucky.interval(Goal(("balanced",), {}))
+        assert 0.95 < low < 1 < high < 1.05
+
+    def test_a_choice_that_fails_when_repeated_is_none(self, database: Storage) -> None:
+        class Fails(Fake):
+            def steps(
+                self, choice: Mapping[str, Any], seed: int, *, fresh: bool
+            ) -> Iterator[dict[str, float]]:
+                if fresh:
+                    raise TrialError("does not fit")
+                return super().steps(choice, seed, fresh=fresh)
+
+        study = begun(database)
+        work(study, Fails(), 4, Silent())
+        enqueue(study, SPACE.default, again=0)
+        work(study, Fails(), 4, Silent(), queued=True)
+        assert 0 not in [c.number for c in front.candidates(study.trials)]
+        assert progress(study).finished == 4
+
+    def test_the_fastest_is_of_those_as_exact_as_the_default(self, database: Storage) -> None:
+        """The fast ones that find less neither win nor prune others."""
+        some = plan(objectives=("speed",))
+        study = begun(database, some)
+        for x in (0.2, 0.95):
+            enqueue(study, {"x": x, "n": 2, "on": True})
+        work(study, Fake(), 3, Silent())
+        assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
+        found = front.best(front.candidates(study.trials), some.goal)
+        assert found["speed"].choice["x"] == 0.95
+
     def test_limits_that_nothing_meets_are_said_with_the_nearest(self) -> None:
-        figures = {"time_ratio": 2.0, "memory_ratio": 1.0, "error": 0.3, "error_default": 0.1}
-        goal = Goal(("speed",), {"quality": 0.1, "speed": 3.0})
-        words = show.nearest([front.Candidate(7, {}, figures)], goal)
-        assert words.startswith("no trial met quality <= 0.1 (the least is 0.3); the nearest is")
-        assert "trial 7" in words
+        goal = Goal(("speed",), {"quality": 0.05, "speed": 3.0})
+        words = show.nearest([self.candidate(7, 2.0, 0.3)], goal)
+        assert words.startswith("no trial met quality <= 0.05 (the least is 0.3); the nearest is")
+        assert "trial 7: time 2, memory 1, error 0.3" in words
+        words = show.nearest([self.candidate(7, 0.5, 0.3)], Goal(("speed",), {}))
+        assert words.startswith("no trial met the quality of the default settings; the nearest")
 
 
 class TestStorage:
@@ -292,7 +397,8 @@ class TestStorage:
 class TestTuned:
     def write(self, folder: Path, settings: object) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        found = {"attention": "msra", "best": {"speed": {"settings": settings}}}
+        some = {"settings": settings, "choice": {}, "figures": {}, "provenance": {}}
+        found = {"attention": "msra", "best": {"speed": some}}
         (folder / "msra.json").write_text(json.dumps(found))
 
     def test_a_configuration_comes_from_the_file(self, tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def tune(
 def worker(
     study: Annotated[str, typer.Option(help="Name of a study that danon tune has begun.")],
     storage: Storage = "",
-    trials: Trials = 60,
+    trials: Annotated[int, typer.Option(help="As of danon tune; 0: what that has asked for.")] = 0,
 ) -> None:
     """Run trials of a study beside its other workers."""
     from danon.tuning.command import join

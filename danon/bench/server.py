@@ -16,6 +16,10 @@ from typing import Any, Self
 __all__ = ["EndedError", "RefusedError", "Server"]
 
 
+PATIENCE_S = 5.0
+"""For a process that has closed its end, to end itself."""
+
+
 class RefusedError(RuntimeError):
     """The process could not do what it was asked; the message is its own."""
 
@@ -42,6 +46,7 @@ class Server:
         here, there = socket.socketpair()
         self._log = log
         with there, log.open("ab") as out:
+            self._start = out.tell()
             self._process = subprocess.Popen(
                 [sys.executable, *program, str(there.fileno()), *arguments],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd,
@@ -65,12 +70,25 @@ class Server:
         except ConnectionError:
             line = ""
         if not line:
-            lines = self._log.read_text(errors="replace").splitlines()
-            raise EndedError(" | ".join(lines[-3:]) or "it printed nothing")
-        answer = json.loads(line)
+            raise EndedError(self._last_words())
+        try:
+            answer = json.loads(line)
+        except json.JSONDecodeError:  # it died in the middle of it
+            raise EndedError(self._last_words()) from None
         if "error" in answer:
             raise RefusedError(answer["error"])
         return answer["value"]
+
+    def _last_words(self) -> str:
+        with self._log.open("rb") as log:
+            log.seek(self._start)
+            lines = log.read().decode(errors="replace").splitlines()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE_S)
+        self.close()
+        status = self._process.returncode
+        killed = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        return f"{' | '.join(lines[-3:]) or 'it printed nothing'} ({killed})"
 
     def close(self) -> None:
         """End it."""

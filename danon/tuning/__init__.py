@@ -1,1 +1,1 @@
-"""Optuna studies over attentions, models, precisions and schedules."""
+"""Optuna studies over the settings of attentions and the schedules they run in."""

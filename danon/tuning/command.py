@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
+import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +19,11 @@ from rich.console import Console
 
 from danon import tuned
 from danon.bench.telling import refuse, say
-from danon.experiment.runs import RunInfo
-from danon.experiment.store import StoreError, shown
+from danon.experiment.runs import UNWRITABLE, RunInfo
+from danon.experiment.store import StoreError, root_cause, shown
 from danon.tuning import export, picture, show, storage
 from danon.tuning.evaluator import Local, TrialError
-from danon.tuning.front import REPEATS, best, candidates, front, unclear
+from danon.tuning.front import CHOOSING, REPEATS, Candidate, best, candidates, close, front
 from danon.tuning.goal import Goal
 from danon.tuning.record import Recorder
 from danon.tuning.study import Plan, StudyError, begin, enqueue, plan_of, progress, resume
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Options", "join", "tune"]
 
 REFUSED, UNMET, INTERRUPTED = 2, 1, 130
+TRIALS = "trials"
+"""Attribute of a study: how many it was last asked to have."""
 NAME = re.compile(r"[\w.+<=:-]+")
 KINDS = (tuned.HYPERPARAMETERS, "schedule")
 
@@ -63,25 +68,31 @@ def tune(options: Options, console: Console) -> int:
 
 
 def join(name: str, url: str, trials: int, console: Console, command: str) -> int:
-    """Be one more worker of a study; returns the exit status."""
+    """Be one more worker of a study; returns the exit status.
+
+    Args:
+        trials: as many as the study was asked to have, if 0.
+    """
 
     def run(log: Path) -> int:
-        if trials < 1:
-            raise ValueError(f"--trials {trials}: must be at least 1")
+        if trials < 0:
+            raise ValueError(f"--trials {trials}: must be at least 0")
         with contextlib.ExitStack() as stack:
             database = stack.enter_context(storage.opened(url or storage.default()))
             study = resume(name, database)
-            evaluator = stack.enter_context(contextlib.closing(Local(plan_of(study), log)))
+            plan = plan_of(study)
+            evaluator = stack.enter_context(contextlib.closing(Local(plan, log)))
             about = evaluator.describe()
-            if about["space"] != plan_of(study).space:
+            if about["space"] != plan.space:
                 raise StudyError(
-                    f"study {name!r} has another space than {plan_of(study).attention} here: "
-                    "its workers need the same code"
+                    f"study {name!r} has another space than {plan.attention} here: its workers "
+                    "need the same code"
                 )
-            machine = about["machine"]
-            recorder = Recorder(study, RunInfo.capture("", plan_of(study).seed, command, machine))
-            ledger = _Said(study, recorder, console, about["default"])
-            work(study, evaluator, trials, ledger, machine=machine["id"])
+            info = RunInfo.capture("", plan.seed, command, about["machine"])
+            ledger = _Said(study, Recorder(study, info, joined=True), console, about["default"])
+            wanted = trials or int(study.user_attrs[TRIALS])
+            token = f"{socket.gethostname()} {os.getpid()}"
+            work(study, evaluator, wanted, ledger, origin=_origin(info), worker=token)
         return 0
 
     return _guarded(console, run)
@@ -106,40 +117,59 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         first = [about["default"], *(some["choice"] for some in earlier.values())]
         database = stack.enter_context(storage.opened(url))
         study = begin(plan, name, database, _fitting(first, about))
-        info = RunInfo.capture("", plan.seed, options.command, about["machine"])
+        study.set_user_attr(TRIALS, options.trials)
+        (options.results / "tuned").mkdir(parents=True, exist_ok=True)
+        command = options.command.replace(url, shown(url))  # without its password
+        info = RunInfo.capture("", plan.seed, command, about["machine"])
         recorder = Recorder(study, info)
         ledger = _Said(study, recorder, console, about["default"])
         say(console, "Study", f"{name} in {shown(url)}: {progress(study).finished} trials finished")
-        machine = about["machine"]["id"]
+        if others := _elsewhere(study, info):
+            say(console, "", f"{others} of them were measured at other commits, by other code")
+        run = partial(work, study, evaluator, options.trials, ledger, origin=_origin(info))
         status = "KILLED"
         try:
-            work(study, evaluator, options.trials, ledger, machine=machine)
-            _repeat(study, goal, about["default"])
-            work(study, evaluator, options.trials, ledger, machine=machine, queued=True)
+            run()
+            run(queued=True)  # what an interrupted one has left
+            for stage in (_choosing, _confirming):
+                _repeat(study, *stage(candidates(study.get_trials(deepcopy=False)), goal))
+                run(queued=True)
             status = "FINISHED"
         finally:
-            files, code = _written(options, plan, study, info, about, evaluator, console)
+            files, code = _written(options, plan, study, about, evaluator, console)
             say(console, "MLflow", recorder.finish(status, files, _tags(study)))
         return code
 
 
-def _repeat(study: Study, goal: Goal, default: dict[str, Any]) -> None:
-    """Put choices that may be the best into the queue, and the default beside them."""
-    some = candidates(study.get_trials(deepcopy=False))
-    close = unclear(some, goal)
-    for c in some:
-        if c in close or (close and dict(c.choice) == default):
-            for _ in range(REPEATS - len(c.repeats)):
-                enqueue(study, c.choice, again=c.number)
+def _choosing(some: list[Candidate], goal: Goal) -> tuple[list[Candidate], int]:
+    """Those that may be the best, to choose from."""
+    return close(some, goal), CHOOSING
+
+
+def _confirming(some: list[Candidate], goal: Goal) -> tuple[list[Candidate], int]:
+    """The best, and beside them the choice that the study began with."""
+    return [*best(some, goal).values(), *some[:1]], REPEATS
+
+
+def _repeat(study: Study, some: Iterable[Candidate], times: int) -> None:
+    """Put choices into the queue until they are measured so often again."""
+    for number, choice in {c.number: c.choice for c in some}.items():
+        known = [
+            t for t in study.get_trials(deepcopy=False)
+            if t.user_attrs.get("again") == number
+            and (t.state.name != "FAIL" or "error" in t.user_attrs)
+        ]  # fmt: skip
+        for _ in range(times - len(known)):
+            enqueue(study, choice, again=number)
 
 
 def _written(
-    options: Options, plan: Plan, study: Study, info: RunInfo, about: dict[str, Any],
-    evaluator: Local, console: Console,
+    options: Options, plan: Plan, study: Study, about: dict[str, Any], evaluator: Local,
+    console: Console,
 ) -> tuple[list[Path], int]:  # fmt: skip
     """Table, pictures and files of what is known; and the exit status."""
-    goal, trials = plan.goal, study.get_trials(deepcopy=False)
-    some = candidates(trials)
+    goal = plan.goal
+    some = candidates(study.get_trials(deepcopy=False))
     if not some:
         say(console, "", "no trial is complete")
         return [], UNMET
@@ -147,24 +177,42 @@ def _written(
     if not found:
         refuse(console, show.nearest(some, goal))
         return [], UNMET
-    first = next(c for c in some if dict(c.choice) == about["default"])
-    console.print(show.best_table({"(default)": first, **found}, goal))
-    for words in show.best_words(found, about["default"]):
+    console.print(show.best_table({"(first)": some[0], **found}, goal))
+    for words in show.best_words({"": some[0], **found}, about["default"]):
         console.print(words, markup=False, highlight=False)
     done = progress(study)
-    folder = options.results / "tune" / study.study_name
-    files = picture.write(study, front(some, goal), found, goal, first, folder)
     say(console, "", f"{done.finished} trials ({done.complete} complete, {done.pruned} pruned, "
         f"{done.failed} failed), {done.repeats} repeats")  # fmt: skip
-    say(console, "Written", f"{folder}/{', '.join(file.name for file in files)}")
-    settings = {name: (c, evaluator.settings(c.choice)) for name, c in found.items()}
-    place, kept = export.write(
-        settings, plan, done, study.study_name, info, options.results / "tuned"
-    )
-    for words in kept:
-        say(console, "Kept", words)
-    say(console, "Written", f"{place}: commit it")
-    return [*files, place], 0
+    files = []
+    if confirmed := {name: c for name, c in found.items() if c.confirmed}:
+        settings = {name: (c, evaluator.settings(c.choice)) for name, c in confirmed.items()}
+        place, kept = export.write(
+            settings, plan, done, study.study_name, options.command, options.results / "tuned"
+        )
+        for words in kept:
+            say(console, "Kept", words)
+        say(console, "Written", f"{place}: commit it")
+        files.append(place)
+    else:
+        say(console, "", "not repeated yet, so nothing is written: the same command goes on")
+    folder = options.results / "tune" / study.study_name
+    files += picture.write(study, front(some, goal), found, goal, some[0], folder)
+    say(console, "Written", f"{folder}/{', '.join(f.name for f in files if f.parent == folder)}")
+    return files, 0
+
+
+def _origin(info: RunInfo) -> dict[str, Any]:
+    """Of a measurement."""
+    return {
+        "commit": info.commit, "dirty": info.dirty, "when": info.started[:10],
+        "machine": info.fingerprint,
+    }  # fmt: skip
+
+
+def _elsewhere(study: Study, info: RunInfo) -> int:
+    """Trials that finished at another commit."""
+    origins = (t.user_attrs.get("origin") for t in study.get_trials(deepcopy=False))
+    return sum(some is not None and some.get("commit") != info.commit for some in origins)
 
 
 def _asked(options: Options) -> Plan:
@@ -193,11 +241,14 @@ def _fitting(choices: list[dict[str, Any]], about: dict[str, Any]) -> list[dict[
     ranges = json.loads(about["space"])
 
     def fits(choice: dict[str, Any]) -> bool:
-        return choice.keys() == ranges.keys() and all(
-            choice[name] in some["values"] if some["kind"] == "OneOf"
-            else some["low"] <= choice[name] <= some["high"]
-            for name, some in ranges.items()
-        )  # fmt: skip
+        try:
+            return choice.keys() == ranges.keys() and all(
+                choice[name] in some["values"] if some["kind"] == "OneOf"
+                else some["low"] <= choice[name] <= some["high"]
+                for name, some in ranges.items()
+            )  # fmt: skip
+        except TypeError:  # a word where a number is asked for now
+            return False
 
     return [choice for choice in choices if fits(choice)]
 
@@ -240,8 +291,6 @@ def _terminable() -> Iterator[None]:
 
 def _guarded(console: Console, run: Callable[[Path], int]) -> int:
     """Errors as one line each; what the study knows is in its storage."""
-    from sqlalchemy.exc import SQLAlchemyError
-
     with (
         tempfile.TemporaryDirectory(prefix="danon-tune-", ignore_cleanup_errors=True) as scratch,
         _terminable(),
@@ -251,10 +300,17 @@ def _guarded(console: Console, run: Callable[[Path], int]) -> int:
         except (ValueError, StudyError, StoreError, TrialError) as error:
             refuse(console, str(error))
             return REFUSED
-        except SQLAlchemyError as error:
-            refuse(console, f"the storage failed: {str(error).splitlines()[0]}; "
-                   "what it has stays, the same command goes on")  # fmt: skip
-            return REFUSED
         except KeyboardInterrupt:
             refuse(console, "interrupted: the same command goes on with the study")
             return INTERRUPTED
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            refuse(console, f"{error}; the study stays, the same command goes on")
+            return os.EX_IOERR
+        except Exception as error:
+            if not isinstance(error, storage.failures()):
+                raise
+            refuse(console, f"the storage failed: {root_cause(error)}; what it has stays, the same "
+                   "command goes on")  # fmt: skip
+            return REFUSED

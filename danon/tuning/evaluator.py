@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ class TrialError(RuntimeError):
 
 def _alone(device: str) -> FileLock:
     """Held while a trial is measured: two on one machine would be in each other's times."""
-    return FileLock(Path(tempfile.gettempdir()) / f"danon-{getpass.getuser()}-{device}.lock")
+    return FileLock(Path(tempfile.gettempdir()) / f"danon-{os.getuid()}-{device}.lock")
 
 
 class Evaluator(Protocol):

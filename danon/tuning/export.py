@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from danon import tuned
-from danon.experiment.runs import RunInfo, replace_file
+from danon.experiment.runs import replace_file
 from danon.tuning.front import Candidate
 from danon.tuning.goal import FIGURES, Goal
 from danon.tuning.study import Plan, Progress
@@ -21,14 +21,14 @@ DIGITS = 4
 
 def write(
     found: Mapping[str, tuple[Candidate, Mapping[str, Any]]], plan: Plan, done: Progress,
-    study: str, info: RunInfo, folder: Path,
+    study: str, command: str, folder: Path,
 ) -> tuple[Path, list[str]]:  # fmt: skip
     """Put what is best into the file of the attention, unless another study found better.
 
     Args:
         found: by goal, a choice and the settings that it stands for.
         study: its name.
-        info: of the invocation that measured last.
+        command: that measured last.
 
     Returns:
         The file, and what of it stayed although this study, too, was after it: why.
@@ -40,8 +40,7 @@ def write(
         "study": study, "objectives": list(plan.objectives), "limits": dict(plan.limits),
         "sampler": plan.sampler, "seed": plan.seed, "trials": done.finished,
         "repeats": done.repeats, "length": plan.length, "dtype": plan.dtype,
-        "device": plan.device, "commit": info.commit, "dirty": info.dirty,
-        "when": info.started[:10], "command": info.command, "machine": info.fingerprint,
+        "device": plan.device, "command": command,
     }  # fmt: skip
     kept = []
     for goal, (candidate, settings) in found.items():
@@ -51,7 +50,7 @@ def write(
             continue
         best[goal] = {
             "settings": settings, "choice": dict(candidate.choice), "figures": figures,
-            "provenance": provenance,
+            "provenance": {**provenance, **candidate.origin},
         }  # fmt: skip
     values = {"attention": attention, "kind": plan.kind, "best": dict(sorted(best.items()))}
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,9 +80,7 @@ def _figures(some: Candidate, goal: Goal) -> dict[str, Any]:
     """Relative to the default settings; an interval of the score where there are repeats."""
     score = some.score(goal), *some.interval(goal)
     names = {*(FIGURES[name] for name in goal.known), "error_default", "error_vs_dense"}
-    figures = {
-        name: float(f"{some.figure(name):.{DIGITS}g}")
-        for name in sorted(names) if name in some.first
-    }  # fmt: skip
+    means = some.figures()
+    figures = {n: float(f"{means[n]:.{DIGITS}g}") for n in sorted(names & means.keys())}
     rounded = [float(f"{x:.{DIGITS}g}") if math.isfinite(x) else None for x in score]
-    return {**figures, "score": rounded, "measurements": len(some.repeats) or 1}
+    return {**figures, "score": rounded, "measurements": len(some.reported)}

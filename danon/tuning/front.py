@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
-from danon.tuning.goal import BALANCED, FIGURES, FLOOR, Goal
+from danon.tuning.goal import BALANCED, CLOSE, FLOOR, SAME, Goal
 from danon.tuning.study import figures_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["REPEATS", "Candidate", "best", "candidates", "front", "unclear"]
+__all__ = ["CHOOSING", "REPEATS", "Candidate", "best", "candidates", "close", "front"]
 
-REPEATS = 4
-"""Measurements of a choice, each in a process of its own, beside the one that it was chosen by."""
-CLOSE = 0.05
-"""What is worse by a smaller share may be as good."""
+CHOOSING = 2
+"""Repeats that the best one of the close ones is chosen by."""
+REPEATS = 6
+"""Measurements of the best one beside the first; those that it was not chosen by are reported."""
 MOST = 6
-"""Choices that are measured again, at most."""
-SAME = 0.01
-"""Errors that differ by less are the same quality."""
+"""Choices that are measured again, at most, for each goal of a study."""
 
 
 @dataclass
@@ -36,61 +34,78 @@ class Candidate:
 
     Attributes:
         number: of the trial that measured it first; so is ``first``.
-        repeats: figures of later ones, which nobody chose it by.
+        repeats: figures of later ones, each from a process of its own.
+        origin: commit and machine of the last measurement.
     """
 
     number: int
     choice: Mapping[str, Any]
     first: Mapping[str, float]
     repeats: list[Mapping[str, float]] = field(default_factory=list)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
-    def figure(self, name: str) -> float:
-        """Mean over the repeats, of ratios the geometric one; of the first where there are none."""
-        return self._mean(lambda some: some[name], log="_ratio" in name)
+    @property
+    def reported(self) -> list[Mapping[str, float]]:
+        """What it was not chosen by; where there is no such, what there is."""
+        return self.repeats[CHOOSING:] or self.repeats or [self.first]
 
-    def _mean(self, of: Callable[[Mapping[str, float]], float], *, log: bool) -> float:
-        values = [of(some) for some in self.repeats or [self.first]]
-        return math.exp(fmean(map(math.log, values))) if log else fmean(values)
+    @property
+    def confirmed(self) -> bool:
+        """Measured often enough to be reported."""
+        return len(self.repeats) >= REPEATS
+
+    def figures(self, *, choosing: bool = False) -> dict[str, float]:
+        """Means, of ratios the geometric ones.
+
+        Args:
+            choosing: of the measurements to choose by, not of those to report.
+        """
+        some = (self.repeats[:CHOOSING] or [self.first]) if choosing else self.reported
+        return {name: _mean([one[name] for one in some], name) for name in some[0]}
 
     def score(self, goal: Goal) -> float:
-        """Balanced."""
-        return self._mean(goal.score, log=True)
+        """Balanced, over what is reported."""
+        return math.exp(fmean(self._scores(goal)))
 
     def interval(self, goal: Goal) -> tuple[float, float]:
-        """Of the score, 95 % (Student's t over the repeats); without repeats there is none."""
-        logs = [math.log(goal.score(some)) for some in self.repeats]
+        """Of the score, 95 % (Student's t over what is reported); of one measurement, none."""
+        logs = self._scores(goal)
         if len(logs) < 2:
             return 0.0, math.inf
         half = stats.t.ppf(0.975, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
         return math.exp(fmean(logs) - half), math.exp(fmean(logs) + half)
 
-    @property
-    def quality_kept(self) -> bool:
-        """No worse than the default settings."""
-        lost = self._mean(lambda some: some["error"] - some["error_default"], log=False)
-        return lost <= SAME
+    def _scores(self, goal: Goal) -> list[float]:
+        return [math.log(goal.score(some)) for some in self.reported]
 
 
 def candidates(trials: Iterable[FrozenTrial]) -> list[Candidate]:
-    """Of complete trials, by the order of their first."""
+    """Of complete trials, by the order of their first; without those that failed in a repeat."""
     from optuna.trial import TrialState
 
     found: dict[str, Candidate] = {}
+    failed = set()
     for trial in trials:
+        key, again = json.dumps(trial.params, sort_keys=True), "again" in trial.user_attrs
+        if again and "error" in trial.user_attrs:
+            failed.add(key)
         if trial.state != TrialState.COMPLETE:
             continue
-        key, figures = json.dumps(trial.params, sort_keys=True), figures_of(trial)
         if key not in found:
-            found[key] = Candidate(trial.number, trial.params, figures)
-        elif "again" in trial.user_attrs:
-            found[key].repeats.append(figures)
-    return list(found.values())
+            found[key] = Candidate(trial.number, trial.params, figures_of(trial))
+        elif again:
+            found[key].repeats.append(figures_of(trial))
+        found[key].origin = trial.user_attrs.get("origin", {})
+    return [c for key, c in found.items() if key not in failed]
 
 
 def front(some: Sequence[Candidate], goal: Goal) -> list[Candidate]:
     """Those within the limits that no other one beats in all objectives."""
-    known = _within(some, goal)
-    logs = {c.number: [math.log(_figure(c, name, goal)) for name in goal.objectives] for c in known}
+    known = [c for c in some if _within(c.figures(), goal, "")]
+    logs = {
+        c.number: [math.log(_value(name, c.figures(), goal)) for name in goal.objectives]
+        for c in known
+    }
 
     def beaten(c: Candidate) -> bool:
         gaps = (
@@ -102,51 +117,54 @@ def front(some: Sequence[Candidate], goal: Goal) -> list[Candidate]:
     return [c for c in known if not beaten(c)]
 
 
-def unclear(some: Sequence[Candidate], goal: Goal) -> list[Candidate]:
-    """Those that may be the best for something and have too few repeats to be reported.
-
-    By what was measured first alone: repeated, the luckiest fall back behind others, and so on.
-    """
-    before = [replace(c, repeats=[]) for c in some]
-    found: dict[int, Candidate] = {}
-    for name, ranked in _ranked(_within(before, goal), goal).items():
-        least = _figure(ranked[0], name, goal)
-        close = [c for c in ranked if _figure(c, name, goal) <= least * (1 + CLOSE)]
-        found |= {c.number: c for c in close[: MOST if goal.single else 2]}
-    return [c for c in some if c.number in found and len(c.repeats) < REPEATS]
+def close(some: Sequence[Candidate], goal: Goal) -> list[Candidate]:
+    """Those that, measured once, may be the best for something."""
+    first = {c.number: c.first for c in some}
+    found = set()
+    for name, ranked in _ranked(first, goal).items():
+        least = _value(name, first[ranked[0]], goal)
+        slack = SAME if name == "quality" else CLOSE * least
+        near = [number for number in ranked if _value(name, first[number], goal) <= least + slack]
+        found |= set(near[: MOST if goal.single else 2])
+    return [c for c in some if c.number in found]
 
 
 def best(some: Sequence[Candidate], goal: Goal) -> dict[str, Candidate]:
-    """The best choice for each goal that the study was after; repeated ones alone, if there are.
+    """The best choice for each goal of the study; of those measured again, if there are such.
 
-    ``speed`` and ``memory``: of those whose quality is no worse than the default settings';
-    ``quality``: of those that are not slower; ``balanced``: by the score. A limit of the study
-    takes the place of that.
+    ``speed`` and ``memory``: of those as exact as the default settings; ``quality``: of those as
+    fast; ``balanced``: by the score.
     """
-    known = _within(some, goal)
-    known = [c for c in known if c.repeats] or known
-    return {name: ranked[0] for name, ranked in _ranked(known, goal).items()}
+    again = [c for c in some if c.repeats] or some
+    by_number = {c.number: c for c in again}
+    figures = {c.number: c.figures(choosing=True) for c in again}
+    return {name: by_number[ranked[0]] for name, ranked in _ranked(figures, goal).items()}
 
 
-def _ranked(some: Sequence[Candidate], goal: Goal) -> dict[str, list[Candidate]]:
+def _ranked(figures: Mapping[int, Mapping[str, float]], goal: Goal) -> dict[str, list[int]]:
     """For each goal those that it may be given to, the best first."""
-    free = "quality" in goal.limits or "quality" not in goal.known
-    kept = [c for c in some if free or c.quality_kept]
-    fast = [c for c in some if "speed" in goal.limits or c.figure("time_ratio") <= 1 + CLOSE]
-    eligible = {"speed": kept, "memory": kept, "quality": fast, BALANCED: some}
     wanted = goal.objectives if goal.single else (*goal.objectives, BALANCED)
-    return {
-        name: sorted(eligible[name], key=partial(_figure, name=name, goal=goal))
-        for name in wanted if eligible[name]
-    }  # fmt: skip
+    found = {}
+    for name in wanted:
+        eligible = [n for n, some in figures.items() if _within(some, goal, name)]
+        if eligible:
+            by = partial(_of, figures, name, goal)
+            found[name] = sorted(eligible, key=by)
+    return found
 
 
-def _figure(c: Candidate, name: str, goal: Goal) -> float:
-    return c.score(goal) if name == BALANCED else max(c.figure(FIGURES[name]), FLOOR)
+def _of(figures: Mapping[int, Mapping[str, float]], name: str, goal: Goal, number: int) -> float:
+    return _value(name, figures[number], goal)
 
 
-def _within(some: Iterable[Candidate], goal: Goal) -> list[Candidate]:
-    return [
-        c for c in some
-        if all(c.figure(FIGURES[name]) <= bound for name, bound in goal.limits.items())
-    ]  # fmt: skip
+def _value(name: str, figures: Mapping[str, float], goal: Goal) -> float:
+    return max(goal.value(name, figures), FLOOR if name == "quality" else 1e-12)
+
+
+def _within(figures: Mapping[str, float], goal: Goal, objective: str) -> bool:
+    return all(excess <= 0 for excess in goal.excess(figures, objective).values())
+
+
+def _mean(values: Sequence[float], name: str) -> float:
+    ratio = "_ratio" in name and min(values) > 0
+    return math.exp(fmean(map(math.log, values))) if ratio else fmean(values)

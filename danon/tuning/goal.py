@@ -6,13 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["BALANCED", "FLOOR", "Goal"]
+__all__ = ["BALANCED", "CLOSE", "FIGURES", "FLOOR", "SAME", "Goal"]
 
 FIGURES = {"speed": "time_ratio", "memory": "memory_ratio", "quality": "error"}
 """What each objective is in the figures of a trial: the smaller, the better."""
 BALANCED = "balanced"
 FLOOR = 0.01
 """Added to what is wrong and to what is right: half of nothing would be twice as good."""
+CLOSE = 0.05
+"""What is worse by a smaller share may be as good."""
+SAME = 0.01
+"""Errors that differ by less are the same quality."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Goal:
 
     Attributes:
         objectives: of ``speed``, ``memory`` and ``quality``, or ``balanced`` alone.
-        limits: the most that a figure may be, by objective or name of a figure.
+        limits: the most that the figure of an objective may be.
         known: objectives that the study has figures of.
     """
 
@@ -72,24 +76,43 @@ class Goal:
         Raises:
             ValueError: a figure that is not a finite number; says which.
         """
-        found = [self._value(name, figures) for name in self.objectives]
+        found = [self.value(name, figures) for name in self.objectives]
         for name, value in zip(self.objectives, found, strict=True):
             if not math.isfinite(value):
                 raise ValueError(f"objective {name} is {value}")
         return found
 
-    def excess(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """By how much each limit is exceeded, as far as its figure is known; <= 0: it is not."""
-        return {
+    def value(self, objective: str, figures: Mapping[str, float]) -> float:
+        """Of one objective."""
+        return self.score(figures) if objective == BALANCED else figures[FIGURES[objective]]
+
+    def excess(self, figures: Mapping[str, float], objective: str = "") -> dict[str, float]:
+        """By how much bounds are exceeded, as far as the figures are known; <= 0: they are not.
+
+        Beside the limits, the best for ``speed`` or ``memory`` must be as exact as the default
+        settings, the best for ``quality`` as fast; a limit takes the place of that.
+        """
+        found = {
             name: figures[FIGURES[name]] - bound
-            for name, bound in self.limits.items()
-            if FIGURES[name] in figures
-        }
+            for name, bound in self.limits.items() if FIGURES[name] in figures
+        }  # fmt: skip
+        free = {*self.limits, objective}
+        if objective in ("speed", "memory") and "quality" in self.known and "quality" not in free:
+            if "error" in figures:
+                lost = figures["error"] - figures["error_default"] - SAME
+                found["the quality of the default settings"] = lost
+        elif objective == "quality" and "speed" not in free and "time_ratio" in figures:
+            found["the speed of the default settings"] = figures["time_ratio"] - 1 - CLOSE
+        return found
+
+    def own_excess(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Of the one objective, if there is one: what the sampler is to keep to."""
+        return self.excess(figures, self.objectives[0] if self.single else "")
 
     def bound(self, figures: Mapping[str, float]) -> float:
         """The least that the single objective can become, if all that is not known is perfect."""
         perfect = {**dict.fromkeys(FIGURES.values(), 0.0), **figures}
-        return self._value(self.objectives[0], perfect)
+        return self.value(self.objectives[0], perfect)
 
     def score(self, figures: Mapping[str, float]) -> float:
         """The balanced score: the geometric mean of the ratios to the default settings.
@@ -104,11 +127,6 @@ class Goal:
             odds = (_odds(figures[name]) for name in ("error", "error_default"))
             ratios.append(next(odds) / next(odds))
         return math.prod(ratios) ** (1 / len(ratios))
-
-    def _value(self, objective: str, figures: Mapping[str, float]) -> float:
-        if objective == BALANCED:
-            return self.score(figures)
-        return figures[FIGURES[objective]]
 
 
 def _odds(error: float) -> float:

@@ -95,7 +95,7 @@ def _draw(
         ("default", [default], {"s": 70, "marker": "*", "color": "black"}),
     ):  # fmt: skip
         axes.scatter(
-            [c.figure(x) for c in among], [c.figure(y) for c in among], label=label, **style
+            [c.figures()[x] for c in among], [c.figures()[y] for c in among], label=label, **style
         )
     axes.set(xscale="log", xlabel="time over that of the default settings", ylabel=HEADS[other])
     axes.grid(alpha=0.3)

@@ -35,9 +35,10 @@ class Recorder:
 
     Args:
         info: of this invocation.
+        joined: the study, and its run, are another one's.
     """
 
-    def __init__(self, study: Study, info: RunInfo) -> None:
+    def __init__(self, study: Study, info: RunInfo, *, joined: bool = False) -> None:
         self._study, self._info = study, info
         self._uri = store.tracking_uri()
         self._client: MlflowClient | None = None
@@ -51,7 +52,10 @@ class Recorder:
             self._client = store.connect(self._uri)
             store.reap_stale()
             self._experiment = store.experiment_id(self._client, self._uri, EXPERIMENT)
-            self._parent = self._study_run(self._client)
+            self._parent = str(
+                study.user_attrs[RUN] if joined and RUN in study.user_attrs
+                else self._study_run(self._client)
+            )  # fmt: skip
 
     def begun(self, trial: Trial) -> None:
         """A run for a trial, linked from it."""
@@ -130,7 +134,7 @@ class Recorder:
             for step, found in enumerate(trial.user_attrs.get("history", ()))
             for name, value in found.items()
         ]
-        if trial.values and "error" not in trial.user_attrs:
+        if trial.values and trial.state.name == "COMPLETE":  # else it is a bound
             last = len(trial.user_attrs.get("history", ()))
             metrics += [
                 Metric(f"objective.{name}", value, when, last)
@@ -140,7 +144,8 @@ class Recorder:
         died = trial.state.name == "FAIL" and not error
         tags = {"danon.state": "died" if died else trial.state.name.lower()}
         tags |= {"danon.error": error[:LONGEST]} if error else {}
-        tags |= {"danon.again": str(again)} if (again := trial.user_attrs.get("again")) else {}
+        if "again" in trial.user_attrs:
+            tags["danon.again"] = str(trial.user_attrs["again"])
         client.log_batch(run_id, metrics, tags=[RunTag(*item) for item in tags.items()])
         client.set_terminated(run_id, "KILLED" if died else STATUS[trial.state.name], when)
 

@@ -57,7 +57,7 @@ def best_rows(found: Mapping[str, Candidate], goal: Goal) -> list[list[str]]:
         low, high = c.interval(goal)
         interval = f"{low:.2f} to {high:.2f}" if math.isfinite(high) else "unknown"
         rows.append([
-            name, *(f"{c.figure(FIGURES[known]):.3g}" for known in goal.known),
+            name, *(f"{c.figures()[FIGURES[known]]:.3g}" for known in goal.known),
             f"{c.score(goal):.3g}", interval, str(c.number),
         ])  # fmt: skip
     return rows
@@ -82,16 +82,17 @@ def best_words(found: Mapping[str, Candidate], default: Mapping[str, Any]) -> li
 
 
 def nearest(some: Sequence[Candidate], goal: Goal) -> str:
-    """Which limit no choice met, and what came nearest to all."""
+    """Which bound no choice met, and what came nearest to all."""
+    excess = {c.number: goal.own_excess(c.figures()) for c in some}
     words = []
-    for name, bound in goal.limits.items():
-        least = min(c.figure(FIGURES[name]) for c in some)
-        if least > bound:
-            words.append(f"{name} <= {bound:g} (the least is {least:.3g})")
-    close = min(
-        some,
-        key=lambda c: max(c.figure(FIGURES[n]) / bound for n, bound in goal.limits.items()),
-    )
-    figures = ", ".join(f"{name} {close.figure(FIGURES[name]):.3g}" for name in goal.limits)
+    for name in excess[some[0].number]:
+        least = min(found[name] for found in excess.values())
+        if least > 0 and name in goal.limits:
+            bound = goal.limits[name]
+            words.append(f"{name} <= {bound:g} (the least is {bound + least:.3g})")
+        elif least > 0:
+            words.append(name)
     which = f"no trial met {' and '.join(words)}" if words else "no trial met all limits at once"
+    close = min(some, key=lambda c: max(excess[c.number].values()))
+    figures = ", ".join(f"{HEADS[n]} {close.figures()[FIGURES[n]]:.3g}" for n in goal.known)
     return f"{which}; the nearest is trial {close.number}: {figures}"

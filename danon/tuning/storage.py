@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -15,9 +16,11 @@ from danon.experiment.store import StoreError, exclusive, root_cause, shown, tra
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from optuna import Study
     from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
 
-__all__ = ["default", "experimental", "opened"]
+__all__ = ["default", "experimental", "failures", "opened", "retry"]
 
 HEARTBEAT_S, GRACE_S = 10, 60
 """A trial whose worker is silent for GRACE_S has died with it."""
@@ -78,14 +81,31 @@ def _connected(url: str) -> RDBStorage:
                 engine_kwargs={"connect_args": {"timeout": BUSY_S}} if local else
                 {"pool_pre_ping": True, "connect_args": _patience(url)},
                 heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(
-                    max_retry=RETRIES
-                ),
+                heartbeat_stale_trial_callback=partial(retry, url),
             )  # fmt: skip
     except ImportError as error:
         raise StoreError(f"--storage {shown(url)}: {error}; psycopg is in danon[tuning]") from error
-    except (SQLAlchemyError, sqlite3.Error, OSError, RuntimeError) as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, sqlite3.Error, OSError,
+            RuntimeError) as error:  # fmt: skip
         raise StoreError(f"--storage {shown(url)}: {root_cause(error)}") from error
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a storage that fails in the middle raises."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (StorageInternalError, SQLAlchemyError)
+
+
+def retry(url: str, study: Study, died: FrozenTrial) -> None:
+    """Put a trial that died into the queue again, once, whoever else has missed it, too."""
+    import optuna
+
+    with exclusive(url), experimental():  # sqlite locks no rows: several may have failed it
+        before = (t.system_attrs.get("retry_history", [None])[-1] for t in study.trials)
+        if died.number not in before:
+            optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, died)
 
 
 def _patience(url: str) -> dict[str, int]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from danon.experiment.store import exclusive
 from danon.tuning.goal import Goal
 from danon.tuning.storage import experimental
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
-    from optuna.storages import BaseStorage
+    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
 ]  # fmt: skip
 
 ATTRIBUTE = "danon"
-"""Of studies: their plan. Of trials: ``figures``, ``error``, ``again`` and ``machine``."""
+"""Of studies: their plan."""
+SURPLUS = "surplus"
+"""Of trials that several workers began although only one was still wanted."""
 STARTUP = 10
 """Trials at random before the sampler draws conclusions."""
 
@@ -39,7 +42,7 @@ class Plan:
     """All that trials of a study have in common.
 
     Attributes:
-        kind: hyperparameters, architecture, quantization or schedule.
+        kind: hyperparameters or schedule.
         attention: registered name, or ``file.py:Class``.
         objectives: see :class:`Goal`; so are ``limits``.
         length: tokens.
@@ -97,6 +100,7 @@ class Progress:
     Attributes:
         finished: complete, pruned, or failed by themselves: what a budget counts.
         running: including those whose worker has died and is not missed yet.
+        repeating: of these, measurements of a choice that was measured before.
         died: with their worker, or interrupted; they are tried again.
         repeats: complete measurements of a choice that was measured before.
         choices: different ones that finished.
@@ -106,6 +110,7 @@ class Progress:
     pruned: int = 0
     failed: int = 0
     running: int = 0
+    repeating: int = 0
     waiting: int = 0
     died: int = 0
     repeats: int = 0
@@ -116,7 +121,7 @@ class Progress:
         return self.complete + self.pruned + self.failed
 
 
-def begin(plan: Plan, name: str, storage: BaseStorage, first: Iterable[Mapping[str, Any]]) -> Study:
+def begin(plan: Plan, name: str, storage: RDBStorage, first: Iterable[Mapping[str, Any]]) -> Study:
     """The study of a plan: new, with choices to begin with, or as far as it is.
 
     Raises:
@@ -125,27 +130,27 @@ def begin(plan: Plan, name: str, storage: BaseStorage, first: Iterable[Mapping[s
     import optuna
 
     directions = [optuna.study.StudyDirection.MINIMIZE] * len(plan.objectives)
-    try:
-        study = optuna.create_study(storage=storage, study_name=name, directions=directions)
-    except optuna.exceptions.DuplicatedStudyError:
-        study = resume(name, storage)
+    with exclusive(storage.url):  # or one of two that begin finds the other's without a plan
+        study = optuna.create_study(
+            storage=storage, study_name=name, directions=directions, load_if_exists=True
+        )
+        if ATTRIBUTE not in study.user_attrs and not study.get_trials(deepcopy=False):
+            study.set_user_attr(ATTRIBUTE, asdict(plan))
+            with experimental():
+                study.set_metric_names(list(plan.objectives))
         known, asked = asdict(plan_of(study)), asdict(plan)
         for what, value in known.items():
             if asked[what] != value:
                 raise StudyError(
                     f"study {name!r} has {what} = {_short(value)}, not {_short(asked[what])}: "
                     "give another --study, or the same options"
-                ) from None
-        return study
-    study.set_user_attr(ATTRIBUTE, asdict(plan))
-    with experimental():
-        study.set_metric_names(list(plan.objectives))
-    for choice in first:
-        enqueue(study, choice, skip_if_exists=True)
+                )
+        for choice in first:
+            enqueue(study, choice, first=True)
     return study
 
 
-def resume(name: str, storage: BaseStorage) -> Study:
+def resume(name: str, storage: RDBStorage) -> Study:
     """A study that exists.
 
     Raises:
@@ -170,14 +175,15 @@ def plan_of(study: Study) -> Plan:
     return Plan.read(values)
 
 
-def sampler(plan: Plan, study: Study) -> BaseSampler:
+def sampler(plan: Plan, study: Study, worker: str) -> BaseSampler:
     """What chooses.
 
-    Its seed goes by how far the study is: gone on with, it does not draw again what it has.
+    Its seed goes by how far the study is: gone on with, it does not draw again what it has. And by
+    the worker: two that begin at once do not draw the same.
     """
     import optuna
 
-    seed = zlib.crc32(f"{plan.seed} {len(study.get_trials(deepcopy=False))}".encode())
+    seed = zlib.crc32(f"{plan.seed} {len(study.get_trials(deepcopy=False))} {worker}".encode())
     if plan.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
@@ -198,16 +204,17 @@ def distributions(space: str) -> dict[str, BaseDistribution]:
 
 
 def enqueue(
-    study: Study, choice: Mapping[str, Any], *, again: int | None = None,
-    skip_if_exists: bool = False,
-) -> None:  # fmt: skip
+    study: Study, choice: Mapping[str, Any], *, again: int | None = None, first: bool = False
+) -> None:
     """Let a choice be the next that is measured.
 
     Args:
         again: number of the trial that measured it before.
+        first: unless it was asked for before; whatever comes out, it is measured to the end.
     """
-    attributes = {} if again is None else {"again": again}
-    study.enqueue_trial(dict(choice), user_attrs=attributes, skip_if_exists=skip_if_exists)
+    attributes: dict[str, Any] = {} if again is None else {"again": again}
+    attributes |= {"first": True} if first else {}
+    study.enqueue_trial(dict(choice), user_attrs=attributes, skip_if_exists=first)
 
 
 def progress(study: Study) -> Progress:
@@ -216,8 +223,11 @@ def progress(study: Study) -> Progress:
 
     found, different = Progress(), set()
     for trial in study.get_trials(deepcopy=False):
+        if SURPLUS in trial.user_attrs:
+            continue
         if trial.state == TrialState.RUNNING:
             found.running += 1
+            found.repeating += "again" in trial.user_attrs
         elif trial.state == TrialState.WAITING:
             found.waiting += 1
         elif trial.state == TrialState.FAIL and "error" not in trial.user_attrs:

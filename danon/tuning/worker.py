@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from danon.tuning import storage
 from danon.tuning.evaluator import Evaluator, TrialError
-from danon.tuning.goal import FIGURES, Goal
-from danon.tuning.storage import experimental
+from danon.tuning.goal import CLOSE, FIGURES, Goal
 from danon.tuning.study import (
+    SURPLUS,
     StudyError,
     distributions,
     enqueue,
@@ -39,18 +41,22 @@ class Ledger(Protocol):
     def ended(self, trial: FrozenTrial) -> None: ...
 
 
+class _SurplusError(Exception):
+    """The trial is one more than wanted: several workers began the last one."""
+
+
 def work(
-    study: Study, evaluator: Evaluator, trials: int, ledger: Ledger, *, machine: str = "",
-    queued: bool = False,
+    study: Study, evaluator: Evaluator, trials: int, ledger: Ledger, *,
+    origin: Mapping[str, Any] | None = None, worker: str = "", queued: bool = False,
 ) -> None:  # fmt: skip
     """Run trials until a study has so many that finished, or has tried every choice there is.
 
-    Several workers that begin their last trials at once may exceed the number, each by one. A trial
-    whose worker died goes into the queue again, by whoever misses it first.
+    A trial whose worker died goes into the queue again, by whoever misses it first.
 
     Args:
-        machine: that measures, for the record.
-        queued: run what is in the queue, whatever has finished, and nothing else.
+        origin: commit and machine that measure, for the record.
+        worker: tells this one from others that began at the same time.
+        queued: run the repeats that are in the queue, whatever has finished, and nothing else.
 
     Raises:
         StudyError: nothing can be measured.
@@ -59,69 +65,103 @@ def work(
     import optuna
 
     plan = plan_of(study)
-    study.sampler = sampler(plan, study)
-    run = _Objective(study, plan.goal, evaluator, ledger, plan.seed, plan.space, machine)
+    study.sampler = sampler(plan, study, worker)
+    run = _Objective(study, evaluator, ledger, trials, dict(origin or {}), queued=queued)
     while True:
-        with experimental():
-            optuna.storages.fail_stale_trials(study)
+        _miss(study)
         now = progress(study)
-        wanted = now.waiting if queued or now.choices >= plan.choices else trials - now.finished
-        if wanted <= 0 and (not queued or not now.running):
+        only_queue = queued or now.choices >= plan.choices
+        wanted = now.waiting if only_queue else trials - now.finished
+        others = now.repeating if queued else now.running
+        if wanted <= 0 and not (queued and others):
             return
-        if wanted <= 0 or (not queued and now.running >= wanted):
-            time.sleep(POLL_S)  # the others are at the last ones, or have died
+        if wanted <= 0 or (not only_queue and others >= wanted):
+            time.sleep(POLL_S)  # they are at the last ones, or have died
             continue
-        if now.failed >= IN_VAIN and not (now.complete or now.pruned):
-            raise StudyError(f"the first {now.failed} trials failed, the last one so: {run.error}")
+        if run.failures >= IN_VAIN and not (now.complete or now.pruned):
+            raise StudyError(f"{run.failures} trials failed, none is complete: {run.error}")
         try:
             study.optimize(
-                run, n_trials=1, catch=(TrialError,),
+                run, n_trials=1, catch=(TrialError, _SurplusError),
                 callbacks=[lambda _, trial: ledger.ended(trial)],
             )  # fmt: skip
-        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            if not study.trials[run.number].state.is_finished():
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
+            late = isinstance(error, optuna.exceptions.UpdateFinishedTrialError)
+            if not late and not str(error).startswith("Cannot tell a"):
                 raise
-            # This process stood still for so long that others have given its trial up.
+            run.choice = {}  # this process stood still for so long that others have given it up
+        except UnboundLocalError as error:  # Optuna's, when the storage fails as a trial ends
+            raise error.__context__ or error from None
         except KeyboardInterrupt:
             if run.choice:
                 enqueue(study, run.choice, again=run.again)
             raise
 
 
+def _miss(study: Study) -> None:
+    """Give up trials whose workers died, also those that died before their first heartbeat."""
+    import optuna
+    from optuna.trial import TrialState
+
+    with storage.experimental():
+        optuna.storages.fail_stale_trials(study)
+        old = dt.datetime.now() - dt.timedelta(seconds=storage.GRACE_S)  # noqa: DTZ005  as Optuna's
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "origin" in trial.user_attrs or not trial.datetime_start:
+                continue
+            if trial.datetime_start < old:
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+
 class _Objective:
     """What Optuna calls with a trial.
 
     Attributes:
-        number: of the trial at work, or the last one.
         choice: of the trial at work; empty between trials.
         again: number of the trial that it repeats, or None.
-        error: of the last one that failed.
+        error: of the last one that failed here; so is ``failures``, how many did.
     """
 
     def __init__(
-        self, study: Study, goal: Goal, evaluator: Evaluator, ledger: Ledger, seed: int, space: str,
-        machine: str,
+        self, study: Study, evaluator: Evaluator, ledger: Ledger, trials: int,
+        origin: dict[str, Any], *, queued: bool,
     ) -> None:  # fmt: skip
-        self._study, self._goal, self._evaluator, self._ledger = study, goal, evaluator, ledger
-        self._seed, self._ranges, self._machine = seed, distributions(space), machine
-        self.number = -1
+        plan = plan_of(study)
+        self._study, self._evaluator, self._ledger = study, evaluator, ledger
+        self._goal, self._seed, self._ranges = plan.goal, plan.seed, distributions(plan.space)
+        self._trials, self._origin, self._queued = trials, origin, queued
         self.choice: Mapping[str, Any] = {}
         self.again: int | None = None
-        self.error = ""
+        self.error, self.failures = "", 0
 
     def __call__(self, trial: Trial) -> list[float]:
-        self.number, self.again = trial.number, trial.user_attrs.get("again")
+        self.again = trial.user_attrs.get("again")
+        if self._surplus(trial):
+            trial.set_user_attr(SURPLUS, True)
+            raise _SurplusError
         self.choice = {name: _suggest(trial, name, some) for name, some in self._ranges.items()}
-        trial.set_user_attr("machine", self._machine)
+        trial.set_user_attr("origin", self._origin)
         self._ledger.begun(trial)
         try:
             values = self._measured(trial)
         except (TrialError, ValueError) as error:
-            self.error = str(error)
+            self.error, self.failures = str(error), self.failures + 1
             trial.set_user_attr("error", self.error)
+            self.choice = {}
             raise TrialError(self.error) from error
         self.choice = {}
         return values
+
+    def _surplus(self, trial: Trial) -> bool:
+        """Whether the trials before this one suffice, if none of them dies."""
+        if self.again is not None:
+            return False
+        before = [
+            t for t in self._study.get_trials(deepcopy=False)
+            if t.number < trial.number and not {"again", SURPLUS} & t.user_attrs.keys()
+        ]  # fmt: skip
+        counted = [t for t in before if t.state.name != "FAIL" or "error" in t.user_attrs]
+        return self._queued or len(counted) >= self._trials
 
     def _measured(self, trial: Trial) -> list[float]:
         """Raises: ValueError: a figure that is none; and what the evaluator and Optuna raise."""
@@ -130,6 +170,7 @@ class _Objective:
         goal, history = self._goal, list[dict[str, float]]()
         figures: dict[str, float] = {}
         repeat = self.again is not None
+        whole = not goal.single or repeat or "first" in trial.user_attrs
         seed = self._seed + (trial.number if repeat else 0)
         for step, found in enumerate(self._evaluator.steps(self.choice, seed, fresh=repeat)):
             figures |= found
@@ -139,11 +180,11 @@ class _Objective:
             if goal.single:
                 trial.report(goal.bound(figures), step)
             more = any(FIGURES[name] not in figures for name in goal.known)
-            if goal.single and more and not repeat and _hopeless(self._study, goal, figures):
+            if more and not whole and _hopeless(self._study, goal, figures):
                 self.choice = {}
                 raise optuna.TrialPruned
         values = goal.values(figures)
-        for name, excess in goal.excess(figures).items():
+        for name, excess in goal.own_excess(figures).items():
             trial.set_constraint(name, excess)
         return values
 
@@ -153,13 +194,14 @@ def _hopeless(study: Study, goal: Goal, figures: Mapping[str, float]) -> bool:
     from optuna.trial import TrialState
 
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    within = [t for t in done if all(x <= 0 for x in goal.excess(figures_of(t)).values())]
+    first = [t for t in done if "again" not in t.user_attrs]
+    within = [t for t in first if all(x <= 0 for x in goal.own_excess(figures_of(t)).values())]
     if not within:
         return False
-    if any(excess > 0 for excess in goal.excess(figures).values()):
+    if any(excess > 0 for excess in goal.own_excess(figures).values()):
         return True
     lucky = {**figures, "time_ratio": figures.get("time_ratio_low", 0.0)}
-    return bool(goal.bound(lucky) > min(trial.values[0] for trial in within))
+    return bool(goal.bound(lucky) > (1 + CLOSE) * min(trial.values[0] for trial in within))
 
 
 def _suggest(trial: Trial, name: str, some: Any) -> Any:
