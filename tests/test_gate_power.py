@@ -148,7 +148,7 @@ class TestCommand:
             append(tmp_path / "rounds.jsonl", some)
         assert gate_power("quiet", 0, tmp_path, console) == 0
         said = console.export_text()
-        assert "danon gate" in said and "+10%" in said and "[39.8%, 100.0%]" in said
+        assert "danon gate" in said and "+10%" in said and "39.8% to 100.0%" in said
         values = json.loads((tmp_path / "rates.json").read_text())["time"]
         ours = [value for value in values if value["method"] == OURS]
         assert [(value["slowdown"], value["alarms"]) for value in ours] == [(0.0, 0), (0.1, 66)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from danon.experiment import store
 from danon.experiment.process import Owner
 from danon.experiment.runs import RunInfo
-from danon.tuning.study import plan_of
+from danon.tuning.study import SURPLUS, plan_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,7 +158,7 @@ class Recorder:
         }
         new = 0
         for trial in self._study.get_trials(deepcopy=False):
-            if not trial.state.is_finished():
+            if not trial.state.is_finished() or SURPLUS in trial.user_attrs:
                 continue
             run = runs.get(str(trial.number))
             if run is not None and "danon.state" in run.data.tags:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 __all__ = [
-    "Plan", "Progress", "StudyError", "begin", "distributions", "enqueue", "figures_of", "plan_of",
+    "SURPLUS", "Plan", "Progress", "StudyError", "begin", "distributions", "enqueue", "figures_of", "plan_of",
     "progress", "resume", "sampler",
 ]  # fmt: skip
 

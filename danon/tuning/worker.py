@@ -83,7 +83,7 @@ def work(
         try:
             study.optimize(
                 run, n_trials=1, catch=(TrialError, _SurplusError),
-                callbacks=[lambda _, trial: ledger.ended(trial)],
+                callbacks=[lambda _, t: None if SURPLUS in t.user_attrs else ledger.ended(t)],
             )  # fmt: skip
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
             late = isinstance(error, optuna.exceptions.UpdateFinishedTrialError)
