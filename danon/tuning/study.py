@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 __all__ = [
-    "SURPLUS", "Plan", "Progress", "StudyError", "begin", "distributions", "enqueue", "figures_of", "plan_of",
-    "progress", "resume", "sampler",
+    "SURPLUS", "Plan", "Progress", "StudyError", "begin", "distributions", "enqueue", "figures_of",
+    "plan_of", "progress", "resume", "sampler",
 ]  # fmt: skip
 
 ATTRIBUTE = "danon"
