@@ -127,7 +127,7 @@ def test_changelog_has_unreleased_changes() -> None:
     assert re.search(r"^## \[Unreleased\]$", text, re.MULTILINE)
 
 
-def test_wheel_carries_suites_and_baselines(tmp_path: Path) -> None:
+def test_wheel_carries_suites_baselines_and_tuned_settings(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("danon-*.whl")
@@ -135,7 +135,9 @@ def test_wheel_carries_suites_and_baselines(tmp_path: Path) -> None:
     bundled = [p.relative_to(ROOT) for d in ("suites", "baselines") for p in ROOT.glob(f"{d}/*.py")]
     assert bundled
     assert carried >= {f"danon/_bundle/{path.as_posix()}" for path in bundled}
-    assert carried >= {"danon/py.typed", "danon/config.py"}
+    tuned = {f"danon/_bundle/tuned/{path.name}" for path in ROOT.glob("results/tuned/*.json")}
+    assert tuned and carried >= tuned
+    assert carried >= {"danon/py.typed", "danon/config.py", "danon/_bundle/suites/teacher.pt"}
     dist_info = f"danon-{danon.__version__}.dist-info"
     assert {name.split("/")[0] for name in carried} == {"danon", dist_info}
     assert not [name for name in carried if name.endswith(".pyc")]

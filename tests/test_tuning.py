@@ -17,7 +17,7 @@ import torch
 import baselines  # noqa: F401  registers them
 from danon import tuned
 from danon.attention import dala, hybrid, registry  # noqa: F401  registers all
-from danon.config import AttentionConfig, ConfigError, MSRAConfig
+from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
 from danon.experiment.store import StoreError
 from danon.space import Float, Int, OneOf, Space
 from danon.tuning import front, show, storage
@@ -405,6 +405,10 @@ class TestTuned:
         self.write(tmp_path, {"window": 256})
         config = MSRAConfig.tuned("speed", source=tmp_path, hidden_size=128, num_heads=2)
         assert (config.window, config.hidden_size) == (256, 128)
+
+    @pytest.mark.parametrize("kind", [MSRAConfig, DALAConfig, UCSAConfig])
+    def test_what_comes_with_danon_is_of_configurations(self, kind: type[AttentionConfig]) -> None:
+        assert kind.tuned("balanced", causal=True) != kind(causal=True)
 
     def test_what_is_not_there_is_said(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="no study has looked for the msra"):

@@ -196,7 +196,8 @@ def _written(
     else:
         say(console, "", "not repeated yet, so nothing is written: the same command goes on")
     folder = options.results / "tune" / study.study_name
-    files += picture.write(study, front(some, goal), found, goal, some[0], folder)
+    shown_best = list(found.values()) if goal.single else front(some, goal)
+    files += picture.write(study, shown_best, found, goal, some[0], folder)
     say(console, "Written", f"{folder}/{', '.join(f.name for f in files if f.parent == folder)}")
     return files, 0
 

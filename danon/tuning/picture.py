@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from danon.experiment.runs import replace_file
 from danon.tuning.front import Candidate, candidates
 from danon.tuning.goal import FIGURES, Goal
-from danon.tuning.show import HEADS, best_rows, best_words
+from danon.tuning.show import best_rows, best_words
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -20,6 +20,9 @@ __all__ = ["write"]
 
 FEWEST = 4
 """Complete trials that tell which parameters matter."""
+LABELS = {
+    "quality": "share of wrong answers", "memory": "memory over that of the default settings",
+}  # fmt: skip
 STYLE = (
     "body{font:15px system-ui;max-width:75em;margin:2em auto;padding:0 1em}"
     "td,th{padding:.2em .8em .2em 0;text-align:left;vertical-align:top}"
@@ -91,13 +94,17 @@ def _draw(
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for label, among, style in (
-        ("trials", some, {"s": 18, "color": "0.7"}), ("front", front, {"s": 40}),
+        ("trials", some, {"s": 18, "color": "0.7"}), ("best", front, {"s": 40}),
         ("default", [default], {"s": 70, "marker": "*", "color": "black"}),
     ):  # fmt: skip
         axes.scatter(
             [c.figures()[x] for c in among], [c.figures()[y] for c in among], label=label, **style
         )
-    axes.set(xscale="log", xlabel="time over that of the default settings", ylabel=HEADS[other])
+    axes.set(
+        xscale="log",
+        xlabel="time over that of the default settings",
+        ylabel=LABELS[other],
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(place, dpi=120)
