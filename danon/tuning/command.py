@@ -177,27 +177,28 @@ def _written(
     if not found:
         refuse(console, show.nearest(some, goal))
         return [], UNMET
-    console.print(show.best_table({"(first)": some[0], **found}, goal))
-    for words in show.best_words({"": some[0], **found}, about["default"]):
-        console.print(words, markup=False, highlight=False)
-    done = progress(study)
-    say(console, "", f"{done.finished} trials ({done.complete} complete, {done.pruned} pruned, "
-        f"{done.failed} failed), {done.repeats} repeats")  # fmt: skip
-    files = []
+    done, files, kept = progress(study), list[Path](), list[str]()
+    # Written before anything is printed: the reader may be gone.
     if confirmed := {name: c for name, c in found.items() if c.confirmed}:
         settings = {name: (c, evaluator.settings(c.choice)) for name, c in confirmed.items()}
         place, kept = export.write(
             settings, plan, done, study.study_name, options.command, options.results / "tuned"
         )
-        for words in kept:
-            say(console, "Kept", words)
-        say(console, "Written", f"{place}: commit it")
         files.append(place)
+    shown_best = list(found.values()) if goal.single else front(some, goal)
+    folder = options.results / "tune" / study.study_name
+    files += picture.write(study, shown_best, found, goal, some[0], folder)
+    console.print(show.best_table({"(first)": some[0], **found}, goal))
+    for words in show.best_words({"": some[0], **found}, about["default"]):
+        console.print(words, markup=False, highlight=False)
+    say(console, "", f"{done.finished} trials ({done.complete} complete, {done.pruned} pruned, "
+        f"{done.failed} failed), {done.repeats} repeats")  # fmt: skip
+    for words in kept:
+        say(console, "Kept", words)
+    if confirmed:
+        say(console, "Written", f"{files[0]}: commit it")
     else:
         say(console, "", "not repeated yet, so nothing is written: the same command goes on")
-    folder = options.results / "tune" / study.study_name
-    shown_best = list(found.values()) if goal.single else front(some, goal)
-    files += picture.write(study, shown_best, found, goal, some[0], folder)
     say(console, "Written", f"{folder}/{', '.join(f.name for f in files if f.parent == folder)}")
     return files, 0
 
