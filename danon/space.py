@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Float", "Int", "OneOf", "Range", "Space"]
+__all__ = ["Float", "OneOf", "Range", "Space"]
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,6 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class Int:
-    """An integer from low to high; ``log``: small ones are told apart more finely."""
-
-    low: int
-    high: int
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    def __contains__(self, value: object) -> bool:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and self.low <= value <= self.high  # type: ignore[operator]
-
-    def __str__(self) -> str:
-        return f"an integer from {self.low} to {self.high}"
-
-
-@dataclass(frozen=True)
 class Float:
     """A number from low to high; ``log``: small ones are told apart more finely."""
 
@@ -56,7 +37,9 @@ class Float:
     log: bool = False
 
     def __post_init__(self) -> None:
-        _check(self)
+        finite = math.isfinite(self.low) and math.isfinite(self.high)
+        if not (finite and self.low < self.high and (self.low > 0 or not self.log)):
+            raise ValueError(f"{self!r}: must be finite and low < high, and low > 0 where log")
 
     def __contains__(self, value: object) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -66,7 +49,7 @@ class Float:
         return f"a number from {self.low:g} to {self.high:g}"
 
 
-Range = OneOf | Int | Float
+Range = OneOf | Float
 
 
 @dataclass(frozen=True)
@@ -104,9 +87,3 @@ class Space:
             for name, some in self.ranges.items()
         }
         return json.dumps(ranges, sort_keys=True)
-
-
-def _check(some: Int | Float) -> None:
-    finite = math.isfinite(some.low) and math.isfinite(some.high)
-    if not (finite and some.low < some.high and (some.low > 0 or not some.log)):
-        raise ValueError(f"{some!r}: must be finite and low < high, and low > 0 where log")

@@ -38,6 +38,8 @@ class Trials:
         Raises:
             ValueError: there is nothing to tune, or it cannot run here; says why.
         """
+        if kind not in KINDS:
+            raise ValueError(f"--kind {kind!r}: must be one of {', '.join(KINDS)}")
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device 'cuda': torch finds no CUDA device here; use --device cpu")
         if device == "cpu":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from danon.tuning import command, front
-from danon.tuning.command import Options, tune
+from danon.tuning.command import Options, join, tune
 
 MINE = """
 import torch
@@ -95,6 +96,31 @@ def test_a_study_of_ones_own_attention(
     assert tune(asked, Console(width=120)) == 0  # has them all: nothing is measured again
     assert "trial 0" not in capsys.readouterr().out.split("best for")[0]
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+
+
+def test_a_worker_joins_with_the_name_alone(
+    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = options(mine, trials=1)
+    assert tune(asked, Console(width=200)) == 0
+    capsys.readouterr()
+    assert join("s", asked.storage, 3, Console(width=200), "danon tune worker") == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^trial \d+", said, re.MULTILINE)) == 2  # the first one is there
+    assert join("t", asked.storage, 3, Console(width=200), "danon tune worker") == 2
+    assert "no study 't'; there are: s" in capsys.readouterr().out
+
+
+def test_a_password_is_not_written_down(
+    mine: Path, sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    written = lambda asked, *_: seen.append(asked.command) or ([], 0)  # noqa: E731
+    monkeypatch.setattr(command, "_written", written)
+    monkeypatch.setattr(command, "shown", lambda url: "sqlite:///***")
+    asked = options(mine, trials=1)
+    assert tune(replace(asked, command=f"danon tune --storage {asked.storage}"), Console()) == 0
+    assert seen == ["danon tune --storage sqlite:///***"]
 
 
 @pytest.mark.parametrize(("changes", "words"), [

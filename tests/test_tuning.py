@@ -1,10 +1,8 @@
-"""Studies: spaces, goals, who counts, what is best, what is kept when somebody dies."""
+"""Studies: goals, who counts, what is best, where they are kept."""
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,14 +10,9 @@ from typing import Any
 
 import optuna
 import pytest
-import torch
 
-import baselines  # noqa: F401  registers them
-from danon import tuned
-from danon.attention import dala, hybrid, registry  # noqa: F401  registers all
-from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
 from danon.experiment.store import StoreError
-from danon.space import Float, Int, OneOf, Space
+from danon.space import Float, OneOf, Space
 from danon.tuning import front, show, storage
 from danon.tuning.evaluator import TrialError
 from danon.tuning.goal import Goal
@@ -36,7 +29,7 @@ from danon.tuning.study import (
 from danon.tuning.worker import work
 
 SPACE = Space(
-    {"x": Float(0.1, 10.0, log=True), "n": Int(1, 4), "on": OneOf((True, False))},
+    {"x": Float(0.1, 10.0, log=True), "n": OneOf((1, 2, 3, 4)), "on": OneOf((True, False))},
     {"x": 1.0, "n": 2, "on": True},
 )
 ALL = ("speed", "memory", "quality")
@@ -83,60 +76,6 @@ def database(tmp_path: Path) -> Iterator[Storage]:
 def begun(database: Storage, some: Plan | None = None) -> optuna.Study:
     some = some or plan()
     return begin(some, some.name, database, [SPACE.default])
-
-
-class TestSpace:
-    def test_a_default_outside_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="n = 9: must be an integer from 1 to 4"):
-            Space(SPACE.ranges, {"x": 1.0, "n": 9, "on": True})
-        with pytest.raises(ValueError, match="on is missing: must be one of True, False"):
-            Space(SPACE.ranges, {"x": 1.0, "n": 2})
-        with pytest.raises(ValueError, match="y: must be one of x, n, on"):
-            Space(SPACE.ranges, {"x": 1.0, "n": 2, "on": True, "y": 1})
-
-    def test_true_is_not_one(self) -> None:
-        assert 1 not in OneOf((True, False)) and True not in Int(0, 1) and 1 in Int(0, 1)
-
-    @pytest.mark.parametrize(
-        ("low", "high", "log"), [(1, 1, False), (0, 1, True), (1, float("inf"), False)]
-    )
-    def test_a_range_of_nothing_is_refused(self, low: float, high: float, log: bool) -> None:
-        with pytest.raises(ValueError, match="must be finite and low < high"):
-            Float(low, high, log)
-
-
-class TestSpacesOfAttentions:
-    @pytest.mark.parametrize("name", ["msra", "dala", "ucsa", "window", "local-attention"])
-    def test_the_default_choice_stands_for_the_default_settings(self, name: str) -> None:
-        kind = registry.get(name)
-        space = kind.search_space()
-        assert space is not None
-        shape = AttentionConfig(hidden_size=32, num_heads=2, causal=True)
-        modules = []
-        for settings in ({}, space.settings(space.default)):
-            torch.manual_seed(0)
-            modules.append(kind.build(shape, **settings).eval())
-        q, k, v = torch.randn(3, 1, 2, 2600, 16)
-        with torch.no_grad():
-            usual, chosen = (module(q, k, v) for module in modules)
-        assert torch.equal(usual, chosen)
-
-    @pytest.mark.parametrize("name", ["msra", "dala", "ucsa", "super-hybrid", "window"])
-    def test_every_choice_is_one_that_can_be_built(self, name: str) -> None:
-        kind, draw = registry.get(name), random.Random(0)
-        space = kind.search_space()
-        assert space is not None
-        shape = AttentionConfig(hidden_size=32, num_heads=2, causal=True)
-        q, k, v = torch.randn(3, 1, 2, 40, 16)
-        for _ in range(30):
-            choice = {
-                n: draw.choice(some.values) if isinstance(some, OneOf)
-                else draw.uniform(some.low, some.high)
-                for n, some in space.ranges.items()
-            }  # fmt: skip
-            space.check(choice)
-            out = kind.build(shape, **space.settings(choice)).eval()(q, k, v)
-            assert bool(torch.isfinite(out).all())
 
 
 class TestGoal:
@@ -207,7 +146,7 @@ class TestWork:
         assert drawn[0] != drawn[1] == drawn[2]
 
     def test_it_ends_when_every_choice_was_tried(self, database: Storage) -> None:
-        space = Space({"x": OneOf((0.5, 1.0)), "n": Int(1, 2)}, {"x": 1.0, "n": 2})
+        space = Space({"x": OneOf((0.5, 1.0)), "n": OneOf((1, 2))}, {"x": 1.0, "n": 2})
         some = plan(space=space.to_json(), sampler="random")
         study = begin(some, some.name, database, [space.default])
         work(study, Fake(), 200, Silent())
@@ -359,10 +298,11 @@ class TestFront:
 
 
 class TestStorage:
-    def test_a_read_only_file_is_refused(self, tmp_path: Path) -> None:
-        if os.geteuid() == 0:
-            pytest.skip("root writes everywhere")
-        (tmp_path / "optuna.db").touch(mode=0o400)
+    def test_a_read_only_file_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "optuna.db").touch()
+        monkeypatch.setattr(os, "access", lambda place, mode: mode != os.W_OK)  # root may write
         with (
             pytest.raises(StoreError, match="cannot be written"),
             storage.opened(f"sqlite:///{tmp_path / 'optuna.db'}"),
@@ -392,34 +332,3 @@ class TestStorage:
         begun(database)
         with pytest.raises(StudyError, match="no study 'other'; there are: hyperparameters-mine"):
             resume("other", database)
-
-
-class TestTuned:
-    def write(self, folder: Path, settings: object) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        some = {"settings": settings, "choice": {}, "figures": {}, "provenance": {}}
-        found = {"attention": "msra", "best": {"speed": some}}
-        (folder / "msra.json").write_text(json.dumps(found))
-
-    def test_a_configuration_comes_from_the_file(self, tmp_path: Path) -> None:
-        self.write(tmp_path, {"window": 256})
-        config = MSRAConfig.tuned("speed", source=tmp_path, hidden_size=128, num_heads=2)
-        assert (config.window, config.hidden_size) == (256, 128)
-
-    @pytest.mark.parametrize("kind", [MSRAConfig, DALAConfig, UCSAConfig])
-    def test_what_comes_with_danon_is_of_configurations(self, kind: type[AttentionConfig]) -> None:
-        assert kind.tuned("balanced", causal=True) != kind(causal=True)
-
-    def test_what_is_not_there_is_said(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="no study has looked for the msra"):
-            MSRAConfig.tuned("speed", source=tmp_path)
-        self.write(tmp_path, {"window": 256})
-        with pytest.raises(ConfigError, match="best for 'memory'; there are: speed"):
-            MSRAConfig.tuned("memory", source=tmp_path)
-        with pytest.raises(ConfigError, match=r"tuned\('luck'\): must be one of 'speed'"):
-            MSRAConfig.tuned("luck", source=tmp_path)
-
-    def test_a_file_that_is_none_is_refused(self, tmp_path: Path) -> None:
-        self.write(tmp_path, [])
-        with pytest.raises(ValueError, match="is no file of danon tune"):
-            tuned.read("msra", tmp_path)

@@ -39,7 +39,6 @@ REFUSED, UNMET, INTERRUPTED = 2, 1, 130
 TRIALS = "trials"
 """Attribute of a study: how many it was last asked to have."""
 NAME = re.compile(r"[\w.+<=:-]+")
-KINDS = (tuned.HYPERPARAMETERS, "schedule")
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def join(name: str, url: str, trials: int, console: Console, command: str) -> in
         if trials < 0:
             raise ValueError(f"--trials {trials}: must be at least 0")
         with contextlib.ExitStack() as stack:
-            database = stack.enter_context(storage.opened(url or storage.default()))
-            study = resume(name, database)
+            place = url or storage.default()
+            study = resume(name, stack.enter_context(storage.opened(place)))
             plan = plan_of(study)
             evaluator = stack.enter_context(contextlib.closing(Local(plan, log)))
             about = evaluator.describe()
@@ -88,7 +87,8 @@ def join(name: str, url: str, trials: int, console: Console, command: str) -> in
                     f"study {name!r} has another space than {plan.attention} here: its workers "
                     "need the same code"
                 )
-            info = RunInfo.capture("", plan.seed, command, about["machine"])
+            typed = _without_password(command, place)
+            info = RunInfo.capture("", plan.seed, typed, about["machine"])
             ledger = _Said(study, Recorder(study, info, joined=True), console, about["default"])
             wanted = trials or int(study.user_attrs[TRIALS])
             token = f"{socket.gethostname()} {os.getpid()}"
@@ -112,6 +112,7 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         if not NAME.fullmatch(name):
             raise ValueError(f"--study {name!r}: must be of letters, digits and _.+<=:-")
         url = options.storage or storage.default()
+        options = replace(options, command=_without_password(options.command, url))
         attention = plan.attention.rpartition(":")[2]
         earlier = tuned.read(attention, options.results / "tuned", plan.kind)
         first = [about["default"], *(some["choice"] for some in earlier.values())]
@@ -119,16 +120,15 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         study = begin(plan, name, database, _fitting(first, about))
         study.set_user_attr(TRIALS, options.trials)
         (options.results / "tuned").mkdir(parents=True, exist_ok=True)
-        command = options.command.replace(url, shown(url))  # without its password
-        info = RunInfo.capture("", plan.seed, command, about["machine"])
+        info = RunInfo.capture("", plan.seed, options.command, about["machine"])
         recorder = Recorder(study, info)
         ledger = _Said(study, recorder, console, about["default"])
-        say(console, "Study", f"{name} in {shown(url)}: {progress(study).finished} trials finished")
-        if others := _elsewhere(study, info):
-            say(console, "", f"{others} of them were measured at other commits, by other code")
         run = partial(work, study, evaluator, options.trials, ledger, origin=_origin(info))
-        status = "KILLED"
+        status, known = "KILLED", progress(study).finished
         try:
+            say(console, "Study", f"{name} in {shown(url)}: {known} trials finished")
+            if others := _elsewhere(study, info):
+                say(console, "", f"{others} measurements, repeats too, are of other commits")
             run()
             run(queued=True)  # what an interrupted one has left
             for stage in (_choosing, _confirming):
@@ -203,6 +203,11 @@ def _written(
     return files, 0
 
 
+def _without_password(command: str, url: str) -> str:
+    """As it was typed, but fit for a file that is committed."""
+    return command.replace(url, shown(url))
+
+
 def _origin(info: RunInfo) -> dict[str, Any]:
     """Of a measurement."""
     return {
@@ -219,8 +224,6 @@ def _elsewhere(study: Study, info: RunInfo) -> int:
 
 def _asked(options: Options) -> Plan:
     """Raises: ValueError: an option that no study could have."""
-    if options.kind not in KINDS:
-        raise ValueError(f"--kind {options.kind!r}: must be one of {', '.join(KINDS)}")
     for name in ("length", "trials"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")
@@ -310,9 +313,7 @@ def _guarded(console: Console, run: Callable[[Path], int]) -> int:
                 raise
             refuse(console, f"{error}; the study stays, the same command goes on")
             return os.EX_IOERR
-        except Exception as error:
-            if not isinstance(error, storage.failures()):
-                raise
+        except storage.failures() as error:
             refuse(console, f"the storage failed: {root_cause(error)}; what it has stays, the same "
                    "command goes on")  # fmt: skip
             return REFUSED

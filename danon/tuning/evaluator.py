@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -119,7 +118,6 @@ class Local:
                 dtype=plan.dtype, device=plan.device,
             )  # fmt: skip
         except BaseException:
-            with contextlib.suppress(OSError):
-                server.close()
+            server.close()
             raise
         return server

@@ -82,10 +82,8 @@ class Plan:
         """How many there are; infinite with a range of numbers."""
         ranges = json.loads(self.space).values()
         return math.prod(
-            len(some["values"]) if some["kind"] == "OneOf"
-            else some["high"] - some["low"] + 1 if some["kind"] == "Int" else math.inf
-            for some in ranges
-        )  # fmt: skip
+            len(some["values"]) if some["kind"] == "OneOf" else math.inf for some in ranges
+        )
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Plan:
@@ -198,8 +196,7 @@ def distributions(space: str) -> dict[str, BaseDistribution]:
         if values["kind"] == "OneOf":
             found[name] = d.CategoricalDistribution(values["values"])
         else:
-            kind = d.IntDistribution if values["kind"] == "Int" else d.FloatDistribution
-            found[name] = kind(values["low"], values["high"], log=values["log"])
+            found[name] = d.FloatDistribution(values["low"], values["high"], log=values["log"])
     return found
 
 

@@ -205,10 +205,8 @@ def _hopeless(study: Study, goal: Goal, figures: Mapping[str, float]) -> bool:
 
 
 def _suggest(trial: Trial, name: str, some: Any) -> Any:
-    from optuna.distributions import CategoricalDistribution, IntDistribution
+    from optuna.distributions import CategoricalDistribution
 
     if isinstance(some, CategoricalDistribution):
         return trial.suggest_categorical(name, some.choices)
-    if isinstance(some, IntDistribution):
-        return trial.suggest_int(name, some.low, some.high, log=some.log)
     return trial.suggest_float(name, some.low, some.high, log=some.log)

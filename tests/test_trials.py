@@ -1,0 +1,118 @@
+"""What a trial measures: settings beside the default ones, schedules, lookups of the teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import baselines  # noqa: F401  registers them
+from danon.attention import registry
+from danon.attention.base import BaseAttention
+from danon.config import AttentionConfig
+from suites import tuned, tuned_schedule
+from suites.teacher import errors
+from suites.trials import KINDS, Trials
+from suites.tuned import Settings
+from suites.tuned_schedule import Schedule
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (tuned, tuned_schedule):
+        monkeypatch.setattr(module, "TIMING_S", 0.05)
+
+
+class Blind(BaseAttention):
+    """Finds nothing."""
+
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__()
+        self.setup_attention(config)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return torch.zeros_like(q)
+
+
+class TestTeacher:
+    def test_it_looks_up_what_its_attention_can_see(self) -> None:
+        window = registry.get("window")
+        found = [
+            errors(make, 2048, 0, "cpu")
+            for make in (
+                registry.get("sdpa").build, lambda shape: window.build(shape, width=512),
+                lambda shape: window.build(shape, width=64), Blind,
+            )
+        ]  # fmt: skip
+        assert found[0] < 0.03 < found[1] < found[2] < found[3]
+        assert found[3] > 0.95
+
+    def test_questions_go_by_the_seed(self) -> None:
+        dense = registry.get("window").build
+        assert errors(dense, 1024, 0, "cpu") == errors(dense, 1024, 0, "cpu")
+        assert len({errors(dense, 1024, seed, "cpu") for seed in range(4)}) > 1
+
+
+class TestSettings:
+    def test_ratios_are_to_the_default(self) -> None:
+        some = Settings("window", 1500, "float32", "cpu")
+        usual, narrow = (list(some.steps({"width": width, "sinks": 64}, 0)) for width in (512, 64))
+        assert len(usual) == 2 and usual[0]["memory_ratio"] == 1
+        assert usual[1]["error"] == usual[0]["error_default"] == narrow[0]["error_default"]
+        assert narrow[0]["memory_ratio"] < 1 and narrow[1]["error"] > usual[1]["error"]
+        assert some.settings({"width": 64, "sinks": 4}) == {"width": 64, "sinks": 4}
+
+    def test_what_computes_something_else_has_no_figures(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        some = Settings("window", 600, "float32", "cpu")
+        real = some._built
+
+        def wrong(shape: AttentionConfig, settings: dict[str, Any]) -> BaseAttention:
+            made = real(shape, settings)
+            made.band = type(made.band)(10, 0, 0, True)  # type: ignore[assignment]
+            made.oracle = real(shape, settings).oracle  # type: ignore[method-assign]
+            return made
+
+        monkeypatch.setattr(some, "_built", wrong)
+        with pytest.raises(ValueError, match=r"error|output"):
+            list(some.steps({"width": 64, "sinks": 0}, 0))
+
+
+class TestSchedule:
+    def test_every_way_to_run_it_gives_a_figure(self) -> None:
+        some = Schedule("window", 1500, "float32", "cpu")
+        for change in ({}, {"batch": 2}, {"chunk": 512}, {"threads": 1}):
+            ((figures),) = some.steps({**some.space.default, **change}, 0)
+            assert figures["time_ratio"] > 0 and figures["tokens_per_s"] > 0
+            assert (figures["memory_ratio"] > 1.5) == ("batch" in change)
+        assert torch.get_num_threads() == 2  # as before
+
+    def test_a_schedule_that_changes_the_result_has_no_figures(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def forgetful(module: Any, chunk: int) -> Any:
+            return lambda q, k, v: torch.cat(
+                [module(*x) for x in zip(*(y.split(chunk, 2) for y in (q, k, v)), strict=True)], 2
+            )
+
+        monkeypatch.setattr(tuned_schedule, "_in_chunks", forgetful)
+        some = Schedule("window", 1500, "float32", "cpu")
+        with pytest.raises(ValueError, match=r"error|output"):
+            list(some.steps({**some.space.default, "chunk": 512}, 0))
+
+
+class TestTrials:
+    def test_an_unknown_kind_is_refused_with_those_there_are(self) -> None:
+        with pytest.raises(ValueError, match=f"--kind 'luck': must be one of {', '.join(KINDS)}"):
+            Trials().open("luck", "window", 64, "float32", "cpu")
+
+    def test_a_choice_outside_the_space_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("suites.trials.limit_memory", lambda: None)  # it is of this process
+        trials = Trials()
+        trials.open("hyperparameters", "window", 64, "float32", "cpu")
+        assert trials.describe()["known"] == ["speed", "memory", "quality"]
+        with pytest.raises(ValueError, match="width = 3: must be one of 64"):
+            trials.begin({"width": 3, "sinks": 4}, 0)
