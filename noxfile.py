@@ -111,7 +111,9 @@ def gate_power(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def tune(session: nox.Session) -> None:
     """Search better settings: -- --mechanism ucsa --objective balanced --trials 60 ..."""
-    install(session, "tuning,baselines")
+    install(session, "tuning,baselines,quantization")
+    if "quantization" in session.posargs:
+        install_data(session)
     run(session, "danon", "tune", *session.posargs)
 
 

@@ -5,6 +5,7 @@ Shapes: tokens (B, N), hidden states (B, N, C).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -21,7 +22,9 @@ from danon.models import Backbone
 from danon.models.convolution import ShortConvolution
 from danon.training import IGNORED, Trainer
 
-__all__ = ["TOGETHER", "AnswerTrainer", "Shape", "answered", "attention_of", "learner", "sized"]
+__all__ = [
+    "TOGETHER", "AnswerTrainer", "Shape", "answered", "attention_of", "encoder", "learner", "sized",
+]  # fmt: skip
 
 TOGETHER = 16384
 """Tokens that are judged at once."""
@@ -56,6 +59,16 @@ def sized(attention: str, shape: Shape) -> BaseAttention:
     return registry.get(attention).sized(shape.config(), shape.entries)
 
 
+def encoder(config: AttentionConfig, mixer: Callable[[], BaseAttention], seed: int) -> Backbone:
+    """A model that gives hidden states, with first weights of that seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Backbone(config, mixer, task="encoder")
+        # Tokens as long as what the layers add to them: recall is learned in half the steps.
+        nn.init.normal_(model.embed.weight, std=config.hidden_size**-0.5)
+    return model
+
+
 def learner(attention: str, shape: Shape, seed: int) -> Backbone:
     """A model that gives hidden states; its layers past the first have that attention."""
     config, made = shape.config(), 0
@@ -67,12 +80,7 @@ def learner(attention: str, shape: Shape, seed: int) -> Backbone:
             torch.manual_seed(1000 * seed + made)
             return ShortConvolution(config) if made == 1 else sized(attention, shape)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Backbone(config, mixer, task="encoder")
-        # Tokens as long as what the layers add to them: recall is learned in half the steps.
-        nn.init.normal_(model.embed.weight, std=shape.width**-0.5)
-    return model
+    return encoder(config, mixer, seed)
 
 
 def attention_of(model: Backbone) -> BaseAttention:

@@ -18,7 +18,7 @@ from danon.attention import registry
 from danon.attention.base import BaseAttention
 from suites.sources import Source
 
-__all__ = ["logits_of", "perplexity", "seated", "swapped"]
+__all__ = ["logits_of", "perplexity", "perplexity_of", "seated", "swapped"]
 
 NAME, CHILD = "danon-suites", "swapped"
 
@@ -85,5 +85,9 @@ def logits_of(model: Any, ids: Tensor, last: int) -> Tensor:
 def perplexity(model: Any, ids: Tensor) -> float:
     """Of the second half of the tokens."""
     half = len(ids) // 2
-    said = logits_of(model, ids, len(ids) - half)
-    return float(F.cross_entropy(said, ids[half:].to(said.device)).exp())
+    return perplexity_of(logits_of(model, ids, len(ids) - half), ids[half:])
+
+
+def perplexity_of(said: Tensor, ids: Tensor) -> float:
+    """Of tokens (n,), by what was said before each (n, vocabulary)."""
+    return float(F.cross_entropy(said, ids.to(said.device)).exp())

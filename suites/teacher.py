@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from danon.attention import registry
 from danon.attention.base import BaseAttention
@@ -23,12 +22,12 @@ from danon.models import Backbone
 from danon.models.convolution import ShortConvolution
 from danon.training import TrainingConfig
 from suites.attentions import REFERENCE, gather
-from suites.learner import AnswerTrainer
+from suites.learner import AnswerTrainer, encoder
 from suites.lessons import Lessons, Stage
 from suites.tasks import Lookup
 from suites.training import JUDGING, marked
 
-__all__ = ["LONGEST", "errors"]
+__all__ = ["LONGEST", "STAGES", "VOCABULARY", "WIDTH", "errors", "learn", "wrong"]
 
 WEIGHTS = Path(__file__).with_name("teacher.pt")
 VOCABULARY, WIDTH = 512, 64
@@ -37,7 +36,7 @@ LONGEST = 16384
 EXAMPLES = 4
 SHARE, MOST = 8, 200
 """One in so many tokens is asked for, at most."""
-_STAGES = (
+STAGES = (
     (6e-3, (Stage(Lookup(32, 4, VOCABULARY), 64, 150),)),
     (5e-3, (Stage(Lookup(128, 16, VOCABULARY), 16, 80), Stage(Lookup(32, 4, VOCABULARY), 64, 25))),
     (4e-3, (Stage(Lookup(256, 32, VOCABULARY), 8, 100),
@@ -64,13 +63,16 @@ def errors(
         device: that it runs on, in float32.
     """
     length = min(length, LONGEST)
-    task = Lookup(length, max(1, min(length // SHARE, MOST)), VOCABULARY)
     model = _model(make, length)
     given = model.load_state_dict(_weights(), strict=False)
     assert not given.unexpected_keys  # what is missing is the attention's own
-    return 1 - float(
-        marked(model.eval().to(device), *task.examples(EXAMPLES, JUDGING + seed)).mean()
-    )
+    return wrong(model.to(device), length, EXAMPLES, seed)
+
+
+def wrong(model: Backbone, length: int, examples: int, seed: int) -> float:
+    """Share of wrong answers of a model."""
+    task = Lookup(length, max(1, min(length // SHARE, MOST)), VOCABULARY)
+    return 1 - float(marked(model.eval(), *task.examples(examples, JUDGING + seed)).mean())
 
 
 def _model(make: Callable[[AttentionConfig], BaseAttention], length: int) -> Backbone:
@@ -84,11 +86,7 @@ def _model(make: Callable[[AttentionConfig], BaseAttention], length: int) -> Bac
         made.append(make(config) if made else ShortConvolution(config))
         return made[-1]
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = Backbone(config, mixer, task="encoder")
-        nn.init.normal_(model.embed.weight, std=WIDTH**-0.5)
-    return model
+    return encoder(config, mixer, seed=0)
 
 
 @cache
@@ -101,15 +99,22 @@ def train() -> dict[str, Any]:
     """The weights, in half precision."""
     gather((), ())
     model = _model(registry.get(REFERENCE).build, LONGEST)
-    for number, (rate, stages) in enumerate(_STAGES):
-        lessons = Lessons(list(stages), seed=number)
-        steps = len(lessons)
-        config = TrainingConfig(
-            steps=steps, batch_size=1, log_every=steps, learning_rate=rate, seed=number,
-            weight_decay=0.1, warmup_steps=min(10, steps // 5),
-        )  # fmt: skip
-        AnswerTrainer(model, config, progress=False).fit(lessons)
+    for number in range(len(STAGES)):
+        learn(model, number, number)
     return {name: x.half() for name, x in model.state_dict().items()}
+
+
+def learn(model: Backbone, number: int, seed: int) -> bool:
+    """Train a model on a stage; False if it diverged."""
+    rate, stages = STAGES[number]
+    lessons = Lessons(list(stages), seed=seed)
+    steps = len(lessons)
+    config = TrainingConfig(
+        steps=steps, batch_size=1, log_every=steps, learning_rate=rate, seed=seed,
+        weight_decay=0.1, warmup_steps=min(10, steps // 5),
+    )  # fmt: skip
+    found = AnswerTrainer(model, config, progress=False).fit(lessons)
+    return found.outcome != "diverged"
 
 
 if __name__ == "__main__":

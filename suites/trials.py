@@ -19,11 +19,16 @@ from danon.measure.fingerprint import fingerprint
 from suites.attentions import check_contract, gather, one_line
 from suites.guard import limit_memory
 from suites.tuned import Settings, Tuned
+from suites.tuned_architecture import Architecture
+from suites.tuned_quantization import Quantization
 from suites.tuned_schedule import Schedule
 
 __all__ = ["Trials"]
 
-KINDS: dict[str, type[Tuned]] = {"hyperparameters": Settings, "schedule": Schedule}
+KINDS: dict[str, type[Tuned]] = {
+    "hyperparameters": Settings, "architecture": Architecture, "quantization": Quantization,
+    "schedule": Schedule,
+}  # fmt: skip
 
 
 class Trials:
@@ -55,6 +60,7 @@ class Trials:
         space = self._tuned.space
         return {
             "space": space.to_json(), "default": dict(space.default),
+            "starts": [dict(choice) for choice in self._tuned.starts],
             "known": list(self._tuned.objectives), "machine": fingerprint(self._device),
         }  # fmt: skip
 

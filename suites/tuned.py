@@ -37,10 +37,12 @@ class Tuned(ABC):
 
     Attributes:
         objectives: that its figures tell about.
+        starts: choices to measure first, after the default.
     """
 
     space: Space
     objectives: tuple[str, ...]
+    starts: tuple[Mapping[str, Any], ...] = ()
 
     @abstractmethod
     def steps(self, choice: Mapping[str, Any], seed: int) -> Iterator[dict[str, float]]:

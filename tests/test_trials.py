@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,10 +12,15 @@ import baselines  # noqa: F401  registers them
 from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.config import AttentionConfig
-from suites import tuned, tuned_schedule
+from suites import teacher, tuned, tuned_architecture, tuned_quantization, tuned_schedule
+from suites.lessons import Stage
+from suites.sources import source
+from suites.tasks import Lookup
 from suites.teacher import errors
 from suites.trials import KINDS, Trials
 from suites.tuned import Settings
+from suites.tuned_architecture import Architecture
+from suites.tuned_quantization import Quantization
 from suites.tuned_schedule import Schedule
 
 
@@ -102,6 +107,73 @@ class TestSchedule:
         some = Schedule("window", 1500, "float32", "cpu")
         with pytest.raises(ValueError, match=r"error|output"):
             list(some.steps({**some.space.default, "chunk": 512}, 0))
+
+
+class TestArchitecture:
+    CHOICE: ClassVar[dict[str, Any]] = {
+        "layer1": "convolution", "layer2": "window", "layer3": "none", "layer4": "sdpa",
+        "heads": 2, "entries": 64,
+    }  # fmt: skip
+
+    def test_a_choice_is_trained_beside_the_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stages = tuple((6e-3, (Stage(Lookup(n, 4, 512), 4, 3),)) for n in (32, 48))
+        for module in (teacher, tuned_architecture):
+            monkeypatch.setattr(module, "STAGES", stages)
+        monkeypatch.setattr(tuned_architecture, "LEARNED", 2)
+        some = Architecture("msra", 1500, "float32", "cpu")
+        steps = list(some.steps(self.CHOICE, 0))
+        figures: dict[str, float] = {}
+        for step in steps:
+            figures |= step
+        assert figures["parameters"] > 100_000 and figures["parameters_ratio"] > 1.2
+        assert figures["time_ratio"] > 1 and figures["memory_ratio"] > 0
+        assert figures["error"] == figures["error_after_2"] and 0 < figures["error"] <= 1
+        assert "error" not in steps[0]  # what is cheap comes first
+        assert {**steps[0], "error": 1} != steps[-1]
+        assert [some.space.check(start) for start in some.starts] == [None] * 7
+
+    def test_what_cannot_be_in_a_model_is_said(self) -> None:
+        some = Architecture("super-hybrid", 600, "float32", "cpu")
+        with pytest.raises(ValueError, match="super-hybrid: runs one of the mechanisms"):
+            next(some.steps(some.space.default, 0))
+
+
+class TestQuantization:
+    @pytest.fixture(autouse=True)
+    def _tiny(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("transformers")
+        monkeypatch.setattr(tuned_quantization, "MODEL", "tiny")
+        monkeypatch.setattr(tuned_quantization, "TEXT", ("code", "argparse.py"))
+
+    def test_layers_have_the_kinds_of_the_choice(self) -> None:
+        some = Quantization("window", 256, "float32", "cpu")
+        same, narrow = (
+            {k: x for step in some.steps(choice, 0) for k, x in step.items()}
+            for choice in some.starts[:2]
+        )
+        assert same["error"] == 0 and same["memory_ratio"] == 1 and narrow["memory_ratio"] < 1
+        assert 0 < narrow["error"] < 0.2 and narrow["perplexity"] != same["perplexity"]
+        mixed = {"layer0": "bfloat16", "layer1": "float32"}
+        assert some.settings(mixed) == {
+            "model.layers.0": "bfloat16", "model.layers.1": "float32",
+        }  # fmt: skip
+        ((between), _) = some.steps(mixed, 0)
+        assert narrow["weight_bytes"] < between["weight_bytes"] < same["weight_bytes"]
+
+    @pytest.mark.parametrize(("length", "dtype", "words"), [
+        (256, "bfloat16", "--dtype 'bfloat16': a quantization plan begins with float32"),
+        (10**6, "float32", "--length 1000000: argparse.py has [0-9]+ tokens"),
+    ])  # fmt: skip
+    def test_what_it_cannot_begin_with_is_refused(
+        self, length: int, dtype: str, words: str
+    ) -> None:
+        with pytest.raises(ValueError, match=words):
+            Quantization("window", length, dtype, "cpu")
+
+    def test_a_model_that_is_not_there_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(type(source("tiny")), "unavailable", lambda _: "needs a package")
+        with pytest.raises(ValueError, match="needs a package"):
+            Quantization("window", 256, "float32", "cpu")
 
 
 class TestTrials:

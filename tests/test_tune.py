@@ -99,10 +99,16 @@ def test_a_study_of_ones_own_attention(
 
 
 def test_a_worker_joins_with_the_name_alone(
-    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str]
+    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    written = list[str]()
+    keep = lambda asked, *_: written.append(asked.command) or ([], 0)  # noqa: E731
+    monkeypatch.setattr(command, "_written", keep)
+    monkeypatch.setattr(command, "shown", lambda url: "sqlite:///***")
     asked = options(mine, trials=1)
-    assert tune(asked, Console(width=200)) == 0
+    typed = f"danon tune --storage {asked.storage}"
+    assert tune(replace(asked, command=typed), Console(width=200)) == 0
+    assert written == ["danon tune --storage sqlite:///***"]  # a password stays where it was typed
     capsys.readouterr()
     assert join("s", asked.storage, 3, Console(width=200), "danon tune worker") == 0
     said = capsys.readouterr().out
@@ -111,21 +117,9 @@ def test_a_worker_joins_with_the_name_alone(
     assert "no study 't'; there are: s" in capsys.readouterr().out
 
 
-def test_a_password_is_not_written_down(
-    mine: Path, sqlite: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-    written = lambda asked, *_: seen.append(asked.command) or ([], 0)  # noqa: E731
-    monkeypatch.setattr(command, "_written", written)
-    monkeypatch.setattr(command, "shown", lambda url: "sqlite:///***")
-    asked = options(mine, trials=1)
-    assert tune(replace(asked, command=f"danon tune --storage {asked.storage}"), Console()) == 0
-    assert seen == ["danon tune --storage sqlite:///***"]
-
-
 @pytest.mark.parametrize(("changes", "words"), [
     ({"trials": 0}, "--trials 0: must be at least 1"),
-    ({"kind": "luck"}, "--kind 'luck': must be one of hyperparameters, schedule"),
+    ({"kind": "luck"}, "--kind 'luck': must be one of hyperparameters, architecture, quantization"),
     ({"objective": "fame"}, "--objective 'fame': must be of speed, memory, quality, balanced"),
     ({"limits": ("speed=fast",)}, "--limit 'speed=fast': must be"),
     ({"mechanism": "sdpa"}, "attention 'sdpa' has nothing to tune"),

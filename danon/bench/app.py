@@ -212,15 +212,22 @@ def tune(
     context: typer.Context,
     mechanism: Annotated[str, typer.Option(help="Registered name, or file.py:Class.")] = "",
     objective: Annotated[
-        str, typer.Option(help="Some of speed,memory,quality; or balanced.")
+        str, typer.Option(help="Some of speed,memory,quality,parameters; or balanced.")
     ] = "balanced",
     limit: Annotated[
         list[str] | None, typer.Option(help="quality=0.05: the most that a figure may be.")
     ] = None,
-    length: Annotated[int, typer.Option(help="Tokens.")] = 16384,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens; 16384 without, for a quantization plan 1024.")
+    ] = None,
     trials: Trials = 60,
-    kind: Annotated[str, typer.Option(help="hyperparameters or schedule.")] = "hyperparameters",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    kind: Annotated[
+        str, typer.Option(help="hyperparameters, architecture, quantization or schedule.")
+    ] = "hyperparameters",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bfloat16 without; a quantization plan begins with float32."),
+    ] = None,
     device: Device = "cpu",
     sampler: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
     seed: Annotated[int, typer.Option(help="Of the sampler and of what is measured.")] = 0,
@@ -229,15 +236,16 @@ def tune(
     results: Annotated[Path, typer.Option(help="Gets tuned/ and tune/.")] = Path("results"),
 ) -> None:
     """Search the settings of an attention; the same command goes on with its study."""
-    from danon.tuning.command import Options
+    from danon.tuning.command import LENGTH_AND_DTYPE, Options
     from danon.tuning.command import tune as run
 
     if context.invoked_subcommand is not None:
         return
     command = shlex.join(["danon", *sys.argv[1:]])
+    usual = LENGTH_AND_DTYPE.get(kind, (16384, "bfloat16"))
     options = Options(
-        mechanism, kind, objective, tuple(limit or ()), length, dtype, device, trials, sampler,
-        seed, study, storage, results, command,
+        mechanism, kind, objective, tuple(limit or ()), usual[0] if length is None else length,
+        dtype or usual[1], device, trials, sampler, seed, study, storage, results, command,
     )  # fmt: skip
     raise typer.Exit(run(options, Console()))
 

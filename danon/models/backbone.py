@@ -122,7 +122,7 @@ class Backbone(nn.Module):
         """
         return ModelState(tuple(
             layer.streaming().init_state(
-                batch, dtype=layer.qkv.weight.dtype, device=layer.qkv.weight.device
+                batch, dtype=self.embed.weight.dtype, device=self.embed.weight.device
             )
             for layer in self._blocks()
         ))  # fmt: skip

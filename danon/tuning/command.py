@@ -39,6 +39,8 @@ REFUSED, UNMET, INTERRUPTED = 2, 1, 130
 TRIALS = "trials"
 """Attribute of a study: how many it was last asked to have."""
 NAME = re.compile(r"[\w.+<=:-]+")
+LENGTH_AND_DTYPE = {"quantization": (1024, "float32")}
+"""Of kinds of study whose trials run a whole model: what is usual elsewhere would take hours."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         options = replace(options, command=_without_password(options.command, url))
         attention = plan.attention.rpartition(":")[2]
         earlier = tuned.read(attention, options.results / "tuned", plan.kind)
-        first = [about["default"], *(some["choice"] for some in earlier.values())]
+        first = [
+            about["default"], *about["starts"], *(some["choice"] for some in earlier.values()),
+        ]  # fmt: skip
         database = stack.enter_context(storage.opened(url))
         study = begin(plan, name, database, _fitting(first, about))
         study.set_user_attr(TRIALS, options.trials)

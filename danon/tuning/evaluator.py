@@ -58,7 +58,9 @@ class Local:
         self._used = False
 
     def describe(self) -> dict[str, Any]:
-        """Of what is tuned: ``space`` (JSON), ``default``, ``known`` objectives, ``machine``.
+        """Of what is tuned.
+
+        ``space`` (JSON), ``default``, ``starts`` (choices), ``known`` objectives, ``machine``.
 
         Raises:
             TrialError: there is nothing to tune, or it cannot run here; says why.

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 __all__ = ["BALANCED", "CLOSE", "FIGURES", "FLOOR", "SAME", "Goal"]
 
-FIGURES = {"speed": "time_ratio", "memory": "memory_ratio", "quality": "error"}
+FIGURES = {
+    "speed": "time_ratio", "memory": "memory_ratio", "quality": "error",
+    "parameters": "parameters_ratio",
+}  # fmt: skip
 """What each objective is in the figures of a trial: the smaller, the better."""
 BALANCED = "balanced"
 FLOOR = 0.01
@@ -24,14 +27,14 @@ class Goal:
     """What is minimised, and what is allowed.
 
     Attributes:
-        objectives: of ``speed``, ``memory`` and ``quality``, or ``balanced`` alone.
+        objectives: of :data:`FIGURES`, or ``balanced`` alone.
         limits: the most that the figure of an objective may be.
         known: objectives that the study has figures of.
     """
 
     objectives: tuple[str, ...]
     limits: Mapping[str, float]
-    known: tuple[str, ...] = tuple(FIGURES)
+    known: tuple[str, ...] = ("speed", "memory", "quality")
 
     @classmethod
     def parse(cls, objectives: str, limits: Sequence[str], known: Sequence[str]) -> Goal:
@@ -89,20 +92,20 @@ class Goal:
     def excess(self, figures: Mapping[str, float], objective: str = "") -> dict[str, float]:
         """By how much bounds are exceeded, as far as the figures are known; <= 0: they are not.
 
-        Beside the limits, the best for ``speed`` or ``memory`` must be as exact as the default
-        settings, the best for ``quality`` as fast; a limit takes the place of that.
+        Beside the limits, the best for ``quality`` must be as fast as the default settings, the
+        best for any other objective as exact; a limit takes the place of that.
         """
         found = {
             name: figures[FIGURES[name]] - bound
             for name, bound in self.limits.items() if FIGURES[name] in figures
         }  # fmt: skip
         free = {*self.limits, objective}
-        if objective in ("speed", "memory") and "quality" in self.known and "quality" not in free:
-            if "error" in figures:
-                lost = figures["error"] - figures["error_default"] - SAME
-                found["the quality of the default settings"] = lost
-        elif objective == "quality" and "speed" not in free and "time_ratio" in figures:
+        if objective == "quality" and "speed" not in free and "time_ratio" in figures:
             found["the speed of the default settings"] = figures["time_ratio"] - 1 - CLOSE
+        exact = objective not in ("", BALANCED, "quality") and "quality" not in self.limits
+        if exact and "error" in figures:
+            lost = figures["error"] - figures["error_default"] - SAME
+            found["the quality of the default settings"] = lost
         return found
 
     def own_excess(self, figures: Mapping[str, float]) -> dict[str, float]:

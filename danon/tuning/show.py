@@ -20,7 +20,9 @@ __all__ = [
     "HEADS", "best_rows", "best_table", "best_words", "differences", "line", "nearest",
 ]  # fmt: skip
 
-HEADS = {"speed": "time", "memory": "memory", "quality": "error"}
+MANY = 10
+"""Differences that are told by what they are, not one after the other."""
+HEADS = {"speed": "time", "memory": "memory", "quality": "error", "parameters": "parameters"}
 
 
 def line(trial: FrozenTrial, goal: Goal, default: Mapping[str, Any]) -> str:
@@ -43,11 +45,17 @@ def line(trial: FrozenTrial, goal: Goal, default: Mapping[str, Any]) -> str:
 
 def differences(choice: Mapping[str, Any], default: Mapping[str, Any]) -> str:
     """In what a choice is not the default one."""
-    found = [
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in choice.items() if default.get(name) != value
-    ]  # fmt: skip
-    return ", ".join(found) or "the default settings"
+    found = {name: value for name, value in choice.items() if default.get(name) != value}
+    if len(found) > MANY:
+        by_value: dict[Any, list[str]] = {}
+        for name, value in found.items():
+            by_value.setdefault(value, []).append(name)
+        return "; ".join(
+            f"{value}: {'all' if len(names) == len(choice) else ' '.join(names)}"
+            for value, names in by_value.items()
+        )
+    words = [f"{n} {x:.3g}" if isinstance(x, float) else f"{n} {x}" for n, x in found.items()]
+    return ", ".join(words) or "the default settings"
 
 
 def best_rows(found: Mapping[str, Candidate], goal: Goal) -> list[list[str]]:

@@ -1,0 +1,105 @@
+"""Studies of a quantization plan: how many bits each layer of a pretrained model needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+from danon.measure.case import Case
+from danon.measure.memory import peak_bytes
+from danon.measure.paired import measure_pair
+from danon.quantization import KINDS, model_bytes, quantize
+from danon.space import OneOf, Space
+from suites import tuned
+from suites.corpora import CorpusError, document
+from suites.examine import PROBE, UnmeasuredError, examined
+from suites.exams import STANDARD
+from suites.figures import ratios
+from suites.plans import ENTRIES
+from suites.sources import source
+from suites.swap import logits_of, perplexity_of, seated, swapped
+from suites.tuned import Tuned, case_of
+from suites.verify import Verifier
+
+__all__ = ["Quantization"]
+
+MODEL, TEXT = STANDARD[0].model, STANDARD[0].text
+
+
+class Quantization(Tuned):
+    """Of a language model with the attention in its layers, beside itself in float32.
+
+    A wrong answer is a token that is another than the likeliest one of the float32 model; the
+    model's first half of the text is only read.
+
+    Raises:
+        ValueError: the model cannot be had, or the attention cannot be in it; says why.
+    """
+
+    objectives = ("speed", "memory", "quality")
+
+    def __init__(self, attention: str, length: int, dtype: str, device: str) -> None:
+        if dtype != "float32":
+            raise ValueError(f"--dtype {dtype!r}: a quantization plan begins with float32")
+        case_of(attention, length, dtype, device)
+        place = source(MODEL)
+        if reason := place.unavailable():
+            raise ValueError(reason)
+        case = Case(
+            "tuned", attention, length, dtype, "forward", device, heads=place.heads,
+            head_dim=place.head_dim,
+        )  # fmt: skip
+        try:
+            self._ids = place.encode(document(*TEXT))[:length].to(device)
+            if len(self._ids) < length:
+                raise ValueError(f"--length {length}: {TEXT[1]} has {len(self._ids)} tokens")
+            examined(case, place.shape(length), length // ENTRIES, PROBE, Verifier())
+        except (CorpusError, UnmeasuredError) as error:
+            raise ValueError(str(error)) from error
+        self._device = torch.device(device)
+        self._attentions = seated(attention, place, length, length // ENTRIES)
+        self._model = place.model.to(device)
+        self._parts = [f"model.layers.{n}" for n in range(place.layers)]
+        ranges = {f"layer{n}": OneOf(KINDS) for n in range(len(self._parts))}
+        self.space = Space(ranges, dict.fromkeys(ranges, KINDS[0]), self._plan)
+        self.starts = tuple(dict.fromkeys(ranges, kind) for kind in KINDS)
+
+    def steps(self, choice: Mapping[str, Any], seed: int) -> Iterator[dict[str, float]]:
+        ids, half = self._ids, len(self._ids) // 2
+        with contextlib.ExitStack() as stack:
+            made = quantize(self._model, self._plan(choice))
+            models = [
+                stack.enter_context(swapped(some, self._attentions))
+                for some in (made, self._model)
+            ]  # fmt: skip
+            calls = [self._call(model) for model in models]
+            stored = [model_bytes(model) for model in models]
+            peaks = [peak_bytes(call, self._device) for call in calls]
+            pair = measure_pair(
+                *calls, self._device, budget_s=tuned.TIMING_S, width=tuned.WIDTH, seed=seed
+            )
+            yield {
+                "weight_bytes": float(stored[0]), "peak_bytes": float(peaks[0]),
+                "memory_ratio": (stored[0] + peaks[0]) / (stored[1] + peaks[1]),
+                "time_s": median(pair.candidate), "error_default": 0.0, **ratios(pair),
+            }  # fmt: skip
+            said, usual = (logits_of(model, ids, len(ids) - half) for model in models)
+        changed = said.argmax(-1) != usual.argmax(-1)
+        yield {
+            "error": float(changed.double().mean()), "perplexity": perplexity_of(said, ids[half:]),
+            "perplexity_default": perplexity_of(usual, ids[half:]),
+        }  # fmt: skip
+
+    def _plan(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        return {part: choice[f"layer{n}"] for n, part in enumerate(self._parts)}
+
+    def _call(self, model: Any) -> Callable[[], object]:
+        def call() -> object:
+            with torch.no_grad():
+                return model(self._ids[None], use_cache=False, logits_to_keep=1).logits
+
+        return call
