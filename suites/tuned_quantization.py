@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from danon.measure.case import Case
 from danon.measure.memory import peak_bytes
@@ -33,8 +36,9 @@ MODEL, TEXT = STANDARD[0].model, STANDARD[0].text
 class Quantization(Tuned):
     """Of a language model with the attention in its layers, beside itself in float32.
 
-    A wrong answer is a token that is another than the likeliest one of the float32 model; the
-    model's first half of the text is only read.
+    Its error is the share of probability that it loses: 1 - exp(-d), d the mean Kullback-Leibler
+    divergence of its next tokens from those of the float32 model, over the second half of a text.
+    Few tokens tell it: which of them it gets right would be noise.
 
     Raises:
         ValueError: the model cannot be had, or the attention cannot be in it; says why.
@@ -88,9 +92,10 @@ class Quantization(Tuned):
                 "time_s": median(pair.candidate), "error_default": 0.0, **ratios(pair),
             }  # fmt: skip
             said, usual = (logits_of(model, ids, len(ids) - half) for model in models)
-        changed = said.argmax(-1) != usual.argmax(-1)
+        changed = (said.argmax(-1) != usual.argmax(-1)).double().mean()
         yield {
-            "error": float(changed.double().mean()), "perplexity": perplexity_of(said, ids[half:]),
+            "error": 1 - math.exp(-_divergence(said, usual)), "changed": float(changed),
+            "perplexity": perplexity_of(said, ids[half:]),
             "perplexity_default": perplexity_of(usual, ids[half:]),
         }  # fmt: skip
 
@@ -103,3 +108,9 @@ class Quantization(Tuned):
                 return model(self._ids[None], use_cache=False, logits_to_keep=1).logits
 
         return call
+
+
+def _divergence(said: Tensor, usual: Tensor) -> float:
+    """Mean over positions, of logits (n, vocabulary)."""
+    logs = (x.double().log_softmax(-1) for x in (said, usual))
+    return max(float(F.kl_div(*logs, reduction="batchmean", log_target=True)), 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -21,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 MANY = 10
-"""Differences that are told by what they are, not one after the other."""
+"""Differences of which only the values are told, in the order of the space."""
 HEADS = {"speed": "time", "memory": "memory", "quality": "error", "parameters": "parameters"}
 
 
@@ -45,15 +46,10 @@ def line(trial: FrozenTrial, goal: Goal, default: Mapping[str, Any]) -> str:
 
 def differences(choice: Mapping[str, Any], default: Mapping[str, Any]) -> str:
     """In what a choice is not the default one."""
-    found = {name: value for name, value in choice.items() if default.get(name) != value}
+    found = {name: choice[name] for name in default if choice.get(name) != default[name]}
     if len(found) > MANY:
-        by_value: dict[Any, list[str]] = {}
-        for name, value in found.items():
-            by_value.setdefault(value, []).append(name)
-        return "; ".join(
-            f"{value}: {'all' if len(names) == len(choice) else ' '.join(names)}"
-            for value, names in by_value.items()
-        )
+        runs = [(value, list(run)) for value, run in groupby(choice.get(name) for name in default)]
+        return ", ".join(f"{value} x {len(run)}" for value, run in runs)
     words = [f"{n} {x:.3g}" if isinstance(x, float) else f"{n} {x}" for n, x in found.items()]
     return ", ".join(words) or "the default settings"
 
