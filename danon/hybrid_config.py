@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from danon import tuned
 from danon.config import (
     AttentionConfig,
     ConfigError,
@@ -17,7 +18,7 @@ from danon.config import (
     require,
 )
 
-__all__ = ["MEMBERS", "SuperHybridConfig"]
+__all__ = ["MEMBERS", "SuperHybridConfig", "mechanism_of"]
 
 MEMBERS: dict[str, type[AttentionConfig]] = {
     "msra": MSRAConfig,
@@ -39,6 +40,11 @@ ALIASES = {
 """The words of the seed's attention_config for fields of a component."""
 
 
+def mechanism_of(component: str) -> str:
+    """Of a component that is one, or one with tuned settings: ``msra`` of ``msra-balanced``."""
+    return component.partition("-")[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SuperHybridConfig(AttentionConfig):
     """A hybrid of MSRA, DALA and UCSA (:class:`danon.attention.hybrid.SuperHybrid`).
@@ -47,8 +53,10 @@ class SuperHybridConfig(AttentionConfig):
         mode: ``select``: one mechanism, chosen from recorded measurements; ``blend``: the weighted
             sum of all outputs; ``layers``: a pattern of mechanisms over the depth.
         components: the mechanisms that take part, and fields of their configurations that differ
-            from what this one implies: ``{"msra": {"window": 256}, "ucsa": {}}``. A ``weight`` > 0,
-            for all or for none, is the share that the blend starts from (else equal shares).
+            from what this one implies: ``{"msra": {"window": 256}, "ucsa": {}}``. With the settings
+            that a study found best it is ``msra-balanced`` (results/tuned), whose fields are filled
+            in. A ``weight`` > 0, for all or for none, is the share that the blend starts from (else
+            equal shares).
         num_levels: of MSRA.
         sparsity_factor: of UCSA.
         compression_ratio: of UCSA.
@@ -131,9 +139,13 @@ class SuperHybridConfig(AttentionConfig):
         assert isinstance(components, Mapping)
         own = {f.name for f in dataclasses.fields(AttentionConfig)}
         shared = own - {"kernel", "max_sequence_length"}
+        found = {}
         for name, fields in components.items():
-            require(name in MEMBERS, self, "components", f"a dictionary with keys of {known}")
+            allowed = f"a dictionary with keys of {known}, or one of these with tuned settings"
+            require(isinstance(name, str) and mechanism_of(name) in MEMBERS, self, "components",
+                    allowed)  # fmt: skip
             place = f"{kind}.components[{name!r}]"
+            found[name] = {} if name in MEMBERS else _tuned(name, place)
             if not isinstance(fields, Mapping):
                 raise ConfigError(f"{place} = {fields!r}: must be a dictionary of fields")
             if both := sorted(shared & set(fields)):
@@ -150,12 +162,12 @@ class SuperHybridConfig(AttentionConfig):
         names = pattern if isinstance(pattern, tuple | list) else (None,)  # JSON has lists only
         require(all(name in components for name in names), self, "pattern",
                  f"a tuple of components: of {', '.join(map(repr, components))}")  # fmt: skip
-        copied = {name: dict(fields) for name, fields in components.items()}
+        copied = {name: found[name] | dict(fields) for name, fields in components.items()}
         object.__setattr__(self, "components", copied)
         object.__setattr__(self, "pattern", tuple(names))
 
     def member(self, name: str) -> AttentionConfig:
-        """The configuration of a component.
+        """The configuration of a component, by its name.
 
         Raises:
             ConfigError: a field that the mechanism does not have, or a value that is not allowed.
@@ -174,7 +186,8 @@ class SuperHybridConfig(AttentionConfig):
             },
         }
         shared = self.shared() | {"max_sequence_length": self.max_sequence_length}
-        made = MEMBERS[name].from_dict(shared | implied[name] | fields)
+        mechanism = mechanism_of(name)
+        made = MEMBERS[mechanism].from_dict(shared | implied[mechanism] | fields)
         if made.is_causal != self.is_causal:
             raise ConfigError(
                 f"{type(self).__name__}.components[{name!r}] is {'' if made.is_causal else 'not '}"
@@ -213,3 +226,21 @@ class SuperHybridConfig(AttentionConfig):
                 for name, given in components.items()
             }  # fmt: skip
         return super().from_dict(fields)
+
+
+def _tuned(name: str, place: str) -> dict[str, Any]:
+    """The settings behind the name of a component.
+
+    Raises:
+        ConfigError: there are none; says which there are.
+    """
+    try:
+        known = tuned.rows(mechanism_of(name))
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    if name not in known:
+        there = ", ".join(f"{row.name} ({', '.join(row.goals)})" for row in known.values())
+        raise ConfigError(
+            f"{place}: no study has found such settings; there are: {there or 'none'}"
+        )
+    return dict(known[name].settings)

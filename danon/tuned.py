@@ -4,15 +4,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["GOALS", "HYPERPARAMETERS", "file_of", "folder", "read", "settings"]
+__all__ = [
+    "GOALS", "HYPERPARAMETERS", "Row", "file_of", "folder", "named", "read", "rows", "settings",
+]  # fmt: skip
 
 HYPERPARAMETERS = "hyperparameters"
 """The kind of study whose choices are settings of a configuration."""
 GOALS = ("speed", "memory", "quality", "balanced")
 """What a configuration can be the best for."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Settings that are measured like an attention of their own.
+
+    Attributes:
+        name: of the attention and of the first goal: ``msra-balanced``.
+        goals: that these settings are the best for.
+        length: tokens that they were tuned for.
+        provenance: as in the file; so are the figures.
+    """
+
+    name: str
+    attention: str
+    goals: tuple[str, ...]
+    length: int
+    dtype: str
+    settings: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    @property
+    def about(self) -> str:
+        """For what they are tuned."""
+        return f"tuned ({' and '.join(self.goals)}, {self.length} tokens, {self.dtype})"
 
 
 def folder() -> Path:
@@ -75,3 +104,39 @@ def settings(attention: str, goal: str, place: Path | None = None) -> dict[str, 
         )
     values: dict[str, Any] = found[goal]["settings"]
     return values
+
+
+def rows(attention: str, place: Path | None = None) -> dict[str, Row]:
+    """What was found for an attention, by name; goals that have the same settings are one row.
+
+    Raises:
+        ValueError: the file is none of ``danon tune``.
+    """
+    found: dict[str, Row] = {}
+    for goal, some in read(attention, place).items():
+        where = file_of(attention, folder() if place is None else place, HYPERPARAMETERS)
+        if goal not in GOALS:
+            raise ValueError(f"{where}: goal {goal!r}: must be one of {', '.join(GOALS)}")
+        values, origin = some["settings"], some["provenance"]
+        same = next((row for row in found.values() if row.settings == values), None)
+        name = f"{attention}-{goal}" if same is None else same.name
+        goals = (goal,) if same is None else (*same.goals, goal)
+        try:
+            length, dtype = int(origin["length"]), str(origin["dtype"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{where} does not say what it was tuned for: {error!r}") from error
+        first = some if same is None else {"figures": same.figures, "provenance": same.provenance}
+        found[name] = Row(
+            name, attention, goals, length, dtype, values, first["figures"], first["provenance"]
+        )
+    return found
+
+
+def named(name: str, place: Path | None = None) -> Row | None:
+    """The settings of that name; None if no study has found such.
+
+    Raises:
+        ValueError: the file that could have them is none of ``danon tune``.
+    """
+    attention, _, goal = name.rpartition("-")
+    return rows(attention, place).get(name) if attention and goal in GOALS else None

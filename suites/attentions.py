@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 
 import danon.attention
-from danon.attention import registry
+from danon.attention import registry, variants
 from danon.attention.base import BaseAttention
 from danon.config import AttentionConfig
 from danon.measure.case import Case
@@ -39,17 +39,21 @@ def gather(targets: Iterable[str], only: Iterable[str]) -> tuple[tuple[str, ...]
         only: registered names to keep; none keeps all. The reference and the user's own stay.
 
     Raises:
-        ValueError: an unknown name, or a target that cannot be loaded; says why.
+        ValueError: an unknown name, a target that cannot be loaded, or a file in results/tuned
+            that is none of ``danon tune``; says why.
     """
     for module in pkgutil.iter_modules(danon.attention.__path__, "danon.attention."):
         importlib.import_module(module.name)
     importlib.import_module("baselines")
-    own = []
+    own, named = [], []
     for target in targets:
         if ":" in target:
             own.append(registry.load(target))
         else:
-            registry.get(target)
+            named.append(target)
+    variants.register()  # of one's own, too
+    for target in named:
+        registry.get(target)
     wanted = list(only)
     for name in wanted:
         registry.get(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from danon import tuned
 from danon.bench.choose import answer
 from danon.experiment.runs import Journal, RunInfo
 from danon.measure.case import Case, CaseResult
@@ -63,6 +64,29 @@ def test_the_fastest_that_fits_and_is_good(tmp_path: Path) -> None:
     assert said.startswith("huge: 9.00 times")
     status, said = ask(tmp_path, task="code")
     assert said.startswith("ucsa: 3.00 times") and "2.020 where dense has 2.000" in said
+
+
+def test_tuned_settings_come_with_the_way_to_build_them(tmp_path: Path) -> None:
+    journal = record(tmp_path)
+    row = tuned.rows("msra")["msra-balanced"]
+    config = dict(row.settings)
+    for suite, dtype, metrics in (
+        ("speed", "bfloat16", {"time_ratio": 0.2}), ("memory", "bfloat16", {"peak_bytes": MIB}),
+        ("language", "float32", {"bits_per_byte": 2.0}),
+    ):  # fmt: skip
+        task, phase = ("code", "training") if suite == "language" else ("", "forward")
+        length = 1024 if task else 16384
+        case = Case(suite, row.name, length, dtype, phase, task=task)
+        journal.append(CaseResult(case, "measured", metrics=metrics, config=config))
+    status, said = ask(tmp_path, task="code")
+    assert status == 0 and said.startswith("msra-balanced: 5.00 times as fast")
+    assert 'msra-balanced is msra with MSRAConfig.tuned("balanced", ...): tuned (balanced' in said
+    assert "it was measured with" not in said
+    config["window"] = 8
+    case = Case("speed", row.name, 16384, "bfloat16", "forward")
+    journal.append(CaseResult(case, "measured", metrics={"time_ratio": 0.2}, config=config))
+    assert "but it was measured with window = 8, not 4096" in ask(tmp_path, task="code")[1]
+    assert "recall: window, msra-balanced" in ask(tmp_path)[1]  # nobody knows: not recommended
 
 
 def test_dense_is_the_answer_where_nothing_else_is_good(tmp_path: Path) -> None:

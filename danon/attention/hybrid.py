@@ -163,7 +163,9 @@ class SuperHybrid(StreamingAttention):
         backward: bool,
     ) -> str | None:  # fmt: skip
         try:
-            cls.build(shape).choice(length, device)
+            made = cls.build(shape)
+            if made.cfg.mode == "select":
+                made.choice(length, device)
         except ValueError as error:
             return str(error)
         return None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from danon.config import AttentionConfig
-from danon.hybrid_config import MEMBERS, SuperHybridConfig
+from danon.hybrid_config import MEMBERS, SuperHybridConfig, mechanism_of
 
 __all__ = ["Choice", "Record", "Run", "Score", "choose", "load", "tabulate"]
 
@@ -351,7 +351,8 @@ def _read_run(folder: Path) -> Run:
             result = json.loads(line)
             case = result["case"]
             figures = SUITES.get(case["suite"])
-            if case["attention"] not in MEMBERS or case["phase"] != "forward" or not figures:
+            ours = mechanism_of(case["attention"]) in MEMBERS  # with tuned settings, too
+            if not ours or case["phase"] != "forward" or not figures:
                 continue
             mine = found.setdefault(tuple(case[name] for name in KEY), {})
             for figure in figures:  # of a case measured again the last line counts

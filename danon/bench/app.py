@@ -270,7 +270,10 @@ def doctor(device: Device = "cpu") -> None:
 
     if device not in ("cpu", "cuda"):
         _refuse(f"unknown device {device!r}; known: cpu, cuda")
-    examine(device, Console())
+    try:
+        examine(device, Console())
+    except ValueError as error:
+        _refuse(str(error))
 
 
 def _journal(run_dir: Path | None, results: Path) -> Journal:

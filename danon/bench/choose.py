@@ -11,7 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from danon import tuned
 from danon.bench.command import latest
+from danon.config import TUNED
 from danon.experiment import frame, words
 from danon.experiment.choice import Choice, Option, choose
 from danon.measure.fingerprint import fingerprint
@@ -46,6 +48,8 @@ def answer(
         runs, length=length, memory_bytes=memory_gb * 2**30, task=task, phase=phase, machine=here
     )
     console.print(Text(_verdict(found, length, memory_gb, task), style="bold"))
+    if found.best and (how := _how(found.best)):
+        console.print(how, highlight=False, markup=False, soft_wrap=True)
     if found.options:
         console.print(_table(found, length))
     for what in found.missing:
@@ -87,6 +91,25 @@ def _words(option: Option, found: Choice) -> str:
     )
 
 
+def _how(option: Option) -> str:
+    """How to build tuned settings; empty for what has a class of its own.
+
+    Raises:
+        ValueError: the file in results/tuned is none of ``danon tune``.
+    """
+    row = tuned.named(option.attention)
+    if row is None:
+        return ""
+    (kind,) = [name for name, of in TUNED.items() if of == row.attention] or [""]
+    made = f'{kind}.tuned("{row.goals[0]}", ...)' if kind else f"settings {dict(row.settings)}"
+    said = f"{option.attention} is {row.attention} with {made}: {row.about}"
+    other = [
+        f"{name} = {option.config[name]!r}, not {value!r}"
+        for name, value in row.settings.items() if option.config.get(name, value) != value
+    ]  # fmt: skip
+    return f"{said}; but it was measured with {', '.join(other)}" if other else said
+
+
 def _table(found: Choice, length: int) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0))
     at = words.length_label(length)
@@ -120,7 +143,8 @@ def _records(found: Choice, here: str) -> list[str]:
         other = "" if info.fingerprint.get("id") == here else "another machine: "
         lines.append(
             f"speed and memory: run {info.run_id}, {escape(frame.origin(info))}, {view.phase} "
-            f"{view.dtype} {view.shape}, default settings; {other}{escape(frame.machine(info))}"
+            f"{view.dtype} {view.shape}, default settings or those that the name says; "
+            f"{other}{escape(frame.machine(info))}"
         )
     if found.judged:
         info, task = found.judged

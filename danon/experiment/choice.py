@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from danon.experiment import frame, quality
 from danon.experiment.frame import REFERENCE, Curves, Figure, View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from danon.experiment.quality import Score, Task
     from danon.experiment.runs import RunInfo
     from danon.measure.case import CaseResult
 
     Run = tuple[RunInfo, Sequence[CaseResult]]
+    Configs = Mapping[tuple[str, str, int], Mapping[str, Any]]
+    """By suite, attention and length."""
 
 __all__ = ["Choice", "Option", "choose"]
 
@@ -36,6 +38,7 @@ class Option:
         score: in the task, at the longest length it was judged at; None if not measured.
         fits: within the memory.
         good: loses no more against dense than :data:`LOSS`.
+        config: that the speed was measured with; empty if not recorded.
     """
 
     attention: str
@@ -44,6 +47,7 @@ class Option:
     score: Score | None
     fits: bool
     good: bool
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def choose(
     costs = _costs(known, length, phase, machine)
     if costs is None:
         return Choice(None, (), (f"{phase} at {length} tokens",), None, judged)
-    info, view, curves, names = costs
+    info, view, curves, names, configs = costs
     speed, memory = view.source("speed", "speedup"), view.source("memory", "peak_bytes")
     options = []
     for name in names:
@@ -96,7 +100,8 @@ def choose(
         peak = curves.get(memory[0], name, memory[1]).get(length, Figure(math.nan)).value
         score = judged[1].score(name, judged[1].headline) if judged else None
         good = judged is not None and _good(judged[1], score)
-        options.append(Option(name, faster, peak, score, peak <= memory_bytes, good))
+        config = configs.get((speed[0], name, length), {})
+        options.append(Option(name, faster, peak, score, peak <= memory_bytes, good, config))
     options.sort(key=lambda option: -option.speedup.value)
     seen = dict.fromkeys(r.case.attention for _, results in known for r in results)
     lacking = {
@@ -131,7 +136,7 @@ def _tells(task: Task) -> bool:
 
 def _costs(
     runs: Sequence[Run], length: int, phase: str, machine: str
-) -> tuple[RunInfo, View, Curves, list[str]] | None:
+) -> tuple[RunInfo, View, Curves, list[str], Configs] | None:
     """The run of this machine, else of another, with most speeds at a length and phase."""
     found = []
     for info, results in runs:
@@ -143,7 +148,12 @@ def _costs(
             having = [n for n in names if length in curves.get(suite, n, metric)]
             rank = info.fingerprint.get("id") == machine, len(having)
             if having:
-                found.append((rank, (info, view, curves, having)))
+                configs = {
+                    (c.suite, c.attention, c.length): result.config
+                    for result in results
+                    if (c := result.case).phase == view.phase and c.dtype == view.dtype
+                }
+                found.append((rank, (info, view, curves, having, configs)))
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 

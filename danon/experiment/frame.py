@@ -38,7 +38,9 @@ def role(attention: str, command: str) -> Role:
     if mechanism(attention) in OURS:
         return "ours"
     given = (word.strip("'\"") for word in command.replace("=", " ").replace(",", " ").split())
-    return "yours" if any(word.endswith(f":{attention}") for word in given) else "baseline"
+    own = (word.rpartition(":")[2] for word in given if ":" in word)
+    # tuned settings of one's own are one's own, too
+    return "yours" if any(f"{attention}-".startswith(f"{name}-") for name in own) else "baseline"
 
 
 def mechanism(attention: str) -> str:

@@ -1,0 +1,141 @@
+"""Tuned settings as attentions of their own."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from danon import tuned
+from danon.attention import DALA, MSRA, UCSA, BaseAttention, registry, variants
+from danon.config import AttentionConfig
+from danon.experiment import frame
+from danon.measure.case import Case
+from danon.space import OneOf, Space
+from danon.testing import assert_causal, assert_matches_oracle, make_inputs
+from suites.attentions import gather
+from suites.lab import Lab
+from suites.profiles import PROFILES
+
+KINDS: dict[str, type[BaseAttention]] = {"msra": MSRA, "dala": DALA, "ucsa": UCSA}
+SMALL: dict[str, dict[str, Any]] = {  # 103 tokens use every branch
+    "msra-balanced": {"window": 8, "global_tokens": 3, "compression_factor": 2},
+    "dala-balanced": {"block_size": 4, "memory_size": 10, "window_max": 6},
+    "ucsa-balanced": {"leaf_max": 2, "local_window_size": 8, "query_block": 4,
+                      "candidate_blocks": 4, "selected_blocks": 2},
+}  # fmt: skip
+SHAPE = AttentionConfig(hidden_size=32, num_heads=4, causal=True, max_sequence_length=16384)
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers goes with it."""
+    gather((), ())
+    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
+
+
+def write(folder: Path, attention: str = "msra", **best: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    some = {
+        goal: {"settings": settings, "choice": {}, "figures": {"score": [0.5, 0.4, 0.6]},
+               "provenance": {"length": 4096, "dtype": "float32", "study": f"for {goal}"}}
+        for goal, settings in best.items()
+    }  # fmt: skip
+    (folder / f"{attention}.json").write_text(json.dumps({"attention": attention, "best": some}))
+    return folder
+
+
+def test_all_that_comes_with_danon_is_measured_like_the_rest() -> None:
+    names, own = gather((), ())
+    for attention, kind in KINDS.items():
+        for row in tuned.rows(attention).values():
+            assert row.name in names and not own
+            made = registry.get(row.name).build(SHAPE)
+            assert type(made) is kind and row.settings.items() <= made.config.to_dict().items()
+            assert made.semantics.startswith("tuned (balanced, 16384 tokens, bfloat16): ")
+            assert frame.role(row.name, "danon bench") == "ours"
+            assert frame.mechanism(row.name) == attention
+            again = pickle.loads(pickle.dumps(made))  # noqa: S301  of the mechanism: no study is needed
+            assert again.semantics == made.semantics
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_they_keep_the_contract(name: str) -> None:
+    for fields in (SMALL[name], {}):  # what is given beside them wins
+        module = registry.get(name).build(SHAPE, **fields).eval()
+        assert fields.items() <= module.config.to_dict().items()
+        for padded in (False, True):
+            assert_matches_oracle(module, make_inputs(module, 103, padded=padded))
+        assert_causal(module, make_inputs(module, 103), [0, 30, 77])
+
+
+def test_goals_with_the_same_settings_are_one(tmp_path: Path) -> None:
+    place = write(tmp_path, speed={"window": 64}, memory={"window": 32}, quality={"window": 64})
+    assert variants.register(place) == ("msra-speed", "msra-memory")
+    made = registry.get("msra-speed").build(SHAPE)
+    assert made.semantics.startswith("tuned (speed and quality, 4096 tokens, float32): window 64 ")
+    row = tuned.named("msra-speed", place)
+    assert row is not None and row.provenance["study"] == "for speed"
+    assert tuned.named("msra-quality", place) is None and tuned.named("msra", place) is None
+
+
+def test_sizes_are_not_changed(tmp_path: Path) -> None:
+    """In a training on short inputs they would see everything, which says nothing of them."""
+    variants.register(write(tmp_path, speed={"window": 64, "global_tokens": 0}))
+    kind = registry.get("msra-speed")
+    assert kind.search_space() is None
+    made = kind.sized(SHAPE, 2048)
+    assert made.config.window == 64  # type: ignore[attr-defined]
+    with pytest.raises(NotImplementedError, match=(
+        r"it was tuned to for 4096 tokens: a query sees \d+ of 16384 tokens on average, 32 are"
+    )):  # fmt: skip
+        kind.sized(SHAPE, 32)
+    lab = Lab(PROFILES["smoke"], on_begin=lambda case: None, on_result=lambda result: None)
+    case = Case("recall", "msra-balanced", 64, "float32", "training", heads=1, task="mqar")
+    result = lab.result(case)
+    assert result.status == "unavailable" and "tuned to for 16384 tokens" in result.reason
+    case = Case("speed", "msra-balanced", 64, "float32", "forward", heads=4, head_dim=64)
+    result = lab.result(case)
+    assert result.status == "measured" and result.config["window"] == 4096
+
+
+def test_ones_own_are_ones_own(
+    tmp_path: Path, bring: Callable[[str, type[BaseAttention]], str]
+) -> None:
+    class Mine(BaseAttention):
+        def __init__(self, config: AttentionConfig, width: int = 1) -> None:
+            super().__init__()
+            self.setup_attention(config)
+            self.width = width
+
+        @classmethod
+        def search_space(cls) -> Space:
+            return Space({"width": OneOf((1, 2))}, {"width": 1})
+
+    bring("Mine", Mine)
+    variants.register(write(tmp_path, "Mine", balanced={"width": 2}))
+    assert registry.get("Mine-balanced").build(SHAPE).width == 2  # type: ignore[attr-defined]
+    assert frame.role("Mine-balanced", "danon bench --attention=mine.py:Mine") == "yours"
+    assert frame.role("Minea-balanced", "danon bench --attention=mine.py:Mine") == "baseline"
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("{", "msra.json is no file of danon tune"),
+    ('{"attention": "msra", "best": {"luck": {"settings": {}, "choice": {}, "figures": {}, '
+     '"provenance": {}}}}', "msra.json: goal 'luck': must be one of speed, memory"),
+    ('{"attention": "msra", "best": {"speed": {"settings": {}, "choice": {}, "figures": {}, '
+     '"provenance": {}}}}', "msra.json does not say what it was tuned for: KeyError"),
+])  # fmt: skip
+def test_a_damaged_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, words: str
+) -> None:
+    (tmp_path / "msra.json").write_text(content)
+    monkeypatch.setattr(tuned, "folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match=words):
+        gather((), ())
+    assert torch.isfinite(MSRA.build(SHAPE)(*torch.randn(3, 1, 4, 9, 8))).all()  # not touched
