@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from danon.attention import registry
 from danon.measure.case import Case, Phase
 from suites import exams
 from suites.curricula import FULL, QUICK, SMOKE, STANDARD
@@ -44,6 +45,7 @@ class Profile:
         bounds_cap_s: the same for the suite bounds, which is one pass and no rounds.
         recall, language: what models are trained on; they have budgets of their own.
         pretrained: what a model is asked that was trained with dense attention.
+        from_tuned: settings tuned for a length are measured from that length on only.
         hidden: not offered to users.
     """
 
@@ -59,6 +61,7 @@ class Profile:
     recall: tuple[RecallPlan, ...] = ()
     language: tuple[LanguagePlan, ...] = ()
     pretrained: tuple[PretrainedPlan, ...] = ()
+    from_tuned: bool = False
     hidden: bool = False
 
     def cases(self, attentions: tuple[str, ...], device: str) -> Iterator[Case]:
@@ -76,11 +79,13 @@ class Profile:
         ]
         for length, suite, phase, dtype in sorted(cells, key=lambda cell: cell[0]):
             for name in attentions:
-                yield _case(suite, name, length, dtype, phase, device)
+                if self._tells(name, length):
+                    yield _case(suite, name, length, dtype, phase, device)
         for block in self.scaling:
             for dtype in block.dtypes:
                 for name in attentions:
-                    yield _case("scaling", name, 0, dtype, block.phase, device)
+                    if self._tells(name, min(block.lengths)):
+                        yield _case("scaling", name, 0, dtype, block.phase, device)
         for name in attentions:
             for plan in self._plans:
                 yield from plan.cases(name, device)
@@ -119,8 +124,14 @@ class Profile:
         lengths = {
             n for b in blocks if b.phase == case.phase and case.dtype in b.dtypes for n in b.lengths
         }
-        below = [n for n in lengths if n < case.length]
+        below = [n for n in lengths if n < case.length and self._tells(case.attention, n)]
         return replace(case, length=max(below)) if below else None
+
+    def _tells(self, attention: str, length: int) -> bool:
+        """Whether this profile measures an attention at a length."""
+        if not self.from_tuned or attention not in registry.names():
+            return True
+        return length >= registry.get(attention).tuned_for
 
     def scaling_lengths(self, case: Case) -> tuple[int, ...]:
         """Lengths of the block that a scaling case belongs to."""
@@ -153,6 +164,7 @@ PROFILES: dict[str, Profile] = {
         bounds_cap_s=15.0,
         recall=QUICK[0],
         language=QUICK[1],
+        from_tuned=True,
     ),
     "standard": Profile(
         speed=(
@@ -212,6 +224,7 @@ PROFILES: dict[str, Profile] = {
         recall=SMOKE[0],
         language=SMOKE[1],
         pretrained=exams.SMOKE,
+        from_tuned=True,
         hidden=True,
     ),
 }

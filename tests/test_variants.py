@@ -104,6 +104,22 @@ def test_sizes_are_not_changed(tmp_path: Path) -> None:
     assert result.status == "measured" and result.config["window"] == 4096
 
 
+def test_the_profile_quick_measures_where_they_are_for() -> None:
+    def lengths(profile: str) -> dict[str, set[int]]:
+        found: dict[str, set[int]] = {}
+        for case in PROFILES[profile].cases(("msra-balanced",), "cpu"):
+            found.setdefault(case.task or case.suite, set()).add(case.length)
+            shorter = PROFILES[profile].shorter(case) if not case.task else None
+            assert shorter is None or shorter.length in found[case.suite]
+        return found
+
+    quick = lengths("quick")
+    assert quick.pop("mqar") and quick.pop("code")  # rows that say why not
+    assert quick == {"speed": {16384}, "memory": {16384}, "decode": {65536}}
+    assert {"scaling", "bounds"} <= lengths("standard").keys()
+    assert 1024 in lengths("standard")["speed"]
+
+
 def test_ones_own_are_ones_own(
     tmp_path: Path, bring: Callable[[str, type[BaseAttention]], str]
 ) -> None:

@@ -45,6 +45,9 @@ class BaseAttention(nn.Module):
     summarises: ClassVar[bool] = False
     """Whether weight on a token may come through a sum of many, and so says not what is seen."""
 
+    tuned_for: ClassVar[int] = 0
+    """Tokens that its settings were tuned for; 0: they are for any length."""
+
     config: AttentionConfig
     _auxiliary: Tensor | None = None
 

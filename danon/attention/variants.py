@@ -31,7 +31,10 @@ def register(place: Path | None = None) -> tuple[str, ...]:
         if issubclass(kind, _Variant):
             continue
         for row in tuned.rows(attention, place).values():
-            own = {"kind": kind, "row": row, "semantics": row.about, "__module__": __name__}
+            own = {
+                "kind": kind, "row": row, "semantics": row.about, "tuned_for": row.length,
+                "__module__": __name__,
+            }  # fmt: skip
             registry.register(row.name)(type(row.name, (_Variant, kind), own))
             made.append(row.name)
     return tuple(made)
