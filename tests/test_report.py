@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import re
 import struct
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from danon import tuned
 from danon.experiment import frame, scoreboard, words
 from danon.experiment.picture import spread, write_picture
 from danon.experiment.report import write_report
@@ -318,6 +320,35 @@ def test_the_report_shows_every_attention_and_every_reason(page: Page, info: Run
     assert info.run_id in page.text
     assert "A Processor 9000" in page.text
     assert info.command in page.text
+
+
+def test_the_report_has_tuned_settings_and_links_to_the_study(
+    info: RunInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case("speed", "msra", 1024, "float32", "forward")
+    some = [CaseResult(case, "measured", metrics={"time_s": 1.0, "time_ratio": 0.5})]
+    path = tmp_path / "results" / "runs" / "one" / "report.html"
+    path.parent.mkdir(parents=True)
+    (row,) = tuned.rows("msra").values()
+    write_report(some, info, path)
+    page = path.read_text()
+    assert "<h2>Tuned settings" in page and row.provenance["study"] in page
+    for part in ("msra-balanced", "15% (44%)", "0.74-0.75", "window 4096", "16k tokens bfloat16"):
+        assert part in page.split("<h2>Tuned settings")[1], part
+    assert "tune/" not in page.split("<h2>Tuned settings")[1].split("</section>")[0]
+    study = tmp_path / "results" / "tune" / row.provenance["study"] / "report.html"
+    study.parent.mkdir(parents=True)
+    study.write_text("a page")
+    write_report(some, info, path)
+    link = re.search(r'<a href="([^"]+)">hyperparameters-msra', path.read_text())
+    assert link and (path.parent / link[1]).read_text() == "a page"
+    (tmp_path / "msra.json").write_text("{")
+    monkeypatch.setattr(tuned, "folder", lambda: tmp_path)
+    write_report(some, info, path)
+    assert "msra.json is no file of danon tune" in path.read_text()
+    (tmp_path / "msra.json").unlink()
+    write_report(some, info, path)
+    assert "Tuned settings" not in path.read_text()
 
 
 def test_the_report_escapes_what_comes_from_results(page: Page) -> None:

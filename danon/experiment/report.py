@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from danon.experiment import bounds, frame, quality, words
 from danon.experiment.runs import replace_file
+from danon.experiment.settled import settled
 from danon.experiment.styles import styles
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         tasks=tasks,
         bounds=found,
         bounds_section=Markup(section.render(bounds=found)) if found else "",
+        tuned_section=_tuned(data, path, environment),
         absences=frame.absences(data),
         checks=frame.check_rows(data).to_dict("records"),
         counts=data["status"].value_counts().to_dict(),
@@ -80,6 +82,20 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         plotly=Markup(get_plotlyjs()),
     )
     replace_file(path, content.encode())
+
+
+def _tuned(data: pd.DataFrame, path: Path, environment: jinja2.Environment) -> Markup:
+    """The section on tuned settings of the attentions of a run; empty where there are none."""
+    names = [] if data.empty else list(dict.fromkeys(data["attention"]))
+    rows, trouble = [], ""
+    try:
+        rows = settled(names, path)
+    except ValueError as error:  # the figures of the run are not to be lost for it
+        trouble = str(error)
+    if not (rows or trouble):
+        return Markup()
+    template = importlib.resources.files("danon.experiment") / "template" / "tuned.html"
+    return Markup(environment.from_string(template.read_text()).render(rows=rows, trouble=trouble))
 
 
 def _payload(data: pd.DataFrame, views: Sequence[frame.View], info: RunInfo) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""What studies found best, as the report shows it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from danon import tuned
+from danon.experiment import words
+from danon.experiment.frame import Figure
+
+__all__ = ["Settled", "settled"]
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Tuned settings in words.
+
+    Attributes:
+        goals: that they are the best for.
+        time: over that of the default settings; so is ``memory``.
+        wrong: share of wrong answers, and that of the default settings.
+        page: of the study, relative to the report; empty if it is not here.
+        origin: when, where and with how much it was found.
+    """
+
+    name: str
+    goals: str
+    score: str
+    interval: str
+    time: str
+    memory: str
+    wrong: str
+    error: str
+    settings: str
+    study: str
+    page: str
+    origin: str
+
+
+def settled(attentions: Iterable[str], report: Path, place: Path | None = None) -> list[Settled]:
+    """The tuned settings of some attentions.
+
+    Args:
+        report: results/runs/<run>/report.html; pages of studies are looked for in results/tune.
+        place: the folder of the settings; None for danon's own.
+
+    Raises:
+        ValueError: a file there is none of ``danon tune``.
+    """
+    own = {}
+    for name in attentions:
+        row = tuned.named(name, place)
+        own |= tuned.rows(name if row is None else row.attention, place)
+    return [_settled(row, report.resolve().parent) for row in own.values()]
+
+
+def _settled(row: tuned.Row, folder: Path) -> Settled:
+    figures, origin = row.figures, row.provenance
+    study = str(origin.get("study", ""))
+    page = folder.parent.parent / "tune" / study / PAGE
+    score = [math.nan if x is None else float(x) for x in figures.get("score") or [None]]
+    low, high = score[1:3] if len(score) > 2 else (math.nan, math.nan)
+    wrong, usual = (_number(figures, name) for name in ("error", "error_default"))
+    return Settled(
+        name=row.name, goals=", ".join(row.goals), score=_ratio(score[0]),
+        interval=words.interval(Figure(score[0], low, high)),
+        time=_ratio(_number(figures, "time_ratio")),
+        memory=_ratio(_number(figures, "memory_ratio")),
+        wrong=f"{words.accuracy(wrong)} ({words.accuracy(usual)})",
+        error=words.error_text(_number(figures, "error_vs_dense")),
+        settings=", ".join(f"{name} {_value(x)}" for name, x in sorted(row.settings.items())),
+        study=study or "unknown study",
+        page=quote(Path(os.path.relpath(page, folder)).as_posix()) if page.is_file() else "",
+        origin=_origin(row),
+    )  # fmt: skip
+
+
+def _origin(row: tuned.Row) -> str:
+    origin = row.provenance
+    machine = origin.get("machine") or {}
+    known = (
+        f"{words.length_label(row.length)} tokens {row.dtype}",
+        f"{origin['trials']} trials" if "trials" in origin else "",
+        str(origin.get("when", "")),
+        f"commit {str(origin['commit'])[:10]}" if "commit" in origin else "",
+        ", ".join(str(machine[n]) for n in ("gpu", "cpu") if n in machine),
+        f"fingerprint {machine['id']}" if "id" in machine else "",
+    )
+    return ", ".join(part for part in known if part)
+
+
+def _number(figures: Mapping[str, Any], name: str) -> float:
+    value = figures.get(name)
+    return math.nan if value is None else float(value)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else words.NOTHING
+
+
+def _value(x: object) -> str:
+    return f"{x:.3g}" if isinstance(x, float) else str(x)
