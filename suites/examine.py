@@ -39,13 +39,13 @@ class UnmeasuredError(Exception):
 
 
 def examined(
-    case: Case, shape: AttentionConfig, entries: int, probe: int, verifier: Verifier
+    case: Case, shape: AttentionConfig, entries: int | None, probe: int, verifier: Verifier
 ) -> tuple[BaseAttention, dict[str, Any]]:
     """The attention of a case in the size of its model, and its correctness check.
 
     Args:
         shape: of the model; its longest input is what the attention is sized for.
-        entries: what a query may see on average, at most about.
+        entries: what a query may see on average, at most about; None: as much as it does anyway.
         probe: tokens that the check takes, at most.
 
     Raises:
@@ -60,15 +60,16 @@ def examined(
     if reason:
         raise UnmeasuredError("unavailable", reason)
     try:
-        module = kind.sized(shape, entries).eval().to(case.device)
+        module = kind.build(shape) if entries is None else kind.sized(shape, entries)
     except NotImplementedError as fixed:
         raise UnmeasuredError("unavailable", str(fixed)) from fixed
+    module = module.eval().to(case.device)
     if not claims_causal(module):
         raise UnmeasuredError("unavailable", "sees later tokens, which it would have to predict")
     # The verifier checks a case once: other sizes are other cases.
     checked = replace(
         case, length=min(probe, length), phase="forward+backward" if backward else "forward",
-        task=f"{entries} of {length}",
+        task=f"{entries or 'all'} of {length}",
     )  # fmt: skip
     verdict = verifier.verdict(Specimen(checked, module))
     whole = (x.to(case.device) for x in text_qkv(1, case.heads, length, case.head_dim))

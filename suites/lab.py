@@ -24,6 +24,7 @@ from suites.costs import CHECK_CALLS, GRADIENT_CALLS, SELF_CALLS, TIMING_CALLS, 
 from suites.figures import ratios
 from suites.guard import out_of_memory
 from suites.keeper import Keeper
+from suites.lookup import Searcher
 from suites.pretrained import Exam
 from suites.profiles import Profile
 from suites.quality import School
@@ -67,9 +68,10 @@ class Lab:
         self._results = {result.case: result for result in known}
         self._verifier = Verifier()
         school = School(profile, keeper)
-        # What has a task is judged in a model, by whom its suite names.
+        # What has a task is judged in a model, by whom the task or else its suite names.
         self._judges: dict[str, Judge] = {
-            "recall": school, "language": school, "pretrained": Exam(profile)
+            "recall": school, "language": school, "pretrained": Exam(profile),
+            "lookup": Searcher(profile),
         }  # fmt: skip
         self._rates: dict[tuple[str, str], float] = {}
         self._costs = Costs()
@@ -96,7 +98,7 @@ class Lab:
     def _outcome(self, case: Case) -> CaseResult:
         try:
             if case.task:
-                return self._judges[case.suite].result(case)
+                return self._judges.get(case.task, self._judges[case.suite]).result(case)
             if case.suite == "scaling":
                 return self._scaling(case)
             if reason := self._unavailable(case, backward=case.phase == "forward+backward"):

@@ -9,7 +9,7 @@ from danon.attention import registry
 from danon.measure.case import Case, Phase
 from suites import exams
 from suites.curricula import FULL, QUICK, SMOKE, STANDARD
-from suites.exams import PretrainedPlan
+from suites.exams import LookupPlan, PretrainedPlan
 from suites.plans import LanguagePlan, Plan, RecallPlan
 
 __all__ = ["HEADS", "HEAD_DIM", "PROFILES", "Block", "Profile", "visible_profiles"]
@@ -60,7 +60,7 @@ class Profile:
     bounds_cap_s: float
     recall: tuple[RecallPlan, ...] = ()
     language: tuple[LanguagePlan, ...] = ()
-    pretrained: tuple[PretrainedPlan, ...] = ()
+    pretrained: tuple[PretrainedPlan | LookupPlan, ...] = ()
     from_tuned: bool = False
     hidden: bool = False
 
@@ -105,7 +105,7 @@ class Profile:
         share = self.seconds if case.suite == "speed" else 0.2
         return min(share + 4 * dense_s, self.cap_s)
 
-    def plan(self, case: Case) -> Plan | PretrainedPlan:
+    def plan(self, case: Case) -> Plan | PretrainedPlan | LookupPlan:
         """What a model of a case is trained by, or asked."""
         (found,) = (
             plan for plan in self._plans
@@ -114,7 +114,7 @@ class Profile:
         return found
 
     @property
-    def _plans(self) -> tuple[Plan | PretrainedPlan, ...]:
+    def _plans(self) -> tuple[Plan | PretrainedPlan | LookupPlan, ...]:
         return (*self.recall, *self.language, *self.pretrained)
 
     def shorter(self, case: Case) -> Case | None:
@@ -164,6 +164,7 @@ PROFILES: dict[str, Profile] = {
         bounds_cap_s=15.0,
         recall=QUICK[0],
         language=QUICK[1],
+        pretrained=exams.QUICK,
         from_tuned=True,
     ),
     "standard": Profile(

@@ -22,15 +22,18 @@ from danon.models import Backbone
 from danon.models.convolution import ShortConvolution
 from danon.training import TrainingConfig
 from suites.attentions import REFERENCE, gather
+from suites.exams import LookupPlan
 from suites.learner import AnswerTrainer, encoder
 from suites.lessons import Lessons, Stage
 from suites.tasks import Lookup
 from suites.training import JUDGING, marked
 
-__all__ = ["LONGEST", "STAGES", "VOCABULARY", "WIDTH", "errors", "learn", "wrong"]
+__all__ = [
+    "EXAMPLES", "LONGEST", "STAGES", "VOCABULARY", "WIDTH", "asked", "errors", "learn", "wrong",
+]  # fmt: skip
 
 WEIGHTS = Path(__file__).with_name("teacher.pt")
-VOCABULARY, WIDTH = 512, 64
+VOCABULARY, WIDTH = 512, LookupPlan.head_dim
 LONGEST = 16384
 """Tokens that it has learned to look back over."""
 EXAMPLES = 4
@@ -69,9 +72,14 @@ def errors(
     return wrong(model.to(device), length, EXAMPLES, seed)
 
 
+def asked(length: int) -> int:
+    """Answers of an example."""
+    return max(1, min(length // SHARE, MOST))
+
+
 def wrong(model: Backbone, length: int, examples: int, seed: int) -> float:
     """Share of wrong answers of a model."""
-    task = Lookup(length, max(1, min(length // SHARE, MOST)), VOCABULARY)
+    task = Lookup(length, asked(length), VOCABULARY)
     return 1 - float(marked(model.eval(), *task.examples(examples, JUDGING + seed)).mean())
 
 

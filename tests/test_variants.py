@@ -115,7 +115,9 @@ def test_the_profile_quick_measures_where_they_are_for() -> None:
 
     quick = lengths("quick")
     assert quick.pop("mqar") and quick.pop("code")  # rows that say why not
-    assert quick == {"speed": {16384}, "memory": {16384}, "decode": {65536}}
+    assert quick == {
+        "speed": {16384}, "memory": {16384}, "decode": {65536}, "lookup": {16384}
+    }  # fmt: skip
     assert {"scaling", "bounds"} <= lengths("standard").keys()
     assert 1024 in lengths("standard")["speed"]
 

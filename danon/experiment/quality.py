@@ -35,11 +35,12 @@ PRETRAINED = {
     "text": "perplexity of the second half of a text",
     "passkey": "numbers hidden in a text, asked for at its end",
     "adapted": "perplexity of that text after a short training on others",
+    "lookup": "keys read anywhere before, by a small model that has learned to look them up",
 }
 METRICS = {
     ("recall", ""): ("accuracy", True), ("language", ""): ("bits_per_byte", False),
     ("pretrained", "text"): ("perplexity", False), ("pretrained", "passkey"): ("accuracy", True),
-    ("pretrained", "adapted"): ("perplexity", False),
+    ("pretrained", "adapted"): ("perplexity", False), ("pretrained", "lookup"): ("accuracy", True),
 }  # fmt: skip
 """Of suite and task (empty: any of the suite), and whether more of it is better."""
 SUITES = tuple(dict.fromkeys(suite for suite, _ in METRICS))

@@ -66,6 +66,13 @@ PRETRAINED = _Kind(
     "numbers found, all their digits. Speed-up: forward pass of the attention alone against dense. "
     f"{FRONT_LEGEND}",
 )
+LOOKUP = _Kind(
+    "a small model that looks keys up, each attention put into it",
+    "as put in",
+    "What an attention with the settings of the tables above finds, for a model that was trained "
+    "with dense attention. Right answers: higher is better. Speed-up: forward pass of the "
+    f"attention alone against dense, one head. {FRONT_LEGEND}",
+)
 BOUNDS_LEGEND = (
     "A: dense attention's matrix, A^: the attention's own, on rows spread over the length. eps: "
     "|A^ - A| sqrt(d / log n), N^: how it grows with the length (? from two lengths: no interval); "
@@ -92,8 +99,8 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
         console.print(Text(LEGEND, style="dim"))
         if console.width < WIDE:
             _print_semantics(boards, console)
-    for kind in (TRAINED, PRETRAINED):
-        if some := [task for task in tasks if task.trained is (kind is TRAINED)]:
+    for kind in (TRAINED, PRETRAINED, LOOKUP):
+        if some := [task for task in tasks if _kind(task) is kind]:
             _print_quality(some, kind, console)
     found = bounds.bounds(results, info.command)
     if found:
@@ -101,6 +108,12 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
     if not (boards or tasks or found):
         console.print("\nNo case has figures.")
     _print_absences(frame.absences(data), console)
+
+
+def _kind(task: quality.Task) -> _Kind:
+    if task.trained:
+        return TRAINED
+    return LOOKUP if task.name == "lookup" else PRETRAINED
 
 
 def _title(shown: frame.Board) -> str:
@@ -116,9 +129,10 @@ def _table(shown: frame.Board, tasks: Sequence[quality.Task], width: int) -> Tab
     head = shown.headline
     at = _at(head)
     wide = width >= WIDE
-    trained = {"recall": quality.hardest(tasks, "recall")}
-    trained["bits/B"] = quality.hardest(tasks, "language")
-    hardest = {name: task for name, task in trained.items() if task}
+    found = {"recall": quality.hardest(tasks, "recall")}
+    found["bits/B"] = quality.hardest(tasks, "language")
+    found["finds"] = next((task for task in tasks if _kind(task) is LOOKUP), None)
+    hardest = {name: task for name, task in found.items() if task}
     room = width - (118 if wide else 82) - QUALITY_COLUMN * len(hardest)
     rates = not hardest or room >= -2  # quality may take their place: the report has them too
     lengths = _lengths(shown, room)

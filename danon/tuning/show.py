@@ -49,7 +49,9 @@ def differences(choice: Mapping[str, Any], default: Mapping[str, Any]) -> str:
     found = {name: choice[name] for name in default if choice.get(name) != default[name]}
     if len(found) > MANY:
         runs = [(value, list(run)) for value, run in groupby(choice.get(name) for name in default)]
-        return ", ".join(f"{value} x {len(run)}" for value, run in runs)
+        return ", ".join(
+            str(value) if len(run) == 1 else f"{value} x {len(run)}" for value, run in runs
+        )
     words = [f"{n} {x:.3g}" if isinstance(x, float) else f"{n} {x}" for n, x in found.items()]
     return ", ".join(words) or "the default settings"
 

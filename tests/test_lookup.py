@@ -1,0 +1,53 @@
+"""What attentions find in a small model that looks things up: the path of a case."""
+
+from __future__ import annotations
+
+import pytest
+
+from danon.experiment import quality
+from danon.measure.case import CaseResult
+from suites.attentions import gather
+from suites.exams import LookupPlan
+from suites.lab import Lab
+from suites.profiles import PROFILES, Profile
+
+gather((), ())
+
+
+def result(attention: str, length: int = 2048, cap_s: float = 60.0) -> CaseResult:
+    profile = Profile(
+        (), (), (), (), (), seconds=0.01, width=1.0, cap_s=30.0, bounds_cap_s=1.0,
+        pretrained=(LookupPlan((length,), cap_s),),
+    )  # fmt: skip
+    lab = Lab(profile, on_begin=lambda case: None, on_result=lambda result: None)
+    ((case),) = profile.cases((attention,), "cpu")
+    return lab.result(case)
+
+
+def test_an_attention_finds_what_it_sees() -> None:
+    dense, window = result("sdpa"), result("window")
+    assert dense.metrics["accuracy"] > 0.97 > window.metrics["accuracy"] > 0.3
+    assert dense.metrics["items"] == 200 and "time_ratio" not in dense.metrics
+    assert window.metrics["pairs_share"] < 0.6 and window.metrics["time_ratio"] > 0
+    assert window.config["hidden_size"] == 64 and window.semantics.startswith("exact window 512")
+    (task,) = quality.tasks([dense, window], "")
+    assert (task.suite, task.name, task.metric, task.trained) == (
+        "pretrained", "lookup", "accuracy", False
+    )  # fmt: skip
+    assert [row.attention for row in task.rows] == ["sdpa", "window"]
+
+
+@pytest.mark.parametrize(("attention", "status", "words"), [
+    ("bigbird", "unavailable", "sees later tokens"),
+    ("sdpa-math", "over budget", "4 passes would take"),
+])  # fmt: skip
+def test_what_cannot_be_asked_says_why(attention: str, status: str, words: str) -> None:
+    found = result(attention, 1024, cap_s=1e-4)
+    assert found.status == status and words in found.reason
+
+
+def test_profiles_ask_as_far_as_the_speed_of_all_is_measured() -> None:
+    for profile in PROFILES.values():
+        if not profile.hidden:
+            (plan,) = [p for p in profile.pretrained if isinstance(p, LookupPlan)]
+            assert plan.lengths[-1] == 16384
