@@ -164,24 +164,33 @@ def types(session: nox.Session) -> None:
     run(session, "mypy", *session.posargs)
 
 
+def studies_beside(store: str) -> Path:
+    """Where the studies are that a store of MLflow has runs of, as danon.tuning.storage has it."""
+    place = Path(store.removeprefix("sqlite:///")) if store.startswith("sqlite:///") else None
+    return (place or ROOT / ".mlflow" / "mlflow.db").with_name("optuna.db")
+
+
 @nox.session(venv_backend="none")
 def ui(session: nox.Session) -> None:
     """Open MLflow on what was recorded, and Optuna's dashboard on studies: -- --port 5001 ..."""
     install(session, "tuning,baselines")
     local = f"sqlite:///{ROOT / '.mlflow' / 'mlflow.db'}"  # as danon.experiment.store has it
-    store = os.environ.get("MLFLOW_TRACKING_URI", local)
-    if store.startswith("http"):
-        session.log(f"MLFLOW_TRACKING_URI is a server already: open {store}")
-        return
-    run(session, "python", "-c", "from danon.experiment import store; store.prepare()")
-    quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    serve = ("mlflow", "ui", "--backend-store-uri", store, "--workers", "1")
-    studies = ROOT / ".mlflow" / "optuna.db"  # as danon.tuning.storage has it
+    store = os.environ.get("MLFLOW_TRACKING_URI") or local
+    studies = studies_beside(store)
     with contextlib.ExitStack() as stack:
+        dashboard = None
         if studies.exists():
-            beside = [str(BIN / "optuna-dashboard"), f"sqlite:///{studies}", "--port", DASHBOARD]
-            dashboard = stack.enter_context(subprocess.Popen(beside))
+            serve = [str(BIN / "optuna-dashboard"), f"sqlite:///{studies}", "--port", DASHBOARD]
+            dashboard = stack.enter_context(subprocess.Popen(serve))
             stack.callback(dashboard.terminate)
+        if store.startswith("http"):
+            session.log(f"MLFLOW_TRACKING_URI is a server already: open {store}")
+            if dashboard is not None:
+                dashboard.wait()
+            return
+        run(session, "python", "-c", "from danon.experiment import store; store.prepare()")
+        quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        serve = ["mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]
         run(session, *serve, *session.posargs, env=quick)
 
 

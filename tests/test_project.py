@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 import danon
+from danon.experiment import store
+from danon.tuning import storage
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {
@@ -120,6 +123,17 @@ README = snippets((ROOT / "README.md").read_text(encoding="utf-8"))
 @pytest.mark.parametrize("source", [s for _, s in README], ids=[f"line-{n}" for n, _ in README])
 def test_readme_snippet_runs(source: str) -> None:
     python(source)
+
+
+def test_the_ui_opens_the_studies_that_tune_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")
+    assert spec is not None and spec.loader is not None
+    noxfile = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(noxfile)
+    monkeypatch.chdir(ROOT)
+    for uri in ("sqlite:////elsewhere/mlflow.db", "http://127.0.0.1:5000", ""):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert storage.default() == f"sqlite:///{noxfile.studies_beside(store.tracking_uri())}"
 
 
 def test_changelog_has_unreleased_changes() -> None:

@@ -55,7 +55,7 @@ def settled(attentions: Iterable[str], report: Path, place: Path | None = None) 
     Raises:
         ValueError: a file there is none of ``danon tune``.
     """
-    own = {}
+    own: dict[str, tuned.Row] = {}
     for name in attentions:
         row = tuned.named(name, place)
         own |= tuned.rows(name if row is None else row.attention, place)
