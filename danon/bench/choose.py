@@ -141,10 +141,11 @@ def _records(found: Choice, here: str) -> list[str]:
     if found.costs:
         info, view = found.costs
         other = "" if info.fingerprint.get("id") == here else "another machine: "
+        machine = frame.machine(info.fingerprint)
         lines.append(
             f"speed and memory: run {info.run_id}, {escape(frame.origin(info))}, {view.phase} "
             f"{view.dtype} {view.shape}, default settings or those that the name says; "
-            f"{other}{escape(frame.machine(info))}"
+            f"{other}{escape(machine)}"
         )
     if found.judged:
         info, task = found.judged

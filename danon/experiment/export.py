@@ -32,7 +32,7 @@ def write_results(results: Sequence[CaseResult], info: RunInfo, run_dir: Path) -
 
 
 def _figures(result: CaseResult) -> dict[str, Any]:
-    values = dataclasses.asdict(result)
+    values = result.values()
     del values["samples"]  # they are in the parquet file
     return values
 

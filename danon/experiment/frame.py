@@ -331,9 +331,9 @@ def check_rows(frame: pd.DataFrame) -> pd.DataFrame:
     return checked.sort_values("used", ascending=False).drop_duplicates(keys).sort_values(keys)
 
 
-def machine(info: RunInfo) -> str:
-    """The machine in one line; absolute figures compare only where it is the same."""
-    known = {name: str(value) for name, value in info.fingerprint.items()}
+def machine(fingerprint: Mapping[str, Any]) -> str:
+    """A machine in one line; absolute figures compare only where it is the same."""
+    known = {name: str(value) for name, value in fingerprint.items()}
     parts = [known[name] for name in ("gpu", "cpu") if name in known]
     parts += [f"{known[n]} {n}" for n in ("cores", "threads") if n in known]
     parts += [f"{known['memory_gib']} GiB"] if "memory_gib" in known else []

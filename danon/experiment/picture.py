@@ -60,7 +60,7 @@ def write_picture(results: Sequence[CaseResult], info: RunInfo, path: Path) -> N
     else:
         _panel(right, data, memory, looks, "memory", "peak_bytes", 1 / 2**20, side=1)
         _title(right, "Peak memory in MiB", memory, "beyond inputs and output")
-    caption = f"{frame.machine(info)}\n{frame.origin(info)}; {speed.shape}"
+    caption = f"{frame.machine(info.fingerprint)}\n{frame.origin(info)}; {speed.shape}"
     figure.text(0.055, 0.022, caption, fontsize=7.5, color=SOFT, linespacing=1.5)
     sink = io.BytesIO()
     figure.savefig(sink, format="png")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARTIFACTS", "Recorder", "metric_name", "upload"]
 
-ARTIFACTS = ("benchmark.json", "samples.parquet", "results.json", "report.html")
+ARTIFACTS = ("benchmark*.json", "samples.parquet", "results.json", "report.html")
 REASON_LENGTH = 1000  # characters; MLflow refuses tags above 8000
 PATIENCE = {"retries": 1, "timeout_s": 20}  # a bench must not wait minutes for a dead server
 
@@ -100,6 +100,8 @@ class _Tree:
             for name, value in sorted(result.metrics.items())
         ]
         tags = {done: digest, **_status_tags(child.tags, result)}
+        if result.place:
+            tags["danon.place"] = json.dumps(result.place, sort_keys=True)
         params = []
         if result.semantics and not child.described:
             params.append(Param("semantics", result.semantics[:REASON_LENGTH]))
@@ -114,9 +116,8 @@ class _Tree:
     def close(self, status: RunStatus, run_dir: Path) -> None:
         """Upload the files of the run and end every run of the tree."""
         for parent in self._parents.values():
-            for name in ARTIFACTS:
-                if (run_dir / name).is_file():
-                    self._client.log_artifact(parent.run_id, str(run_dir / name))
+            for file in (place for name in ARTIFACTS for place in sorted(run_dir.glob(name))):
+                self._client.log_artifact(parent.run_id, str(file))
             for child in parent.children.values():
                 failed = child.tags.get("danon.status") == "failed"
                 self._client.set_terminated(child.run_id, "FAILED" if failed else status)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import jinja2
 from markupsafe import Markup
 
-from danon.experiment import bounds, frame, quality, words
+from danon.experiment import bounds, frame, places, quality, words
 from danon.experiment.runs import replace_file
 from danon.experiment.settled import settled
 from danon.experiment.styles import styles
@@ -56,7 +56,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
     content = page.render(
         info=info,
         origin=frame.origin(info),
-        machine=frame.machine(info),
+        machines=places.machines(results, info),
         boards=[frame.board(data, view, info.command) for view in views],
         tasks=tasks,
         bounds=found,

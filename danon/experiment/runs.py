@@ -21,7 +21,7 @@ from typing import Any, Literal, Self, get_args
 from danon.experiment.process import Owner
 from danon.measure.case import CaseResult
 
-__all__ = ["UNWRITABLE", "Journal", "RunInfo", "RunStatus", "replace_file"]
+__all__ = ["UNWRITABLE", "Journal", "RunInfo", "RunStatus", "commit_of", "replace_file"]
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -69,7 +69,7 @@ class RunInfo:
     def capture(cls, profile: str, seed: int, command: str, fingerprint: dict[str, Any]) -> Self:
         """Describe the invocation that starts now."""
         now = dt.datetime.now(dt.UTC)
-        commit, dirty = _git_state()
+        commit, dirty = commit_of()
         return cls(
             run_id=f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
             started=now.isoformat(timespec="seconds"),
@@ -104,7 +104,7 @@ def _git(place: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _git_state() -> tuple[str, bool]:
+def commit_of() -> tuple[str, bool]:
     """(commit, dirty) of the checkout that holds this very file, or of the current folder's.
 
     An installed copy inside somebody else's repository must not borrow that one's commit.

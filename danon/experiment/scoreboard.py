@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from danon.experiment import bounds, frame, quality, words
+from danon.experiment import bounds, frame, places, quality, words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +89,8 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
     console.print()
     console.rule("[bold]danon bench[/]", align="left")
     console.print(escape(frame.origin(info)), style="dim", highlight=False)
-    console.print(escape(frame.machine(info)), style="dim", highlight=False)
+    for machine in places.machines(results, info):
+        console.print(escape(machine), style="dim", highlight=False)
     boards = [frame.board(data, view, info.command) for view in frame.views(data)]
     tasks = quality.tasks(results, info.command)
     for shown in boards:

@@ -108,7 +108,9 @@ def _tags(kept: Kept, result: CaseResult, info: RunInfo) -> dict[str, str]:
     return {
         "danon.run_id": info.run_id, "danon.commit": info.commit,
         "danon.dirty": str(info.dirty).lower(), "danon.profile": info.profile,
-        "danon.fingerprint": json.dumps(info.fingerprint, sort_keys=True),
+        "danon.fingerprint": json.dumps(
+            result.place.get("machine", info.fingerprint), sort_keys=True
+        ),
         "danon.semantics": result.semantics,
         **{f"danon.{name}": str(value) for name, value in facts.items()},
         **{f"metric.{name}": repr(value) for name, value in result.metrics.items()},

@@ -60,6 +60,8 @@ class CaseResult:
         check: the correctness check of this very case: kind, error, tolerance, rows.
         config: the fields of the attention's configuration.
         curves: figures along something else than length, as points [x, y]: ``bits_by_tokens`` ...
+        place: the machine of a cluster that measured: ``host``, ``node``, and its fingerprint as
+            ``machine``; empty where it is that of the run.
     """
 
     case: Case
@@ -71,9 +73,17 @@ class CaseResult:
     check: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    place: dict[str, Any] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """As plain data; without a place as before there were any, so that digests stay."""
+        values = dataclasses.asdict(self)
+        if not self.place:
+            del values["place"]
+        return values
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(self.values(), sort_keys=True)
 
     @classmethod
     def from_json(cls, line: str) -> Self:
