@@ -71,10 +71,15 @@ def install_asv(session: nox.Session) -> None:
     run(session, "python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt", ASV)
 
 
+def engine(session: nox.Session) -> str:
+    """The extra that ``--engine ray`` takes."""
+    return ",ray" if {"ray", "--engine=ray"} & set(session.posargs) else ""
+
+
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Measure every attention, print the scoreboard, record it: -- --profile full ..."""
-    install(session, "bench,baselines")
+    install(session, "bench,baselines" + engine(session))
     run(session, "danon", "bench", *session.posargs)
 
 
@@ -111,7 +116,7 @@ def gate_power(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def tune(session: nox.Session) -> None:
     """Search better settings: -- --mechanism ucsa --objective balanced --trials 60 ..."""
-    install(session, "tuning,baselines,quantization")
+    install(session, "tuning,baselines,quantization" + engine(session))
     if "quantization" in session.posargs:
         install_data(session)
     run(session, "danon", "tune", *session.posargs)

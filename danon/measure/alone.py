@@ -1,0 +1,15 @@
+"""One measurement at a time on a machine: two at once would be in each other's times."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+__all__ = ["alone"]
+
+def alone(device: str) -> FileLock:
+    """Held while something is measured on a device, by whatever program of this user."""
+    return FileLock(Path(tempfile.gettempdir()) / f"danon-{os.getuid()}-{device}.lock")
