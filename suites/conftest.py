@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from danon.experiment.runs import Journal
+from danon.measure.alone import alone
 from danon.measure.case import Case
 from danon.measure.fingerprint import fingerprint
 from suites.attentions import check_contract, gather
@@ -41,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--danon-attention", action="append", default=[], help="file.py:Class to measure as well"
     )
     group.addoption("--danon-only", default="", help="registered names to keep, comma separated")
+    group.addoption("--danon-one", default="", help="registered name whose cases alone are run")
     group.addoption("--danon-suites", default="", help=f"of {', '.join(SUITES)}; all without")
 
 
@@ -70,6 +72,9 @@ def _prepare(config: pytest.Config) -> None:
     dtypes = {d for block in (*profile.speed, *profile.memory) for d in block.dtypes}
     for attention in own:
         check_contract(attention, sorted(dtypes), device)
+    one = config.getoption("--danon-one")
+    if one and one not in names:
+        raise ValueError(f"--danon-one {one!r}: must be one of {', '.join(names)}")
     config.stash[_names], config.stash[_cases] = names, {}
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # or models would be trained on what else is here
@@ -82,7 +87,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = config.stash[_profile].cases(config.stash[_names], config.getoption("--danon-device"))
     # Identifiers, not cases: pytest-benchmark stores the parameters in its JSON.
     wanted = suite in (_words(config, "suites") or SUITES)
-    mine = {case.id: case for case in cases if wanted and case.suite == suite}
+    one = config.getoption("--danon-one")
+    mine = {
+        case.id: case for case in cases
+        if wanted and case.suite == suite and one in ("", case.attention)
+    }  # fmt: skip
     config.stash[_cases] |= mine
     metafunc.parametrize("case", mine, ids=[i.partition("/")[2] for i in mine], indirect=True)
 
@@ -102,16 +111,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if config.option.collectonly:
         return
     profile = config.stash[_profile]
-    plan = [(case.id, profile.weight(case)) for case in map(_case, session.items)]
+    cases = [_case(item) for item in session.items]
+    plan = [(case.id, profile.weight(case)) for case in cases]
     device = torch.device(config.getoption("--danon-device"))
     config.stash[_answer] = config.stash[_channel].ask(
-        event="plan", cases=plan, fingerprint=fingerprint(device)
-    )
+        event="plan", cases=plan, attentions=[case.attention for case in cases],
+        fingerprint=fingerprint(device),
+    )  # fmt: skip
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    result = yield
+    with alone(item.config.getoption("--danon-device")):
+        result = yield
     item.config.stash[_channel].send(event="done", case=_case(item).id)
     return result
 

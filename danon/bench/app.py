@@ -32,6 +32,12 @@ OwnInRepository = Annotated[
     list[str] | None,
     typer.Option(help="file.py:Class of your repository, instead of danon's mechanisms."),
 ]
+Engine = Annotated[
+    str, typer.Option(help="local, or ray: one case at a time on each machine of a cluster.")
+]
+Address = Annotated[
+    str, typer.Option(help="Of the cluster: host:port or auto; a Ray of its own without.")
+]
 RunDir = Annotated[Path | None, typer.Argument(help="A folder under results/runs.")]
 
 
@@ -47,6 +53,8 @@ def bench(
     suites: Annotated[str, typer.Option(help="Suites to run, comma separated; all without.")] = "",
     results: Results = RESULTS,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
+    engine: Engine = "local",
+    address: Address = "",
 ) -> None:
     """Measure every attention, print the scoreboard, record it."""
     from danon.bench.command import Options
@@ -54,7 +62,9 @@ def bench(
 
     command = shlex.join(["danon", *sys.argv[1:]])
     own = tuple(attention or ())
-    options = Options(profile, device, own, only, suites, results, resume, command)
+    options = Options(
+        profile, device, own, only, suites, results, resume, command, engine, address
+    )  # fmt: skip
     raise typer.Exit(run(options, Console()))
 
 
@@ -233,6 +243,8 @@ def tune(
     seed: Annotated[int, typer.Option(help="Of the sampler and of what is measured.")] = 0,
     study: Annotated[str, typer.Option(help="Its name; made from the options without.")] = "",
     storage: Storage = "",
+    engine: Engine = "local",
+    address: Address = "",
     results: Annotated[Path, typer.Option(help="Gets tuned/ and tune/.")] = Path("results"),
 ) -> None:
     """Search the settings of an attention; the same command goes on with its study."""
@@ -245,7 +257,8 @@ def tune(
     usual = LENGTH_AND_DTYPE.get(kind, (16384, "bfloat16"))
     options = Options(
         mechanism, kind, objective, tuple(limit or ()), usual[0] if length is None else length,
-        dtype or usual[1], device, trials, sampler, seed, study, storage, results, command,
+        dtype or usual[1], device, trials, sampler, seed, study, storage, engine, address, results,
+        command,
     )  # fmt: skip
     raise typer.Exit(run(options, Console()))
 

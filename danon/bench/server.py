@@ -90,10 +90,14 @@ class Server:
         killed = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         return f"{' | '.join(lines[-3:]) or 'it printed nothing'} ({killed})"
 
-    def close(self) -> None:
-        """End it."""
+    def kill(self) -> None:
+        """From any thread: whoever waits for an answer hears that it ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it."""
+        self.kill()
         self._process.wait()
         with contextlib.suppress(OSError):
             self._lines.close()

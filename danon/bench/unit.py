@@ -1,0 +1,104 @@
+"""What a machine of a cluster does for a bench: the suites, for one attention."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from danon.bench.child import Child
+from danon.cluster.hand import Place
+from danon.experiment.kept import Kept
+from danon.experiment.runs import Journal, RunInfo
+from danon.measure.case import CaseResult
+
+__all__ = ["Question", "Unit"]
+
+
+class _Suites:
+    """A job that runs the suites; it yields what they report, and then how they ended."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._arguments = tuple(arguments)
+        self._child: Child | None = None
+        self._stopped = False
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._child is not None:
+            self._child.stop()
+
+    def events(self, place: Place) -> Iterator[dict[str, Any]]:
+        with (
+            tempfile.TemporaryDirectory(prefix="danon-", ignore_cleanup_errors=True) as scratch,
+            Child(self._arguments, Path(scratch)) as child,
+        ):
+            self._child = child
+            if self._stopped:
+                child.stop()
+            yield from self._told(child, Path(scratch), place)
+            status = child.wait()
+            files = {
+                file.name: file.read_bytes() for file in (child.log, child.benchmark)
+                if file.is_file()
+            }  # fmt: skip
+            yield {"event": "ended", "status": status, "tail": child.tail(), "files": files}
+
+    def _told(self, child: Child, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
+        yield from child.events()
+
+
+class Question(_Suites):
+    """What there is to measure."""
+
+    def _told(self, child: Child, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
+        for event in child.events():
+            yield event
+            if event["event"] == "plan":
+                child.stop()
+
+
+class Unit(_Suites):
+    """The cases of one attention; dense attention's are measured as far as they need them.
+
+    Args:
+        arguments: options of the suites.
+        attention: registered name.
+        info: of the run.
+        known: its cases and dense attention's that are measured already. Of these the suites know
+            those of machines like the one they run on: figures of a row are of one kind.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], attention: str, info: RunInfo, known: Sequence[CaseResult]
+    ) -> None:
+        super().__init__((*arguments, f"--danon-one={attention}"))
+        self.attention, self._info, self._known = attention, info, tuple(known)
+
+    def _told(self, child: Child, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
+        journal = Journal.create(scratch, self._info)
+        machine: dict[str, Any] = {}
+        sent: set[Path] = set()
+        for event in child.events():
+            if event["event"] == "plan":
+                machine = event["fingerprint"]
+                for result in self._known:
+                    if result.place.get("machine", self._info.fingerprint) == machine:
+                        journal.append(result)
+                child.answer(run=str(journal.run_dir))
+            elif event["event"] == "result":
+                yield {**event, "place": {**place, "machine": machine},
+                       "models": list(_models(journal.run_dir, sent))}  # fmt: skip
+                child.answer()
+            else:
+                yield event
+
+
+def _models(run_dir: Path, sent: set[Path]) -> Iterator[tuple[Kept, dict[str, bytes]]]:
+    """Trained models that are new, as descriptions and files."""
+    for kept, folder in Kept.all(run_dir):
+        if folder not in sent:
+            sent.add(folder)
+            files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+            yield kept, {str(file.relative_to(folder)): file.read_bytes() for file in files}
