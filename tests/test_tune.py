@@ -47,7 +47,7 @@ def options(tmp_path: Path, **changes: Any) -> Options:
         "objective": "speed,quality", "limits": (), "length": 192, "dtype": "float32",
         "device": "cpu", "trials": 6, "sampler": "random", "seed": 0, "study": "s",
         "storage": f"sqlite:///{tmp_path / 'optuna.db'}", "results": tmp_path / "results",
-        "command": "danon tune",
+        "command": "danon tune", "engine": "local", "address": "",
     }  # fmt: skip
     return Options(**values | changes)
 
@@ -123,6 +123,7 @@ def test_a_worker_joins_with_the_name_alone(
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"trials": 0}, "--trials 0: must be at least 1"),
+    ({"engine": "dask"}, "--engine 'dask': must be one of local, ray"),
     ({"kind": "luck"}, "--kind 'luck': must be one of hyperparameters, architecture, quantization"),
     ({"objective": "fame"}, "--objective 'fame': must be of speed, memory, quality, balanced"),
     ({"limits": ("speed=fast",)}, "--limit 'speed=fast': must be"),

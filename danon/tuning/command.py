@@ -19,15 +19,17 @@ from rich.console import Console
 
 from danon import tuned
 from danon.bench.telling import refuse, say
+from danon.cluster.connection import ClusterError, check_engine
 from danon.experiment.runs import UNWRITABLE, RunInfo
 from danon.experiment.store import StoreError, root_cause, shown
 from danon.tuning import export, picture, show, storage
+from danon.tuning.engine import Engine, Here
 from danon.tuning.evaluator import Local, TrialError
 from danon.tuning.front import CHOOSING, REPEATS, Candidate, best, candidates, close, front
 from danon.tuning.goal import Goal
 from danon.tuning.record import Recorder
 from danon.tuning.study import Plan, StudyError, begin, enqueue, plan_of, progress, resume
-from danon.tuning.worker import work
+from danon.tuning.worker import origin, work
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -45,7 +47,11 @@ LENGTH_AND_DTYPE = {"quantization": (1024, "float32")}
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; ``study`` and ``storage`` are the usual ones if empty."""
+    """What the user asked for; ``study`` and ``storage`` are the usual ones if empty.
+
+    Attributes:
+        engine: ``local``, or ``ray`` with the ``address`` of a cluster; empty starts one here.
+    """
 
     mechanism: str
     kind: str
@@ -59,6 +65,8 @@ class Options:
     seed: int
     study: str
     storage: str
+    engine: str
+    address: str
     results: Path
     command: str
 
@@ -94,7 +102,7 @@ def join(name: str, url: str, trials: int, console: Console, command: str) -> in
             ledger = _Said(study, Recorder(study, info, joined=True), console, about["default"])
             wanted = trials or int(study.user_attrs[TRIALS])
             token = f"{socket.gethostname()} {os.getpid()}"
-            work(study, evaluator, wanted, ledger, origin=_origin(info), worker=token)
+            work(study, evaluator, wanted, ledger, origin=origin(info), worker=token)
         return 0
 
     return _guarded(console, run)
@@ -102,9 +110,10 @@ def join(name: str, url: str, trials: int, console: Console, command: str) -> in
 
 def _tune(options: Options, console: Console, log: Path) -> int:
     plan = _asked(options)
+    url = options.storage or storage.default()
     with contextlib.ExitStack() as stack:
-        evaluator = stack.enter_context(contextlib.closing(Local(plan, log)))
-        about = evaluator.describe()
+        engine = stack.enter_context(contextlib.closing(_engine(options, plan, url, log, console)))
+        about = engine.describe()
         goal = Goal.parse(options.objective, options.limits, about["known"])
         plan = replace(
             plan, objectives=goal.objectives, limits=goal.limits, known=goal.known,
@@ -113,7 +122,6 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         name = options.study or plan.name
         if not NAME.fullmatch(name):
             raise ValueError(f"--study {name!r}: must be of letters, digits and _.+<=:-")
-        url = options.storage or storage.default()
         options = replace(options, command=_without_password(options.command, url))
         attention = plan.attention.rpartition(":")[2]
         earlier = tuned.read(attention, options.results / "tuned", plan.kind)
@@ -127,7 +135,7 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         info = RunInfo.capture("", plan.seed, options.command, about["machine"])
         recorder = Recorder(study, info)
         ledger = _Said(study, recorder, console, about["default"])
-        run = partial(work, study, evaluator, options.trials, ledger, origin=_origin(info))
+        run = partial(engine.run, study, options.trials, ledger, origin(info))
         status, known = "KILLED", progress(study).finished
         try:
             say(console, "Study", f"{name} in {shown(url)}: {known} trials finished")
@@ -140,7 +148,7 @@ def _tune(options: Options, console: Console, log: Path) -> int:
                 run(queued=True)
             status = "FINISHED"
         finally:
-            files, code = _written(options, plan, study, about, evaluator, console)
+            files, code = _written(options, plan, study, about, engine, console)
             say(console, "MLflow", recorder.finish(status, files, _tags(study)))
         return code
 
@@ -168,7 +176,7 @@ def _repeat(study: Study, some: Iterable[Candidate], times: int) -> None:
 
 
 def _written(
-    options: Options, plan: Plan, study: Study, about: dict[str, Any], evaluator: Local,
+    options: Options, plan: Plan, study: Study, about: dict[str, Any], engine: Engine,
     console: Console,
 ) -> tuple[list[Path], int]:  # fmt: skip
     """Table, pictures and files of what is known; and the exit status."""
@@ -184,7 +192,8 @@ def _written(
     done, files, kept = progress(study), list[Path](), list[str]()
     # Written before anything is printed: the reader may be gone.
     if confirmed := {name: c for name, c in found.items() if c.confirmed}:
-        settings = {name: (c, evaluator.settings(c.choice)) for name, c in confirmed.items()}
+        meant = engine.settings(c.choice for c in confirmed.values())
+        settings = dict(zip(confirmed, zip(confirmed.values(), meant, strict=True), strict=True))
         place, kept = export.write(
             settings, plan, done, study.study_name, options.command, options.results / "tuned"
         )
@@ -197,6 +206,8 @@ def _written(
         console.print(words, markup=False, highlight=False)
     say(console, "", f"{done.finished} trials ({done.complete} complete, {done.pruned} pruned, "
         f"{done.failed} failed), {done.repeats} repeats")  # fmt: skip
+    for words in show.places(study.get_trials(deepcopy=False)):
+        say(console, "Measured", words)
     for words in kept:
         say(console, "Kept", words)
     if confirmed:
@@ -212,12 +223,12 @@ def _without_password(command: str, url: str) -> str:
     return command.replace(url, shown(url))
 
 
-def _origin(info: RunInfo) -> dict[str, Any]:
-    """Of a measurement."""
-    return {
-        "commit": info.commit, "dirty": info.dirty, "when": info.started[:10],
-        "machine": info.fingerprint,
-    }  # fmt: skip
+def _engine(options: Options, plan: Plan, url: str, log: Path, console: Console) -> Engine:
+    if options.engine == "local":
+        return Here(plan, log)
+    from danon.tuning.spread import Spread
+
+    return Spread(plan, url, options.address, lambda words: say(console, "Cluster", words))
 
 
 def _elsewhere(study: Study, info: RunInfo) -> int:
@@ -228,6 +239,7 @@ def _elsewhere(study: Study, info: RunInfo) -> int:
 
 def _asked(options: Options) -> Plan:
     """Raises: ValueError: an option that no study could have."""
+    check_engine(options.engine, options.address)
     for name in ("length", "trials"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")
@@ -306,7 +318,7 @@ def _guarded(console: Console, run: Callable[[Path], int]) -> int:
     ):
         try:
             return run(Path(scratch) / "trials.log")
-        except (ValueError, StudyError, StoreError, TrialError) as error:
+        except (ValueError, ClusterError, StudyError, StoreError, TrialError) as error:
             refuse(console, str(error))
             return REFUSED
         except KeyboardInterrupt:

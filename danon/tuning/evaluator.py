@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock
-
 from danon.bench.child import bundle
 from danon.bench.server import EndedError, RefusedError, Server
+from danon.measure.alone import alone
 from danon.tuning.study import Plan
 
 __all__ = ["Evaluator", "Local", "TrialError"]
@@ -19,11 +17,6 @@ __all__ = ["Evaluator", "Local", "TrialError"]
 
 class TrialError(RuntimeError):
     """The choice has no figures; says why."""
-
-
-def _alone(device: str) -> FileLock:
-    """Held while a trial is measured: two on one machine would be in each other's times."""
-    return FileLock(Path(tempfile.gettempdir()) / f"danon-{os.getuid()}-{device}.lock")
 
 
 class Evaluator(Protocol):
@@ -55,7 +48,7 @@ class Local:
     def __init__(self, plan: Plan, log: Path) -> None:
         self._plan, self._log = plan, log
         self._server: Server | None = None
-        self._used = False
+        self._used = self._interrupted = False
 
     def describe(self) -> dict[str, Any]:
         """Of what is tuned.
@@ -76,7 +69,7 @@ class Local:
     def steps(
         self, choice: Mapping[str, Any], seed: int, *, fresh: bool
     ) -> Iterator[dict[str, float]]:
-        with _alone(self._plan.device):
+        with alone(self._plan.device):
             if fresh and self._used:
                 self.close()
             self._used = True
@@ -90,7 +83,15 @@ class Local:
         if server is not None:
             server.close()
 
+    def interrupt(self) -> None:
+        """From another thread: as if whoever measures had pressed Ctrl-C."""
+        self._interrupted = True
+        if (server := self._server) is not None:
+            server.kill()
+
     def _ask(self, do: str, **arguments: Any) -> Any:
+        if self._interrupted:
+            raise KeyboardInterrupt
         try:
             if self._server is None:
                 self._server = self._started()
@@ -99,6 +100,8 @@ class Local:
             raise TrialError(str(error)) from error
         except EndedError as error:
             self.close()
+            if self._interrupted:
+                raise KeyboardInterrupt from error
             raise TrialError(f"the process that measured died: {error}") from error
         except KeyboardInterrupt:  # its answer would be taken for that to the next request
             self.close()

@@ -50,7 +50,7 @@ def write(
             continue
         best[goal] = {
             "settings": settings, "choice": dict(candidate.choice), "figures": figures,
-            "provenance": {**provenance, **candidate.origin},
+            "provenance": {**provenance, **_public(candidate.origin)},
         }  # fmt: skip
     values = {"attention": attention, "kind": plan.kind, "best": dict(sorted(best.items()))}
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +74,11 @@ def _better(
         some[name][0] if name == "score" else some[name] for some in (old["figures"], figures)
     )
     return f"study {before['study']} found better, {name} {was} against {now}" if was <= now else ""
+
+
+def _public(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the name of a machine: the file is committed."""
+    return {name: value for name, value in origin.items() if name != "place"}
 
 
 def _figures(some: Candidate, goal: Goal) -> dict[str, Any]:

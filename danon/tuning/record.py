@@ -65,9 +65,11 @@ class Recorder:
 
     def ended(self, trial: FrozenTrial) -> None:
         """Complete the run of a trial."""
-        if self._client is not None and RUN in trial.user_attrs:
+        if self._client is not None:
             with self._trying():
-                self._complete(self._client, trial, trial.user_attrs[RUN])
+                run = trial.user_attrs.get(RUN)  # of a cluster's machine has none
+                run = run or self._made(self._client, trial.number, trial.params)
+                self._complete(self._client, trial, run)
 
     def finish(self, status: str, files: Sequence[Path], tags: dict[str, str]) -> str:
         """Record what is not, and the study's own figures and files.
@@ -144,6 +146,8 @@ class Recorder:
         died = trial.state.name == "FAIL" and not error
         tags = {"danon.state": "died" if died else trial.state.name.lower()}
         tags |= {"danon.error": error[:LONGEST]} if error else {}
+        if place := trial.user_attrs.get("origin", {}).get("place"):
+            tags["danon.place"] = json.dumps(place, sort_keys=True)
         if "again" in trial.user_attrs:
             tags["danon.again"] = str(trial.user_attrs["again"])
         client.log_batch(run_id, metrics, tags=[RunTag(*item) for item in tags.items()])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 __all__ = [
-    "HEADS", "best_rows", "best_table", "best_words", "differences", "line", "nearest",
+    "HEADS", "best_rows", "best_table", "best_words", "differences", "line", "nearest", "places",
 ]  # fmt: skip
 
 MANY = 10
@@ -30,6 +31,8 @@ def line(trial: FrozenTrial, goal: Goal, default: Mapping[str, Any]) -> str:
     """One trial that ended."""
     again = trial.user_attrs.get("again")
     what = f"trial {trial.number}" + ("" if again is None else f", {again} again")
+    if place := trial.user_attrs.get("origin", {}).get("place"):
+        what += f" on {place['host']} {place['node'][:8]}"
     error = trial.user_attrs.get("error")
     if error is not None:
         return f"{what}: failed: {error}"
@@ -102,3 +105,19 @@ def nearest(some: Sequence[Candidate], goal: Goal) -> str:
     close = min(some, key=lambda c: max(excess[c.number].values()))
     figures = ", ".join(f"{HEADS[n]} {close.figures()[FIGURES[n]]:.3g}" for n in goal.known)
     return f"{which}; the nearest is trial {close.number}: {figures}"
+
+
+def places(trials: Iterable[FrozenTrial]) -> list[str]:
+    """Which machines of clusters measured how many trials."""
+    origins = [t.user_attrs.get("origin", {}) for t in trials if t.state.name != "FAIL"]
+    counts = Counter(
+        (o["place"]["host"], o["place"]["node"][:8], o["machine"]["id"])
+        for o in origins if "place" in o
+    )  # fmt: skip
+    words = [
+        f"{host}, node {node}, fingerprint {machine}: {number} trials"
+        for (host, node, machine), number in sorted(counts.items())
+    ]
+    if len({machine for _, _, machine in counts}) > 1:
+        words.append("by different machines: each trial is beside the default settings on its own")
+    return words

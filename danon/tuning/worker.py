@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
-__all__ = ["Ledger", "work"]
+    from danon.experiment.runs import RunInfo
+
+__all__ = ["Ledger", "origin", "work"]
 
 POLL_S = 2.0
 """Between looks at the last trials of others."""
@@ -39,6 +41,14 @@ class Ledger(Protocol):
     def begun(self, trial: Trial) -> None: ...
 
     def ended(self, trial: FrozenTrial) -> None: ...
+
+
+def origin(info: RunInfo) -> dict[str, Any]:
+    """Of measurements of this process, for the record."""
+    return {
+        "commit": info.commit, "dirty": info.dirty, "when": info.started[:10],
+        "machine": info.fingerprint,
+    }  # fmt: skip
 
 
 class _SurplusError(Exception):

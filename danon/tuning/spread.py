@@ -1,0 +1,177 @@
+"""Trials of a study on all machines of a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from danon.cluster.connection import Node, connected
+from danon.cluster.crew import Crew
+from danon.experiment.store import shown
+from danon.tuning import storage
+from danon.tuning.share import Question, Share
+from danon.tuning.study import Plan, StudyError
+from danon.tuning.worker import POLL_S, Ledger
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from danon.cluster.hand import Job
+
+__all__ = ["Spread"]
+
+
+class Spread:
+    """An engine on Ray: on every machine a worker, in turn with whatever else measures there.
+
+    Args:
+        address: see :func:`danon.cluster.connection.connected`.
+        url: of the storage, which every machine must reach.
+        say: hears of machines that come and go.
+
+    Raises:
+        ClusterError: see :class:`Crew`.
+    """
+
+    def __init__(self, plan: Plan, url: str, address: str, say: Callable[[str], object]) -> None:
+        self._plan, self._url = plan, url
+        self._open = contextlib.ExitStack()
+        try:
+            self._open.enter_context(connected(address))
+            file = plan.attention.rpartition(":")[0]
+            files = [file] if file.endswith(".py") else []
+            self._crew = self._open.enter_context(Crew(plan.device, files, say, self._reaches))
+        except BaseException:
+            self._open.close()
+            raise
+        for node in self._crew.nodes:
+            say(f"{node} measures")
+
+    def describe(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._answer(Question(self._plan))
+        return found
+
+    def settings(self, choices: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._answer(Question(self._plan, choices))
+        return found
+
+    def run(
+        self, study: Study, trials: int, ledger: Ledger, origin: Mapping[str, Any], *,
+        queued: bool = False,
+    ) -> None:  # fmt: skip
+        """The machines say the origin of their trials themselves."""
+        plan = self._plan
+        shares = _Shares(
+            lambda: Share(plan, study.study_name, self._url, trials, queued=queued), study,
+            self._url, ledger,
+        )  # fmt: skip
+        try:
+            self._crew.run(shares)
+        finally:
+            shares.tell()
+
+    def close(self) -> None:
+        self._open.close()
+
+    def _answer(self, question: Question) -> Any:
+        asked = _Asked(question)
+        self._crew.run(asked)
+        return asked.value
+
+    def _reaches(self, node: Node) -> str:
+        """Why a machine cannot reach the storage, as far as its address tells."""
+        if self._url.startswith("sqlite") and node.host != socket.gethostname():
+            return (
+                f"cannot reach --storage {shown(self._url)}, a file of {socket.gethostname()}: "
+                "several machines need one like postgresql://..."
+            )
+        return ""
+
+
+class _Asked:
+    """The work of having a question answered, by whoever is free first."""
+
+    def __init__(self, question: Question) -> None:
+        self._question: Question | None = question
+        self._again = question
+        self.done, self.value = False, None
+
+    def pulse(self) -> None:
+        pass
+
+    def offer(self, node: Node) -> Job | None:
+        job, self._question = self._question, None
+        return job
+
+    def heard(self, node: Node, event: dict[str, Any]) -> None:
+        if "error" in event:
+            raise StudyError(event["error"])
+        self.value = event["value"]
+
+    def ended(self, node: Node, *, lost: bool) -> None:
+        if lost:
+            self._question = self._again
+        else:
+            self.done = True
+
+
+class _Shares:
+    """The work of a phase of a study: each machine has a share until one finds nothing left."""
+
+    def __init__(self, share: Callable[[], Share], study: Study, url: str, ledger: Ledger) -> None:
+        self._share, self._study, self._url, self._ledger = share, study, url, ledger
+        self._told = {t.number for t in self._finished()}
+        self._looked = 0.0
+        self._at_work = 0
+        self._complete = False
+
+    @property
+    def done(self) -> bool:
+        return self._complete and not self._at_work
+
+    def pulse(self) -> None:
+        if time.monotonic() - self._looked > POLL_S:
+            self._looked = time.monotonic()
+            self.tell()
+
+    def offer(self, node: Node) -> Job | None:
+        if self._complete:
+            return None
+        self._at_work += 1
+        return self._share()
+
+    def heard(self, node: Node, event: dict[str, Any]) -> None:
+        if "error" in event:
+            raise StudyError(f"{node}: {event['error']}")
+        self._complete = True
+
+    def ended(self, node: Node, *, lost: bool) -> None:
+        self._at_work -= 1
+        if lost:
+            _miss(self._study, self._url, node)
+
+    def tell(self) -> None:
+        """Pass on trials that have ended since."""
+        for trial in self._finished():
+            if trial.number not in self._told:
+                self._told.add(trial.number)
+                died = trial.state.name == "FAIL" and "error" not in trial.user_attrs
+                ours = "place" in trial.user_attrs.get("origin", {})  # or a worker has told it
+                if ours and not died:
+                    self._ledger.ended(trial)
+
+    def _finished(self) -> list[Any]:
+        return [t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()]
+
+
+def _miss(study: Study, url: str, node: Node) -> None:
+    """Put the trial of a machine that died into the queue again, without waiting for heartbeats."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get("origin", {}).get("place", {}).get("node") == node.id:
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            storage.retry(url, study, trial)
