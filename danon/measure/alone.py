@@ -10,6 +10,7 @@ from filelock import FileLock
 
 __all__ = ["alone"]
 
+
 def alone(device: str) -> FileLock:
     """Held while something is measured on a device, by whatever program of this user."""
     return FileLock(Path(tempfile.gettempdir()) / f"danon-{os.getuid()}-{device}.lock")
