@@ -68,6 +68,15 @@ def test_an_address_where_nobody_answers_is_known_soon(monkeypatch: pytest.Monke
         assert time.monotonic() - start < 10
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:99999", "nowhere.invalid:6379"])
+def test_an_address_that_leads_nowhere_is_refused_at_once(address: str) -> None:
+    pytest.importorskip("ray")
+    start = time.monotonic()
+    with pytest.raises(ClusterError, match=f"--address {address}: "), connected(address):
+        pass
+    assert time.monotonic() - start < 10
+
+
 class TestCode:
     def test_the_same_code_fits(self, tmp_path: Path) -> None:
         (tmp_path / "mine.py").write_text("a = 1\n")

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 __all__ = ["ENGINES", "ClusterError", "Node", "check_engine", "connected", "nodes"]
 
 ENGINES = ("local", "ray")
+CONNECT_S = 5
 KNOCK_S = 20
 """For a cluster to answer; Ray itself would try for two minutes."""
 STORE_BYTES = 100 * 2**20
@@ -107,6 +109,12 @@ def nodes(device: str) -> list[Node]:
 
 def _knock(address: str) -> None:
     """Raises: ClusterError: nobody answers, or it is not a Ray of this version."""
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        except (OSError, OverflowError) as error:
+            raise ClusterError(f"--address {address}: {error}") from error
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     command += [] if address == "auto" else ["--address", address]
     try:
