@@ -6,10 +6,8 @@ import contextlib
 import json
 import os
 import re
-import signal
 import socket
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,14 +17,15 @@ from rich.console import Console
 
 from danon import tuned
 from danon.bench.telling import refuse, say
-from danon.cluster.connection import ClusterError, check_engine
-from danon.experiment.runs import UNWRITABLE, RunInfo
-from danon.experiment.store import StoreError, root_cause, shown
+from danon.cluster.connection import check_engine
+from danon.experiment.runs import RunInfo
+from danon.experiment.store import shown
 from danon.tuning import export, picture, show, storage
 from danon.tuning.engine import Engine, Here
-from danon.tuning.evaluator import Local, TrialError
+from danon.tuning.evaluator import Local
 from danon.tuning.front import CHOOSING, REPEATS, Candidate, best, candidates, close, front
 from danon.tuning.goal import Goal
+from danon.tuning.guard import guarded
 from danon.tuning.record import Recorder
 from danon.tuning.study import Plan, StudyError, begin, enqueue, plan_of, progress, resume
 from danon.tuning.worker import origin, work
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "join", "tune"]
 
-REFUSED, UNMET, INTERRUPTED = 2, 1, 130
+UNMET = 1
 TRIALS = "trials"
 """Attribute of a study: how many it was last asked to have."""
 NAME = re.compile(r"[\w.+<=:-]+")
@@ -73,7 +72,7 @@ class Options:
 
 def tune(options: Options, console: Console) -> int:
     """Make or continue a study; returns the exit status."""
-    return _guarded(console, lambda log: _tune(options, console, log))
+    return guarded(console, lambda log: _tune(options, console, log))
 
 
 def join(name: str, url: str, trials: int, console: Console, command: str) -> int:
@@ -105,7 +104,7 @@ def join(name: str, url: str, trials: int, console: Console, command: str) -> in
             work(study, evaluator, wanted, ledger, origin=origin(info), worker=token)
         return 0
 
-    return _guarded(console, run)
+    return guarded(console, run)
 
 
 def _tune(options: Options, console: Console, log: Path) -> int:
@@ -298,38 +297,3 @@ def _tags(study: Study) -> dict[str, str]:
         "danon.trials": str(done.finished), "danon.repeats": str(done.repeats),
         "danon.failed": str(done.failed), "danon.died": str(done.died),
     }  # fmt: skip
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM, as a cluster sends it before it takes a machine away, is an interruption."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _guarded(console: Console, run: Callable[[Path], int]) -> int:
-    """Errors as one line each; what the study knows is in its storage."""
-    with (
-        tempfile.TemporaryDirectory(prefix="danon-tune-", ignore_cleanup_errors=True) as scratch,
-        _terminable(),
-    ):
-        try:
-            return run(Path(scratch) / "trials.log")
-        except (ValueError, ClusterError, StudyError, StoreError, TrialError) as error:
-            refuse(console, str(error))
-            return REFUSED
-        except KeyboardInterrupt:
-            refuse(console, "interrupted: the same command goes on with the study")
-            return INTERRUPTED
-        except OSError as error:
-            if error.errno not in UNWRITABLE:
-                raise
-            refuse(console, f"{error}; the study stays, the same command goes on")
-            return os.EX_IOERR
-        except storage.failures() as error:
-            refuse(console, f"the storage failed: {root_cause(error)}; what it has stays, the same "
-                   "command goes on")  # fmt: skip
-            return REFUSED

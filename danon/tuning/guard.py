@@ -1,0 +1,59 @@
+"""Errors of a study as a line and an exit status each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from danon.bench.telling import refuse
+from danon.cluster.connection import ClusterError
+from danon.experiment.runs import UNWRITABLE
+from danon.experiment.store import StoreError, root_cause
+from danon.tuning import storage
+from danon.tuning.evaluator import TrialError
+from danon.tuning.study import StudyError
+
+__all__ = ["guarded"]
+
+REFUSED, INTERRUPTED = 2, 130
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, as a cluster sends it before it takes a machine away, is an interruption."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def guarded(console: Console, run: Callable[[Path], int]) -> int:
+    """Errors as one line each; what the study knows is in its storage."""
+    with (
+        tempfile.TemporaryDirectory(prefix="danon-tune-", ignore_cleanup_errors=True) as scratch,
+        _terminable(),
+    ):
+        try:
+            return run(Path(scratch) / "trials.log")
+        except (ValueError, ClusterError, StudyError, StoreError, TrialError) as error:
+            refuse(console, str(error))
+            return REFUSED
+        except KeyboardInterrupt:
+            refuse(console, "interrupted: the same command goes on with the study")
+            return INTERRUPTED
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            refuse(console, f"{error}; the study stays, the same command goes on")
+            return os.EX_IOERR
+        except storage.failures() as error:
+            refuse(console, f"the storage failed: {root_cause(error)}; what it has stays, the same "
+                   "command goes on")  # fmt: skip
+            return REFUSED
