@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from repositories import git
 
-from danon.experiment import store
+from danon.experiment import runs, store
 from danon.experiment.export import write_results
 from danon.experiment.process import Owner
 from danon.experiment.record import Recorder, metric_name, upload
@@ -155,6 +156,23 @@ def test_run_info_reads_git_and_says_unknown_without_it(
     assert RunInfo.capture("quick", 0, "danon bench", {}).commit == "unknown"
     ids = [RunInfo.capture("quick", 0, "", {}).run_id for _ in range(50)]
     assert len(set(ids)) == len(ids)
+
+
+def test_what_commands_write_makes_no_checkout_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "danon" / "experiment" / "runs.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "code")
+    monkeypatch.setattr(runs, "__file__", str(code))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "new.json").write_text("{}")
+    assert runs.commit_of() == (git(tmp_path, "rev-parse", "HEAD"), False)
+    code.write_text("1")
+    assert runs.commit_of()[1]
 
 
 # --- files

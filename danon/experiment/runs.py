@@ -107,7 +107,8 @@ def _git(place: Path, *arguments: str) -> str | None:
 def commit_of() -> tuple[str, bool]:
     """(commit, dirty) of the checkout that holds this very file, or of the current folder's.
 
-    An installed copy inside somebody else's repository must not borrow that one's commit.
+    An installed copy inside somebody else's repository must not borrow that one's commit. What
+    commands write, results/, makes nothing dirty: each result records the settings it is of.
     """
     here = Path(__file__).resolve()
     for place in (here.parents[2], Path.cwd()):
@@ -117,7 +118,8 @@ def commit_of() -> tuple[str, bool]:
             continue
         commit = _git(Path(top), "rev-parse", "HEAD")
         if commit is not None:
-            return commit, bool(_git(Path(top), "status", "--porcelain"))
+            code = ("--", ".", ":(exclude)results")
+            return commit, bool(_git(Path(top), "status", "--porcelain", *code))
     return "unknown", False
 
 
