@@ -183,7 +183,7 @@ class TestWorker:
     ) -> None:
         side = Side("head", repository, ("mine.py:MyAttention",))
         with Worker(side, gate_inputs, tmp_path / "log") as worker:
-            assert {"msra", "MyAttention"} <= set(worker.attentions)
+            assert {"msra", "msra-balanced", "MyAttention"} <= set(worker.attentions)
             case = {"case": asdict(CASE), "name": "a"}
             worker.request("prepare", **case)
             assert worker.request("time", name="a", calls=3) > 0

@@ -57,6 +57,8 @@ class Worker:
         registry = importlib.import_module("danon.attention.registry")
         for target in targets:
             registry.load(target)
+        if importlib.util.find_spec("danon.attention.variants") is not None:
+            importlib.import_module("danon.attention.variants").register()  # tuned settings
         gc.collect()
         gc.freeze()  # or each collection before a sample goes through all of torch
         return list(registry.names())
