@@ -145,9 +145,10 @@ class SuperHybridConfig(AttentionConfig):
             require(isinstance(name, str) and mechanism_of(name) in MEMBERS, self, "components",
                     allowed)  # fmt: skip
             place = f"{kind}.components[{name!r}]"
-            found[name] = {} if name in MEMBERS else _tuned(name, place)
             if not isinstance(fields, Mapping):
                 raise ConfigError(f"{place} = {fields!r}: must be a dictionary of fields")
+            stored = bool(fields.keys() - {"weight"})
+            found[name] = {} if name in MEMBERS else _tuned(name, place, stored=stored)
             if both := sorted(shared & set(fields)):
                 raise ConfigError(f"{place} sets {', '.join(both)}: the whole hybrid shares that")
             weight = fields.get("weight", 1.0)
@@ -228,8 +229,11 @@ class SuperHybridConfig(AttentionConfig):
         return super().from_dict(fields)
 
 
-def _tuned(name: str, place: str) -> dict[str, Any]:
+def _tuned(name: str, place: str, *, stored: bool) -> dict[str, Any]:
     """The settings behind the name of a component.
+
+    Args:
+        stored: it has fields: those of a saved model suffice where the study is gone.
 
     Raises:
         ConfigError: there are none; says which there are.
@@ -238,6 +242,8 @@ def _tuned(name: str, place: str) -> dict[str, Any]:
         known = tuned.rows(mechanism_of(name))
     except ValueError as error:
         raise ConfigError(f"{place}: {error}") from error
+    if name not in known and stored and name.partition("-")[2] in tuned.GOALS:
+        return {}
     if name not in known:
         there = ", ".join(f"{row.name} ({', '.join(row.goals)})" for row in known.values())
         raise ConfigError(

@@ -193,6 +193,8 @@ def test_tuned_settings_are_selected_where_their_figures_are_better(tmp_path: Pa
     assert module(*x).equal(module.members["msra-balanced"](*x))
     blend = hybrid("blend", components={"msra-balanced": {"window": 8}, "dala": SMALL["dala"]})
     assert blend.members["msra-balanced"].config.window == 8
+    stored = {"dala-speed": {"block_size": 64}, "msra": SMALL["msra"]}  # its study is gone
+    assert hybrid("blend", components=stored).members["dala-speed"].config.block_size == 64
     with pytest.raises(ConfigError, match=(
         r"components\['msra-luck'\]: no study has found such settings; there are: "
         r"msra-balanced \(balanced\)"

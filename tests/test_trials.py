@@ -12,6 +12,7 @@ import baselines  # noqa: F401  registers them
 from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.config import AttentionConfig
+from danon.tuning.goal import Goal
 from suites import teacher, tuned, tuned_architecture, tuned_quantization, tuned_schedule
 from suites.lessons import Stage
 from suites.sources import source
@@ -129,6 +130,7 @@ class TestArchitecture:
         assert figures["time_ratio"] > 1 and figures["memory_ratio"] > 0
         assert figures["error"] == figures["error_after_2"] and 0 < figures["error"] <= 1
         assert "error" not in steps[0]  # what is cheap comes first
+        assert Goal(("balanced",), {}, some.objectives).bound(steps[0]) > 0
         assert {**steps[0], "error": 1} != steps[-1]
         assert [some.space.check(start) for start in some.starts] == [None] * 7
 

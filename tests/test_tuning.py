@@ -79,6 +79,13 @@ def begun(database: Storage, some: Plan | None = None) -> optuna.Study:
 
 
 class TestGoal:
+    def test_what_is_not_known_yet_may_be_perfect(self) -> None:
+        goal = Goal(("balanced",), {})
+        early = {"time_ratio": 0.5, "memory_ratio": 1.0}
+        late = {**early, "error": 0.0, "error_default": 0.4}
+        assert 0 < goal.bound(early) <= goal.bound({**early, "error_default": 0.4})
+        assert goal.bound({**early, "error_default": 0.4}) == goal.score(late)
+
     def test_the_score_of_the_default_is_one(self) -> None:
         same = {"time_ratio": 1.0, "memory_ratio": 1.0, "error": 0.2, "error_default": 0.2}
         goal = Goal(("balanced",), {})

@@ -123,7 +123,7 @@ def choose(
     length: Annotated[int, typer.Option(help="Tokens.")],
     memory_gb: Annotated[float, typer.Option(help="GiB that one call may take.")],
     task: Annotated[
-        str, typer.Option(help="recall, language, pretrained, or a task of theirs: lookup ...")
+        str, typer.Option(help="recall, language, pretrained, or a task like mqar, code, lookup.")
     ] = "recall",
     phase: Annotated[str, typer.Option(help="forward, forward+backward or decode.")] = "forward",
     results: Results = RESULTS,

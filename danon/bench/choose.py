@@ -16,6 +16,7 @@ from danon.bench.command import latest
 from danon.config import TUNED
 from danon.experiment import frame, words
 from danon.experiment.choice import Choice, Option, choose
+from danon.experiment.quality import LOOKUP
 from danon.measure.fingerprint import fingerprint
 
 __all__ = ["answer"]
@@ -150,9 +151,11 @@ def _records(found: Choice, here: str) -> list[str]:
     if found.judged:
         info, task = found.judged
         models = "small models" if task.trained else "a pretrained model"
+        sizes = "each attention sized to see a quarter of the pairs"
+        if task.name == LOOKUP:
+            models, sizes = "a small model that looks keys up", "each attention as for speed"
         lines.append(
             f"{task.name}: run {info.run_id}, {escape(frame.origin(info))}; {models} at "
-            f"{words.length_label(task.headline)} tokens, each attention sized to see a quarter "
-            "of the pairs: nothing longer is known"
+            f"{words.length_label(task.headline)} tokens, {sizes}: nothing longer is known"
         )
     return lines

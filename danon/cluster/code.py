@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import danon
-from danon import tuned
 from danon.bench.child import bundle
 from danon.experiment.runs import commit_of
 
 __all__ = ["Installed", "installed", "misfit"]
 
 SUFFIXES = (".py", ".json", ".pt")
-"""Of what figures hang on: code, tuned settings, weights of a model that is asked."""
+"""Of what figures hang on: code, tables, weights of a model that is asked."""
 Installed = dict[str, str]
 """Facts of :func:`installed`; it travels between versions of danon, so it is plain."""
 
@@ -28,7 +27,7 @@ def installed(folder: str, files: Sequence[str]) -> Installed:
     """
     root, package = bundle(), Path(danon.__file__).resolve().parent
     hashed = hashlib.sha256()
-    for place in (package, root / "suites", root / "baselines", tuned.folder()):
+    for place in (package, root / "suites", root / "baselines"):
         for source in sorted(place.glob("**/*")):
             inside = source.relative_to(place).parts
             if source.suffix in SUFFIXES and "_bundle" not in inside:

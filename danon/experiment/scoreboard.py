@@ -114,7 +114,7 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
 def _kind(task: quality.Task) -> _Kind:
     if task.trained:
         return TRAINED
-    return LOOKUP if task.name == "lookup" else PRETRAINED
+    return LOOKUP if task.name == quality.LOOKUP else PRETRAINED
 
 
 def _title(shown: frame.Board) -> str:

@@ -111,11 +111,11 @@ class Local:
         root = bundle()
         folders = (str(root), os.environ.get("PYTHONPATH"))
         server = Server(
-            ("-P", "-m", "suites.trials"), cwd=Path.cwd(), log=self._log,
-            environment={
-                "PYTHONPATH": os.pathsep.join(filter(None, folders)), "ACCELERATE_USE_CPU": "true",
-            },
-        )  # fmt: skip
+            ("-P", "-m", "suites.trials"),
+            cwd=Path.cwd(),
+            log=self._log,
+            environment={"PYTHONPATH": os.pathsep.join(filter(None, folders))},
+        )
         try:
             plan = self._plan
             server.request(

@@ -114,7 +114,7 @@ class Goal:
 
     def bound(self, figures: Mapping[str, float]) -> float:
         """The least that the single objective can become, if all that is not known is perfect."""
-        perfect = {**dict.fromkeys(FIGURES.values(), 0.0), **figures}
+        perfect = {**dict.fromkeys(FIGURES.values(), 0.0), "error_default": 1.0, **figures}
         return self.value(self.objectives[0], perfect)
 
     def score(self, figures: Mapping[str, float]) -> float:

@@ -192,11 +192,16 @@ class _Objective:
             more = any(FIGURES[name] not in figures for name in goal.known)
             if more and not whole and _hopeless(self._study, goal, figures):
                 self.choice = {}
+                self._bound(trial, figures)
                 raise optuna.TrialPruned
         values = goal.values(figures)
-        for name, excess in goal.own_excess(figures).items():
-            trial.set_constraint(name, excess)
+        self._bound(trial, figures)
         return values
+
+    def _bound(self, trial: Trial, figures: Mapping[str, float]) -> None:
+        """Tell the sampler by how much bounds are exceeded, as far as that is known."""
+        for name, excess in self._goal.own_excess(figures).items():
+            trial.set_constraint(name, excess)
 
 
 def _hopeless(study: Study, goal: Goal, figures: Mapping[str, float]) -> bool:
