@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,6 +195,133 @@ class TestUnits:
         assert offered(units, NODES[0]) == "sdpa"
         units.end(NODES[0], -9)
         assert offered(units, NODES[0]) == "sdpa" and not units.units.done
+
+
+class _Ray:
+    """Crew's Ray, without processes: jobs yield what the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.exceptions = pytest.importorskip("ray").exceptions
+        self.killed: list[str] = []
+        self.said: list[str] = []
+        self.alive = list(NODES)
+        monkeypatch.setitem(sys.modules, "ray", self)
+        monkeypatch.setattr(crew, "TICK_S", 0.01)
+        monkeypatch.setattr(crew, "STOP_S", 0.05)
+        monkeypatch.setattr(crew.Crew, "_ask", lambda of: _ask(of, self.alive))
+        monkeypatch.setattr(crew.Crew, "_hire", _hire)
+        monkeypatch.setattr(crew, "installed", lambda *_: {"code": ""})
+        self.crew = crew.Crew("cpu", (), self.said.append)
+
+    def wait(self, what: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        if isinstance(what[0], tuple) and what[0][0] == "answer":
+            return list(what), []
+        ready = [some for some in what if isinstance(some, tuple)]
+        ready += [some for some in what if isinstance(some, _Stream) and some.ready]
+        if not ready:
+            time.sleep(0.01)
+        return ready[:1], []
+
+    def get(self, what: Any) -> Any:
+        if isinstance(what, self.exceptions.RayError):
+            raise what
+        return {"code": ""} if isinstance(what, tuple) else what
+
+    def kill(self, actor: Any) -> None:
+        self.killed.append(actor.node.id)
+
+
+def _ask(of: Any, alive: list[Node]) -> None:
+    known = {*of._members, *of._refused}
+    of._looked = time.monotonic()
+    of._asked = {
+        ("answer", n.id): n for n in alive
+        if n.id not in known and of._deaths[n.id] <= crew.RETRIES
+    }  # fmt: skip
+
+
+def _hire(of: Any, node: Node) -> None:
+    start = time.monotonic()
+    of._members[node.id] = crew._Member(node, _Actor(node), ("ready", node.id), start)
+
+
+class _Stream:
+    """What a job yields; ``...`` is silence until it is stopped."""
+
+    def __init__(self, events: Iterable[Any]) -> None:
+        self._events = list(events)
+
+    @property
+    def ready(self) -> bool:
+        return self._events[:1] != [...]
+
+    def __next__(self) -> Any:
+        if not self._events:
+            raise StopIteration
+        return self._events.pop(0)
+
+
+class _Actor:
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        streaming = SimpleNamespace(remote=lambda number, job: _Stream(job(node)))
+        self.do = SimpleNamespace(options=lambda **_: streaming)
+        self.stop = SimpleNamespace(remote=lambda number: None)
+
+
+class _Work:
+    """One job for each node."""
+
+    def __init__(self, job: Callable[[Node], Iterable[Any]]) -> None:
+        self._job, self.wanted = job, {node.id for node in NODES}
+        self.events: list[Any] = []
+        self.over: list[tuple[str, bool]] = []
+
+    @property
+    def done(self) -> bool:
+        return len(self.over) >= len(NODES)
+
+    def pulse(self) -> None:
+        pass
+
+    def offer(self, node: Node) -> Any:
+        if node.id not in self.wanted:
+            return None
+        self.wanted.remove(node.id)
+        return self._job
+
+    def heard(self, node: Node, event: Any) -> None:
+        self.events.append(event)
+        if isinstance(event, Exception):
+            raise event
+
+    def ended(self, node: Node, *, lost: bool) -> None:
+        self.over.append((node.id, lost))
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> _Ray:
+    return _Ray(monkeypatch)
+
+
+class TestCrew:
+    def test_a_hand_that_does_not_stop_is_let_go(self, ray: _Ray) -> None:
+        """The next work must not hear of the one before."""
+        slow = NODES[0]
+        work = _Work(lambda node: [...] if node == slow else [KeyError("told")])
+        with pytest.raises(KeyError, match="told"):
+            ray.crew.run(work)
+        assert ray.killed == [slow.id] and (slow.id, True) in work.over
+        again = _Work(lambda node: [node.host])
+        ray.crew._looked = -crew.LOOK_S  # time goes by
+        ray.crew.run(again)
+        assert sorted(again.events) == ["host-a", "host-b"]
+
+    def test_what_fails_in_a_stop_is_said_at_its_end(self, ray: _Ray) -> None:
+        work = _Work(lambda node: [node.host, OSError("full"), "last"])
+        with pytest.raises(OSError, match="full"):
+            ray.crew.run(work, lambda: work.events)
+        assert work.events.count("last") == 2 and not ray.killed
 
 
 def test_ray_is_imported_only_to_be_used() -> None:

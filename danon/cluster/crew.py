@@ -135,8 +135,11 @@ class Crew:
                     if member.waits is None and (job := work.offer(member.node)) is not None:
                         self._give(member, job)
                 self._hear(work)
-        finally:
-            self._stop(work)
+        except BaseException:
+            self._stop(work)  # what fails in it is less than this
+            raise
+        if error := self._stop(work):
+            raise error
 
     def _give(self, member: _Member, job: Job) -> None:
         member.jobs += 1
@@ -181,11 +184,8 @@ class Crew:
             work.heard(member.node, event)
 
     def _lose(self, work: Work, member: _Member, error: Exception) -> None:
-        import ray
-
-        del self._members[member.node.id]
+        self._let_go(member)
         self._deaths[member.node.id] += 1
-        ray.kill(member.actor)
         self._say(f"{member.node} is lost: {_why(error)}")
         if member.ready:
             work.ended(member.node, lost=True)
@@ -242,15 +242,39 @@ class Crew:
         ).remote(self._folder, node.id)  # fmt: skip
         self._members[node.id] = _Member(node, actor, actor.ready.remote(), time.monotonic())
 
-    def _stop(self, work: Work) -> None:
-        """Let jobs that are not over end, and hear what they still say."""
-        busy = [m for m in self._members.values() if m.ready and m.waits is not None]
-        for member in busy:
+    def _stop(self, work: Work) -> Exception | None:
+        """Let jobs that are not over end, and hear what they still say; returns what failed first.
+
+        A hand that is still busy then is let go: the next work must not hear of this one.
+        """
+        errors: list[Exception] = []
+        for member in self._busy():
             member.actor.stop.remote(member.jobs)
         end = time.monotonic() + STOP_S
-        while time.monotonic() < end and any(m.waits is not None for m in busy):
-            self._hear(work)
-            busy = [m for m in busy if m.node.id in self._members]
+        try:
+            while time.monotonic() < end and self._busy():
+                try:
+                    self._hear(work)
+                except Exception as error:  # noqa: BLE001  the others are heard all the same
+                    errors.append(error)
+        finally:
+            for member in self._busy():
+                self._let_go(member)
+                try:
+                    work.ended(member.node, lost=True)
+                except Exception as error:  # noqa: BLE001
+                    errors.append(error)
+        return errors[0] if errors else None
+
+    def _busy(self) -> list[_Member]:
+        """Those that are at a job."""
+        return [m for m in self._members.values() if m.ready and m.waits is not None]
+
+    def _let_go(self, member: _Member) -> None:
+        import ray
+
+        del self._members[member.node.id]
+        ray.kill(member.actor)
 
 
 def _on(node: Node) -> Any:

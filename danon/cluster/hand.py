@@ -41,22 +41,22 @@ class Hand:
         _own_threads()
         self._place = {"host": socket.gethostname(), "node": node}
         self._job: Job | None = None
-        self._stopped = 0
+        self._number = self._stopped = 0
 
     def ready(self) -> bool:
         return True
 
     def do(self, number: int, job: Job) -> Iterator[Any]:
         """Args: number: of the job, counted from 1."""
-        self._job = job
+        self._number, self._job = number, job
         if number <= self._stopped:
             job.stop()
         yield from job.events(self._place)
 
     def stop(self, number: int) -> None:
-        """Stop a job, which may come only after this."""
+        """Stop a job, which may come only after this; not the one after it."""
         self._stopped = number
-        if self._job is not None:
+        if self._job is not None and self._number <= number:
             self._job.stop()
 
 

@@ -17,12 +17,12 @@ from rich.console import Console
 
 from danon import tuned
 from danon.bench.telling import refuse, say
-from danon.cluster.connection import check_engine
+from danon.cluster.connection import ClusterError, check_engine
 from danon.experiment.runs import RunInfo
 from danon.experiment.store import shown
 from danon.tuning import export, picture, show, storage
 from danon.tuning.engine import Engine, Here
-from danon.tuning.evaluator import Local
+from danon.tuning.evaluator import Local, TrialError
 from danon.tuning.front import CHOOSING, REPEATS, Candidate, best, candidates, close, front
 from danon.tuning.goal import Goal
 from danon.tuning.guard import guarded
@@ -188,15 +188,20 @@ def _written(
     if not found:
         refuse(console, show.nearest(some, goal))
         return [], UNMET
-    done, files, kept = progress(study), list[Path](), list[str]()
+    done, files, kept, unwritten = progress(study), list[Path](), list[str](), ""
     # Written before anything is printed: the reader may be gone.
     if confirmed := {name: c for name, c in found.items() if c.confirmed}:
-        meant = engine.settings(c.choice for c in confirmed.values())
-        settings = dict(zip(confirmed, zip(confirmed.values(), meant, strict=True), strict=True))
-        place, kept = export.write(
-            settings, plan, done, study.study_name, options.command, options.results / "tuned"
-        )
-        files.append(place)
+        try:
+            meant = engine.settings(c.choice for c in confirmed.values())
+        except (ClusterError, StudyError, TrialError) as error:  # the rest is known without it
+            unwritten = str(error)
+        else:
+            pairs = zip(confirmed.values(), meant, strict=True)
+            settings = dict(zip(confirmed, pairs, strict=True))
+            place, kept = export.write(
+                settings, plan, done, study.study_name, options.command, options.results / "tuned"
+            )
+            files.append(place)
     shown_best = list(found.values()) if goal.single else front(some, goal)
     folder = options.results / "tune" / study.study_name
     files += picture.write(study, shown_best, found, goal, some[0], folder)
@@ -209,12 +214,14 @@ def _written(
         say(console, "Measured", words)
     for words in kept:
         say(console, "Kept", words)
-    if confirmed:
+    if unwritten:
+        refuse(console, f"the settings are not written: {unwritten}; the same command goes on")
+    elif confirmed:
         say(console, "Written", f"{files[0]}: commit it")
     else:
         say(console, "", "not repeated yet, so nothing is written: the same command goes on")
     say(console, "Written", f"{folder}/{', '.join(f.name for f in files if f.parent == folder)}")
-    return files, 0
+    return files, UNMET if unwritten else 0
 
 
 def _without_password(command: str, url: str) -> str:

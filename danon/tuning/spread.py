@@ -97,7 +97,8 @@ class _Asked:
     def __init__(self, question: Question) -> None:
         self._question: Question | None = question
         self._again = question
-        self.done, self.value = False, None
+        self._heard = self.done = False
+        self.value = None
 
     def pulse(self) -> None:
         pass
@@ -109,13 +110,13 @@ class _Asked:
     def heard(self, node: Node, event: dict[str, Any]) -> None:
         if "error" in event:
             raise StudyError(event["error"])
-        self.value = event["value"]
+        self._heard, self.value = True, event["value"]
 
     def ended(self, node: Node, *, lost: bool) -> None:
-        if lost:
-            self._question = self._again
-        else:
+        if self._heard:
             self.done = True
+        else:  # lost, or stopped before it had answered
+            self._question = self._again
 
 
 class _Shares:
