@@ -279,7 +279,7 @@ class _Work:
 
     @property
     def done(self) -> bool:
-        return len(self.over) >= len(NODES)
+        return not self.wanted and len(self.over) >= len(NODES)
 
     def pulse(self) -> None:
         pass
@@ -322,6 +322,16 @@ class TestCrew:
         with pytest.raises(OSError, match="full"):
             ray.crew.run(work, lambda: work.events)
         assert work.events.count("last") == 2 and not ray.killed
+
+    def test_the_last_hand_that_dies_is_replaced_once(self, ray: _Ray) -> None:
+        ray.alive.remove(NODES[1])
+        ray.crew._members.pop(NODES[1].id)
+        dies = ray.exceptions.ActorDiedError()
+        work = _Work(lambda node: [dies])
+        work.offer = lambda node: work._job  # type: ignore[method-assign]
+        with pytest.raises(ClusterError, match="no node of the cluster is left"):
+            ray.crew.run(work)
+        assert work.over == [(NODES[0].id, True)] * 2
 
 
 def test_ray_is_imported_only_to_be_used() -> None:

@@ -128,7 +128,7 @@ class Crew:
         try:
             while not (work.done or stopped()):
                 self._look()
-                if not self._members:
+                if not self._members and not self._regained(stopped):
                     raise ClusterError("no node of the cluster is left")
                 work.pulse()
                 for member in list(self._members.values()):
@@ -190,11 +190,19 @@ class Crew:
         if member.ready:
             work.ended(member.node, lost=True)
 
-    def _look(self) -> None:
+    def _regained(self, stopped: Callable[[], object]) -> bool:
+        """Whether a machine whose hand died has another, or need not."""
+        self._ask()
+        end = time.monotonic() + ANSWER_S
+        while self._asked and time.monotonic() < end and not (self._members or stopped()):
+            self._look(TICK_S)
+        return bool(self._members or stopped())
+
+    def _look(self, seconds: float = 0) -> None:
         """Machines that have joined, or whose hand died, get one."""
         if time.monotonic() - self._looked > LOOK_S:
             self._ask()
-        for node, reason in self._answered(0):
+        for node, reason in self._answered(seconds):
             if reason:
                 self._refused.add(node.id)
                 self._say(f"{node} {reason}; it takes no part")
