@@ -333,6 +333,17 @@ class TestCrew:
             ray.crew.run(work)
         assert work.over == [(NODES[0].id, True)] * 2
 
+    def test_a_job_that_fails_is_the_loss_of_one_machine(self, ray: _Ray) -> None:
+        full = ray.exceptions.RayTaskError(
+            "do", "Traceback ...", OSError(28, "No space left"), "ray::Hand", 1, "10.0.0.1"
+        )
+        work = _Work(lambda node: [full] if node == NODES[0] else [node.host])
+        ray.crew.run(work)
+        assert work.events == ["host-b"]
+        assert sorted(work.over) == [(NODES[0].id, True), (NODES[1].id, False)]
+        words = "is lost: its job failed: OSError: [Errno 28] No space left"
+        assert ray.said == [f"{NODES[0]} {words}"]
+
 
 def test_ray_is_imported_only_to_be_used() -> None:
     code = "import sys, danon.bench.command, danon.bench.spread, danon.tuning.spread; "

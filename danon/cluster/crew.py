@@ -158,8 +158,6 @@ class Crew:
             member = waiting[what]
             try:
                 self._take(work, member)
-            except ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from None
             except ray.exceptions.RayError as error:
                 self._lose(work, member, error)
         for member in waiting.values():
@@ -307,6 +305,8 @@ def _look() -> Callable[[str, tuple[str, ...]], dict[str, str]]:
 def _why(error: Exception) -> str:
     import ray
 
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return f"its job failed: {type(error.cause).__name__}: {error.cause}"
     if isinstance(error, ray.exceptions.ActorUnavailableError):
         return "it does not answer any more"
     if isinstance(error, ray.exceptions.ActorDiedError):
