@@ -27,6 +27,8 @@ from danon.cluster.connection import ClusterError, Node, check_engine, connected
 from danon.experiment.places import DIFFERENT, machines
 from danon.experiment.runs import Journal, RunInfo
 from danon.measure.case import Case, CaseResult
+from danon.tuning.spread import _Asked, _Shares
+from danon.tuning.study import StudyError
 
 CASE = Case("speed", "window", 64, "float32", "forward")
 HERE, THERE = {"id": "here", "cpu": "a"}, {"id": "there", "cpu": "b"}
@@ -343,6 +345,45 @@ class TestCrew:
         assert sorted(work.over) == [(NODES[0].id, True), (NODES[1].id, False)]
         words = "is lost: its job failed: OSError: [Errno 28] No space left"
         assert ray.said == [f"{NODES[0]} {words}"]
+
+
+class _Study:
+    """As much of a study as a phase looks at."""
+
+    def __init__(self) -> None:
+        self.trials: list[Any] = []
+
+    def get_trials(self, **_: object) -> list[Any]:
+        return list(self.trials)
+
+
+class TestShares:
+    def run(self, ray: _Ray, *bad: Node) -> None:
+        def share() -> Any:
+            return lambda node: [{"error": "another space"} if node in bad else {"value": None}]
+
+        shares = _Shares(share, _Study(), "", None, ray.crew)  # type: ignore[arg-type]
+        ray.crew.run(shares)
+
+    def test_a_machine_that_cannot_is_left_out(self, ray: _Ray) -> None:
+        self.run(ray, NODES[0])
+        assert ray.said == [f"{NODES[0]}: another space; it takes no more part"]
+        assert ray.crew.nodes == NODES[1:]
+
+    def test_where_none_can_that_is_the_end(self, ray: _Ray) -> None:
+        with pytest.raises(StudyError, match="another space"):
+            self.run(ray, *NODES)
+
+    def test_a_question_is_answered_by_an_answer(self, ray: _Ray) -> None:
+        given: list[Node] = []
+
+        def question(node: Node) -> list[Any]:
+            given.append(node)
+            return [{"value": 1}] if len(given) > 1 else []
+
+        asked = _Asked(question)  # type: ignore[arg-type]
+        ray.crew.run(asked)
+        assert asked.value == 1 and len(given) == 2
 
 
 def test_ray_is_imported_only_to_be_used() -> None:

@@ -119,6 +119,12 @@ class Crew:
     def nodes(self) -> list[Node]:
         return [member.node for member in self._members.values()]
 
+    def refuse(self, node: Node, reason: str) -> None:
+        """Let a machine whose job is over take no more part."""
+        self._refused.add(node.id)
+        self._let_go(self._members[node.id])
+        self._say(f"{node}: {reason}; it takes no more part")
+
     def run(self, work: Work, stopped: Callable[[], object] = lambda: False) -> None:
         """Give and hear until the work is done, or stopped.
 

@@ -66,7 +66,7 @@ class Spread:
         plan = self._plan
         shares = _Shares(
             lambda: Share(plan, study.study_name, self._url, trials, queued=queued), study,
-            self._url, ledger,
+            self._url, ledger, self._crew,
         )  # fmt: skip
         try:
             self._crew.run(shares)
@@ -122,8 +122,12 @@ class _Asked:
 class _Shares:
     """The work of a phase of a study: each machine has a share until one finds nothing left."""
 
-    def __init__(self, share: Callable[[], Share], study: Study, url: str, ledger: Ledger) -> None:
+    def __init__(
+        self, share: Callable[[], Share], study: Study, url: str, ledger: Ledger, crew: Crew
+    ) -> None:
         self._share, self._study, self._url, self._ledger = share, study, url, ledger
+        self._crew = crew
+        self._errors: dict[str, str] = {}  # by node
         self._told = {t.number for t in self._finished()}
         self._looked = 0.0
         self._at_work = 0
@@ -146,13 +150,18 @@ class _Shares:
 
     def heard(self, node: Node, event: dict[str, Any]) -> None:
         if "error" in event:
-            raise StudyError(f"{node}: {event['error']}")
-        self._complete = True
+            self._errors[node.id] = event["error"]
+        else:
+            self._complete = True
 
     def ended(self, node: Node, *, lost: bool) -> None:
         self._at_work -= 1
         if lost:
             _miss(self._study, self._url, node)
+        elif error := self._errors.pop(node.id, ""):
+            if self._crew.nodes == [node]:
+                raise StudyError(f"{node}: {error}")
+            self._crew.refuse(node, error)
 
     def tell(self) -> None:
         """Pass on trials that have ended since."""
