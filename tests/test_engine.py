@@ -374,6 +374,21 @@ class TestShares:
         with pytest.raises(StudyError, match="another space"):
             self.run(ray, *NODES)
 
+    def test_only_trials_of_our_machines_are_told(self, ray: _Ray) -> None:
+        study, told = _Study(), list[int]()
+        ledger = SimpleNamespace(ended=lambda trial: told.append(trial.number))
+        ray.crew.run(_Work(lambda node: []))
+        shares = _Shares(list, study, "", ledger, ray.crew)  # type: ignore[arg-type]
+        state = SimpleNamespace(name="COMPLETE", is_finished=lambda: True)
+        for number, node in enumerate((NODES[0].id, "of another command", "")):
+            origin = {"place": {"node": node}} if node else {}
+            attributes = {"origin": origin}
+            study.trials.append(
+                SimpleNamespace(number=number, state=state, user_attrs=attributes)
+            )  # fmt: skip
+        shares.tell()
+        assert told == [0]
+
     def test_a_question_is_answered_by_an_answer(self, ray: _Ray) -> None:
         given: list[Node] = []
 

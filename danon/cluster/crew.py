@@ -77,6 +77,9 @@ class Crew:
         say: hears of machines that come and go.
         fits: why a machine cannot take part; empty if it can.
 
+    Attributes:
+        had: ids of the nodes that were ready for a job, now or before.
+
     Raises:
         ClusterError: there is no machine, or one that cannot take part.
     """
@@ -88,6 +91,7 @@ class Crew:
         self._device, self._files, self._say, self._fits = device, tuple(files), say, fits
         self._folder = str(Path.cwd())
         self._here = installed(self._folder, self._files)
+        self.had: set[str] = set()
         self._members: dict[str, _Member] = {}
         self._deaths: Counter[str] = Counter()
         self._refused: set[str] = set()
@@ -178,6 +182,7 @@ class Crew:
         if not member.ready:
             ray.get(member.waits)
             member.ready, member.waits = True, None
+            self.had.add(member.node.id)
             return
         try:
             event = ray.get(next(member.waits))

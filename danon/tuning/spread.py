@@ -164,13 +164,13 @@ class _Shares:
             self._crew.refuse(node, error)
 
     def tell(self) -> None:
-        """Pass on trials that have ended since."""
+        """Pass on trials of our machines that have ended since; workers and others tell theirs."""
         for trial in self._finished():
             if trial.number not in self._told:
                 self._told.add(trial.number)
                 died = trial.state.name == "FAIL" and "error" not in trial.user_attrs
-                ours = "place" in trial.user_attrs.get("origin", {})  # or a worker has told it
-                if ours and not died:
+                place = trial.user_attrs.get("origin", {}).get("place", {})
+                if place.get("node") in self._crew.had and not died:
                     self._ledger.ended(trial)
 
     def _finished(self) -> list[Any]:
