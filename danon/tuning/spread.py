@@ -13,7 +13,7 @@ from danon.cluster.crew import Crew
 from danon.experiment.store import shown
 from danon.tuning import storage
 from danon.tuning.share import Question, Share
-from danon.tuning.study import Plan, StudyError
+from danon.tuning.study import Plan, StudyError, progress
 from danon.tuning.worker import POLL_S, Ledger
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ class Spread:
         queued: bool = False,
     ) -> None:  # fmt: skip
         """The machines say the origin of their trials themselves."""
+        if queued:
+            now = progress(study)
+            if not (now.waiting or now.repeating):
+                return  # each machine would start a process to find that out
         plan = self._plan
         shares = _Shares(
             lambda: Share(plan, study.study_name, self._url, trials, queued=queued), study,
