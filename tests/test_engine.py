@@ -31,7 +31,9 @@ from danon.tuning.spread import _Asked, _Shares
 from danon.tuning.study import StudyError
 
 CASE = Case("speed", "window", 64, "float32", "forward")
-HERE, THERE = {"id": "here", "cpu": "a"}, {"id": "there", "cpu": "b"}
+HERE, THERE = (
+    {"id": "here", "cpu": "a", "device": "cpu"}, {"id": "there", "cpu": "b", "device": "cpu"}
+)  # fmt: skip
 NODES = [Node(name * 8, f"host-{name}", "10.0.0.1", 1, 0) for name in "ab"]
 
 
@@ -163,6 +165,16 @@ class _Bench:
 def units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Bench:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     return _Bench(tmp_path)
+
+
+def test_a_bench_on_a_gpu_does_not_go_on_with_one_on_cpus(units: _Bench, tmp_path: Path) -> None:
+    units.journal.set_status("KILLED")
+    options = Options("smoke", "cuda", (), "", "", tmp_path, True, "danon bench", "ray")
+    for machine, resumed in (({**THERE, "device": "cuda"}, False), (THERE, True)):
+        session = Session(options, Console(file=io.StringIO()))
+        session.open(machine)
+        assert session.journal is not None
+        assert (session.journal.run_dir == units.journal.run_dir) == resumed
 
 
 def offered(units: _Bench, node: Node) -> Any:

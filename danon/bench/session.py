@@ -182,7 +182,8 @@ def latest(results: Path) -> Iterator[Journal]:
 def _killed(options: Options, info: RunInfo) -> Journal | None:
     """The last one to go on with.
 
-    On a cluster each machine goes on with what its like has measured; here all must be of this one.
+    On a cluster each machine goes on with what its like has measured, if it was on that device;
+    here all must be of this one.
     """
     for journal in latest(options.results):
         old = journal.info()
@@ -190,6 +191,10 @@ def _killed(options: Options, info: RunInfo) -> Journal | None:
             continue
         machines = (r.place.get("machine", old.fingerprint) for r in journal.results())
         here = [old.fingerprint, *machines]
-        if options.engine == "ray" or all(machine == info.fingerprint for machine in here):
+        if options.engine == "ray":
+            fits = old.fingerprint["device"] == info.fingerprint["device"]
+        else:
+            fits = all(machine == info.fingerprint for machine in here)
+        if fits:
             return journal
     return None
