@@ -250,6 +250,7 @@ def test_an_interrupted_study_puts_its_trial_back(tmp_path: Path, sqlite: str) -
     assert "interrupted: the same command goes on" in said and "Traceback" not in said
     found = progress(optuna.load_study(study_name="s", storage=url))
     assert found.running == 0 and found.waiting == found.died <= 1 and found.finished >= 2
+    assert os.nice(0) > 0 or "at nice" not in said
     client = mlflow.MlflowClient(sqlite)
     experiment = client.get_experiment_by_name("danon/tune")
     assert experiment is not None

@@ -218,6 +218,7 @@ class _Ray:
         self.exceptions = pytest.importorskip("ray").exceptions
         self.killed: list[str] = []
         self.said: list[str] = []
+        self.nice = 0
         self.alive = list(NODES)
         monkeypatch.setitem(sys.modules, "ray", self)
         monkeypatch.setattr(crew, "TICK_S", 0.01)
@@ -239,7 +240,9 @@ class _Ray:
     def get(self, what: Any) -> Any:
         if isinstance(what, self.exceptions.RayError):
             raise what
-        return {"code": ""} if isinstance(what, tuple) else what
+        if isinstance(what, tuple):
+            return {"code": ""} if what[0] == "answer" else self.nice
+        return what
 
     def kill(self, actor: Any) -> None:
         self.killed.append(actor.node.id)
@@ -346,6 +349,13 @@ class TestCrew:
         with pytest.raises(ClusterError, match="no node of the cluster is left"):
             ray.crew.run(work)
         assert work.over == [(NODES[0].id, True)] * 2
+
+    def test_a_low_priority_is_said_once(self, ray: _Ray) -> None:
+        ray.nice = 15
+        for _ in range(2):
+            ray.crew.run(_Work(lambda node: []))
+        assert [words[:40] for words in ray.said] == [f"{node} measures"[:40] for node in NODES]
+        assert all("at nice 15" in words for words in ray.said)
 
     def test_a_job_that_fails_is_the_loss_of_one_machine(self, ray: _Ray) -> None:
         full = ray.exceptions.RayTaskError(

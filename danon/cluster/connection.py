@@ -23,9 +23,12 @@ STORE_BYTES = 100 * 2**20
 """Of the objects of a Ray of one's own: results are small."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0",
 }  # fmt: skip
-"""Settings of Ray: it reports to nobody, and leaves memory to the suites, which limit it."""
+"""Settings of a Ray of one's own.
+
+It reports to nobody, leaves memory to the suites, which limit it, and the priority as it is.
+"""
 
 
 class ClusterError(RuntimeError):

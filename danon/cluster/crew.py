@@ -180,8 +180,13 @@ class Crew:
         import ray
 
         if not member.ready:
-            ray.get(member.waits)
+            nice = ray.get(member.waits)
             member.ready, member.waits = True, None
+            if nice > 0 and member.node.id not in self.had:
+                self._say(
+                    f"{member.node} measures at nice {nice}, unlike a bench without Ray: set "
+                    "RAY_worker_niceness=0 there before `ray start`"
+                )
             self.had.add(member.node.id)
             return
         try:
