@@ -43,6 +43,8 @@ def case_line(suite: str, name: str, length: int, metrics: Mapping[str, float], 
     }  # fmt: skip
     config = {"hidden_size": 32, **SMALL.get(name, {})}
     result = {"status": "measured", "metrics": metrics, "config": config}
+    if place := kw.pop("place", None):
+        result["place"] = place
     return json.dumps({"case": {**case, **kw}, **result}) + "\n"
 
 

@@ -148,6 +148,32 @@ def test_figures_of_different_runs_are_not_compared(tmp_path: Path) -> None:
     assert hybrid("select", measurements=str(tmp_path)).choice(128).name == "msra"  # newest
 
 
+def test_figures_of_different_machines_are_not_compared(tmp_path: Path) -> None:
+    folder = Path(record(tmp_path / "run"))
+    alone = folder / "cases.jsonl"
+
+    def again(name: str) -> None:
+        """A row of 128 tokens measured again, on another machine of a cluster, ten times faster."""
+        place = {"host": "b", "node": "2", "machine": {"id": "there", "cpu": "b"}}
+        error, seconds, peak = FIGURES[name][128]
+        speed = {"error_vs_dense": error, "time_s": seconds / 10}
+        with alone.open("a") as file:
+            file.write(case_line("speed", name, 128, speed, place=place))
+            file.write(case_line("memory", name, 128, {"peak_bytes": peak}, place=place))
+
+    again("msra")
+    module = hybrid("select", measurements=str(folder))
+    assert module.choice(128).measured_length == 32  # as if 128 were not measured of all
+    again("dala")
+    again("ucsa")
+    choice = hybrid("select", measurements=str(folder)).choice(128)
+    assert (choice.name, choice.measured_length) == ("dala", 128)
+    assert choice.scores["dala"].record.time_s == pytest.approx(0.4)
+    assert choice.differs == ("measured on another machine of that run, fingerprint there",)
+    (tmp_path / "table.json").write_text(tabulate([folder]))
+    assert load(tmp_path / "table.json") == load(folder)
+
+
 def test_a_case_measured_again_and_a_torn_line(tmp_path: Path) -> None:
     folder = Path(record(tmp_path / "run"))
     with (folder / "cases.jsonl").open("a") as file:

@@ -45,6 +45,7 @@ class Record:
         error_vs_dense: relative error of the output against dense attention, on text.
         time_s: seconds.
         peak_bytes: most bytes at once beyond inputs and output.
+        machine: id of its fingerprint, where a cluster measured on another one than the run's.
     """
 
     attention: str
@@ -58,6 +59,7 @@ class Record:
     error_vs_dense: float | None = None
     time_s: float | None = None
     peak_bytes: float | None = None
+    machine: str = ""
 
     @property
     def size(self) -> int:
@@ -67,12 +69,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Run:
-    """The records of one invocation of a bench: one machine, one state of the code.
+    """The records of one invocation of a bench: one state of the code.
 
     Attributes:
         started: ISO-8601.
         dirty: the checkout had changes that no commit holds.
-        machine: its fingerprint.
+        machine: the fingerprint, also of records that name no other.
         configs: of each attention, as measured.
     """
 
@@ -155,10 +157,10 @@ def choose(
     """The component with the largest w = softmax(beta / T) among those within the budgets.
 
     The records are those of the nearest length (by ratio) at which one run has every figure in
-    question for every component, of that device and dtype; of several the one measured with the
-    same causality, then the nearest head width, then the newest. Times and bytes are taken to grow
-    with tokens * heads * head width for the budgets. Nothing is assumed of a device or dtype that
-    was not measured, nor beyond eight times the longest length.
+    question for every component, of one machine and of that device and dtype; of several the one
+    measured with the same causality, then the nearest head width, then the newest. Times and bytes
+    are taken to grow with tokens * heads * head width for the budgets. Nothing is assumed of a
+    device or dtype that was not measured, nor beyond eight times the longest length.
 
     Raises:
         ValueError: there are no such records, or nothing is within the budgets; says what there is.
@@ -181,7 +183,7 @@ def choose(
                 and r.attention in config.components
                 and known
             ):
-                key = at, r.length, r.causal, r.batch, r.heads, r.head_dim
+                key = at, r.length, r.causal, r.batch, r.heads, r.head_dim, r.machine
                 groups.setdefault(key, {})[r.attention] = r
     whole = {key: g for key, g in groups.items() if len(g) == len(config.components)}
     longest = max((key[1] for key in whole), default=0)
@@ -189,7 +191,7 @@ def choose(
         raise ValueError(_missing(config, runs, needed, length, device, dtype, longest))
 
     def distance(key: tuple[Any, ...]) -> tuple[Any, ...]:
-        _, measured, causal, _, _, width = key
+        _, measured, causal, _, _, width, _ = key
         newest = sorted(run.started for run in runs).index(runs[key[0]].started)
         away = abs(math.log(length / measured)), causal != config.is_causal
         return *away, abs(math.log(config.head_dim / width)), -newest
@@ -256,7 +258,9 @@ def _scores(
 
 
 def _differences(config: SuperHybridConfig, run: Run, record: Record) -> Iterable[str]:
-    """In what the record of the mechanism chosen is not of this configuration."""
+    """In what the record of the mechanism chosen is not of this configuration, or of the run."""
+    if record.machine:
+        yield f"measured on another machine of that run, fingerprint {record.machine}"
     if record.causal != config.is_causal:
         yield f"measured {'causal' if record.causal else 'bidirectional'}"
     if (record.heads, record.head_dim) != (config.num_heads, config.head_dim):
@@ -281,7 +285,7 @@ def _missing(
             known = {f for f in FIGURES if getattr(r, f) is not None}
             there.setdefault(f"{r.device} {r.dtype}", set()).update(known)
         found = (f"{case} ({', '.join(sorted(known))})" for case, known in sorted(there.items()))
-        what = f"recorded are {'; '.join(found) or 'none'}"
+        what = f"recorded are {'; '.join(found) or 'none'}, of which one machine's compare"
     return (
         f"nothing to select {' or '.join(config.components)} by, for {length} tokens on {device}: "
         f"needs {dtype} records of {', '.join(needed)} in {source}; {what}. "
@@ -344,7 +348,7 @@ def _read_run(folder: Path) -> Run:
     *lines, torn = (cases.read_text(encoding="utf-8") if cases.is_file() else "").split("\n")
     if torn:
         _log.warning("%s: the last line is incomplete and does not count", cases)
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    found: dict[tuple[Any, ...], dict[str, tuple[str, float]]] = {}  # machine and figure
     configs: dict[str, Mapping[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -355,12 +359,19 @@ def _read_run(folder: Path) -> Run:
             if not ours or case["phase"] != "forward" or not figures:
                 continue
             mine = found.setdefault(tuple(case[name] for name in KEY), {})
+            place = result.get("place", {}).get("machine", head["machine"])
+            machine = "" if place == head["machine"] else str(place["id"])
             for figure in figures:  # of a case measured again the last line counts
                 mine.pop(figure, None)
                 if result["status"] == "measured":
-                    mine[figure] = float(result["metrics"][figure])
+                    mine[figure] = machine, float(result["metrics"][figure])
                     configs[case["attention"]] = result["config"]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{cases}, line {number}: not a case: {error!r}") from error
-    records = tuple(Record(*key, **figures) for key, figures in found.items())
-    return Run(**head, configs=configs, records=records)
+    records = []
+    for key, mine in found.items():
+        for machine in dict.fromkeys(at for at, _ in mine.values()) or [""]:
+            known: dict[str, Any] = {"machine": machine}
+            known |= {figure: value for figure, (at, value) in mine.items() if at == machine}
+            records.append(Record(*key, **known))
+    return Run(**head, configs=configs, records=tuple(records))
