@@ -136,6 +136,25 @@ def test_the_run_that_measured_most_is_asked(tmp_path: Path) -> None:
     assert "not measured: forward at 16384 tokens: gla" in said
 
 
+def test_a_run_is_of_this_machine_if_all_its_rows_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("danon.bench.choose.fingerprint", lambda _: {"id": "another"})
+    alone = record(tmp_path / "a").info().run_id
+    spread = record(tmp_path / "b")
+    assert f"memory: run {alone}" in ask(tmp_path / "a")[1].replace("\n", " ")
+    machine = {"id": "third", "cpu": "6502"}
+    for name in ("window", "gla"):  # one more than alone
+        case = Case("speed", name, 16384, "bfloat16", "forward")
+        place = {"host": "b", "node": "2", "machine": machine}
+        spread.append(CaseResult(case, "measured", metrics={"time_ratio": 0.1}, place=place))
+    said = ask(tmp_path / "b")[1]
+    assert "several machines: Z80, fingerprint another; 6502, fingerprint third" in said
+    console = Console(record=True, width=120, file=io.StringIO())
+    answer((tmp_path / "b", tmp_path / "a"), 16384, 1.0, "recall", "forward", console)
+    assert f"speed and memory: run {alone}" in console.export_text()
+
+
 def test_a_task_that_dense_did_not_learn_says_nothing(tmp_path: Path) -> None:
     journal = record(tmp_path, quality=False)
     for name, right in (("sdpa", 0.3), ("ucsa", 0.3)):

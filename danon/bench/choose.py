@@ -141,12 +141,15 @@ def _records(found: Choice, here: str) -> list[str]:
     lines = []
     if found.costs:
         info, view = found.costs
-        other = "" if info.fingerprint.get("id") == here else "another machine: "
-        machine = frame.machine(info.fingerprint)
+        several = len(found.machines) > 1
+        other = "several machines: " if several else "another machine: "
+        if all(machine.get("id") == here for machine in found.machines):
+            other = ""
+        machines = "; ".join(map(frame.machine, found.machines))
         lines.append(
             f"speed and memory: run {info.run_id}, {escape(frame.origin(info))}, {view.phase} "
             f"{view.dtype} {view.shape}, default settings or those that the name says; "
-            f"{other}{escape(machine)}"
+            f"{other}{escape(machines)}"
         )
     if found.judged:
         info, task = found.judged

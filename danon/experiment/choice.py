@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from danon.experiment import frame, quality
+from danon.experiment import frame, places, quality
 from danon.experiment.frame import REFERENCE, Curves, Figure, View
 from danon.experiment.quality import LOOKUP
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Run = tuple[RunInfo, Sequence[CaseResult]]
     Configs = Mapping[tuple[str, str, int], Mapping[str, Any]]
     """By suite, attention and length."""
+    Machines = tuple[Mapping[str, Any], ...]
 
 __all__ = ["Choice", "Option", "choose"]
 
@@ -60,6 +61,7 @@ class Choice:
         options: all with a speed at this length, the fastest first.
         missing: what is not measured, in words.
         costs: the run that speed and memory come from.
+        machines: fingerprints of those that measured it.
         judged: the run that quality comes from, and its task.
     """
 
@@ -68,6 +70,7 @@ class Choice:
     missing: tuple[str, ...]
     costs: tuple[RunInfo, View] | None
     judged: tuple[RunInfo, Task] | None
+    machines: tuple[Mapping[str, Any], ...] = ()
 
 
 def choose(
@@ -91,7 +94,7 @@ def choose(
     costs = _costs(known, length, phase, machine)
     if costs is None:
         return Choice(None, (), (f"{phase} at {length} tokens",), None, judged)
-    info, view, curves, names, configs = costs
+    info, view, curves, names, configs, machines = costs
     speed, memory = view.source("speed", "speedup"), view.source("memory", "peak_bytes")
     options = []
     for name in names:
@@ -112,7 +115,7 @@ def choose(
     }
     missing = [f"{what}: {', '.join(of)}" for what, of in lacking.items() if of]
     best = next((option for option in options if option.fits and option.good), None)
-    return Choice(best, tuple(options), tuple(missing), (info, view), judged)
+    return Choice(best, tuple(options), tuple(missing), (info, view), judged, machines)
 
 
 def _judged(runs: Sequence[Run], task: str) -> tuple[RunInfo, Task] | None:
@@ -138,24 +141,25 @@ def _tells(task: Task) -> bool:
 
 def _costs(
     runs: Sequence[Run], length: int, phase: str, machine: str
-) -> tuple[RunInfo, View, Curves, list[str], Configs] | None:
-    """The run of this machine, else of another, with most speeds at a length and phase."""
+) -> tuple[RunInfo, View, Curves, list[str], Configs, Machines] | None:
+    """The run all of this machine, else another one, with most speeds at a length and phase."""
     found = []
     for info, results in runs:
-        data = frame.table(results)
+        data, machines = frame.table(results), tuple(places.fingerprints(results, info))
+        here = all(some.get("id") == machine for some in machines)
         for view in (v for v in frame.views(data) if v.phase == phase):
             rows = view.of(data)
             curves, names = Curves(rows), list(dict.fromkeys(rows["attention"]))
             suite, metric = view.source("speed", "speedup")
             having = [n for n in names if length in curves.get(suite, n, metric)]
-            rank = info.fingerprint.get("id") == machine, len(having)
+            rank = here, len(having)
             if having:
                 configs = {
                     (c.suite, c.attention, c.length): result.config
                     for result in results
                     if (c := result.case).phase == view.phase and c.dtype == view.dtype
                 }
-                found.append((rank, (info, view, curves, having, configs)))
+                found.append((rank, (info, view, curves, having, configs, machines)))
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 

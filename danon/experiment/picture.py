@@ -6,7 +6,7 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from danon.experiment import frame, words
+from danon.experiment import frame, places, words
 from danon.experiment.runs import replace_file
 from danon.experiment.styles import styles
 
@@ -60,7 +60,8 @@ def write_picture(results: Sequence[CaseResult], info: RunInfo, path: Path) -> N
     else:
         _panel(right, data, memory, looks, "memory", "peak_bytes", 1 / 2**20, side=1)
         _title(right, "Peak memory in MiB", memory, "beyond inputs and output")
-    caption = f"{frame.machine(info.fingerprint)}\n{frame.origin(info)}; {speed.shape}"
+    machines = "; ".join(map(frame.machine, places.fingerprints(results, info)))
+    caption = f"{machines}\n{frame.origin(info)}; {speed.shape}"
     figure.text(0.055, 0.022, caption, fontsize=7.5, color=SOFT, linespacing=1.5)
     sink = io.BytesIO()
     figure.savefig(sink, format="png")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from danon.experiment import frame
 
@@ -12,12 +12,21 @@ if TYPE_CHECKING:
     from danon.experiment.runs import RunInfo
     from danon.measure.case import CaseResult
 
-__all__ = ["machines"]
+__all__ = ["fingerprints", "machines"]
 
 DIFFERENT = (
     "The machines differ: speed-ups, errors and quality compare, since dense attention is measured "
     "beside each attention; times, rates and training seconds do not."
 )
+
+
+def fingerprints(results: Sequence[CaseResult], info: RunInfo) -> list[dict[str, Any]]:
+    """Of the kinds of machine that measured; that of the run where there are no results."""
+    found: list[dict[str, Any]] = []
+    for result in results:
+        if (some := result.place.get("machine", info.fingerprint)) not in found:
+            found.append(some)
+    return found or [info.fingerprint]
 
 
 def machines(results: Sequence[CaseResult], info: RunInfo) -> list[str]:

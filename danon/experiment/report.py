@@ -57,6 +57,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         info=info,
         origin=frame.origin(info),
         machines=places.machines(results, info),
+        fingerprints=places.fingerprints(results, info),
         boards=[frame.board(data, view, info.command) for view in views],
         tasks=tasks,
         bounds=found,
