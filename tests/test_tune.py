@@ -12,6 +12,7 @@ import mlflow
 import pytest
 from rich.console import Console
 
+from danon.cluster.connection import ClusterError
 from danon.tuning import command, front
 from danon.tuning.command import Options, join, tune
 
@@ -63,7 +64,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_study_of_ones_own_attention(
-    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str]
+    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = options(mine)
     assert tune(asked, Console(width=120)) == 0
@@ -100,6 +101,16 @@ def test_a_study_of_ones_own_attention(
     assert tune(asked, Console(width=120)) == 0  # has them all: nothing is measured again
     assert "trial 0" not in capsys.readouterr().out.split("best for")[0]
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+
+    def gone(*_: object) -> None:
+        raise ClusterError("nobody is left")
+
+    monkeypatch.setattr(command.Local, "settings", gone)
+    (folder / "report.html").unlink()
+    assert tune(asked, Console(width=120)) == 1
+    said = capsys.readouterr().out
+    assert "not written: nobody is left" in said and "best for" in said and "MLflow" in said
+    assert (folder / "report.html").is_file()
 
 
 def test_a_worker_joins_with_the_name_alone(
