@@ -222,6 +222,7 @@ def commit(folder: Path, work: int, *more: str) -> None:
 class TestGate:
     """From calibration to acceptance, in a repository of one's own."""
 
+    @pytest.mark.slow  # test_gate_recall goes the same way with a model
     def test_calibrated_gated_accepted(self, own: Path) -> None:
         status, said = told(gate, OPTIONS)
         assert status == 7 and "nox -s calibrate" in said
