@@ -233,12 +233,16 @@ class TestFront:
         found = front.candidates(study.trials)
         near = front.close(found, some.goal)
         assert 1 <= len(near) <= 8
-        enqueue(study, near[0].choice, again=near[0].number)
+        for turn in (0, 1):
+            for c in (near[0], found[0]):
+                enqueue(study, c.choice, again=c.number, turn=turn)
         work(study, fake := Fake(), 20, Silent(), queued=True)
-        assert [m["fresh"] for m in fake.measured] == [True]
-        assert progress(study).finished == 20 and progress(study).repeats == 1
+        assert [(m["fresh"], m["seed"]) for m in fake.measured] == [
+            (True, 1), (False, 1), (True, 2), (False, 2)
+        ]  # fmt: skip
+        assert progress(study).finished == 20 and progress(study).repeats == 4
         again = front.candidates(study.trials)
-        assert [len(c.repeats) for c in again if c.number == near[0].number] == [1]
+        assert sum(len(c.repeats) for c in again if c.number in (near[0].number, 0)) == 4
         assert front.close(again, some.goal) == [c for c in again if c.number in
                                                  {c.number for c in near}]  # fmt: skip
 

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ UNMET = 1
 TRIALS = "trials"
 """Attribute of a study: how many it was last asked to have."""
 NAME = re.compile(r"[\w.+<=:-]+")
+ALIASES = {"hybrid": "super-hybrid"}
 LENGTH_AND_DTYPE = {"quantization": (1024, "float32")}
 """Of kinds of study whose trials run a whole model: what is usual elsewhere would take hours."""
 
@@ -153,25 +155,27 @@ def _tune(options: Options, console: Console, log: Path) -> int:
 
 
 def _choosing(some: list[Candidate], goal: Goal) -> tuple[list[Candidate], int]:
-    """Those that may be the best, to choose from."""
-    return close(some, goal), CHOOSING
+    """Those that may be the best, to choose from, and the choice that the study began with."""
+    return [*close(some, goal), *some[:1]], CHOOSING
 
 
 def _confirming(some: list[Candidate], goal: Goal) -> tuple[list[Candidate], int]:
-    """The best, and beside them the choice that the study began with."""
+    """The best, and again the first choice."""
     return [*best(some, goal).values(), *some[:1]], REPEATS
 
 
 def _repeat(study: Study, some: Iterable[Candidate], times: int) -> None:
-    """Put choices into the queue until they are measured so often again."""
+    """Put choices into the queue until they are measured so often again, turn by turn."""
+    wanted = []
     for number, choice in {c.number: c.choice for c in some}.items():
         known = [
             t for t in study.get_trials(deepcopy=False)
             if t.user_attrs.get("again") == number
             and (t.state.name != "FAIL" or "error" in t.user_attrs)
         ]  # fmt: skip
-        for _ in range(times - len(known)):
-            enqueue(study, choice, again=number)
+        wanted += [(turn, number, choice) for turn in range(len(known), times)]
+    for turn, number, choice in sorted(wanted, key=itemgetter(0)):
+        enqueue(study, choice, again=number, turn=turn)
 
 
 def _written(
@@ -257,8 +261,9 @@ def _asked(options: Options) -> Plan:
             raise ValueError(
                 f"--{name} {getattr(options, name)!r}: must be of {', '.join(allowed)}"
             )
+    mechanism = ALIASES.get(options.mechanism, options.mechanism)
     return Plan(
-        options.kind, options.mechanism, (), {}, options.length, options.dtype, options.device,
+        options.kind, mechanism, (), {}, options.length, options.dtype, options.device,
         options.sampler, options.seed,
     )  # fmt: skip
 

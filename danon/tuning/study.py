@@ -201,15 +201,17 @@ def distributions(space: str) -> dict[str, BaseDistribution]:
 
 
 def enqueue(
-    study: Study, choice: Mapping[str, Any], *, again: int | None = None, first: bool = False
-) -> None:
+    study: Study, choice: Mapping[str, Any], *, again: int | None = None, turn: int = 0,
+    first: bool = False,
+) -> None:  # fmt: skip
     """Let a choice be the next that is measured.
 
     Args:
         again: number of the trial that measured it before.
+        turn: of repeats; those of a turn have the same questions, and a process if they can.
         first: unless it was asked for before; whatever comes out, it is measured to the end.
     """
-    attributes: dict[str, Any] = {} if again is None else {"again": again}
+    attributes: dict[str, Any] = {} if again is None else {"again": again, "turn": turn}
     attributes |= {"first": True} if first else {}
     study.enqueue_trial(dict(choice), user_attrs=attributes, skip_if_exists=first)
 

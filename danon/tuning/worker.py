@@ -104,7 +104,7 @@ def work(
             raise error.__context__ or error from None
         except KeyboardInterrupt:
             if run.choice:
-                enqueue(study, run.choice, again=run.again)
+                enqueue(study, run.choice, again=run.again, turn=run.turn)
             raise
 
 
@@ -128,7 +128,7 @@ class _Objective:
 
     Attributes:
         choice: of the trial at work; empty between trials.
-        again: number of the trial that it repeats, or None.
+        again: number of the trial that it repeats, or None; ``turn`` of repeats it belongs to.
         error: of the last one that failed here; so is ``failures``, how many did.
     """
 
@@ -142,10 +142,12 @@ class _Objective:
         self._trials, self._origin, self._queued = trials, origin, queued
         self.choice: Mapping[str, Any] = {}
         self.again: int | None = None
+        self.turn, self._turn = 0, -1  # of this trial, and of the last one measured here
         self.error, self.failures = "", 0
 
     def __call__(self, trial: Trial) -> list[float]:
         self.again = trial.user_attrs.get("again")
+        self.turn = trial.user_attrs.get("turn", trial.number)
         if self._surplus(trial):
             trial.set_user_attr(SURPLUS, True)
             raise _SurplusError
@@ -181,8 +183,10 @@ class _Objective:
         figures: dict[str, float] = {}
         repeat = self.again is not None
         whole = not goal.single or repeat or "first" in trial.user_attrs
-        seed = self._seed + (trial.number if repeat else 0)
-        for step, found in enumerate(self._evaluator.steps(self.choice, seed, fresh=repeat)):
+        seed = self._seed + (1 + self.turn if repeat else 0)
+        fresh = repeat and self.turn != self._turn
+        self._turn = self.turn if repeat else self._turn
+        for step, found in enumerate(self._evaluator.steps(self.choice, seed, fresh=fresh)):
             figures |= found
             history.append(found)
             trial.set_user_attr("figures", figures)
