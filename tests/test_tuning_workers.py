@@ -76,8 +76,9 @@ def postgresql() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("trials", [24, pytest.param(200, marks=pytest.mark.slow)])
 def test_of_four_workers_two_are_killed_and_nothing_is_lost_or_counted_twice(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+    trials: int, kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url = (
         f"sqlite:///{tmp_path / 'optuna.db'}" if kind == "sqlite"
@@ -86,7 +87,7 @@ def test_of_four_workers_two_are_killed_and_nothing_is_lost_or_counted_twice(
     with contextlib.ExitStack() as stack:
         database = stack.enter_context(storage.opened(url))
         study = begin(PLAN, "shared", database, [])
-        workers = [stack.enter_context(start(url, 24, s)) for s in (30, 30, 0.3, 0.3)]
+        workers = [stack.enter_context(start(url, trials, s)) for s in (30, 30, 0.3, 0.3)]
         for worker in workers:
             stack.callback(worker.kill)
         for doomed in workers[:2]:
@@ -94,9 +95,9 @@ def test_of_four_workers_two_are_killed_and_nothing_is_lost_or_counted_twice(
             doomed.stdout.readline()
             time.sleep(0.5)  # it has told that it lives
             doomed.send_signal(signal.SIGKILL)
-        assert [worker.wait(60) for worker in workers] == [-9, -9, 0, 0]
+        assert [worker.wait(90) for worker in workers] == [-9, -9, 0, 0]
         found = progress(study)
-        assert found.finished == found.complete == 24 and found.running == found.waiting == 0
+        assert found.finished == found.complete == trials and found.running == found.waiting == 0
         failed = [t for t in study.trials if t.state == optuna.trial.TrialState.FAIL]
         died = [t for t in failed if SURPLUS not in t.user_attrs]
         assert found.died == len(died) == 2
