@@ -179,7 +179,8 @@ def test_a_study_goes_on_when_a_node_dies(nodes: Nodes, tmp_path: Path) -> None:
     (died,) = [t for t in trials("FAIL") if "surplus" not in t.user_attrs]
     (again,) = [t for t in trials("FAIL", "COMPLETE")
                 if died.number in t.system_attrs.get("retry_history", [])]  # fmt: skip
-    assert again.state.name == "COMPLETE" and again.params == died.params
+    assert again.state.name == "COMPLETE"
+    assert died.params.items() <= again.params.items()  # it may have died before it had any
     assert again.user_attrs["origin"]["place"]["node"] == other
     assert f"node {doomed[:8]}" in said and f"node {other[:8]}" in said
     tuned = json.loads((tmp_path / "results" / "tuned" / "Mine.json").read_text())

@@ -222,6 +222,17 @@ class TestWork:
         done = progress(study)
         assert (done.finished, done.died) == (3, 1)
 
+    def test_a_choice_whose_worker_died_at_once_is_tried_again(
+        self, database: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study = begun(database)
+        with pytest.warns(UserWarning, match="Heartbeat"):
+            study.ask()  # by a worker that is dead before it has told that it lives
+        monkeypatch.setattr(storage, "GRACE_S", 0)
+        work(study, fake := Fake(), 1, Silent())
+        assert [m["x"] for m in fake.measured] == [1.0]
+        assert progress(study).died == 1 and progress(study).finished == 1
+
 
 class TestFront:
     def test_repeats_are_of_fresh_processes_and_count_for_themselves(
