@@ -21,6 +21,7 @@ from danon.measure.statistics import fit_exponent
 from suites.attentions import REFERENCE, one_line, shape_of
 from suites.bounds import bounds
 from suites.costs import CHECK_CALLS, GRADIENT_CALLS, SELF_CALLS, TIMING_CALLS, Costs
+from suites.examine import UnmeasuredError
 from suites.figures import ratios
 from suites.guard import out_of_memory
 from suites.keeper import Keeper
@@ -44,7 +45,9 @@ READING = 5
 class Judge(Protocol):
     """Measures what an attention is worth in a model."""
 
-    def result(self, case: Case) -> CaseResult: ...
+    def result(self, case: Case) -> CaseResult:
+        """Raises: UnmeasuredError: there are no figures; says why."""
+        ...
 
 
 class Lab:
@@ -125,6 +128,8 @@ class Lab:
                 case, "measured", "", module.semantics, metrics, samples, verdict.info,
                 config=module.config.to_dict(),
             )  # fmt: skip
+        except UnmeasuredError as reason:
+            return _without(case, reason.status, str(reason))
         except Exception as error:  # noqa: BLE001  its row says so; the others go on
             if shortage := out_of_memory(error):
                 return _without(case, "over budget", shortage)

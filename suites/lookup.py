@@ -39,13 +39,7 @@ class Searcher:
         self._verifier = Verifier()
 
     def result(self, case: Case) -> CaseResult:
-        try:
-            return self._found(case)
-        except UnmeasuredError as reason:
-            semantics = registry.get(case.attention).semantics
-            return CaseResult(case, reason.status, str(reason), semantics)
-
-    def _found(self, case: Case) -> CaseResult:
+        """Put the attention into the model, and ask it."""
         plan = self._profile.plan(case)
         assert isinstance(plan, LookupPlan)
         shape = shape_of(case)

@@ -56,13 +56,6 @@ class Exam:
         """Put the attention into the model, and judge it at the length of the case."""
         plan = self._profile.plan(case)
         assert isinstance(plan, PretrainedPlan)
-        try:
-            return self._judged(case, plan)
-        except UnmeasuredError as reason:
-            semantics = registry.get(case.attention).semantics
-            return CaseResult(case, reason.status, str(reason), semantics)
-
-    def _judged(self, case: Case, plan: PretrainedPlan) -> CaseResult:
         text = self._text(case, plan)
         if reason := self._too_long(case, plan):
             raise UnmeasuredError("over budget", reason)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danon.attention import registry
 from danon.measure.case import Case, CaseResult
 from danon.training import IGNORED
 from suites.attentions import REFERENCE
@@ -62,13 +61,9 @@ class School:
 
     def result(self, case: Case) -> CaseResult:
         """Train, unless a case before has, and judge at the length of the case."""
-        kind = registry.get(case.attention)
-        try:
-            plan = self._profile.plan(case)
-            recalls = isinstance(plan, RecallPlan)
-            return self._recalled(case, plan) if recalls else self._spoken(case, plan)
-        except UnmeasuredError as reason:
-            return CaseResult(case, reason.status, str(reason), kind.semantics)
+        plan = self._profile.plan(case)
+        recalls = isinstance(plan, RecallPlan)
+        return self._recalled(case, plan) if recalls else self._spoken(case, plan)
 
     def _recalled(self, case: Case, plan: RecallPlan) -> CaseResult:
         runs = self._trained(case, plan, lambda rate, seed: learn_recall(case, plan, rate, seed))

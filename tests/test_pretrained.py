@@ -22,7 +22,6 @@ from suites.corpora import document, others
 from suites.exams import SMOKE, STANDARD, Adaptation, PretrainedPlan
 from suites.lab import Lab
 from suites.passkey import prompts
-from suites.pretrained import Exam
 from suites.profiles import PROFILES, Profile
 from suites.sources import source
 from suites.swap import logits_of, perplexity, seated, swapped
@@ -44,8 +43,8 @@ def profile(*plans: PretrainedPlan) -> Profile:
 
 def results(attention: str, *plans: PretrainedPlan) -> dict[str, CaseResult]:
     chosen = profile(*(plans or (PLAN,)))
-    exam = Exam(chosen)
-    return {f"{c.task} {c.length}": exam.result(c) for c in chosen.cases((attention,), "cpu")}
+    lab = Lab(chosen, on_begin=lambda case: None, on_result=lambda result: None)
+    return {f"{c.task} {c.length}": lab.result(c) for c in chosen.cases((attention,), "cpu")}
 
 
 def tokens(count: int) -> Tensor:

@@ -12,5 +12,5 @@ __all__ = ["alone"]
 
 
 def alone(device: str) -> FileLock:
-    """Held while something is measured on a device, by whatever program of this user."""
+    """Held while a case of a bench or a trial is measured on a device, by this user."""
     return FileLock(Path(tempfile.gettempdir()) / f"danon-{os.getuid()}-{device}.lock")

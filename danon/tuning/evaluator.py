@@ -111,11 +111,9 @@ class Local:
         root = bundle()
         folders = (str(root), os.environ.get("PYTHONPATH"))
         server = Server(
-            ("-P", "-m", "suites.trials"),
-            cwd=Path.cwd(),
-            log=self._log,
+            ("-P", "-m", "suites.trials"), cwd=Path.cwd(), log=self._log,
             environment={"PYTHONPATH": os.pathsep.join(filter(None, folders))},
-        )
+        )  # fmt: skip
         try:
             plan = self._plan
             server.request(

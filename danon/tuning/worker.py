@@ -116,14 +116,14 @@ def _miss(study: Study) -> None:
     with storage.experimental():
         optuna.storages.fail_stale_trials(study)
         # what that does with them; there is no public way to it
-        again = cast("Any", study._storage).get_heartbeat_stale_trial_callback()
+        tell = cast("Any", study._storage).get_heartbeat_stale_trial_callback()
         old = dt.datetime.now() - dt.timedelta(seconds=storage.GRACE_S)  # noqa: DTZ005  as Optuna's
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if "origin" in trial.user_attrs or not trial.datetime_start:
                 continue
             if trial.datetime_start < old:
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                again(study, trial)
+                tell(study, trial)
 
 
 class _Objective:
