@@ -58,7 +58,7 @@ class Space:
 
     Attributes:
         ranges: by name.
-        default: the choice that a study begins with; the default settings, if it can say them.
+        default: the choice that stands for the default settings; a study begins with it.
         settings: makes the settings of a choice; as they are without. Where one setting bounds
             another, the ranges are of what can be chosen freely.
     """

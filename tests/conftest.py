@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,3 +88,25 @@ def gate_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from danon.gate import session
 
     return session._inputs(tmp_path_factory.mktemp("gate") / "inputs.pt")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A server of its own, behind a socket in a folder of its own."""
+    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
+        pytest.skip("PostgreSQL (initdb, pg_ctl) is not installed")
+    user = "nobody" if os.geteuid() == 0 else None  # it does not run as root
+
+    def run(*command: str) -> None:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, user=user, cwd="/")
+
+    with tempfile.TemporaryDirectory(prefix="danon-pg-") as folder:  # a socket's path is short
+        if user is not None:
+            shutil.chown(folder, user)
+        data, options = f"{folder}/data", f"-c listen_addresses= -k {folder}"
+        run("initdb", "-D", data, "-A", "trust", "-U", "danon")
+        run("pg_ctl", "-D", data, "-w", "-o", options, "-l", f"{folder}/log", "start")
+        try:
+            yield f"postgresql+psycopg://danon@/postgres?host={folder}"
+        finally:
+            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")

@@ -20,7 +20,8 @@ import pytest
 
 from danon.bench.child import bundle
 from danon.experiment.runs import Journal
-from danon.tuning.study import progress
+from danon.tuning import storage
+from danon.tuning.study import progress, resume
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install danon[ray])")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -66,6 +67,7 @@ class Mine(BaseAttention):
         logits = self.compute_attention(q, k) - self.decay * (at[:, None] - at)
         return torch.softmax(logits, dim=-1) @ v
 """
+QUICK = "import suites.tuned\nsuites.tuned.TIMING_S = 0.1\n"
 TUNE = (
     "tune", "--mechanism", "mine.py:Mine", "--objective", "speed", "--length", "192", "--dtype",
     "float32", "--trials", "8", "--sampler", "random", "--study", "s", "--storage",
@@ -108,9 +110,10 @@ class Command:
     """A command of danon's; what it says goes to a file."""
 
     def __init__(
-        self, folder: Path, *arguments: str, before: str = "", store: str = NO_STORE
-    ) -> None:
-        self._log = folder / "said"
+        self, folder: Path, *arguments: str, before: str = "", store: str = NO_STORE,
+        log: str = "said",
+    ) -> None:  # fmt: skip
+        self._log = folder / log
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-c", before + DANON, *arguments], cwd=folder,
@@ -185,6 +188,52 @@ def test_a_study_goes_on_when_a_node_dies(nodes: Nodes, tmp_path: Path) -> None:
     assert f"node {doomed[:8]}" in said and f"node {other[:8]}" in said
     tuned = json.loads((tmp_path / "results" / "tuned" / "Mine.json").read_text())
     assert "place" not in tuned["best"]["speed"]["provenance"]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_two_workers_and_a_node_die_in_two_hundred_trials(
+    nodes: Nodes, tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE + QUICK)
+    url = (
+        f"sqlite:///{tmp_path / 'optuna.db'}" if kind == "sqlite"
+        else request.getfixturevalue("postgresql")
+    )  # fmt: skip
+    cluster = (url, "--trials", "200", "--engine", "ray", "--address", nodes.address)
+    command = Command(tmp_path, *TUNE, *cluster, before=FEWER)
+    command.until(lambda: "trial 0" in command.said)
+    with storage.opened(url) as database:
+        study = resume("s", database)
+
+        def found(*states: str) -> list[optuna.trial.FrozenTrial]:
+            trials = study.get_trials(deepcopy=False)
+            return [t for t in trials if t.state.name in states and "origin" in t.user_attrs]
+
+        def at(node: str | None) -> list[int]:
+            running = {t.number: t.user_attrs["origin"].get("place", {}) for t in found("RUNNING")}
+            return [number for number, place in running.items() if place.get("node") == node]
+
+        join = ("tune", "worker", "--study", "s", "--storage", url)
+        workers = [Command(tmp_path, *join, log=f"worker {n}") for n in range(2)]
+        command.until(lambda: len(found("COMPLETE")) >= 20 and len(at(None)) == 2)
+        doomed, other = nodes.raylets
+        command.until(lambda: at(doomed) and at(other))
+        for worker in workers:
+            worker.process.kill()
+            worker.process.wait()
+        nodes.kill(doomed)
+        status, said = command.end(800)
+        assert status == 0, said
+        whole = progress(study)
+        assert (whole.finished, whole.failed, whole.died) == (200, 0, 3)
+        assert whole.running == whole.waiting == 0
+        first = [t for t in found("COMPLETE", "PRUNED") if "again" not in t.user_attrs]
+        assert len(first) == len({t.params["decay"] for t in first}) == 200, "one is counted twice"
+        for trial in (t for t in found("FAIL") if "surplus" not in t.user_attrs):
+            number = trial.number
+            same = [t for t in study.trials if number in t.system_attrs.get("retry_history", [])]
+            assert [t.state.name in {"COMPLETE", "PRUNED"} for t in same] == [True], "retried once"
 
 
 def test_a_bench_goes_on_when_a_node_dies(nodes: Nodes, tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ class TestSpace:
 
 
 class TestSpacesOfAttentions:
-    @pytest.mark.parametrize("name", ["msra", "dala", "ucsa", "window", "local-attention"])
+    @pytest.mark.parametrize(
+        "name", ["msra", "dala", "ucsa", "super-hybrid", "window", "local-attention"]
+    )
     def test_the_default_choice_stands_for_the_default_settings(self, name: str) -> None:
         kind = registry.get(name)
         space = kind.search_space()

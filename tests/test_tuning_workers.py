@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -51,28 +47,6 @@ def start(url: str, trials: int, seconds: float) -> subprocess.Popen[str]:
         [sys.executable, "-c", WORKER, url, str(trials), str(seconds)], stdout=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    """A server of its own, behind a socket in a folder of its own."""
-    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
-        pytest.skip("PostgreSQL (initdb, pg_ctl) is not installed")
-    user = "nobody" if os.geteuid() == 0 else None  # it does not run as root
-
-    def run(*command: str) -> None:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, user=user, cwd="/")
-
-    with tempfile.TemporaryDirectory(prefix="danon-pg-") as folder:  # a socket's path is short
-        if user is not None:
-            shutil.chown(folder, user)
-        data, options = f"{folder}/data", f"-c listen_addresses= -k {folder}"
-        run("initdb", "-D", data, "-A", "trust", "-U", "danon")
-        run("pg_ctl", "-D", data, "-w", "-o", options, "-l", f"{folder}/log", "start")
-        try:
-            yield f"postgresql+psycopg://danon@/postgres?host={folder}"
-        finally:
-            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

@@ -27,6 +27,9 @@ from danon.space import OneOf, Space
 
 __all__ = ["SuperHybrid", "mechanism_of_layer"]
 
+SELECTED = "by measurement"
+"""In place of components in a choice: the default settings, mode select."""
+
 
 def _mechanism(config: AttentionConfig) -> StreamingAttention:
     """The mechanism that a configuration is of."""
@@ -104,10 +107,12 @@ class SuperHybrid(StreamingAttention):
 
     @classmethod
     def search_space(cls) -> Space:
-        """A blend of one, two or three mechanisms, and the sizes of each."""
+        """What selects, or a blend of one, two or three mechanisms and the sizes of each."""
 
         def settings(choice: Mapping[str, Any]) -> dict[str, Any]:
             c = dict(choice)
+            if c["components"] == SELECTED:
+                return {}
             members: dict[str, dict[str, Any]] = {
                 "msra": {
                     "window": c["msra_window"], "compression_factor": c["msra_rate"],
@@ -132,11 +137,11 @@ class SuperHybrid(StreamingAttention):
         return Space(
             {
                 "components": OneOf(
-                    ("msra", "dala", "ucsa", "msra+dala", "msra+ucsa", "dala+ucsa",
+                    (SELECTED, "msra", "dala", "ucsa", "msra+dala", "msra+ucsa", "dala+ucsa",
                      "msra+dala+ucsa")
                 ),
                 "advanced_features": OneOf((True, False)),
-                "msra_window": OneOf((128, 256, 512, 1024, 2048)),
+                "msra_window": OneOf((128, 256, 512, 1024, 2048, 4096)),
                 "msra_rate": OneOf((2, 4, 8, 16)),
                 "dala_blocks": OneOf((2, 4, 8, 12, 16)),
                 "dala_memory": OneOf((64, 128, 256, 512, 1024)),
@@ -146,7 +151,7 @@ class SuperHybrid(StreamingAttention):
                 "ucsa_selected": OneOf((4, 8, 16, 32, 64)),
             },
             {
-                "components": "msra+ucsa", "advanced_features": True, "msra_window": 1024,
+                "components": SELECTED, "advanced_features": True, "msra_window": 1024,
                 "msra_rate": 16, "dala_blocks": 12, "dala_memory": 512, "ucsa_window": 256,
                 "ucsa_leaf": 16, "ucsa_candidates": 32, "ucsa_selected": 16,
             },
