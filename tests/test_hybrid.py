@@ -97,6 +97,17 @@ def test_a_blend_of_all_three_matches_the_oracle() -> None:
 # Blend
 
 
+def test_a_blend_of_one_is_that_mechanism() -> None:
+    made = hybrid("blend", True, components={"msra": SMALL["msra"]})
+    member, (q, k, v) = made.members["msra"], torch.randn(3, 1, 4, 50, 8)
+    assert isinstance(member, MSRA)
+    assert torch.equal(made(q, k, v), member(q, k, v))
+    assert torch.equal(made.oracle(q, k, v), member.oracle(q, k, v))
+    assert {*made.parameters()} == {*member.parameters()}, "nothing is weighed"
+    out, _ = made.step(q, k, v, made.init_state(1))
+    assert torch.equal(out, member.step(q, k, v, member.init_state(1))[0])
+
+
 def test_a_fresh_blend_is_the_mean_and_configured_shares_are_kept() -> None:
     for components, shares in (
         (SMALL, (1 / 3, 1 / 3, 1 / 3)),

@@ -13,6 +13,7 @@ import baselines  # noqa: F401  registers them
 from danon import tuned
 from danon.attention import dala, hybrid, registry  # noqa: F401  registers all
 from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
+from danon.hybrid_config import SuperHybridConfig
 from danon.space import Float, OneOf, Space
 
 SPACE = Space(
@@ -58,6 +59,18 @@ class TestSpacesOfAttentions:
         with torch.no_grad():
             usual, chosen = (module(q, k, v) for module in modules)
         assert torch.equal(usual, chosen)
+
+    def test_a_hybrid_chooses_mechanisms_and_settings_that_were_found_for_them(self) -> None:
+        space = hybrid.SuperHybrid.search_space()
+        msra = space.ranges["msra"]
+        assert isinstance(msra, OneOf)
+        usual, found, *_ = msra.values
+        assert usual == "msra" and found.startswith("msra-balanced@")
+        choice = {**space.default, "components": "msra+ucsa", "msra": found, "share": 0.25}
+        config = SuperHybridConfig(causal=True, **space.settings(choice))
+        wanted = MSRAConfig.tuned("balanced", causal=True)
+        assert config.weights == {"msra": 0.25, "ucsa": 0.75}
+        assert config.member("msra") == wanted and config.member("ucsa") == UCSAConfig(causal=True)
 
     @pytest.mark.parametrize("name", ["msra", "dala", "ucsa", "super-hybrid", "window"])
     def test_every_choice_is_one_that_can_be_built(self, name: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from danon import tuned
 from danon.attention.base import check_inputs, without_autocast
 from danon.attention.dala import DALA
 from danon.attention.msra import MSRA
@@ -22,7 +23,7 @@ from danon.attention.tiles import constant
 from danon.attention.ucsa import UCSA
 from danon.attention.union import observe, observer
 from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
-from danon.hybrid_config import SuperHybridConfig
+from danon.hybrid_config import MEMBERS, SuperHybridConfig, mechanism_of
 from danon.space import OneOf, Space
 
 __all__ = ["SuperHybrid", "mechanism_of_layer"]
@@ -92,6 +93,8 @@ class SuperHybrid(StreamingAttention):
             self._choices: dict[tuple[int, str, str], Choice] = {}
             return
         self.semantics = f"weighted sum of {', '.join(self.members)}"
+        if len(self.members) == 1:  # there is nothing to weigh
+            return
         start = torch.tensor([config.temperature * math.log(w) for w in config.weights.values()])
         self.register_buffer("start", start, persistent=False)
         if config.fusion_strategy == "adaptive":
@@ -107,55 +110,43 @@ class SuperHybrid(StreamingAttention):
 
     @classmethod
     def search_space(cls) -> Space:
-        """What selects, or a blend of one, two or three mechanisms and the sizes of each."""
+        """What selects, or a blend of mechanisms with default settings or tuned ones.
+
+        Sizes of the mechanisms are their own studies': among them all sixty trials find nothing
+        (docs/log.md).
+        """
+        known = {
+            f"{row.name}@{row.provenance.get('commit', '')[:7]}": dict(row.settings)
+            for name in MEMBERS for row in tuned.rows(name).values()
+        }  # fmt: skip
 
         def settings(choice: Mapping[str, Any]) -> dict[str, Any]:
-            c = dict(choice)
-            if c["components"] == SELECTED:
+            names = choice["components"].split("+")
+            if names == [SELECTED]:
                 return {}
-            members: dict[str, dict[str, Any]] = {
-                "msra": {
-                    "window": c["msra_window"], "compression_factor": c["msra_rate"],
-                    "compression_alpha": 100.0,
-                },
-                "dala": {
-                    "state_update_frequency": c["dala_blocks"], "memory_size": c["dala_memory"],
-                },
-                "ucsa": {
-                    "local_window_size": c["ucsa_window"], "query_block": c["ucsa_window"],
-                    "leaf_max": c["ucsa_leaf"], "leaf_alpha": 100.0,
-                    "candidate_blocks": c["ucsa_candidates"],
-                    "selected_blocks": c["ucsa_selected"],
-                },
-            }  # fmt: skip
-            named = c["components"].split("+")
+            fields: dict[str, dict[str, Any]] = {n: dict(known.get(choice[n], {})) for n in names}
+            if len(names) > 1:
+                first, rest = choice["share"], (1 - choice["share"]) / (len(names) - 1)
+                for name, own in fields.items():
+                    own["weight"] = first if name == names[0] else rest
             return {
-                "mode": "blend", "components": {name: members[name] for name in named},
-                "advanced_features": c["advanced_features"],
+                "mode": "blend", "components": fields,
+                "advanced_features": choice["advanced_features"],
             }  # fmt: skip
 
+        default = {"components": SELECTED, "share": 0.5, "advanced_features": True}
+        members = {n: (n, *(k for k in known if mechanism_of(k) == n)) for n in MEMBERS}
         return Space(
             {
                 "components": OneOf(
                     (SELECTED, "msra", "dala", "ucsa", "msra+dala", "msra+ucsa", "dala+ucsa",
                      "msra+dala+ucsa")
                 ),
+                **{name: OneOf(values) for name, values in members.items()},
+                "share": OneOf((0.25, 0.5, 0.75)),
                 "advanced_features": OneOf((True, False)),
-                "msra_window": OneOf((128, 256, 512, 1024, 2048, 4096)),
-                "msra_rate": OneOf((2, 4, 8, 16)),
-                "dala_blocks": OneOf((2, 4, 8, 12, 16)),
-                "dala_memory": OneOf((64, 128, 256, 512, 1024)),
-                "ucsa_window": OneOf((64, 128, 256, 512)),
-                "ucsa_leaf": OneOf((2, 4, 8, 16)),
-                "ucsa_candidates": OneOf((16, 32, 64, 128, 256, 512)),
-                "ucsa_selected": OneOf((4, 8, 16, 32, 64)),
             },
-            {
-                "components": SELECTED, "advanced_features": True, "msra_window": 1024,
-                "msra_rate": 16, "dala_blocks": 12, "dala_memory": 512, "ucsa_window": 256,
-                "ucsa_leaf": 16, "ucsa_candidates": 32, "ucsa_selected": 16,
-            },
-            settings,
+            default | {name: name for name in MEMBERS}, settings,
         )  # fmt: skip
 
     @classmethod
@@ -228,7 +219,7 @@ class SuperHybrid(StreamingAttention):
         for name in self.members:
             if name not in names:
                 self._member(name).keep_auxiliary(None)
-        if self.cfg.mode == "select":
+        if len(names) == 1:
             with _labelled(names[0], None):
                 out: Tensor = self._member(names[0])(q, k, v, mask)
                 return out
@@ -255,7 +246,7 @@ class SuperHybrid(StreamingAttention):
             name, _, part = key.partition(".")
             own.setdefault(name, {})[part] = x
         shares: Sequence[Tensor | None] = [None]
-        if self.cfg.mode == "blend":
+        if len(own) > 1:
             _, w = self._weights(q)
             shares = w.unbind(-1)
         outs: list[Tensor] = []
@@ -265,7 +256,7 @@ class SuperHybrid(StreamingAttention):
                 out, new = self._member(name).advance(q, k, v, start, own[name])
             outs.append(out)
             after |= {f"{name}.{part}": x for part, x in new.items()}
-        return (outs[0] if self.cfg.mode == "select" else _sum(outs, w).to(q.dtype)), after
+        return (outs[0] if len(outs) == 1 else _sum(outs, w).to(q.dtype)), after
 
     def _weights(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """beta and w = softmax(beta / T) of queries (..., D): (..., M) each, at least float32."""
@@ -331,7 +322,7 @@ class SuperHybrid(StreamingAttention):
         """From the oracles of the mechanisms: the selected one's, or the weighted sum of all."""
         names = self._in_use(q.shape[2], q.device)
         parts = [self._member(name).oracle(q, k, v, mask, rows) for name in names]
-        if self.cfg.mode == "select":
+        if len(names) == 1:
             return parts[0]
         _, w = self._weights((q if rows is None else q[:, :, rows]).double())
         return _sum(parts, w)
@@ -340,7 +331,7 @@ class SuperHybrid(StreamingAttention):
         """Of the selected mechanism, or the weighted sum: seen is what any of them sees."""
         names = self._in_use(q.shape[2], q.device)
         parts = [self._member(name).sight(q, k, v, rows) for name in names]
-        if self.cfg.mode == "select":
+        if len(names) == 1:
             return parts[0]
         with torch.no_grad():
             _, w = self._weights(q[:, :, rows].double())
