@@ -64,9 +64,9 @@ class TestSpacesOfAttentions:
         space = hybrid.SuperHybrid.search_space()
         msra = space.ranges["msra"]
         assert isinstance(msra, OneOf)
-        usual, found, *_ = msra.values
+        absent, usual, found, *_ = msra.values
         assert usual == "msra" and found.startswith("msra-balanced@")
-        choice = {**space.default, "components": "msra+ucsa", "msra": found, "share": 0.25}
+        choice = {"msra": found, "dala": absent, "ucsa": "ucsa", "share": 0.25}
         config = SuperHybridConfig(causal=True, **space.settings(choice))
         wanted = MSRAConfig.tuned("balanced", causal=True)
         assert config.weights == {"msra": 0.25, "ucsa": 0.75}

@@ -28,8 +28,8 @@ from danon.space import OneOf, Space
 
 __all__ = ["SuperHybrid", "mechanism_of_layer"]
 
-SELECTED = "by measurement"
-"""In place of components in a choice: the default settings, mode select."""
+ABSENT = "none"
+"""In place of a mechanism's settings in a choice: it takes no part."""
 
 
 def _mechanism(config: AttentionConfig) -> StreamingAttention:
@@ -110,43 +110,31 @@ class SuperHybrid(StreamingAttention):
 
     @classmethod
     def search_space(cls) -> Space:
-        """What selects, or a blend of mechanisms with default settings or tuned ones.
+        """Which mechanisms are blended, and each one's settings: default or tuned ones.
 
-        Sizes of the mechanisms are their own studies': among them all sixty trials find nothing
-        (docs/log.md).
+        Without any it is the one that selects. Sizes of the mechanisms are their own studies':
+        among them all sixty trials find nothing (docs/log.md).
         """
-        known = {
+        known: dict[str, dict[str, Any]] = {name: {} for name in MEMBERS} | {
             f"{row.name}@{row.provenance.get('commit', '')[:7]}": dict(row.settings)
             for name in MEMBERS for row in tuned.rows(name).values()
         }  # fmt: skip
 
         def settings(choice: Mapping[str, Any]) -> dict[str, Any]:
-            names = choice["components"].split("+")
-            if names == [SELECTED]:
+            fields = {n: dict(known[choice[n]]) for n in MEMBERS if choice[n] != ABSENT}
+            if not fields:
                 return {}
-            fields: dict[str, dict[str, Any]] = {n: dict(known.get(choice[n], {})) for n in names}
-            if len(names) > 1:
-                first, rest = choice["share"], (1 - choice["share"]) / (len(names) - 1)
-                for name, own in fields.items():
-                    own["weight"] = first if name == names[0] else rest
-            return {
-                "mode": "blend", "components": fields,
-                "advanced_features": choice["advanced_features"],
-            }  # fmt: skip
+            if len(fields) > 1:
+                first, *others = fields.values()
+                first["weight"] = choice["share"]
+                for own in others:
+                    own["weight"] = (1 - choice["share"]) / len(others)
+            return {"mode": "blend", "components": fields}
 
-        default = {"components": SELECTED, "share": 0.5, "advanced_features": True}
-        members = {n: (n, *(k for k in known if mechanism_of(k) == n)) for n in MEMBERS}
+        values = {n: (ABSENT, *(k for k in known if mechanism_of(k) == n)) for n in MEMBERS}
         return Space(
-            {
-                "components": OneOf(
-                    (SELECTED, "msra", "dala", "ucsa", "msra+dala", "msra+ucsa", "dala+ucsa",
-                     "msra+dala+ucsa")
-                ),
-                **{name: OneOf(values) for name, values in members.items()},
-                "share": OneOf((0.25, 0.5, 0.75)),
-                "advanced_features": OneOf((True, False)),
-            },
-            default | {name: name for name in MEMBERS}, settings,
+            {**{n: OneOf(some) for n, some in values.items()}, "share": OneOf((0.25, 0.5, 0.75))},
+            {**dict.fromkeys(MEMBERS, ABSENT), "share": 0.5}, settings,
         )  # fmt: skip
 
     @classmethod
