@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,12 @@ class Row:
     settings: Mapping[str, Any]
     figures: Mapping[str, Any]
     provenance: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Tells these settings from others that the same study may find later."""
+        text = json.dumps(self.settings, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:7]
 
     @property
     def about(self) -> str:

@@ -104,6 +104,9 @@ def test_a_blend_of_one_is_that_mechanism() -> None:
     assert torch.equal(made(q, k, v), member(q, k, v))
     assert torch.equal(made.oracle(q, k, v), member.oracle(q, k, v))
     assert {*made.parameters()} == {*member.parameters()}, "nothing is weighed"
+    assert torch.equal(made.auxiliary_loss(), member.auxiliary_loss())
+    rows = torch.tensor([3, 40])
+    assert torch.equal(made.sight(q, k, v, rows).weights, member.sight(q, k, v, rows).weights)
     out, _ = made.step(q, k, v, made.init_state(1))
     assert torch.equal(out, member.step(q, k, v, member.init_state(1))[0])
 

@@ -66,10 +66,10 @@ class TestSpacesOfAttentions:
         assert isinstance(msra, OneOf)
         absent, usual, found, *_ = msra.values
         assert usual == "msra" and found.startswith("msra-balanced@")
-        choice = {"msra": found, "dala": absent, "ucsa": "ucsa", "share": 0.25}
+        choice = {"msra": found, "dala": absent, "ucsa": "ucsa"}
         config = SuperHybridConfig(causal=True, **space.settings(choice))
         wanted = MSRAConfig.tuned("balanced", causal=True)
-        assert config.weights == {"msra": 0.25, "ucsa": 0.75}
+        assert [*config.components] == ["msra", "ucsa"]
         assert config.member("msra") == wanted and config.member("ucsa") == UCSAConfig(causal=True)
 
     @pytest.mark.parametrize("name", ["msra", "dala", "ucsa", "super-hybrid", "window"])

@@ -15,6 +15,7 @@ from rich.console import Console
 from danon.cluster.connection import ClusterError
 from danon.tuning import command, front
 from danon.tuning.command import Options, join, tune
+from danon.tuning.study import StudyError
 
 MINE = """
 import torch
@@ -111,6 +112,20 @@ def test_a_study_of_ones_own_attention(
     said = capsys.readouterr().out
     assert "not written: nobody is left" in said and "best for" in said and "MLflow" in said
     assert (folder / "report.html").is_file()
+
+
+def test_a_space_that_changes_in_the_middle_ends_the_study(mine: Path) -> None:
+    """What a choice stands for must not become another thing from one repeat to the next."""
+    local = command.Local(command._asked(options(mine)), mine / "log")
+    try:
+        choice = local.describe()["default"]
+        assert local.settings(choice) == {"window": 64}
+        (mine / "mine.py").write_text(MINE.replace("(16, 32, 64, 128)", "(32, 64)"))
+        local.close()  # as for a repeat
+        with pytest.raises(StudyError, match=r"Mine has changed .*: window was .*16.*, is .*"):
+            local.settings(choice)
+    finally:
+        local.close()
 
 
 def test_a_worker_joins_with_the_name_alone(

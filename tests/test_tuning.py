@@ -163,7 +163,7 @@ class TestWork:
     def test_another_plan_of_the_same_name_is_refused(self, database: Storage) -> None:
         begun(database)
         other = plan(space=Space({"x": Float(0.1, 10.0)}, {"x": 1.0}).to_json())
-        with pytest.raises(StudyError, match=r"has space = .*give another --study"):
+        with pytest.raises(StudyError, match=r"another space: n was .*; x was .*another --study"):
             begin(other, plan().name, database, [])
         assert len(begun(database).trials) == 1  # nothing is overwritten
 

@@ -62,7 +62,7 @@ class SuperHybrid(StreamingAttention):
       starts where w is the configured shares, g at zero. Loss terms (seed 4.2):
       L_div = log M - H(mean of w over all queries), which keeps every mechanism in use and still
       lets each query decide; L_reg = mean of (beta - starting beta)^2, which keeps the weights from
-      hardening.
+      hardening. A blend of one is that mechanism, without weights.
 
     The modules of the mechanisms are in ``members``, by name.
     """
@@ -92,9 +92,10 @@ class SuperHybrid(StreamingAttention):
             self._runs = load(config.measurements)
             self._choices: dict[tuple[int, str, str], Choice] = {}
             return
-        self.semantics = f"weighted sum of {', '.join(self.members)}"
         if len(self.members) == 1:  # there is nothing to weigh
+            (self.semantics,) = (self._member(name).semantics for name in self.members)
             return
+        self.semantics = f"weighted sum of {', '.join(self.members)}"
         start = torch.tensor([config.temperature * math.log(w) for w in config.weights.values()])
         self.register_buffer("start", start, persistent=False)
         if config.fusion_strategy == "adaptive":
@@ -116,25 +117,17 @@ class SuperHybrid(StreamingAttention):
         among them all sixty trials find nothing (docs/log.md).
         """
         known: dict[str, dict[str, Any]] = {name: {} for name in MEMBERS} | {
-            f"{row.name}@{row.provenance.get('commit', '')[:7]}": dict(row.settings)
+            f"{row.name}@{row.digest}": dict(row.settings)
             for name in MEMBERS for row in tuned.rows(name).values()
         }  # fmt: skip
 
         def settings(choice: Mapping[str, Any]) -> dict[str, Any]:
-            fields = {n: dict(known[choice[n]]) for n in MEMBERS if choice[n] != ABSENT}
-            if not fields:
-                return {}
-            if len(fields) > 1:
-                first, *others = fields.values()
-                first["weight"] = choice["share"]
-                for own in others:
-                    own["weight"] = (1 - choice["share"]) / len(others)
-            return {"mode": "blend", "components": fields}
+            fields = {n: known[choice[n]] for n in MEMBERS if choice[n] != ABSENT}
+            return {"mode": "blend", "components": fields} if fields else {}
 
-        values = {n: (ABSENT, *(k for k in known if mechanism_of(k) == n)) for n in MEMBERS}
         return Space(
-            {**{n: OneOf(some) for n, some in values.items()}, "share": OneOf((0.25, 0.5, 0.75))},
-            {**dict.fromkeys(MEMBERS, ABSENT), "share": 0.5}, settings,
+            {n: OneOf((ABSENT, *(k for k in known if mechanism_of(k) == n))) for n in MEMBERS},
+            dict.fromkeys(MEMBERS, ABSENT), settings,
         )  # fmt: skip
 
     @classmethod
@@ -267,8 +260,8 @@ class SuperHybrid(StreamingAttention):
     def auxiliary_loss(self) -> Tensor:
         """lambda_1 L_div + lambda_2 L_reg (seed 4.2) and the members' losses, all of the last pass.
 
-        The former two are zero where no weights are learned: in mode select, or with
-        ``fusion_strategy`` fixed.
+        The former two are zero where no weights are learned: in mode select, with one mechanism,
+        or with ``fusion_strategy`` fixed.
 
         Raises:
             ValueError: a blend that has had no forward pass with gradients.
@@ -285,7 +278,9 @@ class SuperHybrid(StreamingAttention):
     def loss_terms(self) -> tuple[Tensor, Tensor]:
         """L_div and L_reg of the last forward pass of a blend; see :meth:`auxiliary_loss`."""
         if self._terms is None:
-            raise ValueError("no loss terms: there was no forward pass of a blend with gradients")
+            raise ValueError(
+                "no loss terms: there was no forward pass with gradients that weighed mechanisms"
+            )
         return self._terms
 
     def __getstate__(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from danon.bench.child import bundle
 from danon.bench.server import EndedError, RefusedError, Server
 from danon.measure.alone import alone
-from danon.tuning.study import Plan
+from danon.tuning.study import Plan, StudyError, differing
 
 __all__ = ["Evaluator", "Local", "TrialError"]
 
@@ -33,6 +33,7 @@ class Evaluator(Protocol):
 
         Raises:
             TrialError: the choice cannot be measured, or what measured it died.
+            StudyError: there are other choices now than when the study began.
         """
         ...
 
@@ -49,6 +50,7 @@ class Local:
         self._plan, self._log = plan, log
         self._server: Server | None = None
         self._used = self._interrupted = False
+        self._space = ""
 
     def describe(self) -> dict[str, Any]:
         """Of what is tuned.
@@ -120,6 +122,13 @@ class Local:
                 "open", kind=plan.kind, attention=plan.attention, length=plan.length,
                 dtype=plan.dtype, device=plan.device,
             )  # fmt: skip
+            space = server.request("describe")["space"]
+            self._space = self._space or space
+            if space != self._space:
+                raise StudyError(
+                    f"what there is to choose of {plan.attention} has changed since this study "
+                    f"began: {differing(self._space, space)}"
+                )
         except BaseException:
             server.close()
             raise

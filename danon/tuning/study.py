@@ -139,9 +139,11 @@ def begin(plan: Plan, name: str, storage: RDBStorage, first: Iterable[Mapping[st
         known, asked = asdict(plan_of(study)), asdict(plan)
         for what, value in known.items():
             if asked[what] != value:
+                words = f"{what} = {_short(value)}, not {_short(asked[what])}"
+                if what == "space":
+                    words = f"another space: {differing(value, asked[what])}"
                 raise StudyError(
-                    f"study {name!r} has {what} = {_short(value)}, not {_short(asked[what])}: "
-                    "give another --study, or the same options"
+                    f"study {name!r} has {words}: give another --study, or the same options"
                 )
         for choice in first:
             enqueue(study, choice, first=True)
@@ -248,6 +250,16 @@ def progress(study: Study) -> Progress:
 def figures_of(trial: FrozenTrial) -> dict[str, float]:
     """What was measured of a trial; empty before."""
     return dict(trial.user_attrs.get("figures", {}))
+
+
+def differing(old: str, new: str) -> str:
+    """What two spaces do not have in common, in words."""
+    before, after = json.loads(old), json.loads(new)
+    names = sorted(n for n in {*before, *after} if before.get(n) != after.get(n))
+    return "; ".join(
+        f"{n} was {_short(before.get(n, 'none'))}, is {_short(after.get(n, 'none'))}"
+        for n in names
+    )  # fmt: skip
 
 
 def _short(value: object) -> str:
