@@ -221,7 +221,8 @@ def test_two_workers_and_a_node_die_in_two_hundred_trials(
                 worker = Command(tmp_path, *join, said=f"worker {n}").process
                 stack.enter_context(worker)
                 stack.callback(worker.kill)
-            command.until(lambda: len(found("COMPLETE")) >= 20 and len(at(None)) == 2)
+            ended = ("COMPLETE", "PRUNED")
+            command.until(lambda: len(found(*ended)) >= 20 and len(at(None)) == 2)
             nodes.kill(doomed)
         lost = [*at(None), *at(doomed)]
         status, said = command.end(800)
@@ -230,12 +231,12 @@ def test_two_workers_and_a_node_die_in_two_hundred_trials(
         assert (whole.finished, whole.failed) == (200, 0)
         assert 1 <= len(lost) <= whole.died <= 3, "a worker between two trials has none to lose"
         assert whole.running == whole.waiting == 0
-        first = [t for t in found("COMPLETE", "PRUNED") if "again" not in t.user_attrs]
+        first = [t for t in found(*ended) if "again" not in t.user_attrs]
         assert len(first) == len({t.params["decay"] for t in first}) == 200, "one is counted twice"
         for trial in (t for t in found("FAIL") if "surplus" not in t.user_attrs):
             number = trial.number
             same = [t for t in study.trials if number in t.system_attrs.get("retry_history", [])]
-            assert [t.state.name in {"COMPLETE", "PRUNED"} for t in same] == [True], "retried once"
+            assert [t.state.name in ended for t in same] == [True], "retried once"
 
 
 def test_a_bench_goes_on_when_a_node_dies(nodes: Nodes, tmp_path: Path) -> None:
