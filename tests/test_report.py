@@ -8,7 +8,7 @@ import math
 import random
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -326,13 +326,15 @@ def test_the_report_has_tuned_settings_and_links_to_the_study(
     info: RunInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case("speed", "msra", 1024, "float32", "forward")
-    some = [CaseResult(case, "measured", metrics={"time_s": 1.0, "time_ratio": 0.5})]
+    cases = case, replace(case, attention="super-hybrid")
+    some = [CaseResult(c, "measured", metrics={"time_s": 1.0, "time_ratio": 0.5}) for c in cases]
     path = tmp_path / "results" / "runs" / "one" / "report.html"
     path.parent.mkdir(parents=True)
     (row,) = tuned.rows("msra").values()
     write_report(some, info, path)
     page = path.read_text()
     assert "<h2>Tuned settings" in page and row.provenance["study"] in page
+    assert "components (msra (calibration_factor 0.655, " in page, "in words, not in Python"
     for part in ("msra-balanced", "15% (44%)", "0.74-0.75", "window 4096", "16k tokens bfloat16"):
         assert part in page.split("<h2>Tuned settings")[1], part
     assert "tune/" not in page.split("<h2>Tuned settings")[1].split("</section>")[0]
