@@ -76,7 +76,7 @@ def _settled(row: tuned.Row, folder: Path) -> Settled:
         memory=_ratio(_number(figures, "memory_ratio")),
         wrong=f"{words.accuracy(wrong)} ({words.accuracy(usual)})",
         error=words.error_text(_number(figures, "error_vs_dense")),
-        settings=_listed(row.settings),
+        settings=words.listed(row.settings),
         study=study or "unknown study",
         page=quote(Path(os.path.relpath(page, folder)).as_posix()) if page.is_file() else "",
         origin=_origin(row),
@@ -104,13 +104,3 @@ def _number(figures: Mapping[str, Any], name: str) -> float:
 
 def _ratio(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else words.NOTHING
-
-
-def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_value(x)}" for name, x in sorted(settings.items()))
-
-
-def _value(x: object) -> str:
-    if isinstance(x, Mapping):
-        return f"({_listed(x)})"
-    return f"{x:.3g}" if isinstance(x, float) else str(x)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from danon.experiment.frame import Figure
 
 __all__ = [
     "accuracy", "bits", "bytes_text", "distance", "error_text", "interval", "length_label",
-    "perplexity", "rate", "seconds", "share", "shares", "signed", "times",
+    "listed", "perplexity", "rate", "seconds", "share", "shares", "signed", "times",
 ]  # fmt: skip
 
 NOTHING = "-"
@@ -117,3 +118,14 @@ def seconds(value: float) -> str:
         if value >= size:
             return f"{_three_digits(value / size)} {unit}"
     return f"{_three_digits(value * 1e6)} us" if math.isfinite(value) else NOTHING
+
+
+def listed(settings: Mapping[str, Any]) -> str:
+    """Settings in a line: ``window 512, decay 0.125``; those of a part in parentheses."""
+    return ", ".join(f"{name} {_value(x)}" for name, x in settings.items())
+
+
+def _value(x: object) -> str:
+    if isinstance(x, Mapping):
+        return f"({listed(x)})"
+    return f"{x:.3g}" if isinstance(x, float) else str(x)

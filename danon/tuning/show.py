@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from danon.experiment.words import listed
 from danon.tuning.front import Candidate
 from danon.tuning.goal import FIGURES, Goal
 from danon.tuning.study import figures_of
@@ -55,8 +56,7 @@ def differences(choice: Mapping[str, Any], default: Mapping[str, Any]) -> str:
         return ", ".join(
             str(value) if len(run) == 1 else f"{value} x {len(run)}" for value, run in runs
         )
-    words = [f"{n} {x:.3g}" if isinstance(x, float) else f"{n} {x}" for n, x in found.items()]
-    return ", ".join(words) or "the default settings"
+    return listed(found) or "the default settings"
 
 
 def best_rows(found: Mapping[str, Candidate], goal: Goal) -> list[list[str]]:
