@@ -109,14 +109,14 @@ class TestFile:
             Thresholds.read(place)
 
 
-def compared(place: Path, ratio: float | None, *facts: Fact) -> Path:
+def compared(place: Path, ratio: float | None, *facts: Fact, head: str = "b" * 40) -> Path:
     """A gate.json with that figure of the case."""
     time = None if ratio is None else Estimate(ratio, ratio, ratio)
     rows = (
         Row(case_of(A), "slower", time, facts=facts), Row(case_of(B), "slower", time),
         Row(case_of(C), "same", time), Row(case_of(D), "broken"),
     )  # fmt: skip
-    found = Comparison("a" * 40, "b" * 40, "then", "now", rows, WHEN, 1.0)
+    found = Comparison("a" * 40, head, "then", "now", rows, WHEN, 1.0)
     place.write_text(found.to_json())
     return place
 
@@ -134,8 +134,13 @@ class TestAccept:
         assert (kept.why, kept.by, kept.commit) == ("exact now", "Ada", "b" * 40)
         assert (kept.relative_time, kept.facts) == (2.0, {"flops": 8.0, "parameters": 3.0})
         assert new.cases[B] == old.cases[B]
-        again = accept(new, found, A, why="twice", by="Ada")
-        assert [entry.why for entry in again.cases[A].history] == ["exact now", "twice"]
+        again = accept(new, found, A, why="in words", by="Ada").cases[A]  # not 1.25 times twice
+        assert again == new.cases[A].model_copy(update={"history": again.history})
+        assert again.history == (kept.model_copy(update={"why": "in words"}),)
+        compared(tmp_path / "gate.json", 1.25, head="c" * 40)
+        later = accept(new, found, A, why="twice", by="Ada").cases[A]
+        assert later.time == Timing(**TIME | {"relative": 3.125})
+        assert [entry.why for entry in later.history] == ["exact now", "twice"]
 
     def test_a_pattern_accepts_what_has_regressed(self, tmp_path: Path) -> None:
         found = compared(tmp_path / "gate.json", 1.25)

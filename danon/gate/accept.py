@@ -38,6 +38,8 @@ class Allowance:
 def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str) -> Thresholds:
     """Thresholds that the last comparison's figures of some cases meet.
 
+    Once more at a commit, it takes the place of what was accepted there before.
+
     Args:
         found: the ``gate.json`` of that comparison.
         names: a case, or a shell pattern: those of its cases that have regressed in this commit and
@@ -56,7 +58,7 @@ def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str
         raise ThresholdsError(str(error)) from error
     moved = {}
     for name in _accepted(names, thresholds, comparison):
-        known = thresholds.cases[name]
+        known = _before(thresholds.cases[name], comparison.head)
         row = next((row for row in comparison.rows if row.case.id == name), None)
         if row is None or not _has_figures(row):
             raise ThresholdsError(f"{found} has no figures of {name!r}: run the gate on it first")
@@ -70,6 +72,17 @@ def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str
             "history": _history(known, commit=comparison.head, by=by, why=why),
         })  # fmt: skip
     return thresholds.model_copy(update={"cases": thresholds.cases | moved})
+
+
+def _before(known: Threshold, commit: str) -> Threshold:
+    """What a threshold was before somebody accepted a commit: its figures are relative to that."""
+    last = known.history[-1] if known.history else None
+    if last is None or last.commit != commit or last.why == RECALIBRATED:
+        return known
+    time = known.time and known.time.model_copy(update={"relative": last.relative_time})
+    return known.model_copy(
+        update={"time": time, "facts": last.facts, "history": known.history[:-1]}
+    )
 
 
 def _accepted(names: str, thresholds: Thresholds, comparison: Comparison) -> list[str]:
