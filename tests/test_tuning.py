@@ -13,7 +13,7 @@ import pytest
 
 from danon.experiment.store import StoreError
 from danon.space import Float, OneOf, Space
-from danon.tuning import front, show, storage
+from danon.tuning import evaluator, front, show, storage
 from danon.tuning.evaluator import TrialError
 from danon.tuning.goal import Goal
 from danon.tuning.study import (
@@ -22,6 +22,7 @@ from danon.tuning.study import (
     begin,
     distributions,
     enqueue,
+    figures_of,
     progress,
     resume,
     sampler,
@@ -117,6 +118,51 @@ class TestGoal:
             Goal(("speed",), {}).values({"time_ratio": float("nan")})
 
 
+class Process:
+    """Instead of the one that measures: two steps, of which the first tells times."""
+
+    started: list[Process]
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.asked, self.ended = list[str](), False
+        self.started.append(self)
+
+    def request(self, do: str, **_: object) -> Any:
+        assert not self.ended
+        self.asked.append(do)
+        if do == "begin":
+            self.left = [{"time_ratio": 1.0}, {"error": 0.1}]
+        if do == "advance":
+            return self.left.pop(0) if self.left else None
+        return {"space": "{}"}
+
+    def close(self) -> None:
+        self.ended = True
+
+
+def test_the_process_of_the_next_turn_starts_when_the_times_of_this_one_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Process, "started", [], raising=False)
+    monkeypatch.setattr(evaluator, "Server", Process)
+    local, some = evaluator.Local(plan(), tmp_path / "log"), Process.started
+    assert len(some) == 1 and not some[0].asked, "it starts while there is something else to do"
+    for _ in range(3):
+        assert len(list(local.steps({}, 0, fresh=False))) == 2
+    assert len(some) == 1
+
+    steps = local.steps({}, 0, fresh=True)
+    next(steps)
+    assert len(some) == 2 and some[0].ended, "nothing starts while times are measured"
+    assert next(steps) == {"error": 0.1} and len(some) == 3 and not some[2].asked
+    assert list(steps) == [] and len(list(local.steps({}, 0, fresh=False))) == 2
+    assert len(some) == 3 and not some[1].ended
+    assert len(list(local.steps({}, 0, fresh=True))) == 2
+    assert some[1].ended and some[2].asked and len(some) == 4
+    local.close()
+    assert all(process.ended for process in some)
+
+
 class TestWork:
     def test_a_study_has_the_trials_asked_for_and_begins_with_the_default(
         self, database: Storage
@@ -173,7 +219,7 @@ class TestWork:
         enqueue(study, {"x": 5.0, "n": 1, "on": True})
         work(study, fake, 2, Silent())
         assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED"]
-        assert "error" not in study.trials[1].user_attrs["figures"]
+        assert "error" not in figures_of(study.trials[1])
 
     def test_a_failure_is_kept_with_its_reason_and_the_others_go_on(
         self, database: Storage

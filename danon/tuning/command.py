@@ -114,6 +114,7 @@ def _tune(options: Options, console: Console, log: Path) -> int:
     url = options.storage or storage.default()
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(contextlib.closing(_engine(options, plan, url, log, console)))
+        storage.load()  # while the engine's process starts
         about = engine.describe()
         goal = Goal.parse(options.objective, options.limits, about["known"])
         plan = replace(

@@ -41,6 +41,9 @@ class Evaluator(Protocol):
 class Local:
     """A process on this machine, started again when it has died.
 
+    It takes a second to start, which passes while there is something else to do: the first one is
+    started at once, that of the next turn of repeats when the times of this one are known.
+
     Args:
         plan: what it measures; ``space`` and ``known`` of it are not needed.
         log: gets what it prints.
@@ -49,8 +52,10 @@ class Local:
     def __init__(self, plan: Plan, log: Path) -> None:
         self._plan, self._log = plan, log
         self._server: Server | None = None
+        self._spare: Server | None = None
         self._used = self._interrupted = False
         self._space = ""
+        self._coming()
 
     def describe(self) -> dict[str, Any]:
         """Of what is tuned.
@@ -73,17 +78,20 @@ class Local:
     ) -> Iterator[dict[str, float]]:
         with alone(self._plan.device):
             if fresh and self._used:
-                self.close()
+                self._end()
             self._used = True
             self._ask("begin", choice=dict(choice), seed=seed)
             while (found := self._ask("advance")) is not None:
                 yield found
+                if fresh and "time_ratio" in found:
+                    self._coming()
 
     def close(self) -> None:
-        """End the process."""
-        server, self._server, self._used = self._server, None, False
-        if server is not None:
-            server.close()
+        """End the process, and the one that was to follow it."""
+        self._end()
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.close()
 
     def interrupt(self) -> None:
         """From another thread: as if whoever measures had pressed Ctrl-C."""
@@ -101,21 +109,30 @@ class Local:
         except RefusedError as error:
             raise TrialError(str(error)) from error
         except EndedError as error:
-            self.close()
+            self._end()
             if self._interrupted:
                 raise KeyboardInterrupt from error
             raise TrialError(f"the process that measured died: {error}") from error
         except KeyboardInterrupt:  # its answer would be taken for that to the next request
-            self.close()
+            self._end()
             raise
 
+    def _end(self) -> None:
+        server, self._server, self._used = self._server, None, False
+        if server is not None:
+            server.close()
+
+    def _coming(self) -> Server:
+        if self._spare is None:
+            folders = (str(bundle()), os.environ.get("PYTHONPATH"))
+            self._spare = Server(
+                ("-P", "-m", "suites.trials"), cwd=Path.cwd(), log=self._log,
+                environment={"PYTHONPATH": os.pathsep.join(filter(None, folders))},
+            )  # fmt: skip
+        return self._spare
+
     def _started(self) -> Server:
-        root = bundle()
-        folders = (str(root), os.environ.get("PYTHONPATH"))
-        server = Server(
-            ("-P", "-m", "suites.trials"), cwd=Path.cwd(), log=self._log,
-            environment={"PYTHONPATH": os.pathsep.join(filter(None, folders))},
-        )  # fmt: skip
+        server, self._spare = self._coming(), None
         try:
             plan = self._plan
             server.request(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
-__all__ = ["default", "experimental", "failures", "opened", "retry"]
+__all__ = ["default", "experimental", "failures", "load", "opened", "retry"]
 
 HEARTBEAT_S, GRACE_S = 10, 60
 """A trial whose worker is silent for GRACE_S has died with it."""
@@ -38,6 +38,19 @@ def experimental() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
+
+
+def load() -> type[RDBStorage]:
+    """Optuna's storage; importing it takes a second.
+
+    Raises:
+        StoreError: optuna is not installed.
+    """
+    try:
+        from optuna.storages import RDBStorage
+    except ImportError as error:
+        raise StoreError("optuna is not installed (pip install danon[tuning])") from error
+    return RDBStorage
 
 
 def default() -> str:
@@ -64,10 +77,8 @@ def opened(url: str) -> Iterator[RDBStorage]:
 
 
 def _connected(url: str) -> RDBStorage:
-    try:
-        import optuna
-    except ImportError as error:
-        raise StoreError("optuna is not installed (pip install danon[tuning])") from error
+    kind = load()
+    import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -76,7 +87,7 @@ def _connected(url: str) -> RDBStorage:
         if local:
             _writable(Path(url.removeprefix("sqlite:///")))
         with exclusive(url), experimental():  # two that make the tables break them
-            return optuna.storages.RDBStorage(
+            return kind(
                 url,
                 engine_kwargs={"connect_args": {"timeout": BUSY_S}} if local else
                 {"pool_pre_ping": True, "connect_args": _patience(url)},

@@ -249,7 +249,7 @@ def progress(study: Study) -> Progress:
 
 def figures_of(trial: FrozenTrial) -> dict[str, float]:
     """What was measured of a trial; empty before."""
-    return dict(trial.user_attrs.get("figures", {}))
+    return {name: x for step in trial.user_attrs.get("history", ()) for name, x in step.items()}
 
 
 def differing(old: str, new: str) -> str:

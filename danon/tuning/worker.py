@@ -192,7 +192,6 @@ class _Objective:
         for step, found in enumerate(self._evaluator.steps(self.choice, seed, fresh=fresh)):
             figures |= found
             history.append(found)
-            trial.set_user_attr("figures", figures)
             trial.set_user_attr("history", history)
             if goal.single:
                 trial.report(goal.bound(figures), step)
