@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from danon.experiment import bounds, frame, places, quality, words
+from danon.experiment.alarms import Alarms, alarms
 from danon.experiment.runs import replace_file
 from danon.experiment.settled import settled
 from danon.experiment.styles import styles
@@ -48,11 +49,11 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
     views = frame.views(data)
     tasks = quality.tasks(results, info.command)
     found = bounds.bounds(results, info.command)
+    errs, errs_trouble = _alarms(path) if views or tasks or found else (None, "")
     template = importlib.resources.files("danon.experiment") / "template"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.globals.update(words=words, isfinite=math.isfinite)
     page = environment.from_string((template / "report.html").read_text())
-    section = environment.from_string((template / "bounds.html").read_text())
     content = page.render(
         info=info,
         origin=frame.origin(info),
@@ -61,8 +62,11 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         boards=[frame.board(data, view, info.command) for view in views],
         tasks=tasks,
         bounds=found,
-        bounds_section=Markup(section.render(bounds=found)) if found else "",
+        bounds_section=_section("bounds.html", environment, bool(found), bounds=found),
         tuned_section=_tuned(data, path, environment),
+        alarms_section=_section(
+            "alarms.html", environment, bool(errs or errs_trouble), found=errs, trouble=errs_trouble
+        ),
         absences=frame.absences(data),
         checks=frame.check_rows(data).to_dict("records"),
         counts=data["status"].value_counts().to_dict(),
@@ -70,6 +74,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
             **_payload(data, views, info),
             "quality": [_task_payload(t) for t in tasks],
             "bounds": _bounds_payload(found) if found else None,
+            "alarms": [dataclasses.asdict(panel) for panel in errs.panels] if errs else [],
         },
         css=Markup((template / "report.css").read_text()),
         scripts=[
@@ -78,6 +83,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
                 "report.js",
                 *(["quality.js"] if tasks else ()),
                 *(["bounds.js"] if found else ()),
+                *(["alarms.js"] if errs else ()),
             )
         ],
         plotly=Markup(get_plotlyjs()),
@@ -93,10 +99,23 @@ def _tuned(data: pd.DataFrame, path: Path, environment: jinja2.Environment) -> M
         rows = settled(names, path)
     except ValueError as error:  # the figures of the run are not to be lost for it
         trouble = str(error)
-    if not (rows or trouble):
+    return _section("tuned.html", environment, bool(rows or trouble), rows=rows, trouble=trouble)
+
+
+def _alarms(path: Path) -> tuple[Alarms | None, str]:
+    """How often the gate errs, or why that cannot be said."""
+    try:
+        return alarms(path), ""
+    except ValueError as error:  # the figures of the run are not to be lost for it
+        return None, str(error)
+
+
+def _section(name: str, environment: jinja2.Environment, there: bool, **values: Any) -> Markup:
+    """A part of the page that not every run has."""
+    if not there:
         return Markup()
-    template = importlib.resources.files("danon.experiment") / "template" / "tuned.html"
-    return Markup(environment.from_string(template.read_text()).render(rows=rows, trouble=trouble))
+    template = importlib.resources.files("danon.experiment") / "template" / name
+    return Markup(environment.from_string(template.read_text()).render(**values))
 
 
 def _payload(data: pd.DataFrame, views: Sequence[frame.View], info: RunInfo) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -47,6 +48,7 @@ def gate_power(load: str, minutes: float, results: Path, console: Console) -> in
     place, recall = results / "rounds.jsonl", results / "recall.jsonl"
 
     def run() -> int:
+        results.mkdir(parents=True, exist_ok=True)
         if minutes:
             options, end = Options((), "", False, minutes, results), perf_counter() + 60 * minutes
             with _alone(results), opened(options, console, committed=True) as bench:
@@ -66,11 +68,17 @@ def gate_power(load: str, minutes: float, results: Path, console: Console) -> in
             low, high = rate.interval
             words = f"{rate.alarms} alarms in {rate.runs} runs, {low:.1%} to {high:.1%}"
             say(console, "Recall", f"{rate.planted}: {words}")
-        found = rates(read(place), _rivals(console))
-        values = {
+        rounds = read(place)
+        found = rates(rounds, _rivals(console))
+        values: dict[str, Any] = {
             kind: [{**dataclasses.asdict(rate), "interval": rate.interval} for rate in some]
             for kind, some in (("time", found), ("recall", recall_rates(recall)))
         }
+        days = [some.when for some in rounds]
+        values["measured"] = {
+            "rounds": len(rounds), "first": min(days, default=""), "last": max(days, default=""),
+            "commits": list(dict.fromkeys(some.commit for some in rounds)),
+        }  # fmt: skip
         replace_file(results / "rates.json", (json.dumps(values, indent=1) + "\n").encode())
         say(console, "Written", f"{results}/rates.json")
         if not found:
@@ -89,7 +97,6 @@ def gate_power(load: str, minutes: float, results: Path, console: Console) -> in
 @contextlib.contextmanager
 def _alone(results: Path) -> Iterator[None]:
     """While nobody else measures into a folder: neither would be quiet."""
-    results.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(results / ".lock", timeout=0):
             yield
