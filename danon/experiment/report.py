@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from danon.experiment import bounds, frame, places, quality, words
-from danon.experiment.alarms import Alarms, alarms
+from danon.experiment.alarms import Alarms, Panel, alarms
 from danon.experiment.runs import replace_file
 from danon.experiment.settled import settled
 from danon.experiment.styles import styles
@@ -74,7 +74,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
             **_payload(data, views, info),
             "quality": [_task_payload(t) for t in tasks],
             "bounds": _bounds_payload(found) if found else None,
-            "alarms": [dataclasses.asdict(panel) for panel in errs.panels] if errs else [],
+            "alarms": [_panel_payload(panel) for panel in errs.panels] if errs else [],
         },
         css=Markup((template / "report.css").read_text()),
         scripts=[
@@ -188,6 +188,14 @@ def _bounds_payload(found: bounds.Bounds) -> dict[str, Any]:
         "values": {row.attention: row.values for row in found.rows},
         "mass": {row.attention: row.mass for row in found.rows if any(row.mass.values())},
     }
+
+
+def _panel_payload(panel: Panel) -> list[dict[str, Any]]:
+    """A list: names are sorted where JSON is written, and the first method is the gate itself."""
+    return [
+        {"method": method, "shares": [dataclasses.asdict(share) for share in shares]}
+        for method, shares in panel.rows.items()
+    ]
 
 
 def _finite(figure: frame.Figure) -> dict[str, Any]:

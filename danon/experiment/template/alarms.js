@@ -1,10 +1,11 @@
 "use strict";
 (() => {
   const { data, others, MARKS, theme, plain, digits, draw } = window.danon;
+  const planted = [...new Set(data.alarms.flat().flatMap(({ shares }) => shares.map((s) => 100 * s.slowdown)))];
   const TINTS = ["#c9792b", "#b3261e", "#8a4a14", "#4c9a5b", "#7a5cc0"];
 
-  function drawPanel({ rows }, index) {
-    const traces = Object.entries(rows).map(([method, shares], i) => {
+  function drawPanel(rows, index) {
+    const traces = rows.map(({ method, shares }, i) => {
       const color = i ? TINTS[(i - 1) % TINTS.length] : theme("--accent");
       const percent = shares.map((s) => (100 * s.alarms) / s.runs);
       const range = (s) => `${digits(100 * s.low)} to ${digits(100 * s.high)} %`;
@@ -25,7 +26,8 @@
     });
     const layout = {
       showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
-      xaxis: plot("slowdown planted in one attention, %"), yaxis: { ...plot("runs with an alarm, %"), range: [-4, 104] },
+      xaxis: { ...plot("slowdown planted in one attention, %"), tickmode: "array", tickvals: planted, ticktext: planted.map((x) => (x ? `+${digits(x)}` : "0")), range: [-1, Math.max(...planted) + 1] },
+      yaxis: { ...plot("runs with an alarm, %"), range: [-4, 104] },
     };
     draw(`alarms-${index}`, traces.reverse(), layout, "", () => {}); // the gate's own line on top
   }
