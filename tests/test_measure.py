@@ -281,6 +281,18 @@ class TestFingerprint:
         after = fingerprint(CPU)
         assert {name for name in before if before[name] != after[name]} == {"cpu", "id"}
 
+    def test_matrix_units_are_another_capability(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Libraries take other time and memory with them, and torch's name does not tell."""
+        told = []
+        for flags in ("fpu amx_bf16 amx_tile", "fpu avx512f"):
+            of = {"flags": flags}
+            monkeypatch.setattr(
+                fingerprint_module, "_cpuinfo", lambda name, of=of: of.get(name, "")
+            )
+            told.append(fingerprint(CPU)["cpu_capability"])
+        vectors = torch.backends.cpu.get_cpu_capability()
+        assert told == [f"{vectors}, AMX", vectors]
+
 
 N, HEADS, D = 160, 2, 32
 

@@ -142,6 +142,19 @@ class TestAccept:
         assert later.time == Timing(**TIME | {"relative": 3.125})
         assert [entry.why for entry in later.history] == ["exact now", "twice"]
 
+    def test_on_another_machine_a_figure_grows_by_a_factor(self, tmp_path: Path) -> None:
+        """Its bytes are others; what they grew by is allowed there, and here."""
+        growth = Fact("peak_bytes", 300.0, 400.0), Fact("flops", 8.0, 16.0)
+        old = thresholds({A: threshold(2.0, flops=8.0, peak_bytes=301.0)})
+        found = compared(tmp_path / "gate.json", None, *growth)
+        new = accept(old, found, A, why="exact now", by="Ada")
+        assert new.cases[A].facts == {"flops": 16.0, "peak_bytes": 402.0}
+        allowed = allowances(old, new)[A]
+        for base, head, finding in ((300.0, 400.0, "same"), (301.0, 402.0, "same"),
+                                    (300.0, 402.0, "larger")):  # fmt: skip
+            row = judged(CASE, {"peak_bytes": base}, {"peak_bytes": head}, allowed)
+            assert row.finding == finding
+
     def test_a_pattern_accepts_what_has_regressed(self, tmp_path: Path) -> None:
         found = compared(tmp_path / "gate.json", 1.25)
         old = thresholds({name: threshold(2.0) for name in (A, B, C, D)})
@@ -190,7 +203,7 @@ class TestAccept:
         assert list(found) == [B] and found[B].log_time == pytest.approx(math.log(1.5))
 
     def test_accepted_growth_is_no_regression_and_more_is(self) -> None:
-        allowed = Allowance(0.0, {"flops": 16.0}, "exact now")
+        allowed = Allowance(0.0, {"flops": 2.0}, {}, "exact now")
         row = judged(CASE, {"flops": 8.0}, {"flops": 16.0}, allowed)
         assert row.finding == "same" and row.note == "accepted: exact now"
         assert judged(CASE, {"flops": 8.0}, {"flops": 17.0}, allowed).finding == "larger"
@@ -263,21 +276,29 @@ class TestGate:
         assert status == 0 and "accepted: twice as exact" in said
 
     def test_other_machines_are_told_apart(self, own: Path) -> None:
-        """Bytes are not compared, operations are, times are given room, and it says so."""
-        other = {**HERE, "torch": "9.9", "cpu": "abacus"}
-        facts = {"flops": 4.0 * 4 * 128 * 128 * 64, "peak_bytes": 1.0, "parameters": 0.0}
-        for work, status, words in ((1, 0, "no regression"), (2, 1, "larger")):
-            commit(own, work) if work == 2 else None
-            known = threshold(1000.0, **facts)  # nothing is slower than that
-            thresholds({CASE.id: known}, fingerprint=other).write(own / THRESHOLDS)
+        """Operations are compared anywhere, bytes with one torch, times and peaks with room."""
+        facts = {"flops": 4.0 * 4 * 128 * 128 * 64, "parameters": 0.0}
+        peak = 0.0
+        for other, known, status, words, unsaid in (
+            ({"torch": "9.9", "cpu": "abacus"}, 1.0, 0, "(abacus,", "peak memory"),
+            ({"cpu_capability": "fingers"}, 1.0, 1, "larger", "are not compared"),
+            ({"cpu_capability": "fingers"}, 1.4, 0, "no regression", "peak memory"),
+        ):
+            case = threshold(1000.0, peak_bytes=peak / known, **facts)  # nothing is slower
+            thresholds({CASE.id: case}, fingerprint=HERE | other).write(own / THRESHOLDS)
             git(own, "add", str(THRESHOLDS))
-            git(own, "commit", "-m", "thresholds", "--allow-empty")
+            git(own, "commit", "-m", "thresholds")
             found, said = told(gate, OPTIONS)
-            assert found == status and words in said
-            assert "of another machine (abacus, torch 9.9)" in said
-            assert "only what is 6 times as slow beside dense attention is a regression" in said
-            assert "; bytes and graph breaks are not compared" in said
-            assert "peak memory" not in said
+            assert found == status and words in said and unsaid not in said
+            assert "only what is 6 times as slow beside dense attention" in said
+            if found:
+                assert "or takes 1.5 times the memory is a regression" in said
+                (row,) = Comparison.read(Path("out/gate.json")).rows
+                ((peak,),) = [[fact.head for fact in row.facts]]
+            else:
+                assert ("; bytes and graph breaks are not compared" in said) == ("torch" in other)
+            found, said = told(acceptance, CASE.id, "so", Path("out"))
+            assert found == 7 and "compare with --against REV first, or calibrate here" in said
 
     def test_calibrating_again_is_told_in_the_history(self, own: Path) -> None:
         known = threshold(1000.0, flops=1.0)

@@ -11,7 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from danon.gate.comparison import RECALL, Comparison, Fact, Row
-from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError
+from danon.gate.thresholds import (
+    PORTABLE,
+    Accepted,
+    Threshold,
+    Thresholds,
+    ThresholdsError,
+)
 
 __all__ = ["Allowance", "accept", "allowances", "recalibrated"]
 
@@ -26,13 +32,20 @@ class Allowance:
 
     Attributes:
         log_time: logarithm of head / base.
-        facts: figures up to which growth is accepted; of recall, how far it may fall.
+        growth: factors of figures, which hold on any machine.
+        facts: figures that were none; of recall, how far it may fall.
         why: as the last who accepted said.
     """
 
     log_time: float = 0.0
+    growth: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, float] = field(default_factory=dict)
     why: str = ""
+
+    def of(self, fact: Fact) -> float:
+        """What the head's figure may be; of recall, how far it may fall."""
+        grown = 0.0 if fact.is_recall else math.ceil(fact.base * self.growth.get(fact.name, 0.0))
+        return max(self.facts.get(fact.name, 0.0), grown)
 
 
 def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str) -> Thresholds:
@@ -46,7 +59,8 @@ def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str
             were not accepted yet.
 
     Raises:
-        ThresholdsError: no comparison has measured the case, or there is no reason why.
+        ThresholdsError: no comparison has measured the case, or only against thresholds of another
+            machine, or there is no reason why.
     """
     if not why.strip():
         raise ThresholdsError("--accept needs --why, which the history keeps")
@@ -56,6 +70,12 @@ def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str
         raise ThresholdsError(f"{found} is not there: run the gate first") from None
     except ValueError as error:
         raise ThresholdsError(str(error)) from error
+    if comparison.elsewhere:
+        raise ThresholdsError(
+            f"{found} compares with thresholds of another machine, which its figures cannot move: "
+            "compare with --against REV first, or calibrate here"
+        )
+    here = thresholds.same_machine(comparison.fingerprint)
     moved = {}
     for name in _accepted(names, thresholds, comparison):
         known = _before(thresholds.cases[name], comparison.head)
@@ -68,7 +88,7 @@ def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str
             time = time.model_copy(update={"relative": relative})
         moved[name] = known.model_copy(update={
             "time": time,
-            "facts": known.facts | {fact.name: _moved(known, fact) for fact in row.facts},
+            "facts": known.facts | {fact.name: _moved(known, fact, here) for fact in row.facts},
             "history": _history(known, commit=comparison.head, by=by, why=why),
         })  # fmt: skip
     return thresholds.model_copy(update={"cases": thresholds.cases | moved})
@@ -137,7 +157,8 @@ def allowances(base: Thresholds | None, head: Thresholds | None) -> dict[str, Al
         since = new.history[len(old.history) :]
         states = [*((entry.relative_time, entry.facts) for entry in since),
                   (_relative(new), new.facts)]  # fmt: skip
-        more, why, figures = 0.0, "", dict[str, float]()
+        more, why = 0.0, ""
+        growth, figures = dict[str, float](), dict[str, float]()
         for entry, (before, after) in zip(since, pairwise(states), strict=True):
             if entry.why == RECALIBRATED:
                 continue
@@ -145,21 +166,30 @@ def allowances(base: Thresholds | None, head: Thresholds | None) -> dict[str, Al
             if before[0] and after[0]:
                 more += max(0.0, math.log(after[0] / before[0]))
             for figure, value in after[1].items():
+                known = before[1].get(figure, 0.0)
                 if figure.startswith(RECALL):
-                    fall = max(0.0, before[1].get(figure, value) - value)
-                    figures[figure] = figures.get(figure, 0.0) + fall
+                    figures[figure] = figures.get(figure, 0.0) + max(0.0, known - value)
+                elif known:
+                    growth[figure] = growth.get(figure, 1.0) * max(1.0, value / known)
                 else:
                     figures[figure] = max(figures.get(figure, 0.0), value)
         if why:
-            found[name] = Allowance(more, figures, why)
+            found[name] = Allowance(more, growth, figures, why)
     return found
 
 
-def _moved(known: Threshold, fact: Fact) -> float:
-    """A figure that is accepted; of recall how far it fell, in whatever model that was."""
-    if not fact.is_recall:
+def _moved(known: Threshold, fact: Fact, here: bool) -> float:
+    """A figure that is accepted; of recall how far it fell, in whatever model that was.
+
+    Args:
+        here: the threshold is of the machine that measured; if not, it grows by the same factor.
+    """
+    before = known.facts.get(fact.name, fact.base)
+    if fact.is_recall:
+        return min(1.0, max(0.0, before + fact.head - fact.base))
+    if here or fact.name in PORTABLE or before == fact.base or not fact.base:
         return fact.head
-    return min(1.0, max(0.0, known.facts.get(fact.name, fact.base) + fact.head - fact.base))
+    return math.ceil(before * fact.head / fact.base)
 
 
 def _history(old: Threshold, *, commit: str, by: str, why: str) -> tuple[Accepted, ...]:

@@ -22,7 +22,7 @@ from danon.gate.history import changes, draw, points
 from danon.gate.pair import Side
 from danon.gate.record import recorded, register
 from danon.gate.session import Options, guarded, opened
-from danon.gate.standing import ELSEWHERE, calibrated, standing
+from danon.gate.standing import ELSEWHERE, PEAK_ELSEWHERE, calibrated, standing
 from danon.gate.thresholds import Threshold, Thresholds, ThresholdsError
 from danon.measure.fingerprint import fingerprint
 
@@ -128,6 +128,7 @@ def _gate(options: Options, console: Console) -> int:
     found = Comparison(
         commit, bench.head.commit, subject, bench.head.subject, tuple(rows),
         when, perf_counter() - start, here, remark,
+        elsewhere=accepted is not None and not accepted.same_machine(here),
     )  # fmt: skip
     try:  # neither a full disk nor a reader who is gone costs what was measured
         output.render(found, console)
@@ -190,9 +191,13 @@ def _thresholds(checkout: Checkout) -> Thresholds | None:
 def _remark(accepted: Thresholds, here: dict[str, str]) -> str:
     if accepted.same_machine(here):
         return ""
-    exact = "" if accepted.comparable(here) else "; bytes and graph breaks are not compared"
+    bytes_too = accepted.comparable(here)
+    memory = f" or takes {PEAK_ELSEWHERE:g} times the memory" if bytes_too else ""
+    exact = "" if bytes_too else "; bytes and graph breaks are not compared"
+    theirs = accepted.fingerprint
+    of = f"{theirs.get('cpu')}, {theirs.get('cpu_capability')}, torch {theirs.get('torch')}"
     return (
-        f"The thresholds are of another machine ({accepted.fingerprint.get('cpu')}, torch "
-        f"{accepted.fingerprint.get('torch')}): only what is {ELSEWHERE[0]:g} times as slow beside "
-        f"dense attention is a regression{exact}. --against compares times on any machine."
+        f"The thresholds are of another machine ({of}): only what is {ELSEWHERE[0]:g} times as "
+        f"slow beside dense attention{memory} is a regression{exact}. --against compares both "
+        "exactly on any machine."
     )

@@ -87,6 +87,7 @@ class Comparison:
         seconds: that it took.
         fingerprint: of the machine.
         remark: what a reader must know of it all.
+        elsewhere: the base are thresholds of another machine.
     """
 
     base: str
@@ -98,6 +99,7 @@ class Comparison:
     seconds: float
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     remark: str = ""
+    elsewhere: bool = False
 
     @property
     def bad(self) -> tuple[Row, ...]:

@@ -106,7 +106,7 @@ def judged(case: Case, base: Facts, head: Facts, allowed: Allowance | None = Non
     facts = tuple(fact for fact in both if fact.is_recall or fact.base != fact.head)
     if case.task and not facts:
         return Row(case, "not measured", note="base and head were asked other questions")
-    bad = any(fact.bad(allowed.facts.get(fact.name, 0.0)) for fact in facts)
+    bad = any(fact.bad(allowed.of(fact)) for fact in facts)
     finding: Finding = ("worse" if case.task else "larger") if bad else "same"
     return Row(case, finding, facts=facts, note=f"accepted: {allowed.why}" if allowed.why else "")
 

@@ -16,15 +16,13 @@ from danon.gate.comparison import RECALL, Row
 from danon.gate.decide import TYPICAL, Tolerance
 from danon.gate.facts import Facts, Missing, Models, facts_of, judged
 from danon.gate.pair import Measurement, Side, Worker, WorkerError, balanced, pair
-from danon.gate.thresholds import Threshold, Thresholds, ThresholdsError, Timing
+from danon.gate.thresholds import PORTABLE, Threshold, Thresholds, ThresholdsError, Timing
 from danon.gate.trial import Say, Trial
 from danon.measure.case import Case
 
-__all__ = ["ELSEWHERE", "PORTABLE", "calibrated", "standing"]
+__all__ = ["ELSEWHERE", "PEAK_ELSEWHERE", "calibrated", "standing"]
 
 REFERENCE = "sdpa"
-PORTABLE = ("parameters", "flops", "state_bytes")
-"""Facts that no runtime changes."""
 SLACK = 0.05
 """As in a Tolerance, at least: thresholds were measured on another day."""
 DRIFTS = 2.0
@@ -34,6 +32,9 @@ LIMIT = 3.0
 ELSEWHERE = (6.0, 8.0)
 """On another machine, slack and limit, as factors: beside dense attention the same code was up to
 5.2 times as slow on one processor as on another (docs/log.md), most where one has matrix units."""
+PEAK_ELSEWHERE = 1.5
+"""Peak bytes that another machine may take, as a factor: the same code took up to 1.36 times as
+many with one processor's matrix products as with another's (docs/log.md)."""
 
 
 def standing(
@@ -51,13 +52,12 @@ def standing(
     before: dict[Case, Facts] = {}
     for case in cases:
         known = thresholds.cases.get(case.id)
-        everything = thresholds.comparable(fingerprint)
         if known is None:
             before[case] = Missing("there is no threshold of it", "removed")
         else:
             before[case] = {
                 name: figure for name, figure in known.facts.items()
-                if everything or name in PORTABLE or name.startswith(RECALL)
+                if _counts(name, figure, after[case], thresholds, fingerprint)
             }  # fmt: skip
     rows = {case: judged(case, before[case], after[case]) for case in cases}
     timings = {name: known.time for name, known in thresholds.cases.items() if known.time}
@@ -129,6 +129,19 @@ def calibrated(
         for case, figures in measured.items()
     }
     return thresholds, {case.id: some.reason for case, some in without.items()}
+
+
+def _counts(
+    name: str, figure: float, found: Facts, thresholds: Thresholds, here: Mapping[str, str]
+) -> bool:
+    """Whether what was found on this machine can be held to a threshold's figure."""
+    if name in PORTABLE or name.startswith(RECALL):
+        return True
+    if not thresholds.comparable(here):
+        return False
+    if name != "peak_bytes" or thresholds.same_machine(here) or isinstance(found, Missing):
+        return True
+    return found.get(name, 0.0) > PEAK_ELSEWHERE * figure
 
 
 def _check(thresholds: Thresholds, cases: Sequence[Case], models: Models) -> None:

@@ -14,17 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from danon.experiment.runs import replace_file
 
-__all__ = ["Accepted", "Threshold", "Thresholds", "ThresholdsError", "Timing"]
+__all__ = ["PORTABLE", "Accepted", "Threshold", "Thresholds", "ThresholdsError", "Timing"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Words = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^(speed|decode|recall/\w+)/[\w.-]+/N\d+/\w+/[\w+]+/\w+$")]
 
-
-RUNTIME = ("torch", "cpu_capability", "device")
-MACHINE = (*RUNTIME, "cpu", "cores")
+RUNTIME = ("torch", "device")
+MACHINE = (*RUNTIME, "cpu_capability", "cpu", "cores")
 """Entries of a fingerprint."""
+PORTABLE = ("parameters", "flops", "state_bytes")
+"""Facts that no runtime changes."""
 
 
 class ThresholdsError(ValueError):
@@ -127,9 +128,9 @@ class Thresholds(_Strict):
         replace_file(path, f"{values}\n".encode())
 
     def comparable(self, fingerprint: Mapping[str, str]) -> bool:
-        """Whether bytes and graph breaks are the same here: those of one runtime are."""
+        """Whether graph breaks and bytes that tensors keep are the same here."""
         return all(self.fingerprint.get(name) == fingerprint.get(name) for name in RUNTIME)
 
     def same_machine(self, fingerprint: Mapping[str, str]) -> bool:
-        """Whether times are."""
+        """Whether times are, and peak bytes: libraries of a processor take their own."""
         return all(self.fingerprint.get(name) == fingerprint.get(name) for name in MACHINE)

@@ -25,7 +25,7 @@ def fingerprint(device: torch.device) -> dict[str, str]:
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_capability": _cpu_capability(),
         "device": device.type,
     }
     if device.type == "cuda":
@@ -39,12 +39,20 @@ def fingerprint(device: torch.device) -> dict[str, str]:
 
 
 def _cpu_model() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def _cpu_capability() -> str:
+    """Torch's name of the vector units, which says nothing of matrix units."""
+    matrix = ", AMX" if "amx_tile" in _cpuinfo("flags").split() else ""
+    return torch.backends.cpu.get_cpu_capability() + matrix
+
+
+def _cpuinfo(entry: str) -> str:
+    """Of the first processor; empty if nothing tells it."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine() or "unknown"
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith(entry)), "")
 
 
 def _memory_gib() -> int:
