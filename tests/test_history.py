@@ -56,6 +56,13 @@ def recorded(ratio: float, number: int, machine: str = "here") -> None:
     assert "mlflow.db" in record(found)
 
 
+@pytest.mark.parametrize("name", ["nosuch", "speed/msra/1k/float32/forward/cpu", "a/b/c/d/e/f"])
+def test_what_is_no_case_is_told_apart(name: str, tmp_path: Path) -> None:
+    console = Console(width=200, record=True)
+    assert command.history(name, tmp_path, console) == 8
+    assert f"{name!r} is no case: must be like 'speed/msra/" in console.export_text()
+
+
 def test_what_the_gate_recorded_is_shown(sqlite: str, tmp_path: Path) -> None:
     console = Console(width=120, record=True)
     assert command.history(CASE.id, tmp_path, console) == 8

@@ -60,10 +60,16 @@ def points(name: str) -> list[Point]:
     """What is recorded of a case on the machine that recorded it last, in order of time.
 
     Raises:
-        HistoryError: nothing is.
+        HistoryError: nothing is, or this is no name of a case.
         StoreError: the store cannot be read.
     """
-    case = case_of(name)
+    try:
+        case = case_of(name)
+    except ValueError:
+        raise HistoryError(
+            f"{name!r} is no case: must be like 'speed/msra/N1024/float32/forward/cpu', "
+            "as in results/thresholds.json"
+        ) from None
     uri = store.tracking_uri()
     client = store.connect(uri)
     try:
