@@ -15,6 +15,8 @@ from danon.experiment.runs import Journal
 from danon.measure.alone import alone
 from danon.measure.case import Case
 from danon.measure.fingerprint import fingerprint
+from danon.measure.integrity import Integrity
+from danon.measure.side_effects import Helpers
 from suites.attentions import check_contract, gather
 from suites.channel import Channel
 from suites.guard import limit_memory
@@ -31,6 +33,7 @@ _channel = pytest.StashKey[Channel]()
 _profile = pytest.StashKey[Profile]()
 _cases = pytest.StashKey[dict[str, Case]]()
 _names = pytest.StashKey[tuple[str, ...]]()
+_integrity = pytest.StashKey[Integrity]()
 _answer = pytest.StashKey[dict[str, Any]]()
 
 
@@ -64,7 +67,16 @@ def _prepare(config: pytest.Config) -> None:
         raise ValueError(f"unknown device {device!r}; known: {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch finds no CUDA device here; use --device cpu")
+    integrity = config.stash[_integrity] = Integrity.take("danon.measure", "suites")
+    helpers = Helpers.now()
     names, own = gather(config.getoption("--danon-attention"), _words(config, "only"))
+    if replaced := integrity.replaced():
+        integrity.restore()
+        targets = ", ".join(config.getoption("--danon-attention"))
+        raise ValueError(
+            f"{targets}: replaces {', '.join(replaced[:3])} while it is loaded; what measures must "
+            "stay as it is"
+        )
     for suite in _words(config, "suites"):
         if suite not in SUITES:
             raise ValueError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
@@ -72,6 +84,8 @@ def _prepare(config: pytest.Config) -> None:
     dtypes = {d for block in (*profile.speed, *profile.memory) for d in block.dtypes}
     for attention in own:
         check_contract(attention, sorted(dtypes), device)
+        if left := Helpers.now().since(helpers):
+            raise ValueError(f"attention {attention!r} leaves {left}")
     one = config.getoption("--danon-one")
     if one and one not in names:
         raise ValueError(f"--danon-one {one!r}: must be one of {', '.join(names)}")
@@ -149,6 +163,7 @@ def lab(pytestconfig: pytest.Config) -> Lab:
         on_result=lambda result: channel.ask(event="result", result=result.to_json()),
         known=Journal(run_dir).results() if run_dir else (),
         keeper=Keeper(Path(run_dir), note) if run_dir else None,
+        integrity=pytestconfig.stash[_integrity],
     )
 
 

@@ -14,9 +14,11 @@ from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.attention.stream import StreamingAttention
 from danon.measure.case import Case, CaseResult, Status
-from danon.measure.memory import peak_bytes, saved_bytes
+from danon.measure.integrity import Integrity
+from danon.measure.memory import hidden_memory, peak_bytes, saved_bytes
 from danon.measure.paired import measure_pair, measure_single
-from danon.measure.roofline import matmul_rate
+from danon.measure.roofline import copy_rate, matmul_rate, matmul_rate_of
+from danon.measure.side_effects import Helpers
 from danon.measure.statistics import fit_exponent
 from suites.attentions import REFERENCE, one_line, shape_of
 from suites.bounds import bounds
@@ -31,6 +33,7 @@ from suites.profiles import Profile
 from suites.quality import School
 from suites.specimen import Specimen
 from suites.stream import Stream
+from suites.timed import TimedAttention
 from suites.verify import Verdict, Verifier
 
 __all__ = ["Lab"]
@@ -59,14 +62,17 @@ class Lab:
         on_result: hears its outcome, as soon as there is one.
         known: outcomes of an interrupted session, which are not measured again.
         keeper: takes the models that are trained.
+        integrity: of what measures; None: it is not watched.
     """
 
     def __init__(
         self, profile: Profile, on_begin: Callable[[Case], object],
         on_result: Callable[[CaseResult], object], known: Iterable[CaseResult] = (),
-        keeper: Keeper | None = None,
+        keeper: Keeper | None = None, integrity: Integrity | None = None,
     ) -> None:  # fmt: skip
-        self._profile = profile
+        self._profile, self._integrity = profile, integrity
+        # Found once, and still there: what an attention has left running, by its name.
+        self._helpers: dict[str, str] = {}
         self._on_begin, self._on_result = on_begin, on_result
         self._results = {result.case: result for result in known}
         self._verifier = Verifier()
@@ -87,7 +93,7 @@ class Lab:
         """The outcome of a case, measured now if it is not known yet."""
         if case not in self._results:
             self._on_begin(case)
-            self._results[case] = result = self._outcome(case)
+            self._results[case] = result = self._watched(case)
             self._on_result(result)
         return self._results[case]
 
@@ -97,6 +103,25 @@ class Lab:
             return result.samples["candidate_s"]
         speed = self._over_lengths(result.case, "speed")
         return [r for r in speed if r.status == "measured"][-1].samples["candidate_s"]
+
+    def _watched(self, case: Case) -> CaseResult:
+        """The outcome, unless the attention did what no figure of it can be believed after."""
+        before = Helpers.now()
+        result = self._outcome(case)
+        if not case.task and (left := Helpers.now().since(before)):
+            self._helpers.setdefault(case.attention, left)
+        reasons = (
+            [f"leaves {self._helpers[case.attention]}"] if case.attention in self._helpers else []
+        )
+        if self._integrity is not None and (names := self._integrity.replaced()):
+            self._integrity.restore()
+            reasons.append(f"replaces {', '.join(names[:3])}, which measures it")
+        if not reasons or result.status != "measured":
+            return result
+        return replace(
+            _without(case, "failed", "; ".join(reasons)), semantics=result.semantics,
+            check=result.check,
+        )  # fmt: skip
 
     def _outcome(self, case: Case) -> CaseResult:
         try:
@@ -170,21 +195,25 @@ class Lab:
     def _speed(
         self, specimen: Specimen, verdict: Verdict
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        case, call, device = specimen.case, specimen.call(), specimen.device
+        case, device = specimen.case, specimen.device
         budget, width = self._profile.seconds, self._profile.width
+        candidate = TimedAttention(specimen, self._verifier.tolerance(specimen))
+        start = perf_counter()
         metrics = {"error_vs_dense": verdict.error_vs_dense}
         dense = None if case.attention == REFERENCE else self._dense(case, verdict)
         if dense is not None and dense.case.length == case.length:
-            reference = Specimen(dense.case).call()
+            reference = TimedAttention(Specimen(dense.case), None)
             pair = measure_pair(
-                call, reference, device, budget_s=budget, width=width, seed=case.length
-            )
+                candidate.call, reference.call, device, budget_s=budget, width=width,
+                seed=case.length,
+            )  # fmt: skip
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
             metrics |= ratios(pair)
         else:
-            single = measure_single(call, device, budget_s=budget, width=width)
+            single = measure_single(candidate.call, device, budget_s=budget, width=width)
             samples = {"candidate_s": list(single.samples)}
             metrics["conclusive"] = float(single.conclusive)
+        _refuse(candidate.fault(perf_counter() - start))
         seconds = metrics["time_s"] = median(samples["candidate_s"])
         if case.attention == REFERENCE:
             metrics |= dict.fromkeys(("time_ratio", "time_ratio_low", "time_ratio_high"), 1.0)
@@ -194,7 +223,9 @@ class Lab:
             ratio = seconds / (dense.metrics["time_s"] * growth)
             metrics |= {"time_ratio_extrapolated": ratio, "speedup_extrapolated": 1 / ratio}
             metrics["extrapolated_from_length"] = float(dense.case.length)
-        return metrics | self._flops(specimen, seconds), samples
+        metrics |= self._flops(specimen, seconds)
+        _refuse(self._faster_than_the_machine(specimen, metrics))
+        return metrics, samples
 
     def _dense(self, case: Case, verdict: Verdict) -> CaseResult | None:
         """Dense attention at this length, or the longest affordable one; None if there is none."""
@@ -230,11 +261,34 @@ class Lab:
             "roofline_fraction": useful / rate,
         }
 
+    def _faster_than_the_machine(self, specimen: Specimen, metrics: dict[str, float]) -> str:
+        """Why the figures cannot be; empty if they can."""
+        useful, rate = metrics.get("useful_flops_per_s", 0.0), metrics["matmul_flops_per_s"]
+        if useful > rate:  # the machine may have been busy when that was measured
+            flops = useful * metrics["time_s"]
+            rate = max(rate, matmul_rate_of(flops, specimen.device, specimen.q.dtype))
+        if useful > rate:
+            return (
+                f"{useful / 1e9:.3g} GFLOP/s by its visible_pairs: this machine's matrix products "
+                f"reach {rate / 1e9:.3g}"
+            )
+        # A query is read and an output written, whatever is computed.
+        moved = 2 * specimen.q.nbytes / metrics["time_s"]
+        if moved > (rate := copy_rate(specimen.q)):
+            return (
+                f"{moved / 1e9:.3g} GB/s if it only reads q and writes its output: this machine "
+                f"copies {rate / 1e9:.3g}"
+            )
+        return ""
+
     def _memory(
         self, specimen: Specimen, verdict: Verdict
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        case, call = specimen.case, specimen.call()
-        peak = peak_bytes(call, specimen.device)
+        case, call, device = specimen.case, specimen.call(), specimen.device
+        timed = TimedAttention(specimen, self._verifier.tolerance(specimen))
+        peak = peak_bytes(timed.call, device, timed.returned)
+        _refuse(timed.fault(0.0))
+        _refuse(hidden_memory(timed.call, device, peak, (specimen.q, specimen.k, specimen.v)))
         metrics = {"peak_bytes": float(peak)}
         if self._unavailable(case, backward=True) is None:
             leaves = specimen.leaves()
@@ -244,7 +298,7 @@ class Lab:
             metrics["saved_bytes"] = float(kept)
         start = perf_counter()
         call()
-        if specimen.device.type == "cuda":
+        if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = perf_counter() - start
         return metrics, {"candidate_s": [seconds]}
@@ -262,7 +316,8 @@ class Lab:
         if not (issubclass(kind, StreamingAttention) and kind.streams):
             return _without(case, "unavailable", "has no streaming form")
         stream = Stream(case)
-        verdict = self._verifier.verdict(stream.checked())
+        checked = stream.checked()
+        verdict = self._verifier.verdict(checked)
         semantics, config = stream.module.semantics, stream.module.config.to_dict()
         if verdict.reason:
             return replace(
@@ -272,7 +327,9 @@ class Lab:
         stream.read()
         self._reading[case.attention, case.dtype] = case.length, perf_counter() - start
         metrics = {"error_vs_dense": stream.error_vs_dense()}
-        stream.call()  # a state may hold other things while it decodes
+        once = stream.call
+        once.before()
+        once.run()  # a state may hold other things while it decodes
         metrics["state_bytes"] = float(stream.state.nbytes)
         budget, width = self._profile.seconds, self._profile.width
         if case.attention == REFERENCE:
@@ -291,6 +348,7 @@ class Lab:
             )  # fmt: skip
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
             metrics |= ratios(pair)
+        _refuse(stream.fault(self._verifier.tolerance(checked)["output"]))
         metrics["time_s"] = median(samples["candidate_s"])
         return CaseResult(
             case, "measured", "", semantics, metrics, samples, verdict.info, config=config
@@ -340,6 +398,12 @@ def _over(seconds: float, length: int, cap: float) -> str:
         f"estimated {seconds:.0f} s at least, going by {length} tokens; "
         f"the profile allows {cap:.0f} s a case"
     )
+
+
+def _refuse(reason: str) -> None:
+    """Raises: UnmeasuredError: there is a reason not to believe a figure."""
+    if reason:
+        raise UnmeasuredError("failed", reason)
 
 
 def _without(case: Case, status: Status, reason: str) -> CaseResult:

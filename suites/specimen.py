@@ -82,7 +82,7 @@ class Specimen:
 
     def _forward(self) -> object:
         with torch.no_grad():
-            return self.module(self.q, self.k, self.v)
+            return self.attend(self.q, self.k, self.v)
 
 
 def _without_mask(margin: Callable[..., Tensor]) -> Oracle:

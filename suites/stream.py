@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import random
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from danon.attention.base import BaseAttention
 from danon.attention.stream import StreamingAttention, StreamState
 from danon.measure.case import Case
-from danon.measure.correctness import dense_rows, relative_error
+from danon.measure.correctness import (
+    WRITTEN,
+    check_rows,
+    dense_rows,
+    output_fault,
+    relative_error,
+)
+from danon.measure.paired import TimedCall
+from danon.measure.spot_checks import KEPT_CALLS
 from suites.attentions import build
 from suites.inputs import text_qkv
 from suites.specimen import Specimen
+from suites.timed import FEWEST_CHECKED, SLACK
 
 __all__ = ["Stream"]
 
 CHUNK = 8192
 """Tokens of the context read at once."""
 NEW = 8
-"""Different tokens after the context; timing goes round them."""
+"""Tokens after the context that are compared with dense attention."""
 CHECKED = 8192
 """Up to this context every checked token is compared with the oracle at its place."""
+
+
+REPLAYED_AT_ONCE = 64
+"""Timed tokens that the replay of a stream reads in one step."""
+SELECTED_ANEW = 0.1
+"""Error of a replay where rounding may select other tokens; a wrong output is off by about 1."""
+
+
+@dataclass(frozen=True)
+class _KeptToken:
+    """A timed token: its number, from 0, and the output for it."""
+
+    number: int
+    output: Tensor
 
 
 class Stream:
@@ -39,18 +64,106 @@ class Stream:
         else:
             self.q, self.k, self.v = beside.q, beside.k, beside.v
         self.state = self._empty()
-        self._turn = 0
+        self._random = random.SystemRandom()
+        self._token: tuple[Tensor, ...] = ()
+        self._read: list[int] = []  # places in the text of the tokens after the context
+        self._start, self._untimed = self.state, 0
+        self._kept: list[_KeptToken] = []
+        self._fault = ""
 
     def read(self) -> None:
         """Read the context."""
         self.state = self._absorb(self.case.length)
 
-    def call(self) -> object:
-        """What is timed: one more token."""
-        at = self.case.length + self._turn % NEW
-        self._turn += 1
-        out, self.state = self._step(self.state, at, at + 1)
+    @property
+    def call(self) -> TimedCall:
+        """What is timed: one more token, drawn from the text."""
+        self._start, self._untimed, self._kept = self.state, len(self._read), []
+        return TimedCall(self._one_more, self._draw, self._observe)
+
+    def fault(self, tolerance: float) -> str:
+        """Check tokens that have been timed.
+
+        Another instance of the attention reads all of them from the state before, many at once. Up
+        to a context of ``CHECKED`` tokens its oracle is asked as well.
+
+        Args:
+            tolerance: relative error of an output that rounding explains.
+
+        Returns:
+            Which token was wrong and why, in one line; empty if none was.
+        """
+        if self._fault or not self._kept:
+            return self._fault
+        kept = self._random.sample(self._kept, len(self._kept))
+        selects = type(self.module).oracle_margin is not BaseAttention.oracle_margin
+        allowed = SELECTED_ANEW if selects else SLACK * tolerance
+        replayed = self._replay(1 + max(one.number for one in kept))
+        for one in kept:
+            error = relative_error(one.output, replayed[:, :, one.number : one.number + 1])
+            if not error <= allowed:
+                return (
+                    f"timed token {one.number + 1}: relative error {error:.1e}, tolerance "
+                    f"{allowed:.1e} (the same tokens, read again from the state before them)"
+                )
+        if self.case.length + len(self._read) > CHECKED:
+            return ""
+        whole = [
+            torch.cat((x[:, :, : self.case.length], x[:, :, self._read]), 2)
+            for x in (self.q, self.k, self.v)
+        ]
+        subject = Specimen(replace(self.case, length=NEW), self.module).subject()
+        for one in kept[:FEWEST_CHECKED]:
+            row = self.case.length + self._untimed + one.number
+            rows = torch.tensor([row], device=self.device)
+            if reason := check_rows(subject, whole, rows, one.output, SLACK * tolerance):
+                return f"timed token {one.number + 1}: {reason}"
+        return ""
+
+    def _replay(self, count: int) -> Tensor:
+        """Outputs for the first timed tokens, (B, H, count, D)."""
+        stream = Stream(self.case, beside=self)
+        state, outs = self._start, []
+        timed = self._read[self._untimed : self._untimed + count]
+        for at in range(0, count, REPLAYED_AT_ONCE):
+            places = timed[at : at + REPLAYED_AT_ONCE]
+            tokens = (x[:, :, places] for x in (self.q, self.k, self.v))
+            out, state = stream.module.step(*tokens, state)
+            outs.append(out)
+        return torch.cat(outs, 2)
+
+    def _draw(self) -> None:
+        at = self._random.randrange(self.q.shape[2])
+        self._read.append(at)
+        self._token = tuple(x[:, :, at : at + 1].clone() for x in (self.q, self.k, self.v))
+
+    def _one_more(self) -> object:
+        q, k, v = self._token
+        out, self.state = self.module.step(q, k, v, self.state)
         return out
+
+    def _observe(self, out: object) -> None:
+        """Keep the output if it is drawn: each is as likely as any other to be kept."""
+        number = len(self._read) - self._untimed - 1
+        drawn = number if number < KEPT_CALLS else self._random.randrange(number + 1)
+        if drawn >= KEPT_CALLS:
+            return
+        fault = output_fault(out, self._token)
+        at = self._read[-1]
+        if not fault and not all(
+            torch.equal(x, y[:, :, at : at + 1])
+            for x, y in zip(self._token, (self.q, self.k, self.v), strict=True)
+        ):
+            fault = WRITTEN
+        if fault:
+            self._fault = f"timed token {number + 1}: {fault}"
+            return
+        assert isinstance(out, Tensor)
+        one = _KeptToken(number, out.clone())
+        if drawn < len(self._kept):
+            self._kept[drawn] = one
+        else:
+            self._kept.append(one)
 
     def error_vs_dense(self) -> float:
         """Of the outputs for the new tokens, one by one."""

@@ -109,10 +109,6 @@ class _Scheduled(Specimen):
         torch.set_num_threads(self._threads)
         return self._form(q, k, v)
 
-    def _forward(self) -> object:
-        with torch.no_grad():
-            return self.attend(self.q, self.k, self.v)
-
 
 def _in_chunks(module: BaseAttention, chunk: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     assert isinstance(module, StreamingAttention)

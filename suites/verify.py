@@ -64,6 +64,10 @@ class Verifier:
             self._verdicts[key] = replace(verdict, seconds=perf_counter() - start)
         return self._verdicts[key]
 
+    def tolerance(self, specimen: Specimen) -> dict[str, float]:
+        """What rounding may cost: relative errors of ``output``, ``dq`` ..."""
+        return self._tolerance(specimen, specimen.module.config.is_causal)
+
     def _verify(self, specimen: Specimen) -> Verdict:
         case, module = specimen.case, specimen.module
         q, k, v = specimen.q, specimen.k, specimen.v

@@ -23,7 +23,11 @@ __all__ = [
     "Subject",
     "check_case",
     "check_causal",
+    "check_gradients",
+    "check_rows",
     "dense_rows",
+    "output_fault",
+    "poison_free_memory",
     "relative_error",
     "sample_rows",
     "tolerances",
@@ -188,8 +192,7 @@ def check_case(
         tolerance: from :func:`tolerances`; a parameter's gradient is allowed the largest of them.
     """
     sampled = len(rows)
-    if subject.undecided is not None:
-        rows = rows[~subject.undecided(q, k, v, rows).detach().to(rows.device)]
+    rows = rows[_decided(subject, (q, k, v), rows)]
     undecided = sampled - len(rows)
 
     def outcome(ok: bool, error: float, tolerance: float, worst: str, reason: str) -> Check:
@@ -201,14 +204,17 @@ def check_case(
 
     rows = rows.to(q.device)
     leaves = [x.detach().requires_grad_(backward) for x in (q, k, v)]
-    twins = [x.detach().requires_grad_(backward) for x in (q, k, v)]
+    twins = [x.detach().clone().requires_grad_(backward) for x in (q, k, v)]
+    poison_free_memory(q)
     with torch.set_grad_enabled(backward):
         out = subject.attend(*leaves)
-        if out.shape != q.shape or out.dtype != q.dtype:
-            reason = f"output is {tuple(out.shape)} {out.dtype}: must be {tuple(q.shape)} {q.dtype}"
+        reason = output_fault(out, leaves)
+        if not reason and not all(map(torch.equal, leaves, twins)):
+            reason = WRITTEN
+        if not reason and not bool(torch.isfinite(out).all()):
+            reason = "output has values that are not finite"
+        if reason:
             return outcome(False, math.inf, 0.0, "output", reason)
-        if not bool(torch.isfinite(out).all()):
-            return outcome(False, math.inf, 0.0, "output", "output has values that are not finite")
         exact = subject.oracle(twins[0], twins[1], twins[2], rows)
     found, wanted = {"output": out.detach()[:, :, rows]}, {"output": exact.detach()}
     grad = torch.zeros_like(out)
@@ -225,6 +231,107 @@ def check_case(
         reason = f"{worst}: relative error {error:.1e}, tolerance {allowed:.1e} ({subject.kind})"
     verdict = outcome(error <= allowed, error, allowed, worst, reason)
     return replace(verdict, positions=rows, output=found["output"])
+
+
+def check_rows(
+    subject: Subject, inputs: Sequence[Tensor], rows: Tensor, output: Tensor, allowed: float
+) -> str:
+    """Compare rows of an output that a call has given with the oracle.
+
+    Args:
+        inputs: q, k, v of that call.
+        rows: positions (R,); those that rounding decides are left out.
+        output: (B, H, R, D).
+        allowed: relative error.
+
+    Returns:
+        Why the output is wrong, in one line; empty if it is right.
+    """
+    kept = _decided(subject, inputs, rows)
+    if not bool(kept.any()):
+        return ""
+    with torch.no_grad():
+        exact = subject.oracle(*inputs, rows[kept])
+    error = relative_error(output[:, :, kept], exact)
+    if error <= allowed:
+        return ""
+    return f"relative error {error:.1e}, tolerance {allowed:.1e} ({subject.kind})"
+
+
+def check_gradients(
+    subject: Subject, inputs: Sequence[Tensor], rows: Tensor, grad: Tensor,
+    found: Mapping[str, Tensor], tolerance: Mapping[str, float], slack: float,
+) -> str:  # fmt: skip
+    """Compare gradients of some rows' outputs with the oracle's.
+
+    Args:
+        inputs: q, k, v.
+        rows: positions (R,), none of which rounding decides.
+        grad: upstream gradient on the rows, (B, H, R, D).
+        found: gradients of dq, dk, dv and of every parameter.
+        tolerance: from :func:`tolerances`.
+        slack: factor of it that is allowed.
+
+    Returns:
+        Why they are wrong, in one line; empty if they are right.
+    """
+    twins = [x.detach().requires_grad_() for x in inputs]
+    with torch.enable_grad():
+        exact = subject.oracle(twins[0], twins[1], twins[2], rows)
+        wanted = _gradients(exact, twins, subject.oracle_parameters, grad.double())
+    largest = max(tolerance.values())
+    allowed = {name: slack * tolerance.get(name, largest) for name in wanted}
+    errors = _errors(found, wanted)
+    worst = max(errors, key=lambda name: errors[name] / allowed[name])
+    if errors[worst] <= allowed[worst]:
+        return ""
+    return (
+        f"{worst}: relative error {errors[worst]:.1e}, tolerance {allowed[worst]:.1e} "
+        f"({subject.kind})"
+    )
+
+
+def _decided(subject: Subject, inputs: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """(R,) bool: rows that the oracle can judge."""
+    if subject.undecided is None:
+        return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    return ~subject.undecided(inputs[0], inputs[1], inputs[2], rows).detach().to(rows.device)
+
+
+WRITTEN = "writes into q, k or v: inputs must stay as they are"
+
+
+def output_fault(out: object, inputs: Sequence[Tensor]) -> str:
+    """What is wrong with an output beside its values, in one line; empty if nothing.
+
+    It must be a plain tensor (a subclass may compute when it is read), like q, in memory of its
+    own.
+    """
+    q = inputs[0]
+    if type(out) is not Tensor:
+        return f"output is a {type(out).__name__}: must be a plain torch.Tensor"
+    if out.shape != q.shape or out.dtype != q.dtype:
+        return f"output is {tuple(out.shape)} {out.dtype}: must be {tuple(q.shape)} {q.dtype}"
+    if out.device != q.device:
+        return f"output is on {out.device}: must be on {q.device} like q"
+    memory = out.untyped_storage().data_ptr()
+    if any(memory == x.untyped_storage().data_ptr() for x in inputs):
+        return "output shares memory with q, k or v: it must have its own"
+    return ""
+
+
+POISONED = 8
+"""Blocks of memory that are filled and freed before a call."""
+
+
+def poison_free_memory(like: Tensor) -> None:
+    """Fill memory that the next call may get with NaN.
+
+    Blocks as large as ``like``: what reads memory that it has not written, an earlier output say,
+    finds NaN there.
+    """
+    for block in [torch.empty_like(like, requires_grad=False) for _ in range(POISONED)]:
+        block.fill_(math.nan)
 
 
 def check_causal(attend: Attend, q: Tensor, k: Tensor, v: Tensor, *, seed: int = 0) -> str:

@@ -3,6 +3,7 @@
 Every round measures both sides in random order, so that what disturbs the machine disturbs both.
 The statistic is the median over rounds of the logarithm of their ratio. Rounds go on until its 95 %
 interval is narrow enough, or until the budget ends, which is said and is neither pass nor failure.
+Every call is clocked by itself, so that new inputs can be brought and outputs taken in between.
 """
 
 from __future__ import annotations
@@ -19,13 +20,37 @@ import torch
 
 from danon.measure.statistics import FEWEST_ROUNDS, Estimate, median_interval
 
-__all__ = ["Paired", "Single", "measure_pair", "measure_single"]
+__all__ = ["Paired", "Single", "TimedCall", "measure_pair", "measure_single"]
 
 SAMPLE_S = 0.02
 """A sample is repeated calls that together take at least this: well above timer and scheduler."""
 
+SHORTEST_S = 1e-9
+"""Resolution of the clock: no call is said to take less."""
 _GROWTH = 1.25  # the interval is looked at after 6, 8, 10, 13 ... rounds: it costs milliseconds
 Call = Callable[[], object]
+
+
+def _nothing(*_: object) -> None:
+    """What happens around a call of which only the time is wanted."""
+
+
+@dataclass(frozen=True)
+class TimedCall:
+    """A function, and what happens around each of its calls while the clock stands.
+
+    Attributes:
+        run: what is timed.
+        before: brings the inputs of the next call.
+        after: takes the result of a call as soon as it has returned.
+    """
+
+    run: Call
+    before: Callable[[], object] = _nothing
+    after: Callable[[object], object] = _nothing
+
+
+Side = Call | TimedCall
 
 
 @dataclass(frozen=True)
@@ -61,14 +86,14 @@ class Paired:
 
 
 def measure_pair(
-    candidate: Call, reference: Call, device: torch.device, *, budget_s: float,
+    candidate: Side, reference: Side, device: torch.device, *, budget_s: float,
     width: float, sample_s: float = SAMPLE_S, seed: int = 0,
 ) -> Paired:  # fmt: skip
     """Time two functions against each other.
 
     Args:
-        candidate: called without arguments.
-        reference: called without arguments.
+        candidate: called without arguments; a :class:`TimedCall` gets new inputs for each call.
+        reference: the same.
         device: where they run; decides the clock.
         budget_s: seconds of rounds, after one call of each to warm up. At least three rounds are
             measured, two where one round alone takes longer than the budget.
@@ -83,7 +108,7 @@ def measure_pair(
 
 
 def measure_single(
-    fn: Call, device: torch.device, *, budget_s: float, width: float, sample_s: float = SAMPLE_S,
+    fn: Side, device: torch.device, *, budget_s: float, width: float, sample_s: float = SAMPLE_S,
 ) -> Single:  # fmt: skip
     """Time one function; arguments as in :func:`measure_pair`."""
     sides = _rounds((fn,), device, budget_s, sample_s, width, seed=0)
@@ -100,10 +125,11 @@ class _Rounds:
 
 
 def _rounds(
-    sides: tuple[Call, ...], device: torch.device, budget_s: float, sample_s: float, width: float,
-    seed: int,
+    functions: tuple[Side, ...], device: torch.device, budget_s: float, sample_s: float,
+    width: float, seed: int,
 ) -> _Rounds:  # fmt: skip
     """Rounds over one or two sides; the statistic is log time, or the log ratio of the two."""
+    sides = [side if isinstance(side, TimedCall) else TimedCall(side) for side in functions]
     if budget_s <= 0:
         raise ValueError(f"budget_s = {budget_s}: must be positive")
     clock = _clock(device)
@@ -111,14 +137,14 @@ def _rounds(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for fn in sides:
-            clock(fn, 1)
+        for side in sides:
+            clock(side, 1)
         calls = [1] * len(sides)
         samples: list[list[float]] = [[] for _ in sides]
         start, look_at = perf_counter(), FEWEST_ROUNDS
         while True:
-            for side in order.sample(range(len(sides)), len(sides)):
-                samples[side].append(clock(sides[side], calls[side]))
+            for i in order.sample(range(len(sides)), len(sides)):
+                samples[i].append(max(clock(sides[i], calls[i]), SHORTEST_S))
             short = [s[-1] * n < sample_s / 2 for s, n in zip(samples, calls, strict=True)]
             if any(short) and len(samples[0]) == 1:  # calibrate: repeat calls, drop the round
                 calls = [
@@ -143,8 +169,8 @@ def _rounds(
             gc.enable()
 
 
-def _clock(device: torch.device) -> Callable[[Call, int], float]:
-    """(function, calls) -> seconds per call on this device."""
+def _clock(device: torch.device) -> Callable[[TimedCall, int], float]:
+    """(side, calls) -> seconds per call on this device."""
     if device.type == "cpu":
         return _wall
     if device.type == "cuda":
@@ -152,11 +178,16 @@ def _clock(device: torch.device) -> Callable[[Call, int], float]:
     raise ValueError(f"device = {device}: must be cpu or cuda")
 
 
-def _wall(fn: Call, calls: int) -> float:
-    start = perf_counter()
+def _wall(side: TimedCall, calls: int) -> float:
+    seconds = 0.0
     for _ in range(calls):
-        fn()
-    return (perf_counter() - start) / calls
+        side.before()
+        start = perf_counter()
+        result = side.run()
+        seconds += perf_counter() - start
+        side.after(result)
+        del result  # its memory is free for the next call
+    return seconds / calls
 
 
 class _Events:
@@ -167,14 +198,17 @@ class _Events:
         self.device = device
         self.flush = torch.empty(size, dtype=torch.int8, device=device)
 
-    def __call__(self, fn: Call, calls: int) -> float:
+    def __call__(self, side: TimedCall, calls: int) -> float:
         pairs = []
         for _ in range(calls):
+            side.before()
             self.flush.zero_()
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            fn()
+            result = side.run()
             end.record()
+            side.after(result)
+            del result
             pairs.append((begin, end))
         torch.cuda.synchronize(self.device)
         return float(sum(begin.elapsed_time(end) for begin, end in pairs)) / 1000 / calls

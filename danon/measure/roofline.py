@@ -1,15 +1,17 @@
-"""What this machine's matrix multiplication reaches now: the yardstick of the FLOP/s columns."""
+"""What this machine reaches now: matrix products, the yardstick of the FLOP/s columns; copies."""
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
 
-__all__ = ["matmul_rate"]
+__all__ = ["copy_rate", "matmul_rate", "matmul_rate_of"]
 
 _PRODUCT_S = 0.4
 _LARGEST = 8192
+_REPEATED = 20
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, *, samples: int = 4) -> float:
@@ -31,6 +33,29 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, samples: int = 4) -
         size *= 2
         if size > _LARGEST or 2 * size**3 / rate > _PRODUCT_S:
             return rate
+
+
+def matmul_rate_of(flops: float, device: torch.device, dtype: torch.dtype) -> float:
+    """The best rate of matrix products with about so many FLOPs, in FLOP/s.
+
+    Short calls on a busy machine are compared with calls as short.
+    """
+    size = min(max(round((flops / 2) ** (1 / 3)), 64), _LARGEST)
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    return 2 * size**3 / min(_seconds(a) for _ in range(_REPEATED))
+
+
+def copy_rate(like: torch.Tensor, *, samples: int = _REPEATED) -> float:
+    """The best rate of copies of a tensor: bytes read and written a second, memory being there."""
+    source, target = torch.zeros_like(like), torch.zeros_like(like)
+    best = math.inf
+    for _ in range(samples):
+        _wait(like.device)
+        start = time.perf_counter()
+        target.copy_(source)
+        _wait(like.device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * like.nbytes / best
 
 
 def _seconds(a: torch.Tensor) -> float:

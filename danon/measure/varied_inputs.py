@@ -1,0 +1,93 @@
+"""Inputs that differ from call to call, so that no attention can know an answer beforehand.
+
+Each call gets the same text, rotated to another first token and with other signs of its columns,
+written into the same memory. Signs that q and k share leave every logit of a pair as it is. Half of
+the calls differ from the one before in later values alone: who looks at a part of the inputs only
+takes them for known.
+
+Shapes: q (B, H, N, D), k and v (B, G, N, D).
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+__all__ = ["Triple", "Variation", "VariedInputs"]
+
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What makes the inputs of one call: enough to write them again.
+
+    Attributes:
+        first: token of the text that comes first.
+        signs: of the columns of q, k and v: (1, H, 1, D) once and (1, G, 1, D) twice.
+        turn: token from which on values have other signs.
+        later_signs: those, (1, G, 1, D).
+    """
+
+    first: int
+    signs: Triple
+    turn: int
+    later_signs: Tensor
+
+
+class VariedInputs:
+    """One set of tensors whose values change.
+
+    Attributes:
+        q, k, v: what calls read; :meth:`change` writes new values into their memory.
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self._source = (q.detach(), k.detach(), v.detach())
+        self.q, self.k, self.v = (torch.empty_like(x) for x in self._source)
+        # A generator of its own, seeded by the system: nobody can draw the same numbers before.
+        self._generator = torch.Generator().manual_seed(secrets.randbits(63))
+        self._last: Variation | None = None
+
+    @torch.no_grad()
+    def change(self) -> Variation:
+        """Write new values into q, k and v."""
+        self._last = variation = self._draw()
+        _write((self.q, self.k, self.v), self._source, variation)
+        return variation
+
+    @torch.no_grad()
+    def of(self, variation: Variation) -> Triple:
+        """The inputs of an earlier call, in memory of their own."""
+        q, k, v = (torch.empty_like(x) for x in self._source)
+        _write((q, k, v), self._source, variation)
+        return q, k, v
+
+    def unchanged(self, variation: Variation) -> bool:
+        """Whether q, k and v still have the values that :meth:`change` wrote."""
+        return all(
+            torch.equal(x, wanted)
+            for x, wanted in zip((self.q, self.k, self.v), self.of(variation), strict=True)
+        )
+
+    def _draw(self) -> Variation:
+        q, k, _ = self._source
+        groups, width, length = k.shape[1], k.shape[-1], q.shape[2]
+        bits = torch.randint(2, (3, 1, groups, 1, width), generator=self._generator)
+        keys, values, later = (2 * bits - 1).to(q)
+        coin, first, turn = torch.randint(2**31, (3,), generator=self._generator).tolist()
+        if self._last is not None and coin % 2:
+            return replace(self._last, turn=turn % length, later_signs=later)
+        queries = keys.repeat_interleave(q.shape[1] // groups, 1)
+        return Variation(first % length, (queries, keys, values), length, values)
+
+
+def _write(target: Triple, source: Triple, variation: Variation) -> None:
+    for x, text, sign in zip(target, source, variation.signs, strict=True):
+        rest = x.shape[2] - variation.first
+        torch.mul(text[:, :, variation.first :], sign, out=x[:, :, :rest])
+        torch.mul(text[:, :, : variation.first], sign, out=x[:, :, rest:])
+    target[2][:, :, variation.turn :] *= variation.later_signs

@@ -1,0 +1,148 @@
+"""The timed call of a specimen: new inputs each time, and outputs that are checked afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from danon.measure.correctness import check_gradients, check_rows
+from danon.measure.paired import TimedCall
+from danon.measure.spot_checks import KeptCall, SpotChecks
+from danon.measure.varied_inputs import Variation, VariedInputs
+from suites.specimen import Specimen
+
+__all__ = ["TimedAttention"]
+
+SLACK = 2.0
+"""The tolerance was measured on other inputs and rows."""
+GRADIENT_SLACK = 6.0
+"""Gradients are compared by a difference of two calls: two roundings, on other inputs."""
+FEWEST_CHECKED = 2
+"""Timed calls that are checked at least, if there were so many."""
+SHARE, LEAST_S = 0.1, 0.1
+"""More checks may take so much of the time that the timing took, and so many seconds anyway."""
+
+
+class TimedAttention:
+    """One side of a timing.
+
+    Args:
+        specimen: gives the attention, its inputs and its oracle.
+        tolerance: of its correctness check; None: the calls are not checked (the reference).
+    """
+
+    def __init__(self, specimen: Specimen, tolerance: Mapping[str, float] | None) -> None:
+        self._specimen, self._tolerance = specimen, tolerance
+        self._inputs = VariedInputs(specimen.q, specimen.k, specimen.v)
+        self._backward = specimen.case.phase == "forward+backward"
+        buffers = (self._inputs.q, self._inputs.k, self._inputs.v)
+        self._leaves = [x.detach().requires_grad_(self._backward) for x in buffers]
+        self._parameters = list(specimen.parameters.values())
+        generator = torch.Generator().manual_seed(0)
+        # (B, H, N, D), dense: every row of every timed call has to have a backward pass.
+        self._upstream = torch.randn(specimen.q.shape, generator=generator).to(specimen.q)
+        self._variation: Variation | None = None
+        self._spot_checks = SpotChecks(
+            self._inputs, **({"calls": FEWEST_CHECKED} if self._backward else {})
+        )
+
+    @property
+    def call(self) -> TimedCall:
+        """What is timed: a forward pass, or forward and backward to q, k, v and parameters."""
+        run = self._forward_and_backward if self._backward else self._forward
+        return TimedCall(run, self._change, self._observe)
+
+    def returned(self, result: object) -> object:
+        """What of a result a caller would get: the output, or the gradients."""
+        return result[1] if self._backward else result  # type: ignore[index]
+
+    def fault(self, timing_s: float) -> str:
+        """Check calls that have been timed.
+
+        Args:
+            timing_s: seconds that the timing took.
+
+        Returns:
+            Which call was wrong and why, in one line; empty if none was.
+        """
+        start = perf_counter()
+
+        allowed_s = max(SHARE * timing_s, LEAST_S)
+
+        def enough(checked: int) -> bool:
+            return checked >= FEWEST_CHECKED and perf_counter() - start > allowed_s
+
+        check = self._gradient_fault if self._backward else self._output_fault
+        return self._spot_checks.first_fault(check, enough)
+
+    def _change(self) -> None:
+        self._variation = self._inputs.change()
+
+    def _forward(self) -> object:
+        with torch.no_grad():
+            return self._specimen.attend(*self._leaves)
+
+    def _forward_and_backward(self) -> object:
+        return self._differentiated(self._leaves, self._upstream)
+
+    def _differentiated(
+        self, leaves: list[Tensor], upstream: Tensor
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        out = self._specimen.attend(*leaves)
+        wrt = [*leaves, *self._parameters]
+        return out, torch.autograd.grad(out, wrt, upstream, allow_unused=True)
+
+    def _observe(self, result: object) -> None:
+        if self._tolerance is None:
+            return
+        assert self._variation is not None
+        out, gradients = result if self._backward else (result, ())
+        self._spot_checks.observe(self._variation, out, gradients)
+
+    def _output_fault(self, kept: KeptCall) -> str:
+        assert self._tolerance is not None
+        inputs = self._inputs.of(kept.variation)
+        allowed = SLACK * self._tolerance["output"]
+        return check_rows(self._specimen.subject(), inputs, kept.rows, kept.output, allowed)
+
+    def _gradient_fault(self, kept: KeptCall) -> str:
+        """Check gradients of all rows at the price of a few.
+
+        The oracle differentiates few rows only. A second call gets the same inputs, and an upstream
+        gradient that differs on these rows alone: gradients are linear in it, so their difference
+        is that of these rows. The first call cannot have known which.
+        """
+        if fault := self._output_fault(kept):
+            return fault
+        assert self._tolerance is not None
+        specimen, inputs = self._specimen, self._inputs.of(kept.variation)
+        subject = specimen.subject()
+        rows = kept.rows
+        if subject.undecided is not None:
+            rows = rows[~subject.undecided(*inputs, rows).detach().to(rows.device)]
+        if not len(rows):
+            return ""
+        # As large as all other rows together: little is lost in the difference.
+        gain = (specimen.case.length / len(rows)) ** 0.5
+        change = gain * torch.randn_like(self._upstream[:, :, rows])
+        upstream = self._upstream.clone()
+        upstream[:, :, rows] += change
+        leaves = [x.requires_grad_() for x in inputs]
+        _, again = self._differentiated(leaves, upstream)
+        names = ["dq", "dk", "dv", *specimen.parameters]
+        tensors = [*leaves, *self._parameters]
+        found = {
+            name: _dense(after, like) - _dense(before, like)
+            for name, before, after, like in zip(names, kept.gradients, again, tensors, strict=True)
+        }
+        change = upstream[:, :, rows] - self._upstream[:, :, rows]  # as it was rounded
+        return check_gradients(
+            subject, inputs, rows, change, found, self._tolerance, GRADIENT_SLACK
+        )
+
+
+def _dense(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.float64) if gradient is None else gradient.double()

@@ -1,0 +1,88 @@
+"""Attentions that only seem fast or small end as failed rows; what they pretend to be does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import cheats
+import pytest
+
+from danon.attention import registry
+from danon.measure.case import Case, CaseResult, Phase
+from danon.measure.integrity import Integrity
+from suites.attentions import gather
+from suites.lab import Lab
+from suites.profiles import HEAD_DIM, HEADS, PROFILES
+
+FORWARD: Phase = "forward"
+BACKWARD: Phase = "forward+backward"
+FAILED: dict[str, tuple[str, Phase, str]] = {
+    "RemembersIdentity": ("speed", FORWARD, "timed call .*: relative error"),
+    "RemembersAddress": ("speed", FORWARD, "timed call .*: relative error"),
+    "RemembersCorner": ("speed", FORWARD, "timed call .*: relative error"),
+    "KnowsShape": ("speed", FORWARD, "output: relative error"),
+    "KnowsGradientMode": ("speed", FORWARD, "timed call .*: relative error"),
+    "KnowsStack": ("speed", BACKWARD, "timed call .*: relative error"),
+    "KnowsWarmUp": ("speed", FORWARD, "timed call .*: relative error"),
+    "WritesInputs": ("speed", FORWARD, "writes into q, k or v"),
+    "ReturnsView": ("speed", FORWARD, "output shares memory with q, k or v"),
+    "Lazy": ("speed", FORWARD, "output is a _LazyTensor: must be a plain torch.Tensor"),
+    "Later": ("speed", FORWARD, "timed call .*: relative error|leaves a thread"),
+    "SlowClock": ("speed", FORWARD, "replaces danon.measure.paired.perf_counter"),
+    "SlowsReference": ("speed", FORWARD, "replaces torch.nn.functional.scaled_dot_product"),
+    "LowPrecision": ("speed", FORWARD, "timed call .*: relative error"),
+    "SkipsBackward": ("speed", BACKWARD, "timed call .*: d[qkv]: relative error 1.0e.00"),
+    "SampledRows": ("speed", FORWARD, "timed call .*: relative error"),
+    "Boasts": ("speed", FORWARD, "GFLOP/s by its visible_pairs: this machine's matrix products"),
+    "KeepsScratch": ("memory", FORWARD, "MiB that it keeps between calls"),
+    "OutsideTheAllocator": ("memory", FORWARD, "takes 256 MiB of the process"),
+    "InAProcess": ("memory", FORWARD, "leaves a process that goes on after the call"),
+    "StaleStream": ("decode", "decode", "timed token .*: relative error"),
+    "HiddenState": ("decode", "decode", "Expected size for first two dimensions"),
+}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    gather((), ["window"])
+    names = [name for name in cheats.__all__ if name not in registry.names()]
+    for name in names:
+        registry.register(name)(getattr(cheats, name))
+    integrity = Integrity.take("danon.measure", "suites")
+    yield Lab(PROFILES["smoke"], lambda case: None, lambda result: None, integrity=integrity)
+    integrity.restore()
+    if cheats.InAProcess.helper is not None:
+        cheats.InAProcess.helper.communicate(b"\n")
+    for name in names:
+        del registry._TABLE[name]
+
+
+def measure(lab: Lab, name: str, suite: str, phase: Phase) -> CaseResult:
+    return lab.result(Case(suite, name, 64, "float32", phase, heads=HEADS, head_dim=HEAD_DIM))
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_a_cheat_is_a_failed_row_with_its_reason(lab: Lab, name: str) -> None:
+    suite, phase, reason = FAILED[name]
+    result = measure(lab, name, suite, phase)
+    assert result.status == "failed", result.metrics
+    assert not result.metrics
+    assert re.search(reason, result.reason), result.reason
+
+
+def test_every_cheat_is_listed() -> None:
+    assert set(cheats.__all__) == {*FAILED, "Honest", "HonestStream"}
+
+
+@pytest.mark.parametrize("name", ["sdpa", "window", "msra", "dala", "ucsa", "Honest"])
+def test_an_honest_attention_is_measured(lab: Lab, name: str) -> None:
+    for suite, phase in (("speed", FORWARD), ("speed", BACKWARD), ("memory", FORWARD)):
+        result = measure(lab, name, suite, phase)
+        assert result.status == "measured", result.reason
+
+
+@pytest.mark.parametrize("name", ["sdpa", "window", "msra", "dala", "ucsa", "HonestStream"])
+def test_an_honest_stream_is_measured(lab: Lab, name: str) -> None:
+    result = measure(lab, name, "decode", "decode")
+    assert result.status == "measured", result.reason
