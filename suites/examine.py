@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from suites.attentions import REFERENCE, claims_causal
 from suites.figures import ratios
 from suites.inputs import text_qkv
 from suites.specimen import Specimen
+from suites.timed import TimedAttention
 from suites.verify import Verifier
 
 __all__ = ["PROBE", "UnmeasuredError", "costs", "examined"]
@@ -79,32 +81,33 @@ def examined(
 
 
 def costs(
-    case: Case, module: BaseAttention, dense: Callable[[], BaseAttention], *, seconds: float,
-    width: float,
+    case: Case, module: BaseAttention, dense: Callable[[], BaseAttention], verifier: Verifier, *,
+    seconds: float, width: float,
 ) -> dict[str, float]:  # fmt: skip
     """Memory and pairs of the attention alone, and its time beside dense attention's.
 
     Args:
         dense: makes the latter.
+        verifier: knows the tolerance that calls are held to.
         seconds: that the profile gives a case.
         width: of the interval that is narrow enough.
+
+    Raises:
+        UnmeasuredError: a timed call was wrong.
     """
-    q, k, v = (x.to(case.device) for x in text_qkv(1, case.heads, case.length, case.head_dim))
-
-    def call(attention: BaseAttention) -> Callable[[], object]:
-        def forward() -> object:
-            with torch.no_grad():
-                return attention(q, k, v)
-
-        return forward
-
-    metrics = {"peak_bytes": float(peak_bytes(call(module), q.device))}
+    alone = replace(case, phase="forward", task="")
+    specimen = Specimen(alone, module)
+    candidate = TimedAttention(specimen, verifier.tolerance(specimen))
+    metrics = {"peak_bytes": float(peak_bytes(candidate.call, specimen.device))}
     if (pairs := module.visible_pairs(case.length)) is not None:
         metrics["pairs_share"] = pairs / (case.length * (case.length + 1) / 2)
     if case.attention != REFERENCE:
+        start = perf_counter()
         pair = measure_pair(
-            call(module), call(dense()), q.device, budget_s=seconds * SHARE, width=width,
-            seed=case.length,
+            candidate.call, TimedAttention(Specimen(alone, dense()), None).call, specimen.device,
+            budget_s=seconds * SHARE, width=width, seed=case.length,
         )  # fmt: skip
+        if fault := candidate.fault(perf_counter() - start):
+            raise UnmeasuredError("failed", fault)
         metrics |= ratios(pair) | {"time_s": median(pair.candidate)}
     return metrics

@@ -58,6 +58,7 @@ class Searcher:
             "accuracy": 1 - wrong, "items": float(asked(case.length)), "asked_s": seconds,
             **costs(
                 case, module, lambda: registry.get(REFERENCE).build(shape).eval().to(case.device),
+                self._verifier,
                 seconds=self._profile.seconds, width=self._profile.width,
             ),
         }  # fmt: skip

@@ -68,6 +68,7 @@ class Exam:
         metrics |= {"forward_s": min(seconds)}
         metrics |= costs(
             case, module, lambda: registry.get(REFERENCE).build(shape).eval().to(case.device),
+            self._verifier,
             seconds=self._profile.seconds, width=self._profile.width,
         )  # fmt: skip
         return CaseResult(

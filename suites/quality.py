@@ -109,6 +109,7 @@ class School:
         }  # fmt: skip
         metrics |= costs(
             case, module, lambda: sized(REFERENCE, plan.shape).eval().to(case.device),
+            self._verifier,
             seconds=self._profile.seconds, width=self._profile.width,
         )  # fmt: skip
         if self._keeper is not None and case.length == plan.lengths[-1]:

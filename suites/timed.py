@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from danon.measure.correctness import check_gradients, check_rows
+from danon.measure.correctness import check_gradients, check_rows, relative_error
 from danon.measure.paired import TimedCall
 from danon.measure.spot_checks import KeptCall, SpotChecks
 from danon.measure.varied_inputs import Variation, VariedInputs
 from suites.specimen import Specimen
 
-__all__ = ["TimedAttention"]
+__all__ = ["TimedAttention", "TimedModel"]
 
 SLACK = 2.0
 """The tolerance was measured on other inputs and rows."""
 GRADIENT_SLACK = 6.0
 """Gradients are compared by a difference of two calls: two roundings, on other inputs."""
+MODEL_ERROR = 1e-3
+"""Of a model that is run again on the same tokens: threads may add in another order."""
 FEWEST_CHECKED = 2
 """Timed calls that are checked at least, if there were so many."""
 SHARE, LEAST_S = 0.1, 0.1
@@ -142,6 +145,58 @@ class TimedAttention:
         return check_gradients(
             subject, inputs, rows, change, found, self._tolerance, GRADIENT_SLACK
         )
+
+
+class TimedModel:
+    """A model as one side of a timing: other tokens each time, and logits that are checked.
+
+    Args:
+        run: takes tokens (B, N) and gives a tensor (B, ...).
+        ids: the tokens (B, N); each call gets them rotated to another first one.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Tensor], ids: Tensor) -> None:
+        self._run, self._source, self._ids = run, ids, ids.clone()
+        self._random = random.SystemRandom()
+        self._calls = self._shift = 0
+        self._kept: list[tuple[int, int, Tensor]] = []  # number, rotation, result
+
+    @property
+    def call(self) -> TimedCall:
+        """What is timed: a forward pass."""
+        return TimedCall(self._forward, self._change, self._observe)
+
+    def fault(self) -> str:
+        """Run calls that have been timed again, and compare.
+
+        Returns:
+            Which call was wrong and why, in one line; empty if none was.
+        """
+        for number, shift, result in self._kept:
+            self._ids.copy_(self._source.roll(shift, -1))
+            error = relative_error(result, self._forward().double())
+            if not error <= MODEL_ERROR:
+                return f"timed call {number} of {self._calls}: run again it differs by {error:.1e}"
+        return ""
+
+    def _change(self) -> None:
+        self._shift = self._random.randrange(self._source.shape[-1])
+        self._ids.copy_(self._source.roll(self._shift, -1))
+
+    def _forward(self) -> Tensor:
+        with torch.no_grad():
+            return self._run(self._ids)
+
+    def _observe(self, result: object) -> None:
+        """Keep the result if it is drawn: each is as likely as any other to be kept."""
+        assert isinstance(result, Tensor)
+        self._calls += 1
+        place = self._calls - 1
+        if place >= FEWEST_CHECKED:
+            place = self._random.randrange(self._calls)
+        if place < FEWEST_CHECKED:
+            kept = (self._calls, self._shift, result.detach().clone())
+            self._kept[place : place + 1] = [kept]
 
 
 def _dense(gradient: Tensor | None, like: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from suites.figures import ratios
 from suites.profiles import HEAD_DIM, HEADS
 from suites.specimen import Specimen
 from suites.teacher import errors
+from suites.timed import TimedAttention
 from suites.verify import Verifier
 
 __all__ = ["TIMING_S", "WIDTH", "Settings", "Tuned", "case_of"]
@@ -101,12 +102,16 @@ class Settings(Tuned):
         # The verifier checks a case once: other settings are other cases.
         case = replace(self._case, task=json.dumps(settings, sort_keys=True))
         specimen = Specimen(case, self._built(shape_of(case), settings).eval().to(case.device))
-        peak = float(peak_bytes(specimen.call(), specimen.device))
+        candidate = TimedAttention(specimen, self._verifier.tolerance(specimen))
+        peak = float(peak_bytes(candidate.call, specimen.device))
         usual = self._default_peak
+        reference = TimedAttention(Specimen(self._case, self._default), None)
         pair = measure_pair(
-            specimen.call(), Specimen(self._case, self._default).call(), specimen.device,
-            budget_s=TIMING_S, width=WIDTH, seed=seed,
+            candidate.call, reference.call, specimen.device, budget_s=TIMING_S, width=WIDTH,
+            seed=seed,
         )  # fmt: skip
+        if fault := candidate.fault(TIMING_S):
+            raise ValueError(fault)
         yield {
             "peak_bytes": peak, "memory_ratio": peak / usual, "time_s": median(pair.candidate),
             "error_default": self._default_errors(seed), **ratios(pair),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from danon.attention import registry
 from danon.attention.base import BaseAttention
@@ -23,6 +22,7 @@ from suites.examine import PROBE, UnmeasuredError, examined
 from suites.figures import ratios
 from suites.learner import encoder
 from suites.teacher import STAGES, VOCABULARY, WIDTH, learn, wrong
+from suites.timed import TimedModel
 from suites.tuned import Tuned, case_of
 from suites.verify import Verifier
 
@@ -75,10 +75,13 @@ class Architecture(Tuned):
         default = self.space.default
         models = [self._model(some, seed).to(self._device) for some in (choice, default)]
         sizes = [sum(p.numel() for p in model.parameters()) for model in models]
-        calls = [self._call(model) for model in models]
+        timed = [TimedModel(model.eval().to(self._dtype), self._ids) for model in models]
+        calls = [some.call for some in timed]
         place = torch.device(self._device)
         peak, usual = (peak_bytes(call, place) for call in calls)
         pair = measure_pair(*calls, place, budget_s=tuned.TIMING_S, width=tuned.WIDTH, seed=seed)
+        if fault := timed[0].fault():
+            raise ValueError(fault)
         yield {
             "parameters": float(sizes[0]), "parameters_ratio": sizes[0] / sizes[1],
             "peak_bytes": float(peak), "memory_ratio": peak / usual,
@@ -138,16 +141,6 @@ class Architecture(Tuned):
             return registry.get(name).sized(shape, choice["entries"])
 
         return encoder(shape, mixer, seed)
-
-    def _call(self, model: Backbone) -> Callable[[], Tensor]:
-        narrow = model.eval().to(self._dtype)
-
-        def call() -> Tensor:
-            with torch.no_grad():
-                out: Tensor = narrow(self._ids)
-            return out
-
-        return call
 
 
 def _layers(choice: Mapping[str, Any]) -> list[str]:

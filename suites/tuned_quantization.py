@@ -24,6 +24,7 @@ from suites.figures import ratios
 from suites.plans import ENTRIES
 from suites.sources import source
 from suites.swap import logits_of, perplexity_of, seated, swapped
+from suites.timed import TimedModel
 from suites.tuned import Tuned, case_of
 from suites.verify import Verifier
 
@@ -79,12 +80,15 @@ class Quantization(Tuned):
                 stack.enter_context(swapped(some, self._attentions))
                 for some in (made, self._model)
             ]  # fmt: skip
-            calls = [self._call(model) for model in models]
+            timed = [TimedModel(_last_logits(model), self._ids[None]) for model in models]
+            calls = [some.call for some in timed]
             stored = [model_bytes(model) for model in models]
             peaks = [peak_bytes(call, self._device) for call in calls]
             pair = measure_pair(
                 *calls, self._device, budget_s=tuned.TIMING_S, width=tuned.WIDTH, seed=seed
             )
+            if fault := timed[0].fault():
+                raise ValueError(fault)
             yield {
                 "weight_bytes": float(stored[0]), "peak_bytes": float(peaks[0]),
                 "memory_ratio": (stored[0] + peaks[0]) / (stored[1] + peaks[1]),
@@ -101,12 +105,13 @@ class Quantization(Tuned):
     def _plan(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         return {part: choice[f"layer{n}"] for n, part in enumerate(self._parts)}
 
-    def _call(self, model: Any) -> Callable[[], object]:
-        def call() -> object:
-            with torch.no_grad():
-                return model(self._ids[None], use_cache=False, logits_to_keep=1).logits
 
-        return call
+def _last_logits(model: Any) -> Callable[[Tensor], Tensor]:
+    def run(ids: Tensor) -> Tensor:
+        logits: Tensor = model(ids, use_cache=False, logits_to_keep=1).logits
+        return logits
+
+    return run
 
 
 def _divergence(said: Tensor, usual: Tensor) -> float:

@@ -21,6 +21,7 @@ from danon.space import OneOf, Range, Space
 from suites.attentions import build, shape_of
 from suites.figures import ratios
 from suites.specimen import Specimen
+from suites.timed import TimedAttention
 from suites.tuned import TIMING_S, WIDTH, Tuned, case_of
 from suites.verify import Verifier
 
@@ -78,10 +79,15 @@ class Schedule(Tuned):
             if verdict.reason:
                 raise ValueError(verdict.reason)
             peak, before = (peak_bytes(some.call(), some.device) for some in (specimen, usual))
+            candidate = TimedAttention(specimen, self._verifier.tolerance(specimen))
+            reference = TimedAttention(usual, None).call
             pair = measure_pair(
-                specimen.call(), _with_threads(usual.call(), self._threads), specimen.device,
-                budget_s=TIMING_S, width=WIDTH, seed=seed,
+                candidate.call,
+                replace(reference, run=_with_threads(reference.run, self._threads)),
+                specimen.device, budget_s=TIMING_S, width=WIDTH, seed=seed,
             )  # fmt: skip
+            if fault := candidate.fault(TIMING_S):
+                raise ValueError(fault)
         finally:
             torch.set_num_threads(self._threads)
         found = ratios(pair)

@@ -107,7 +107,7 @@ def _functions(owner: Owner) -> Iterator[tuple[str, Callable[..., object]]]:
         if f"{_name(owner)}.{name}" in _REPLACED_BY_LIBRARIES:
             continue
         if callable(value) or isinstance(value, property | classmethod | staticmethod):
-            yield name, value  # type: ignore[misc]
+            yield name, value
 
 
 def _name(owner: Owner) -> str:

@@ -133,7 +133,7 @@ class _Writes(TorchDispatchMode):
     """Bytes of storages that are written but were not made while the mode is on."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._made: list[Tensor] = []  # holds them, so that no address is used twice
         self._written: dict[int, int] = {}
 

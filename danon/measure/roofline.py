@@ -42,7 +42,7 @@ def matmul_rate_of(flops: float, device: torch.device, dtype: torch.dtype) -> fl
     """
     size = min(max(round((flops / 2) ** (1 / 3)), 64), _LARGEST)
     a = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / min(_seconds(a) for _ in range(_REPEATED))
+    return float(2 * size**3 / min(_seconds(a) for _ in range(_REPEATED)))
 
 
 def copy_rate(like: torch.Tensor, *, samples: int = _REPEATED) -> float:
