@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -28,6 +30,7 @@ MAKE: dict[str, Callable[..., StreamingAttention]] = {
     "ucsa": lambda **kw: small_ucsa(True, 2, **kw),
 }
 every = pytest.mark.parametrize("name", MAKE)
+BOUNDED: dict[str, dict[str, object]] = {"ucsa": {"max_cache_size": 24}}
 
 
 def trained(name: str, **kw: object) -> StreamingAttention:
@@ -275,6 +278,45 @@ def test_a_state_is_saved_and_loaded(name: str) -> None:
         StreamState.from_dict({"owner": name})
     with pytest.raises(ValueError, match="saved in format 1: must be 3; begin with init_state"):
         StreamState.from_dict({k: x for k, x in state.to_dict().items() if k != "format"})
+
+
+@every
+def test_states_are_copied_and_pickled(name: str) -> None:
+    module = trained(name, **BOUNDED.get(name, {}))
+    x = make_inputs(module, 200)
+    _, state = feed(module, part(x, 0, 130), [77, 128, 129])
+    want, _ = feed(module, part(x, 130, 200), [1, 2, 20], state)
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    for again in (
+        copy.copy(state),
+        copy.deepcopy(state),
+        pickle.loads(pickle.dumps(state)),  # noqa: S301 - written a line before
+        torch.load(file, weights_only=False),
+    ):
+        assert again.lengths == (130, 130)
+        assert torch.equal(feed(module, part(x, 130, 200), [1, 2, 20], again)[0], want)
+    assert len(pickle.dumps(state)) < state.nbytes  # without the spare room of growing storage
+
+
+@every
+def test_streams_enter_and_leave_inference_mode(name: str) -> None:
+    module = trained(name, **BOUNDED.get(name, {}))
+    x = make_inputs(module, 200)
+    cuts = [77, 78, 120, 121]
+    want, _ = feed(module, x, cuts)
+    for first, second in ((True, False), (False, True)):
+        with torch.inference_mode(first):
+            begun, state = feed(module, part(x, 0, 100), [c for c in cuts if c < 100])
+        with torch.inference_mode(second):
+            ended, state = feed(
+                module, part(x, 100, 190), [c - 100 for c in cuts if c > 100], state
+            )
+        rest, _ = feed(module, part(x, 190, 200), [], state)
+        got = torch.cat((begun, ended, rest), 2)
+        rows = decided(module, x)
+        assert relative_error(got[:, :, rows], want[:, :, rows]) <= 1e-5
 
 
 @every

@@ -7,7 +7,7 @@ costs nothing and a stream can be forked.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, ClassVar, Self
@@ -63,9 +63,14 @@ class Span:
         """The rows of x (X, n, ...), copied."""
         X, n = x.shape[:2]
         room = STEP * (2 * n // STEP + 1)
-        data = x.new_empty(X, room, *x.shape[2:])
+        with torch.inference_mode(False):  # an inference tensor could not be written to outside
+            data = x.new_empty(X, room, *x.shape[2:])
         data[:, :n] = x
         return cls(_Tape(data, n), 0, start, n)
+
+    def __reduce__(self) -> tuple[Callable[..., Span], tuple[Tensor, int]]:
+        """Copy and pickle the rows alone, without the spare room of their storage."""
+        return Span.of, (self.rows.clone(), self.start)
 
     @property
     def stop(self) -> int:
