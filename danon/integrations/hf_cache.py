@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -114,16 +115,31 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
         raise ValueError(NO_REWIND)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
+        self._keep(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.state is not None:
-            rows = torch.arange(len(self.state.lengths))
-            self.batch_select_indices(rows.repeat_interleave(repeats))
+        self._keep(lambda rows: rows.repeat_interleave(repeats))
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        if self.state is not None:
-            self.state = _select(self.state, indices.tolist())
+    def batch_select_indices(self, indices: Any) -> None:
+        """Keep the rows of the batch that ``indices`` would keep of a tensor of keys."""
+        if isinstance(indices, Tensor):
+            indices = indices.cpu()
+        self._keep(lambda rows: rows[indices])
+
+    def _keep(self, choose: Callable[[Tensor], Tensor]) -> None:
+        """Keep the rows of the batch that are chosen from their numbers.
+
+        Raises:
+            ValueError: what is chosen is no batch.
+        """
+        if self.state is None:
+            return
+        rows = choose(torch.arange(len(self.state.lengths)))
+        if rows.dim() != 1 or not len(rows):
+            raise ValueError(
+                f"rows of shape {tuple(rows.shape)} chosen of a cache: must be one or more, (rows,)"
+            )
+        self.state = _select(self.state, rows.tolist())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copy = type(self)()

@@ -84,6 +84,7 @@ class LayerAttention(PreTrainedModel):  # type: ignore[misc, no-untyped-call, un
         )  # fmt: skip
         place = torch.empty(0).device  # "meta" while from_pretrained builds a model
         self.attention = self._fresh().to(place)
+        self.attended = False  # whether the layer has called it in the forward pass going on
         self.post_init()  # type: ignore[no-untyped-call, unused-ignore]
 
     def get_correct_attn_implementation(

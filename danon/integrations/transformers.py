@@ -31,7 +31,6 @@ from torch.nn.modules.module import register_module_module_registration_hook
 try:
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
     from transformers.cache_utils import Cache, EncoderDecoderCache
-    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 except ImportError as error:
     raise ImportError(
         "danon.integrations.transformers needs transformers 5: pip install danon[transformers] "
@@ -41,11 +40,19 @@ except ImportError as error:
 from danon.attention.stream import StreamingAttention
 from danon.config import ConfigError
 from danon.integrations.hf_cache import StreamLayer, claim, taken
+from danon.integrations.hf_guard import (
+    PREFIX,
+    check_model,
+    count_served,
+    dispatches,
+    guard_models,
+    requested,
+)
 from danon.integrations.hf_layer import MECHANISMS, LayerAttention, head_width, settings_config
+from danon.integrations.hf_mask import MaskDescription, describe_mask
 
 __all__ = ["StreamLayer", "attach", "register"]
 
-PREFIX = "danon_"
 CHILD = "danon"
 _OTHER_SOURCE = ("encoder_hidden_states", "key_value_states")
 _CANNOT = {
@@ -72,8 +79,9 @@ def register() -> None:
     """
     for mechanism in MECHANISMS:
         AttentionInterface.register(PREFIX + mechanism, functools.partial(_attend, mechanism))
-        AttentionMaskInterface.register(PREFIX + mechanism, _mask)
+        AttentionMaskInterface.register(PREFIX + mechanism, describe_mask)
     register_module_module_registration_hook(_on_registration)
+    guard_models()
 
 
 def attach(model: PreTrainedModel, mechanism: str | None = None, **settings: Any) -> None:
@@ -102,6 +110,7 @@ def attach(model: PreTrainedModel, mechanism: str | None = None, **settings: Any
             f"{type(model).__name__} has no attention layer with one of "
             f"{', '.join(PREFIX + name for name in MECHANISMS)}"
         )
+    check_model(model)
     chosen = None if mechanism is None and not settings else settings
     made: list[Any] = [_make(layer, chosen) for layer in layers]
     for layer, own in zip(layers, made, strict=True):
@@ -113,20 +122,8 @@ def attach(model: PreTrainedModel, mechanism: str | None = None, **settings: Any
 
 def _mechanism(layer: nn.Module) -> str | None:
     """The mechanism of a model's attention layer, which is known by what its forward calls."""
-    name = getattr(getattr(layer, "config", None), "_attn_implementation", None)
-    if (
-        not isinstance(name, str)
-        or not name.startswith(PREFIX)
-        or not _dispatches(type(layer).forward)
-    ):
-        return None
-    return name.removeprefix(PREFIX)
-
-
-@functools.cache
-def _dispatches(forward: Callable[..., Any]) -> bool:
-    code = getattr(inspect.unwrap(forward), "__code__", None)
-    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+    name = requested(layer)
+    return name.removeprefix(PREFIX) if name is not None and dispatches(type(layer)) else None
 
 
 def _make(layer: nn.Module, settings: Mapping[str, Any] | None) -> LayerAttention:
@@ -148,13 +145,19 @@ def _make(layer: nn.Module, settings: Mapping[str, Any] | None) -> LayerAttentio
 def _put(layer: nn.Module, own: LayerAttention) -> None:
     if not hasattr(layer, CHILD):
         layer.register_forward_pre_hook(_before_layer, with_kwargs=True)
+        layer.register_forward_hook(_after_layer)
     setattr(layer, CHILD, own.train(layer.training))
 
 
 def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     """Called by torch for every module that becomes part of another: equips attention layers."""
-    if child is not None and not hasattr(child, CHILD) and _mechanism(child) is not None:
+    if child is None:
+        return
+    if not hasattr(child, CHILD) and _mechanism(child) is not None:
         _put(child, _make(child, None))
+    if isinstance(parent, PreTrainedModel) and (wanted := requested(parent)) is not None:
+        # Early: before weights are loaded into what cannot be served.
+        count_served(child, wanted, owner=type(parent).__name__)
 
 
 @functools.cache
@@ -166,6 +169,7 @@ def _before_layer(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """Sees what the attention function is not given: the cache, and where keys come from."""
     if _mechanism(layer) is None:
         return
+    layer.danon.attended = False
     given = {**dict(zip(_parameters(type(layer).forward), args, strict=False)), **kwargs}
     if any(given.get(name) is not None for name in _OTHER_SOURCE):
         raise ValueError(f"{type(layer).__name__}: danon attention is no cross attention")
@@ -175,36 +179,18 @@ def _before_layer(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             claim(own, layer.layer_idx)
 
 
-def _mask(
-    batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0,
-    mask_function: Any = causal_mask_function, attention_mask: Tensor | None = None,
-    local_size: int | None = None, **more: Any,
-) -> Tensor | None:  # fmt: skip
-    """What the attention function gets as mask: (B, q_length) bool, None if all tokens are there.
-
-    Raises:
-        ValueError: a pattern that is not causal or bidirectional with padding.
-    """
-    if mask_function not in (causal_mask_function, bidirectional_mask_function):
-        what = f"a window or chunks of {local_size} tokens" if local_size else "its own pattern"
+def _after_layer(layer: Any, args: tuple[Any, ...], output: Any) -> None:
+    """Sees whether the attention function was called at all."""
+    if _mechanism(layer) is not None and not layer.danon.attended:
         raise ValueError(
-            f"the model masks with {what} (or packs several sequences in a row): danon attention "
-            "knows causal and bidirectional attention, with padding"
+            f"{type(layer).__name__} did not call {requested(layer)} but computed its attention "
+            "itself: the model cannot be served as it is configured"
         )
-    if attention_mask is None:
-        return None
-    if tuple(attention_mask.shape) != (batch_size, kv_length):
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}: must be "
-            f"{(batch_size, kv_length)}, a column for each token, cached ones included"
-        )
-    new = attention_mask[:, kv_length - q_length :]
-    return None if bool(new.all()) else new
 
 
 def _attend(
     mechanism: str, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor,
-    attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
+    attention_mask: Any, dropout: float = 0.0, scaling: float | None = None,
     is_causal: bool | None = None, **more: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """The attention function: q (B, H, n, D), k and v (B, G, n, D) -> (B, n, H, D).
@@ -213,12 +199,14 @@ def _attend(
         ValueError: an attention that cannot be served; says why.
     """
     stream = taken(key)
+    query, key, value = _as_autocast(query, key, value)
     try:
-        own = _served(mechanism, layer, query, key, value, attention_mask, dropout, more)
-        causal = getattr(layer, "is_causal", True) if is_causal is None else is_causal
-        attention = own.fit(query, key, bool(causal))
+        own = _served(mechanism, layer, query, key, value, dropout, more)
+        causal, padding = _visible(layer, query, attention_mask, is_causal)
+        attention = own.fit(query, key, causal)
     except ValueError as error:
         raise ValueError(f"{type(layer).__name__}: {error}") from error
+    own.attended = True
     D = query.shape[-1]
     if scaling is not None and not math.isclose(scaling, D**-0.5):
         query = query * (scaling * D**0.5)
@@ -226,17 +214,64 @@ def _attend(
         x.requires_grad for x in (query, key, value, *own.parameters())
     )
     if stream is not None and not learns:
-        out = stream.step(attention, query, key, value, attention_mask)
+        out = stream.step(attention, query, key, value, padding)
     else:
         if stream is not None:
             stream.skip(query.shape[2])
-        out = _each_alone(attention, query, key, value, attention_mask)
+        out = _each_alone(attention, query, key, value, padding)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the dtype in which scaled_dot_product_attention would run them here.
+
+    Models give keys and queries that rotary embedding left in float32, and values of a linear layer
+    that autocast ran in its own dtype.
+    """
+    kind = tensors[0].device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def _visible(
+    layer: nn.Module, query: Tensor, mask: Any, is_causal: bool | None
+) -> tuple[bool, Tensor | None]:
+    """Whether later tokens are hidden, and which tokens are real (B, n), None for all.
+
+    As in scaled_dot_product_attention, a mask decides where there is one, not the layer.
+
+    Raises:
+        ValueError: a pattern that is not causal or bidirectional with padding.
+    """
+    if mask is None:
+        return bool(getattr(layer, "is_causal", True) if is_causal is None else is_causal), None
+    if not isinstance(mask, MaskDescription):
+        raise ValueError(
+            f"attention mask of shape {tuple(mask.shape)}: must be padding, (batch, tokens), given "
+            "to the model"
+        )
+    if mask.unserved:
+        raise ValueError(
+            f"the model masks with {mask.unserved}: danon attention knows causal and bidirectional "
+            "attention, with padding"
+        )
+    if is_causal is not None and bool(is_causal) != mask.causal:
+        raise ValueError(f"is_causal = {is_causal}: must be {mask.causal} like the model's mask")
+    if mask.padding is None:
+        return mask.causal, None
+    if mask.padding.shape != (query.shape[0], query.shape[2]):
+        raise ValueError(
+            f"padding has shape {tuple(mask.padding.shape)}: must be "
+            f"{(query.shape[0], query.shape[2])}, (batch, tokens)"
+        )
+    return mask.causal, mask.padding.to(query.device)
 
 
 def _served(
     mechanism: str, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor,
-    mask: Tensor | None, dropout: float, more: Mapping[str, Any],
+    dropout: float, more: Mapping[str, Any],
 ) -> LayerAttention:  # fmt: skip
     """The layer's own attention.
 
@@ -267,10 +302,6 @@ def _served(
     if value.shape != key.shape:
         raise ValueError(
             f"values have shape {tuple(value.shape)}: must be {tuple(key.shape)} like the keys"
-        )
-    if mask is not None and mask.shape != (query.shape[0], query.shape[2]):
-        raise ValueError(
-            f"attention mask of shape {tuple(mask.shape)}: must be padding, (batch, tokens)"
         )
     return own
 
