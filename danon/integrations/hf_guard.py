@@ -149,26 +149,32 @@ def _sort_layers(
 
 
 def _refuse_class(kind: type[PreTrainedModel], name: str) -> None:
-    """Refuse a model of transformers before it is built, if no attention of its module dispatches.
+    """Refuse a model of transformers before it is built, if attention beside it cannot dispatch.
 
-    Some look the name up in a table of their own while they are built, and fail without a reason.
+    Some modules choose a class by the name of the implementation, from a table of their own, and
+    would fail there without a reason.
 
     Raises:
-        ValueError: none does.
+        ValueError: no attention of the module dispatches, or none of such a table.
     """
     if not kind.__module__.startswith("transformers"):
         return  # what else is defined beside a user's own model says nothing about it
-    layers = [
-        layer
-        for layer in vars(sys.modules[kind.__module__]).values()
-        if inspect.isclass(layer)
-        and issubclass(layer, nn.Module)
-        and not issubclass(layer, PreTrainedModel)
-        and layer.__module__ == kind.__module__
-        and _ATTENTION.search(layer.__name__)
-    ]
-    if layers and not any(dispatches(layer) for layer in layers):
-        raise _refusal(kind.__name__, [layer.__name__ for layer in layers], name)
+    known = vars(sys.modules[kind.__module__]).values()
+    own = [x for x in known if inspect.isclass(x) and x.__module__ == kind.__module__]
+    tables = [list(x.values()) for x in known if isinstance(x, dict) and "eager" in x]
+    for classes in (own, *tables):
+        layers = [x for x in classes if _is_attention(x)]
+        if layers and not any(dispatches(layer) for layer in layers):
+            raise _refusal(kind.__name__, [layer.__name__ for layer in layers], name)
+
+
+def _is_attention(kind: Any) -> bool:
+    return (
+        inspect.isclass(kind)
+        and issubclass(kind, nn.Module)
+        and not issubclass(kind, PreTrainedModel)
+        and _ATTENTION.search(kind.__name__) is not None
+    )
 
 
 def _check_switched(model: PreTrainedModel, wanted: set[str], *, whole: bool) -> None:

@@ -9,7 +9,14 @@ from typing import Any, NoReturn
 from torch import Tensor
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-__all__ = ["MaskDescription", "describe_mask"]
+__all__ = ["MaskDescription", "MaskUseError", "describe_mask"]
+
+
+class MaskUseError(ValueError, AttributeError):
+    """A layer that is no danon attention computes with the mask of one.
+
+    An AttributeError too, so that ``hasattr`` of a mask stays a question.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,34 +39,47 @@ class MaskDescription:
     unserved: str | None
     family: str
 
-    def _misuse(self, use: str) -> str:
-        return (
-            f"{self.__dict__.get('family')} computes with the attention mask itself ({use}), which "
-            "danon attention does not know: the model cannot be served"
+    def _refusal(self, use: str) -> MaskUseError:
+        family = self.__dict__.get("family")  # a copy in the making has none yet
+        return MaskUseError(
+            f"{family} computes with the attention mask itself ({use}), outside of danon "
+            "attention: the model cannot be served"
         )
 
     @classmethod
     def __torch_function__(
-        cls, function: Any, types: Sequence[type], args: Sequence[Any] = (),
+        cls,
+        function: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> NoReturn:  # fmt: skip
+    ) -> NoReturn:
         given = (*args, *(kwargs or {}).values())
-        own = next((x for x in given if isinstance(x, cls)), None)
         name = getattr(function, "__name__", str(function))
-        raise ValueError(own._misuse(name) if own else f"{name} of a {cls.__name__}")
+        for x in given:
+            if isinstance(x, cls):
+                raise x._refusal(name)
+        raise MaskUseError(f"{name} is given a mask of danon attention")
 
     def __getitem__(self, index: Any) -> NoReturn:
-        raise ValueError(self._misuse("a part of it"))
+        raise self._refusal("a part of it")
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(self._misuse(name))
+        raise self._refusal(name)
 
 
 def describe_mask(
-    batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0,
-    mask_function: Any = causal_mask_function, attention_mask: Tensor | None = None,
-    local_size: int | None = None, config: Any = None, **more: Any,
-) -> MaskDescription:  # fmt: skip
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    config: Any = None,
+    **more: Any,
+) -> MaskDescription:
     """The mask function that models call; arguments as in ``transformers.masking_utils``.
 
     A pattern that cannot be served is an error of the layer that is given it, not of the model that

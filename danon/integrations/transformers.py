@@ -301,7 +301,8 @@ def _served(
         )
     if value.shape != key.shape:
         raise ValueError(
-            f"values have shape {tuple(value.shape)}: must be {tuple(key.shape)} like the keys"
+            f"values have shape {tuple(value.shape)}: must be {tuple(key.shape)} like the keys, "
+            "for danon attention"
         )
     return own
 
