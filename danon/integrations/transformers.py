@@ -11,6 +11,10 @@ is saved with the model, or the arguments of :func:`attach`. Untrained, MSRA and
 their settings alone; DALA's importance network and state start at random values, the same each
 time.
 
+A model of which any attention layer would not be replaced is refused, when it is built, switched
+over or first called: ``register`` wraps the three in ``PreTrainedModel``. To serve a part of a
+model, name it: ``attn_implementation={"text_config": "danon_ucsa"}``.
+
 With a cache, each layer keeps the mechanism's stream state instead of keys and values; an empty
 ``DynamicCache``, which is what ``generate`` makes, becomes such a cache at the first tokens.
 Padding is no part of a sequence: each row of a batch gets what it gets alone.
@@ -42,7 +46,6 @@ from danon.config import ConfigError
 from danon.integrations.hf_cache import StreamLayer, claim, taken
 from danon.integrations.hf_guard import (
     PREFIX,
-    check_model,
     count_served,
     dispatches,
     guard_models,
@@ -98,7 +101,7 @@ def attach(model: PreTrainedModel, mechanism: str | None = None, **settings: Any
 
     Raises:
         ConfigError: a setting that does not exist or is not allowed; the model is left as it was.
-        ValueError: the model has no attention layer that could be served.
+        ValueError: the model has no attention layer that could be served, or one that could not.
     """
     register()
     if mechanism is not None:
@@ -110,7 +113,7 @@ def attach(model: PreTrainedModel, mechanism: str | None = None, **settings: Any
             f"{type(model).__name__} has no attention layer with one of "
             f"{', '.join(PREFIX + name for name in MECHANISMS)}"
         )
-    check_model(model)
+    count_served(model, PREFIX + str(_mechanism(layers[0])))
     chosen = None if mechanism is None and not settings else settings
     made: list[Any] = [_make(layer, chosen) for layer in layers]
     for layer, own in zip(layers, made, strict=True):
@@ -181,7 +184,7 @@ def _before_layer(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _after_layer(layer: Any, args: tuple[Any, ...], output: Any) -> None:
     """Sees whether the attention function was called at all."""
-    if _mechanism(layer) is not None and not layer.danon.attended:
+    if not layer.danon.attended and _mechanism(layer) is not None:
         raise ValueError(
             f"{type(layer).__name__} did not call {requested(layer)} but computed its attention "
             "itself: the model cannot be served as it is configured"
