@@ -82,13 +82,19 @@ class Config:
         return cls(**values)
 
 
+HEAD_WIDTH = 64
+"""Width of a head where the number of heads is not given; what most models and kernels have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(Config):
     """What every attention and every model around it needs to know.
 
     Attributes:
         hidden_size: model width; ``num_heads * head_dim``.
-        num_heads: query heads H.
+        num_heads: query heads H. Not given, or None: as many as make a head 64 wide, or the nearest
+            width (by ratio) for which they divide ``hidden_size`` and are a multiple of
+            ``num_kv_heads``.
         num_kv_heads: key/value heads Hkv, a divisor of ``num_heads``; None means ``num_heads``.
         causal: a query sees no later token. None means the default of the class.
         num_layers: blocks of the backbone.
@@ -104,7 +110,7 @@ class AttentionConfig(Config):
     """
 
     hidden_size: int = 768
-    num_heads: int = 12
+    num_heads: int = None  # type: ignore[assignment]  # __post_init__ puts the number here
     num_kv_heads: int | None = None
     causal: bool | None = None
     num_layers: int = 6
@@ -115,6 +121,9 @@ class AttentionConfig(Config):
     kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        heads: object = self.num_heads
+        if heads is None:
+            object.__setattr__(self, "num_heads", self._fitting_heads())
         super().__post_init__()
         positive = ("hidden_size", "num_heads", "num_layers", "vocab_size", "max_sequence_length")
         for name in positive:
@@ -128,6 +137,16 @@ class AttentionConfig(Config):
         kv = self.kv_heads
         require(kv >= 1 and self.num_heads % kv == 0, self, "num_kv_heads",
                  f"a divisor of num_heads = {self.num_heads}")  # fmt: skip
+
+    def _fitting_heads(self) -> int:
+        """Return the number of heads that follows from the width."""
+        width, step = self.hidden_size, self.num_kv_heads
+        step = 1 if step is None else step
+        if not all(_matches(x, int) and x >= 1 for x in (width, step)):
+            return 1  # the checks that follow refuse them
+        require(width % step == 0, self, "num_kv_heads", f"a divisor of hidden_size = {width}")
+        fitting = (n for n in range(step, width + 1, step) if width % n == 0)
+        return min(fitting, key=lambda n: abs(math.log(width / n / HEAD_WIDTH)))
 
     @property
     def head_dim(self) -> int:

@@ -138,8 +138,8 @@ def test_the_seeds_snippet_runs_as_it_stands(capsys: pytest.CaptureFixture[str])
     assert output.shape == (1, 1000, 768) and output.isfinite().all()
     assert "near" in capsys.readouterr().out
     assert sum(stats["attention_distribution"][5].values()) == pytest.approx(1)
-    config = SuperHybridConfig(hidden_size=1024, num_heads=16, num_layers=12,
-                               advanced_features=True)  # fmt: skip
+    config = SuperHybridConfig(hidden_size=1024, num_layers=12, advanced_features=True)
+    assert config.num_heads == config.member("msra").num_heads == 16
     assert config.member("dala").to_dict()["use_adaptive_router"]
 
 

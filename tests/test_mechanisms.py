@@ -17,7 +17,8 @@ import danon.attention.ucsa as ucsa_module
 from danon.attention import DALA, MSRA, UCSA, BaseAttention, branches, dala_parts, pooling
 from danon.attention.tiles import Rect
 from danon.attention.union import observe, union
-from danon.config import ConfigError, DALAConfig, MSRAConfig, UCSAConfig
+from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
+from danon.hybrid_config import SuperHybridConfig
 from danon.testing import (
     AttentionContract,
     assert_causal,
@@ -361,7 +362,9 @@ def test_observers_see_where_the_softmax_mass_goes(make: Callable[..., BaseAtten
         (UCSAConfig, "compression_ratio", 0.7, r"in \(0, 0.5\]"),
         (UCSAConfig, "sparsity_factor", 0, r"in \(0, 1\]"),
         (UCSAConfig, "num_heads", 7, "not a multiple"),
-        (UCSAConfig, "num_kv_heads", 5, "a divisor of num_heads"),
+        (UCSAConfig, "num_kv_heads", 5, "a divisor of hidden_size = 768"),
+        (UCSAConfig, "num_heads", 0, ">= 1"),
+        (UCSAConfig, "hidden_size", 0, ">= 1"),
     ],
 )
 def test_configuration_errors_name_field_value_and_range(
@@ -370,6 +373,30 @@ def test_configuration_errors_name_field_value_and_range(
     with pytest.raises(ConfigError, match=message) as error:
         kind(**{field: value})
     assert field in str(error.value) and str(value) in str(error.value)
+
+
+@pytest.mark.parametrize(("fields", "heads"), [
+    ({}, 12), ({"hidden_size": 1024}, 16), ({"hidden_size": 32}, 1), ({"hidden_size": 960}, 15),
+    ({"hidden_size": 400}, 5),  # 80 wide: 50 is farther from 64 by ratio
+    ({"hidden_size": 1009}, 1),  # a prime: one wide head, not 1009 of width 1
+    ({"hidden_size": 960, "num_kv_heads": 4}, 16), ({"hidden_size": 1024, "num_heads": 8}, 8),
+])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", [AttentionConfig, MSRAConfig, DALAConfig, UCSAConfig, SuperHybridConfig]
+)
+def test_heads_that_are_not_given_follow_from_the_width(
+    kind: type[AttentionConfig], fields: dict[str, int], heads: int
+) -> None:
+    made = kind(**fields)
+    assert made.num_heads == heads
+    assert kind.from_dict(made.to_dict()) == made == kind(**{"num_heads": None} | fields)
+
+
+def test_heads_that_do_not_divide_the_width_stay_an_error() -> None:
+    with pytest.raises(ConfigError, match="1024 is not a multiple of num_heads = 12"):
+        SuperHybridConfig(hidden_size=1024, num_heads=12)
+    with pytest.raises(ConfigError, match="num_kv_heads = 3: must be a divisor of num_heads = 4"):
+        MSRAConfig(hidden_size=256, num_heads=4, num_kv_heads=3)
 
 
 def test_configuration_round_trips_and_rejects_unknown_fields() -> None:
