@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -75,6 +76,39 @@ def test_an_ended_sequence_stays_ended() -> None:
         assert state.lengths == (30 + first, 39)
 
 
+def test_each_of_several_tokens_ends_its_sequence() -> None:
+    model, prompt = language_model(create_msra_model), ids(2, 30)
+    free, _ = model.generate(prompt, 10)
+    a, b = int(free[0, 2]), int(free[1, 4])
+    got, _ = model.generate(prompt, 10, eos_token_id=[a, b])
+    for row, alone in zip(got, free.tolist(), strict=True):
+        end = next(i for i, x in enumerate(alone) if x in (a, b))
+        assert row[: end + 1].tolist() == alone[: end + 1]
+        assert row[end:].eq(alone[end]).all()  # filled with the one that ended it
+    assert model.generate(prompt, 10, eos_token_id=(a,))[0].equal(
+        model.generate(prompt, 10, eos_token_id=a)[0]
+    )
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-40, 5e-324])
+def test_a_tiny_temperature_takes_the_likeliest_token(temperature: float) -> None:
+    model, prompt = language_model(create_msra_model), ids(3, 20)
+    drawn, _ = model.generate(prompt, 8, temperature=temperature, top_k=5)
+    assert drawn.equal(model.generate(prompt, 8)[0])
+
+
+@models
+def test_generation_under_autocast_and_on_from_there(create: Factory) -> None:
+    model, prompt = language_model(create), ids(2, 70)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, state = model.step(prompt, model.init_state(2))
+        got, state = model.generate(prompt[:, -1:], 4, state=state)
+        whole = model(prompt)
+    assert (out - whole).float().norm() <= 0.03 * whole.float().norm()
+    more, _ = model.generate(got[:, -1:], 4, state=state)
+    assert got.shape == more.shape == (2, 4)
+
+
 def test_drawing_follows_the_generator_and_top_k() -> None:
     model, prompt = language_model(create_msra_model), ids(4, 20)
 
@@ -116,9 +150,23 @@ def test_bad_input_is_named() -> None:
     for call, message in (
         (lambda: encoder.generate(prompt, 3), "task = 'encoder': only an 'lm' generates"),
         (encoder.init_state, "MSRA is not causal"),
-        (lambda: model.generate(prompt, 0), "max_new_tokens = 0: must be >= 1"),
-        (lambda: model.generate(prompt, 1, temperature=-1.0), "temperature = -1.0: must be >= 0"),
-        (lambda: model.generate(prompt, 1, top_k=0), "top_k = 0: must be >= 1 or None"),
+        *((lambda n=n: model.generate(prompt, n),
+           f"max_new_tokens = {n!r}: must be an integer >= 1")
+          for n in (0, -1, 2.5, 2.0, True, "3", None)),
+        *((lambda t=t: model.generate(prompt, 1, temperature=t),
+           f"temperature = {t!r}: must be a finite number >= 0")
+          for t in (-1.0, float("nan"), float("inf"), True, None, "1")),
+        *((lambda n=n: model.generate(prompt, 1, top_k=n),
+           f"top_k = {n!r}: must be an integer >= 1 or None")
+          for n in (0, -3, 1.5, True, "2")),
+        *((lambda n=n: model.generate(prompt, 1, eos_token_id=n),
+           f"eos_token_id = {re.escape(repr(n))}: must be an integer in "
+           r"\[0, vocab_size = 50\), a sequence of them, or None")
+          for n in (-1, 50, 1.0, True, [], [3, 50], [3, "4"], "3")),
+        (lambda: model.generate(prompt, 1, generator=7),
+         "generator = 7: must be a torch.Generator on cpu or None"),
+        *((lambda run=run: run(prompt[:0]), r"input_ids has shape \(0, 10\): must be \(B, N\)")
+          for run in (model, lambda x: model.generate(x, 2))),
         (lambda: model.generate(prompt, 1, attention_mask=prompt * 0), "a row without a token"),
         (lambda: model.step(prompt, model.init_state(3)), "input_ids has batch 2: must be 3"),
         (lambda: model.step(prompt, None), "state is a NoneType: must be what init_state returns"),

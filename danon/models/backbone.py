@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import torch
@@ -152,7 +154,7 @@ class Backbone(nn.Module):
     def generate(
         self, input_ids: Tensor, max_new_tokens: int, *, state: ModelState | None = None,
         attention_mask: Tensor | None = None, temperature: float = 0.0, top_k: int | None = None,
-        eos_token_id: int | None = None, generator: torch.Generator | None = None,
+        eos_token_id: int | Sequence[int] | None = None, generator: torch.Generator | None = None,
     ) -> tuple[Tensor, ModelState]:  # fmt: skip
         """Continue sequences, one token at a time.
 
@@ -162,25 +164,29 @@ class Backbone(nn.Module):
             state: what has been read before; None for nothing.
             attention_mask: (B, n), nonzero for tokens that there are; padding on either side.
             temperature: 0 takes the likeliest token, otherwise tokens are drawn.
-            top_k: draw from the k likeliest only.
-            eos_token_id: ends its sequence, which is then filled up with it.
-            generator: of the draws.
+            top_k: draw from the k likeliest only, at least 1.
+            eos_token_id: a token, or several, each of which ends its sequence; this is then filled
+                up with it.
+            generator: of the draws; on the device of the model.
 
         Returns:
             New tokens (B, up to max_new_tokens), and the state before the last of them.
 
         Raises:
-            ValueError: a model that is no language model, or an argument out of range.
+            ValueError: a model that is no language model, or an argument of the wrong type or out
+                of range; names it, its value and what is allowed.
         """
         if self.task != "lm":
             raise ValueError(f"task = {self.task!r}: only an 'lm' generates")
+        ends, place = self._ends(eos_token_id), self.embed.weight.device.type
+        drawn = generator is None or _is_generator(generator, place)
         for ok, name, value, allowed in (
-            (max_new_tokens >= 1, "max_new_tokens", max_new_tokens, ">= 1"),
-            (temperature >= 0, "temperature", temperature, ">= 0"),
-            (top_k is None or top_k >= 1, "top_k", top_k, ">= 1 or None"),
+            (_is_integer(max_new_tokens, 1), "max_new_tokens", max_new_tokens, "an integer >= 1"),
+            (_is_finite(temperature, 0), "temperature", temperature, "a finite number >= 0"),
+            (top_k is None or _is_integer(top_k, 1), "top_k", top_k, "an integer >= 1 or None"),
+            (drawn, "generator", generator, f"a torch.Generator on {place} or None"),
         ):
-            if not ok:
-                raise ValueError(f"{name} = {value!r}: must be {allowed}")
+            _require(ok, name, value, allowed)
         self._check(input_ids, attention_mask)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
         if not bool(real.any(1).all()):
@@ -199,15 +205,26 @@ class Backbone(nn.Module):
         while True:
             logits = F.linear(last.to(self.embed.weight.dtype), self.embed.weight)
             token = _draw(logits, temperature, top_k, generator)
-            if eos_token_id is not None:
-                token = torch.where(ended, eos_token_id, token)
-                ended = ended | (token == eos_token_id)
+            if ends is not None:
+                token = torch.where(ended, tokens[-1], token) if tokens else token
+                ended = ended | torch.isin(token, ends)
             tokens.append(token)
             if len(tokens) == max_new_tokens or bool(ended.all()):
                 return torch.stack(tokens, 1), state
-            here = None if eos_token_id is None else ~ended[:, None]
+            here = None if ends is None else ~ended[:, None]
             x, state = self._step(token[:, None], state, here)
             last = x[:, 0]
+
+    def _ends(self, eos_token_id: int | Sequence[int] | None) -> Tensor | None:
+        """Return the tokens that end a sequence (n,) int64, or None for none."""
+        if eos_token_id is None:
+            return None
+        given = eos_token_id if isinstance(eos_token_id, Sequence) else (eos_token_id,)
+        size = self.config.vocab_size
+        allowed = f"an integer in [0, vocab_size = {size}), a sequence of them, or None"
+        known = [_is_integer(token, 0) and token < size for token in given]
+        _require(bool(known) and all(known), "eos_token_id", eos_token_id, allowed)
+        return torch.tensor(given, dtype=torch.int64, device=self.embed.weight.device)
 
     def _step(
         self, input_ids: Tensor, state: ModelState, attention_mask: Tensor | None
@@ -232,7 +249,8 @@ class Backbone(nn.Module):
         rotary = _rotary(seen + real.long().cumsum(1) - 1, self.config, x)
         states = []
         for layer, old in zip(self._blocks(), state.layers, strict=True):
-            q, k, v = layer.project(x, rotary)
+            # Under autocast they are narrower than the state, which goes on outside of it as well.
+            q, k, v = (y.to(old.dtype) for y in layer.project(x, rotary))
             mixed, new = layer.streaming().step(q, k, v, old, attention_mask)
             x = layer.mix(x, mixed)
             states.append(new)
@@ -244,9 +262,9 @@ class Backbone(nn.Module):
             yield layer
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+        if input_ids.dim() != 2 or 0 in input_ids.shape:
             raise ValueError(
-                f"input_ids has shape {tuple(input_ids.shape)}: must be (B, N), N >= 1"
+                f"input_ids has shape {tuple(input_ids.shape)}: must be (B, N), B and N >= 1"
             )
         if input_ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"input_ids is {input_ids.dtype}: must be torch.int64 or torch.int32")
@@ -327,5 +345,28 @@ def _draw(
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, -1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    chance = (logits.float() / temperature).softmax(-1)
-    return torch.multinomial(chance, 1, generator=generator)[:, 0]
+    # float64, from the largest down: a tiny temperature makes -inf of the others, never NaN.
+    wide = logits.double()
+    chance = ((wide - wide.amax(-1, keepdim=True)) / temperature).softmax(-1)
+    return torch.multinomial(chance.float(), 1, generator=generator)[:, 0]
+
+
+def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a ValueError that names an argument, its value and what is allowed, unless ok."""
+    if not ok:
+        raise ValueError(f"{name} = {value!r}: must be {allowed}")
+
+
+def _is_integer(value: object, least: int) -> bool:
+    """Whether a value is an integer, NumPy's among them and True and False not, of that size."""
+    whole = not isinstance(value, bool) and isinstance(value, Integral)
+    return whole and int(value) >= least  # type: ignore[call-overload]
+
+
+def _is_finite(value: object, least: float) -> bool:
+    number = not isinstance(value, bool) and isinstance(value, Real)
+    return number and least <= float(value) < math.inf  # type: ignore[arg-type]
+
+
+def _is_generator(value: object, kind: str) -> bool:
+    return isinstance(value, torch.Generator) and value.device.type == kind
