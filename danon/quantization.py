@@ -85,6 +85,15 @@ class _Narrow(nn.Linear):
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
 
 
+class _EightBits(nn.Linear):
+    """A linear layer with torchao's eight-bit weights, which may get no tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.numel():  # torchao finds no scale for activations that are not there
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        return super().forward(x)
+
+
 def _to_int8(layer: nn.Linear, kind: str) -> None:
     try:
         from torchao import quantization as ao
@@ -93,6 +102,8 @@ def _to_int8(layer: nn.Linear, kind: str) -> None:
     weight_only = kind == "int8-weight-only"
     config = ao.Int8WeightOnlyConfig if weight_only else ao.Int8DynamicActivationInt8WeightConfig
     ao.quantize_(layer, config())
+    if type(layer) is nn.Linear:  # a subclass has a forward of its own
+        layer.__class__ = _EightBits
 
 
 def _stored(tensor: Any) -> Iterator[Tensor]:

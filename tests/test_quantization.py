@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from danon import create_msra_model
+from danon import create_dala_model, create_msra_model, create_ucsa_model
 from danon.models import Backbone
 from danon.quantization import KINDS, model_bytes, quantize, quantize_dynamic
 
@@ -69,6 +70,32 @@ def test_a_bias_stays() -> None:
     layer = nn.Sequential(nn.Linear(64, 32))
     x: Tensor = torch.randn(3, 64)
     torch.testing.assert_close(quantize(layer, {"0": "bfloat16"})(x), layer(x), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(0, 64), (2, 0, 64), (3, 64)])
+def test_a_layer_may_get_no_tokens(kind: str, shape: tuple[int, ...]) -> None:
+    pytest.importorskip("torchao")
+    layer = nn.Sequential(nn.Linear(64, 32))
+    out = quantize(layer, {"": kind})(torch.zeros(shape))
+    torch.testing.assert_close(out, layer(torch.zeros(shape)), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("create", [create_msra_model, create_dala_model, create_ucsa_model])
+def test_a_model_in_eight_bits_streams_what_it_gives_on_the_whole(
+    create: Callable[..., Backbone],
+) -> None:
+    pytest.importorskip("torchao")
+    torch.manual_seed(1)
+    made = create(hidden_size=64, num_heads=1, num_layers=1, vocab_size=256, task="lm").eval()
+    model = quantize_dynamic(made)
+    state, outs = model.init_state(1), []
+    for chunk in IDS.split([1, 40, 55], 1):  # DALA scores none of the first 41 tokens
+        out, state = model.step(chunk, state)
+        outs.append(out)
+    whole = model(IDS).detach()
+    assert float((torch.cat(outs, 1) - whole).norm()) <= 0.03 * float(whole.norm())
+    assert model.generate(IDS[:, :1], 3)[0].shape == (1, 3)
 
 
 def test_all_of_a_model_at_once(model: Backbone) -> None:

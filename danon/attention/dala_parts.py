@@ -38,6 +38,8 @@ class ImportanceNetwork(nn.Module):
             hidden = torch.tanh(F.linear(k[:, a:z].to(wide), w) + place)
             return F.linear(hidden, w_out, b_out).squeeze(-1)
 
+        if not k.shape[1]:  # eight-bit weights cannot be multiplied with nothing
+            return k.new_empty(k.shape[:2], dtype=wide)
         return by_pieces(some, k)
 
 
