@@ -40,8 +40,8 @@ def make_inputs(
     """Random q (B, H, N, D), k and v (B, G, N, D), and a mask with a third of the tokens padded."""
     c, g = module.config, torch.Generator().manual_seed(seed)
     shapes = [(batch, heads, length, c.head_dim) for heads in (c.num_heads, c.kv_heads, c.kv_heads)]
-    q, k, v = (torch.randn(s, generator=g).to(dtype) for s in shapes)
-    mask = torch.rand(batch, length, generator=g) > 1 / 3 if padded else None
+    q, k, v = (torch.randn(s, generator=g, dtype=torch.float32).to(dtype) for s in shapes)
+    mask = torch.rand(batch, length, generator=g, dtype=torch.float32) > 1 / 3 if padded else None
     return Inputs(q, k, v, mask)
 
 
@@ -134,7 +134,7 @@ class AttentionContract:
         g = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for p in module.parameters():
-                p.copy_(torch.randn(p.shape, generator=g) * 0.3)
+                p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float32) * 0.3)
         return module
 
     @pytest.mark.parametrize("padded", [False, True])

@@ -74,7 +74,7 @@ def text_qkv(batch: int, heads: int, length: int, head_dim: int) -> Triple:
             return F.linear(x, w).view(batch, length, heads, head_dim).transpose(1, 2)
 
         q, k = (_rotate(F.normalize(project(w), dim=-1)) for w in weight[:2])
-        sample = torch.linspace(0, length - 1, min(length, 256)).long()
+        sample = torch.linspace(0, length - 1, min(length, 256), dtype=torch.float32).long()
         logits = q[:, :, sample] @ k[:, :, sample].transpose(-1, -2) * head_dim**-0.5
         gain = (LOGIT_STD / logits.std()).sqrt()
         return q.mul_(gain).contiguous(), k.mul_(gain).contiguous(), project(weight[2]).contiguous()

@@ -174,7 +174,7 @@ def by_depth(right: Tensor, depths: Tensor) -> list[list[float]]:
 
 def _by_position(bits: Tensor) -> list[list[float]]:
     """Mean bits in each stretch of positions (N,): [position it ends at, bits]."""
-    ends = torch.linspace(0, len(bits), BUCKETS + 1).long().unique().tolist()
+    ends = torch.linspace(0, len(bits), BUCKETS + 1, dtype=torch.float32).long().unique().tolist()
     return [[b, float(bits[a:b].mean())] for a, b in pairwise(ends)]
 
 

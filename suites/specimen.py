@@ -43,7 +43,7 @@ class Specimen:
         inputs = self.leaves()
         wrt = [*inputs, *self.parameters.values()]
         generator = torch.Generator().manual_seed(0)
-        grad = torch.randn(self.q.shape, generator=generator).to(self.q)
+        grad = torch.randn(self.q.shape, generator=generator, dtype=torch.float32).to(self.q)
 
         def both() -> object:
             return torch.autograd.grad(self.attend(*inputs), wrt, grad, allow_unused=True)

@@ -99,7 +99,7 @@ class BaseAttention(nn.Module):
         """
         if self._auxiliary is not None:
             return self._auxiliary
-        return next(self.parameters(), torch.zeros(())).new_zeros(())
+        return next(self.parameters(), torch.zeros((), dtype=torch.float32)).new_zeros(())
 
     @property
     def wants_auxiliary(self) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from danon.attention.kernels import HIDDEN
+from danon.attention.kernels import hide
 from danon.attention.tiles import Rows, Tiles
 
 __all__ = ["SPARE", "Call", "Packed", "Profile", "Seen", "Source"]
@@ -55,7 +55,7 @@ class Seen:
         if self.by_tile is not None:
             whole = self.by_tile[t0:t1, :, None].expand(-1, -1, seen.shape[2], -1)
             seen = torch.cat((whole, seen), -1)
-        bias = torch.where(seen, 0.0, HIDDEN).repeat_interleave(self.heads, 1)
+        bias = hide(seen).repeat_interleave(self.heads, 1)
         return bias if self.size == 1 else bias.repeat_interleave(self.size, -1)
 
 

@@ -124,7 +124,7 @@ class DALA(StreamingAttention):
         B, H, N, D = q.shape
         N = index(N)  # a compiler, too, makes its plan for this length
         if self.training and c.attention_dropout:
-            keep = torch.rand(B, N, device=q.device) >= c.attention_dropout
+            keep = torch.rand(B, N, dtype=torch.float32, device=q.device) >= c.attention_dropout
             mask = keep if mask is None else keep & (mask != 0)
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)

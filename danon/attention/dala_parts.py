@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danon.attention.kernels import HIDDEN
+from danon.attention.kernels import hide
 from danon.attention.pooling import by_pieces, sinusoid_pairs
 from danon.attention.union import Source
 
@@ -27,7 +27,7 @@ class ImportanceNetwork(nn.Module):
 
         ``start`` is the place of the first key in its sequence.
         """
-        wide = torch.promote_types(k.dtype, self.inner.weight.dtype)
+        wide = torch.promote_types(k.dtype, torch.float32)
         w, b, w_out, b_out = (
             x.to(wide)
             for x in (self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias)
@@ -108,7 +108,7 @@ class GatedState(nn.Module):
             F.linear(states, m.weight.to(states.dtype), m.bias.to(states.dtype))
             for m in (self.key, self.value)
         )
-        return Source(key, value, torch.where(met, 0.0, HIDDEN))
+        return Source(key, value, hide(met))
 
 
 class Router(nn.Module):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from danon.attention.dala_parts import load_balance, period_means, remember
 from danon.attention.dala_window import decay
-from danon.attention.kernels import HIDDEN
+from danon.attention.kernels import HIDDEN, hide
 from danon.attention.stream import Part, span_of, tensor_of
 from danon.attention.tiles import NEAR, Rect, Rows, batch, near_rects
 from danon.attention.union import Call, Source
@@ -146,7 +146,7 @@ class Paths:
         periods = [r for r in self.periods if r.k0 >= 2 or not c.is_causal]
         for qt, kt, _ in batch(periods, self.start, self.first):
             some = slice(kt.start, kt.start + kt.count * kt.step, kt.step)
-            hidden = torch.where(self.kept[some], 0.0, HIDDEN)[:, :, None]
+            hidden = hide(self.kept[some])[:, :, None]
             hidden = hidden.repeat_interleave(len(self.q) // hidden.shape[1], 1)
             rows = Rows(self.index[some])
             calls.append(Call(1, qt, rows, bias=hidden, shift=memory, branch="memory"))
@@ -168,7 +168,7 @@ def whole(m: DALA, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Path
     means, count = _means(k[:, g:], v[:, g:], tail, c.period)
     around, n = F.pad(means, (0, 0, 1, 2)), max(1, means.shape[1])
     content = around[:, :n] if c.is_causal else (around[:, :n] + around[:, 2 : n + 2]) / 2
-    tokens = Source(k, v, None if seen is None else torch.where(seen, 0.0, HIDDEN))
+    tokens = Source(k, v, None if seen is None else hide(seen))
     paths = Paths(m, q, 0, [tokens], content)
     if len(paths.periods) <= 2:  # nothing is outside the near window
         return paths

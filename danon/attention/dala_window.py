@@ -40,7 +40,7 @@ class WindowNetwork(nn.Module):
 
     def forward(self, content: Tensor) -> Tensor:
         """Content (X, periods, 2 D) -> factors (X, periods), float32 or wider."""
-        wide = torch.promote_types(content.dtype, self.inner.weight.dtype)
+        wide = torch.promote_types(content.dtype, torch.float32)
         w, b = self.inner.weight.to(wide), self.inner.bias.to(wide)
         f = F.linear(torch.tanh(F.linear(content.to(wide), w, b)), self.outer.weight.to(wide))
         return torch.exp2(self.OCTAVES * f.squeeze(-1).tanh())
@@ -73,8 +73,8 @@ def decay(
         hats = (1 - (keys[:, None] - at).abs().to(like) / apart).clamp_min(0)
         inside = (keys % apart) * (apart - keys % apart)
         sag = apart * apart / 4  # brings the last column to at most 1
-        r = torch.cat(((queries[:, None] - at).to(like).square() / -2,
-                       torch.full((C, 1), sag / 2).to(like)), 1)  # fmt: skip
+        chords = (queries[:, None] - at).to(like).square() / -2
+        r = torch.cat((chords, torch.full_like(chords[:, :1], sag / 2)), 1)
         return r, torch.cat((hats, inside.to(like)[:, None] / sag), 1)
 
     queries = torch.arange(away, away + C, device=like.device)

@@ -18,10 +18,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["HIDDEN", "Kernel", "available", "choose", "keeps_bias", "names"]
+__all__ = ["HIDDEN", "Kernel", "available", "choose", "hide", "keeps_bias", "names"]
 
 HIDDEN = -1e30
 """Bias of an entry that must not be seen: finite, so that no kernel meets inf - inf."""
+
+
+def hide(seen: Tensor) -> Tensor:
+    """Return the bias that hides what is not seen: float32 zeros and HIDDEN, shaped like ``seen``.
+
+    From two numbers ``torch.where`` makes the default dtype, in which HIDDEN may be -inf.
+    """
+    zero = torch.zeros((), dtype=torch.float32, device=seen.device)
+    return torch.where(seen, zero, HIDDEN)
+
 
 aten = torch.ops.aten
 Grads = tuple[Tensor, Tensor, Tensor]

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from danon.attention import msra_stream
 from danon.attention.base import check_inputs, without_autocast
-from danon.attention.kernels import HIDDEN
+from danon.attention.kernels import HIDDEN, hide
 from danon.attention.msra_plan import far_rects
 from danon.attention.oracles.msra import entries, oracle
 from danon.attention.pooling import ImportancePool, by_pieces, sinusoid, soft_cap
@@ -105,7 +105,7 @@ class MSRA(StreamingAttention):
         N = index(N)  # a compiler, too, makes its plan for this length
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
-        bias = None if seen is None else torch.where(seen, 0.0, HIDDEN)
+        bias = None if seen is None else hide(seen)
         levels = far_rects(N, c.window, self.width, self.rate, c.global_tokens, c.is_causal)
         sources = [Source(k_, v_, bias), *self._nodes(k_, v_, seen, len(levels))]
         out = self.attend(q_, 0, sources, 0, [0] * len(sources))

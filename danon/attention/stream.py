@@ -264,7 +264,7 @@ class StreamingAttention(BaseAttention):
             raise ValueError(
                 f"{type(self).__name__} is not causal: a stream cannot see later tokens"
             )
-        like = next(self.parameters(), torch.zeros(()))
+        like = next(self.parameters(), torch.zeros((), dtype=torch.float32))
         c = self.config
         empty = torch.empty(
             batch * c.kv_heads, 0, c.head_dim, dtype=dtype or like.dtype,

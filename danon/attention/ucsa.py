@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danon.attention.base import check_inputs, without_autocast
-from danon.attention.kernels import HIDDEN
+from danon.attention.kernels import HIDDEN, hide
 from danon.attention.oracles.ucsa import oracle, seen, undecided
 from danon.attention.pooling import ImportancePool
 from danon.attention.registry import register
@@ -243,7 +243,7 @@ class UCSA(StreamingAttention):
         self, k: Tensor, v: Tensor, seen: Tensor | None, tree: tuple[Tree, list[Tensor]] | None
     ) -> list[Source]:
         """Tokens, nodes and leaves of tokens (X, n, D), in the dtype of k."""
-        sources = [Source(k, v, None if seen is None else torch.where(seen, 0.0, HIDDEN))]
+        sources = [Source(k, v, None if seen is None else hide(seen))]
         if tree is not None:
             (nodes, values), dtype = tree, k.dtype
             key, log_mass = torch.cat(tuple(nodes.key), 1), torch.cat(tuple(nodes.log_mass), 1)
@@ -296,7 +296,7 @@ class UCSA(StreamingAttention):
             real = (
                 seen[:, g:] if seen is not None else torch.ones_like(k[:, g:, 0], dtype=torch.bool)
             )
-            bias = F.pad(torch.where(real, 0.0, HIDDEN), (0, fill), value=HIDDEN)
+            bias = F.pad(hide(real), (0, fill), value=HIDDEN)
         k, v = k[:, g:], v[:, g:]
         if fill or k.stride(0) % (self.cfg.leaf * k.stride(1)):  # else whole leaves as they are
             k, v = (F.pad(x, (0, 0, 0, fill)).contiguous() for x in (k, v))

@@ -92,7 +92,8 @@ def _drawn(n: int, most: int, device: torch.device) -> Tensor:
     count = min(n, most)
     edge = torch.arange(count + 1, device=device) * n // count
     first, last = edge[:-1], edge[1:] - 1
-    return (first + torch.rand(count, device=device) * (last + 1 - first)).long().minimum(last)
+    share = torch.rand(count, dtype=torch.float32, device=device)
+    return (first + share * (last + 1 - first)).long().minimum(last)
 
 
 def _lost(x: Tensor, node: Tensor, real: Tensor) -> Tensor:

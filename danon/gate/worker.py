@@ -160,7 +160,8 @@ def _call(
         return forward
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     wrt = [*leaves, *(p for p in module.parameters() if p.requires_grad)]
-    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(0)).to(q)
+    g = torch.Generator().manual_seed(0)
+    grad = torch.randn(q.shape, generator=g, dtype=torch.float32).to(q)
 
     def both() -> object:
         return torch.autograd.grad(module(*leaves), wrt, grad, allow_unused=True)

@@ -24,7 +24,8 @@ def spread_rows(length: int, count: int = 64, *, seed: int = 0) -> Tensor:
     if length <= count:
         return torch.arange(length)
     edge = torch.arange(count + 1) * length // count
-    place = torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    g = torch.Generator().manual_seed(seed)
+    place = torch.rand(count, generator=g, dtype=torch.float32)
     return edge[:-1] + (place * (edge[1:] - edge[:-1])).long()
 
 

@@ -176,7 +176,8 @@ def _parts(x: Tensor) -> Tensor:
 
 def _upstream(like: Tensor, seed: int) -> Tensor:
     """A gradient to start from, the same on every device."""
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=g, dtype=torch.float32).to(like)
 
 
 def check_case(

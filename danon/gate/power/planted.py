@@ -39,8 +39,8 @@ def disturb(*, attention: str, forgotten: float, rounding: float, seed: int) -> 
 
     def disturbed(*args: Any, **kwargs: Any) -> Tensor:
         out = forward(*args, **kwargs)
-        lost = torch.rand(out.shape[:3], generator=draw) < forgotten
-        error = 1 + rounding * torch.randn(out.shape, generator=draw)
+        lost = torch.rand(out.shape[:3], generator=draw, dtype=torch.float32) < forgotten
+        error = 1 + rounding * torch.randn(out.shape, generator=draw, dtype=torch.float32)
         return (out * error).masked_fill(lost[..., None], 0.0)
 
     kind.forward = disturbed  # type: ignore[method-assign]
