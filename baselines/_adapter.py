@@ -16,6 +16,8 @@ from torch import Tensor
 from baselines._memory import memory_reason
 from baselines._parts import quiet_import
 from danon.attention.base import BaseAttention, check_inputs
+from danon.attention.first_order import first_order_only
+from danon.attention.tensor_checks import refuse_meta
 from danon.config import AttentionConfig
 
 __all__ = ["Adapter"]
@@ -52,6 +54,7 @@ class Adapter(BaseAttention):
         """
         check_inputs(self.config, q, k, v, mask)
         if mask is not None:
+            refuse_meta("mask", mask)
             mask = mask != 0
             if bool(mask.all()):  # nothing is padded: the unmasked kernel computes the same
                 mask = None
@@ -64,6 +67,11 @@ class Adapter(BaseAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """:meth:`forward` after the checks; ``mask`` is boolean and hides at least one token."""
         raise NotImplementedError(f"{type(self).__name__} defines no attend")
+
+    def once(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Inputs of a package's kernel whose backward pass autograd would take for a constant."""
+        words = f"second derivatives through {self.package}: there are none; sdpa-math has them"
+        return first_order_only(words, *tensors)
 
     @classmethod
     def load(cls) -> ModuleType:

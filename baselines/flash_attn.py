@@ -32,7 +32,7 @@ class FlashAttention(SDPA):
         self.flash_attn_func = self.load().flash_attn_func
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        q, k, v = (x.transpose(1, 2) for x in self.once(q, k, v))
         out: Tensor = self.flash_attn_func(q, k, v, causal=self.config.is_causal)
         return out.transpose(1, 2)
 

@@ -46,7 +46,7 @@ class GatedLinear(Adapter):
             k = k * mask[:, None, :, None]
         H = q.shape[1]
         k, v, gate = expand_heads(k, H), expand_heads(v, H), expand_heads(gate, H)
-        q, k, v, gate = (x.transpose(1, 2).contiguous() for x in (q, k, v, gate))
+        q, k, v, gate = (x.transpose(1, 2).contiguous() for x in self.once(q, k, v, gate))
         out: Tensor = self.chunk_gla(q, k, v, gate)[0]
         return out.transpose(1, 2).to(q.dtype)
 

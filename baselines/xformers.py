@@ -34,7 +34,7 @@ class XFormers(SDPA):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        q, k, v = (x.transpose(1, 2) for x in self.once(q, k, v))
         out: Tensor = self.attention(q, k, v, attn_bias=self.bias)
         return out.transpose(1, 2)
 

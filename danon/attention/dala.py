@@ -25,6 +25,7 @@ from danon.attention.registry import register
 from danon.attention.sight import Sight
 from danon.attention.sizing import SINKS, largest
 from danon.attention.stream import Part, Span, StreamingAttention, span_of
+from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.attention.tiles import near_rects
 from danon.attention.union import observe, union
 from danon.config import AttentionConfig, DALAConfig
@@ -121,6 +122,8 @@ class DALA(StreamingAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         c = self.cfg
         check_inputs(c, q, k, v, mask)
+        refuse_transforms()
+        refuse_meta("q", q)
         B, H, N, D = q.shape
         N = index(N)  # a compiler, too, makes its plan for this length
         if self.training and c.attention_dropout:

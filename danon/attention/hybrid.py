@@ -19,6 +19,7 @@ from danon.attention.profiles import Choice, choose, load
 from danon.attention.registry import register
 from danon.attention.sight import Sight
 from danon.attention.stream import Part, StreamingAttention
+from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.attention.tiles import constant
 from danon.attention.ucsa import UCSA
 from danon.attention.union import observe, observer
@@ -195,6 +196,8 @@ class SuperHybrid(StreamingAttention):
     @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         check_inputs(self.cfg, q, k, v, mask)
+        refuse_transforms()
+        refuse_meta("q", q)
         N = index(q.shape[2])  # a compiler, too, makes its plan for this length
         names = self._in_use(N, q.device)
         for name in self.members:

@@ -70,6 +70,11 @@ class Tiles:
             (self.step * s[1], s[0], s[1], *s[2:]),
         )
 
+    def places(self, device: torch.device) -> Tensor:
+        """Row numbers of all tiles (1, count, length), alike for every X."""
+        tile = torch.arange(self.count, device=device) * self.step + self.start
+        return (tile[:, None] + torch.arange(self.length, device=device))[None]
+
     def add_to(self, x: Tensor, tiles: Tensor, t0: int, t1: int) -> None:
         """Adjoint of :meth:`load`: add tiles (t1 - t0, X, length, ...) onto x, overlaps summed."""
         if t1 - t0 > 1 and self.step == 0:
@@ -98,6 +103,11 @@ class Rows:
     @property
     def length(self) -> int:
         return self.index.shape[2] * self.size
+
+    def places(self, device: torch.device) -> Tensor:
+        """Row numbers of all tiles (X, count, length)."""
+        inside = torch.arange(self.size, device=device)
+        return (self.index[..., None] * self.size + inside).flatten(2).transpose(0, 1)
 
     def _flat(self, x: Tensor, t0: int, t1: int) -> tuple[Tensor, Tensor]:
         """x as rows of whole groups, and the row numbers of tiles [t0, t1)."""

@@ -19,6 +19,7 @@ from danon.attention.registry import register
 from danon.attention.sight import Sight, lost
 from danon.attention.sizing import SINKS, largest
 from danon.attention.stream import Part, StreamingAttention
+from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.attention.tiles import NEAR, batch, near_rects
 from danon.attention.ucsa_error import relative_error, running_sums, squared_length
 from danon.attention.ucsa_far import (
@@ -184,6 +185,8 @@ class UCSA(StreamingAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         c = self.cfg
         check_inputs(c, q, k, v, mask)
+        refuse_transforms()
+        refuse_meta("q", q)
         B, H, N, D = q.shape
         N = index(N)  # a compiler, too, makes its plan for this length
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))

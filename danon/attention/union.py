@@ -19,13 +19,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from danon.attention import branches
 from danon.attention.branches import Watch
 from danon.attention.calls import Call, Packed, Profile, Source
+from danon.attention.dense_union import differentiable_gradients
+from danon.attention.first_order import without_second
+from danon.attention.tensor_checks import refuse_transforms
 
 __all__ = ["Call", "Profile", "Source", "observe", "observer", "union"]
+
+NO_SECOND = (
+    "second derivatives through attention kernels: there are none; build the attention with "
+    "kernel='dense', which has them, or differentiate its oracle(q, k, v, mask)"
+)
 
 _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
@@ -70,9 +77,14 @@ def union(
 
     Returns:
         Output (X, N, D) in the dtype of q and log-sum-exp (X, N) float32 (float64 for float64),
-        both differentiable. A query without a visible entry gets zeros and HIDDEN.
+        both differentiable: once, and with kernel ``dense`` (not compiled) any times. A query
+        without a visible entry gets zeros and HIDDEN.
+
+    Raises:
+        ValueError: inside a transform of ``torch.func``.
     """
     flat = [x for s in sources for x in (s.k, s.v, s.bias)]
+    refuse_transforms()
     if torch.compiler.is_compiling():
         return _compiled(q, flat, calls, shifts, scale, kernel)
     out, lse = _Union.apply(  # type: ignore[no-untyped-call]
@@ -95,17 +107,32 @@ class _Union(torch.autograd.Function):
         return result, lse
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, grad: Tensor | None, grad_lse: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, out, lse, *tensors = ctx.saved_tensors
         calls, scale, kernel, n_shifts = ctx.plan
-        grads = branches.backward(
-            grad, grad_lse, q, out, lse, tensors[:n_shifts], tensors[n_shifts:], calls, scale,
-            kernel, ctx.needs_input_grad[5:],
-        )  # fmt: skip
+        refuse_transforms(grad, grad_lse)
+        again = torch.is_grad_enabled()  # somebody may differentiate the gradients, too
+        shifts, flat = tensors[:n_shifts], tensors[n_shifts:]
+        if again and kernel == "dense":
+            grads = differentiable_gradients(grad, grad_lse, q, shifts, flat, calls, scale)
+            return None, None, None, None, *grads
+        with torch.no_grad():
+            grads = branches.backward(
+                grad, grad_lse, q, out, lse, shifts, flat, calls, scale, kernel,
+                ctx.needs_input_grad[5:],
+            )  # fmt: skip
+        if again:
+            grads = without_second(grads, (grad, grad_lse, q, *tensors), NO_SECOND)
         return None, None, None, None, *grads
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
+        raise NotImplementedError(
+            "forward-mode derivatives through attention kernels: there are none; use "
+            "torch.autograd.grad, or differentiate the attention's oracle(q, k, v, mask)"
+        )
 
 
 def _compiled(
@@ -200,4 +227,9 @@ def _compiled_backward(
     return grads, [None] * len(fixed), None, None, None, None, None
 
 
+def _refuse_second(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError(NO_SECOND)
+
+
 _union_op.register_autograd(_compiled_backward, setup_context=_save)
+_union_backward_op.register_autograd(_refuse_second)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from danon.attention.base import BaseAttention
 from danon.attention.stream import StreamingAttention
+from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.config import AttentionConfig, ConfigError
 from danon.models.monitor import PerformanceStats, get_performance_stats, performance_monitor
 from danon.models.state import ModelState
@@ -262,6 +263,9 @@ class Backbone(nn.Module):
             yield layer
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(input_ids):
+            refuse_transforms()  # its values cannot be checked
+        refuse_meta("input_ids", input_ids)
         if input_ids.dim() != 2 or 0 in input_ids.shape:
             raise ValueError(
                 f"input_ids has shape {tuple(input_ids.shape)}: must be (B, N), B and N >= 1"
