@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch.nn import functional as F
 
 from danon.attention import DALA, MSRA, UCSA, BaseAttention
 from danon.attention.calls import Call, Packed, Profile, Seen
@@ -148,6 +150,28 @@ def test_a_new_length_is_one_more_graph_and_known_ones_are_kept(
         x = make_inputs(module, length)
         torch.testing.assert_close(compiled(*x), module(*x))
         assert len(graphs) == made
+
+
+def test_more_lengths_than_the_limit_end_and_padding_needs_one_graph() -> None:
+    assert torch._dynamo.config.recompile_limit == 8  # as the README says
+    module, lengths, counter = MECHANISMS["msra"](True).eval(), (20, 23, 26), CompileCounter()
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
+        compiled = torch.compile(module, fullgraph=True, backend=counter)
+        for length in lengths[:2]:
+            compiled(*make_inputs(module, length))
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            compiled(*make_inputs(module, lengths[2]))
+        with torch._dynamo.config.patch(recompile_limit=3):
+            compiled(*make_inputs(module, lengths[2]))
+        torch._dynamo.reset()
+        counter.clear()
+        for length in lengths:
+            q, k, v, _ = make_inputs(module, length)
+            fill = 32 - length
+            mask = F.pad(torch.ones(2, length), (0, fill))
+            got = compiled(*(F.pad(x, (0, 0, 0, fill)) for x in (q, k, v)), mask)
+            torch.testing.assert_close(got[:, :, :length], module(q, k, v))
+        assert counter.frame_count == 1
 
 
 def test_the_union_is_one_operator_of_the_graph() -> None:
