@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+import danon.training.trainer
 from danon import create_dala_model, create_ucsa_model
 from danon.config import ConfigError
 from danon.training import BaseTrainer, Trainer, TrainingConfig
@@ -78,6 +82,214 @@ def test_accumulation_is_a_larger_batch() -> None:
     torch.testing.assert_close(weights(models[0]), weights(models[1]), rtol=1e-4, atol=1e-5)
 
 
+class Double(nn.Module):
+    """A model in float64, so that the order of a sum does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Embedding(32, 8), nn.Tanh(), nn.Linear(8, 32)).double()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.layers(ids)
+
+
+def unequal(kind: str) -> TensorDataset:
+    """Twelve examples with 0 to 16 labels; every third batch of four has none at all."""
+    ids, labels = text(12, 32).tensors
+    for i in range(12):
+        labels[i, 2 * i :] = -100
+    if kind == "batches without":
+        labels[8:] = -100
+    return TensorDataset(ids, labels)
+
+
+class InOrder(Order):
+    def __iter__(self) -> Any:
+        at = self.first * self.batch_size
+        while True:
+            yield [i % self.examples for i in range(at, at + self.batch_size)]
+            at += self.batch_size
+
+
+@pytest.mark.parametrize("kind", ["examples without", "batches without"])
+@pytest.mark.parametrize("accumulated", [3, 6, 12])
+def test_accumulated_gradients_are_those_of_one_batch_whatever_the_labels(
+    kind: str, accumulated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(danon.training.trainer, "Order", InOrder)
+    found = []
+    for batch_size, steps in ((12, 1), (12 // accumulated, accumulated)):
+        model = Double()
+        c = settings(
+            steps=3,
+            batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+            log_every=1,
+            gradient_clipping=0.1,
+        )
+        found.append((weights(model), Trainer(model, c).fit(unequal(kind)), weights(model)))
+    (_, one, after), (_, several, others) = found
+    torch.testing.assert_close(others, after, rtol=1e-12, atol=1e-12)
+    for step, metrics in one.history.items():
+        assert several.history[step]["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
+
+
+def test_a_loss_of_ones_own_counts_by_its_labels_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Smooth(Trainer):
+        def compute_loss(self, outputs: Tensor) -> Tensor:  # not a number where there is no label
+            return nn.functional.cross_entropy(
+                outputs.flatten(0, 1), self.batch[1].flatten(), label_smoothing=0.1
+            )
+
+    monkeypatch.setattr(danon.training.trainer, "Order", InOrder)
+    models = [Double(), Double()]
+    data = unequal("batches without")
+    one = Smooth(models[0], settings(steps=3, batch_size=12)).fit(data)
+    c = settings(steps=3, batch_size=4, gradient_accumulation_steps=3)
+    several = Smooth(models[1], c).fit(data)
+    assert one.outcome == several.outcome == "finished"
+    torch.testing.assert_close(weights(models[1]), weights(models[0]), rtol=1e-12, atol=1e-12)
+
+
+def test_a_step_without_labels_changes_nothing_and_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Kept(Trainer):
+        def _after_step(self, *args: Any) -> None:
+            after.append(weights(self.model))
+            super()._after_step(*args)
+
+    monkeypatch.setattr(danon.training.trainer, "Order", InOrder)
+    after: list[Tensor] = []
+    c = settings(steps=7, batch_size=4, log_every=1)
+    result = Kept(Double(), c).fit(unequal("batches without"))
+    assert (result.outcome, result.step) == ("finished", 7)
+    assert [step for step, metrics in result.history.items() if "loss" not in metrics] == [3, 6]
+    assert torch.equal(after[1], after[2]) and not torch.equal(after[2], after[3])
+    assert caplog.messages == [
+        "the batches of step 3 have no label other than -100: the step changes nothing"
+    ]
+
+
+@pytest.mark.parametrize("steps", [1, 100])
+def test_a_training_without_any_label_is_refused(steps: int) -> None:
+    ids, labels = text(12).tensors
+    data = TensorDataset(ids, torch.full_like(labels, -100))
+    with pytest.raises(ValueError, match="every label of the training's examples is -100: at lea"):
+        Trainer(small(), settings(steps=steps)).fit(data)
+
+
+def test_one_labelled_example_of_many_is_found() -> None:
+    ids, labels = text(24).tensors
+    labels[1:] = -100
+    result = Trainer(Double(), settings(steps=60, batch_size=1, log_every=1)).fit(
+        TensorDataset(ids, labels)
+    )
+    assert result.outcome == "finished"
+    assert sum("loss" in metrics for metrics in result.history.values()) in (2, 3)
+
+
+def test_trainers_that_take_turns_accumulate_as_they_are_told() -> None:
+    def between(step: int, metrics: object) -> None:
+        Trainer(Double(), settings(steps=1)).fit(text())
+
+    models = [Double(), Double()]
+    c = settings(steps=2, gradient_accumulation_steps=3, log_every=1)
+    Trainer(models[0], c).fit(text())
+    Trainer(models[1], c, listeners=(between,)).fit(text())
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+PROCESS = """
+import sys, torch
+sys.path[:0] = [{root!r}, {tests!r}]
+import test_training as t, danon.training.trainer
+from danon.training import Trainer
+danon.training.trainer.Order = t.InOrder
+model = t.Double()
+c = t.settings(steps=3, batch_size=4, gradient_accumulation_steps=3, log_every=1)
+result = Trainer(model, c, progress=False).fit(t.unequal("batches without"))
+loss = [metrics["loss"] for metrics in result.history.values()]
+if t.Accelerator().is_main_process:
+    torch.save((t.weights(model), loss), {file!r})
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_the_labels_of_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests = Path(__file__).parent
+    code = PROCESS.format(root=str(tests.parent), tests=str(tests), file=str(tmp_path / "it"))
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    known = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_PORT": port,
+        "MASTER_ADDR": "127.0.0.1",
+        "ACCELERATE_USE_CPU": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], env={**known, "RANK": r, "LOCAL_RANK": r})
+        for r in "01"
+    ]
+    assert [one.wait(timeout=120) for one in both] == [0, 0]
+    got, losses = torch.load(tmp_path / "it")
+    monkeypatch.setattr(danon.training.trainer, "Order", InOrder)
+    model = Double()
+    c = settings(steps=3, batch_size=12, log_every=1)
+    want = Trainer(model, c).fit(unequal("batches without"))
+    torch.testing.assert_close(got, weights(model), rtol=1e-12, atol=1e-12)
+    assert losses == pytest.approx([m["loss"] for m in want.history.values()], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("GRADIENT_ACCUMULATION_STEPS", "4", "'1' or '2'"),
+        ("MIXED_PRECISION", "fp16", "'no' or 'bf16'"),
+        ("DYNAMO_BACKEND", "INDUCTOR", "'no'"),
+        *(
+            (f"USE_{name}", "True", "'no' or 'off'")
+            for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
+        ),
+    ],
+)
+def test_the_environment_cannot_ask_for_another_training(
+    name: str, value: str, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    message = f"ACCELERATE_{name} = '{value}' in the environment: must not be set, or be {allowed},"
+    c = settings(steps=1, gradient_accumulation_steps=2, mixed_precision="bf16")
+    with pytest.raises(ValueError, match=message):
+        Trainer(Double(), c).fit(text())
+
+
+def test_what_accelerates_launcher_sets_by_itself_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = [Double(), Double()]
+    c = settings(steps=3, gradient_accumulation_steps=2)
+    Trainer(models[0], c).fit(text())
+    for name, value in (
+        ("MIXED_PRECISION", "no"),
+        ("DYNAMO_BACKEND", "NO"),
+        ("DYNAMO_MODE", "default"),
+        ("USE_CPU", "True"),
+        ("GRADIENT_ACCUMULATION_STEPS", "1"),
+        ("USE_FSDP", "false"),
+    ):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    Trainer(models[1], c).fit(text())
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
 def test_trainers_of_one_process_have_their_own_precision() -> None:
     losses = []
     for precision in ("no", "bf16", "no"):
@@ -100,9 +312,12 @@ class Steep(Trainer):
 
 @pytest.mark.parametrize(
     ("kind", "accumulated", "reason"),
-    [(Explodes, 1, "loss is inf"), (Explodes, 2, "loss is inf"),
-     (Steep, 1, "norm of the gradient is nan")],
-)  # fmt: skip
+    [
+        (Explodes, 1, "loss is inf"),
+        (Explodes, 2, "loss is inf"),
+        (Steep, 1, "norm of the gradient is nan"),
+    ],
+)
 def test_a_run_that_diverges_stops_before_the_weights_move(
     kind: type[Trainer], accumulated: int, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:

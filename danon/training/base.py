@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,15 @@ CHECKPOINTING = (
     "gradient_checkpointing_enable",
 )
 """Methods of models that recompute their blocks in the backward pass."""
+
+
+BACKENDS = (
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+)
+"""Variables that make accelerate replace the optimizer or shard the weights."""
 
 
 class DivergenceError(ArithmeticError):
@@ -53,6 +63,8 @@ class BaseTrainer:
     Attributes:
         model: as prepared by accelerate.
         batch: the batch of the current step, on the device.
+        label_share: labels of that batch, as a multiple of the mean over the batches of its
+            optimizer step. Gradients are weighted by it.
         step: optimizer steps done.
     """
 
@@ -62,6 +74,7 @@ class BaseTrainer:
             config = TrainingConfig.from_dict(config)
         self.model, self.config = model, config
         self.batch: Any = None
+        self.label_share = 1.0
         self.step = 0
 
     def setup_training(self) -> None:
@@ -69,14 +82,19 @@ class BaseTrainer:
 
         Raises:
             ImportError: accelerate is not installed.
-            ValueError: ``gradient_checkpointing`` of a model that has no method for it.
+            ValueError: ``gradient_checkpointing`` of a model that has no method for it, or a
+                variable ACCELERATE_* that asks for what the configuration does not.
         """
         accelerate, c = needed("accelerate"), self.config
+        _refuse_environment(c)
         # accelerate has one precision for the whole process, and a trainer has its own.
         accelerate.state.AcceleratorState._reset_state()
         self.accelerator = accelerate.Accelerator(
             mixed_precision=c.mixed_precision,
-            gradient_accumulation_steps=c.gradient_accumulation_steps,
+            # Of a number of steps accelerate would let the environment decide.
+            gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(
+                num_steps=c.gradient_accumulation_steps
+            ),
         )
         if c.gradient_checkpointing:
             _checkpoint_blocks(self.model)
@@ -108,28 +126,35 @@ class BaseTrainer:
     def compute_loss(self, outputs: Any) -> Tensor:
         """Cross entropy of logits (..., classes) against the labels of ``self.batch``.
 
-        Labels (...) are of the same places as the logits, ``-100`` where there is none. Plus what
-        the attentions ask for (``auxiliary_loss``) while training.
+        Labels (...) are of the same places as the logits, ``-100`` where there is none; the mean
+        over no label is zero. Plus what the attentions ask for (``auxiliary_loss``) while training.
         """
         labels = self.batch["labels"] if isinstance(self.batch, Mapping) else self.batch[1]
         logits = outputs.logits if hasattr(outputs, "logits") else outputs
-        loss = F.cross_entropy(
-            logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = F.cross_entropy(
+            logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum"
         )
+        loss: Tensor = total / (labels != IGNORED).sum().clamp(min=1)
         extra = getattr(self.accelerator.unwrap_model(self.model), "auxiliary_loss", None)
         return loss + extra() if extra is not None and self.model.training else loss
 
     def backward_step(self, loss: Tensor) -> None:
         """Add the gradient; after the last batch of a step clip it and move the weights.
 
+        Args:
+            loss: mean over the labels of the batch; it counts by ``label_share``.
+
         Raises:
             DivergenceError: the loss is not finite, or the gradient that is to be clipped; the
                 weights are those of the step before.
         """
         c, a = self.config, self.accelerator
-        if not torch.isfinite(loss):
+        if self.label_share > 0 and not torch.isfinite(loss):
             raise DivergenceError(f"the loss is {loss.item()}")
-        a.backward(loss)
+        # Of several processes each takes part in the sum of gradients, with a zero if it has none.
+        if self.label_share > 0 or a.num_processes > 1:
+            a.backward(loss * self.label_share)
         if not a.sync_gradients:
             return
         if c.gradient_clipping is not None:
@@ -141,6 +166,31 @@ class BaseTrainer:
             group["lr"] = c.learning_rate * c.rate(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+def _refuse_environment(config: TrainingConfig) -> None:
+    """Refuse variables by which accelerate would train otherwise than the configuration says.
+
+    Those that say where to train (ACCELERATE_USE_CPU, ACCELERATE_TORCH_DEVICE), how to log, and
+    the values that ``accelerate launch`` sets by itself, are no contradiction.
+
+    Raises:
+        ValueError: names the variable, its value and what is allowed.
+    """
+    allowed = {
+        "ACCELERATE_MIXED_PRECISION": ("no", config.mixed_precision),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", str(config.gradient_accumulation_steps)),
+        "ACCELERATE_DYNAMO_BACKEND": ("no",),
+        **dict.fromkeys(BACKENDS, ("0", "false", "f", "n", "no", "off")),
+    }
+    for name, values in allowed.items():
+        value = os.environ.get(name)
+        if value is not None and value.lower() not in values:
+            known = " or ".join(dict.fromkeys(map(repr, values[-2:])))
+            raise ValueError(
+                f"{name} = {value!r} in the environment: must not be set, or be {known}, "
+                "as the configuration has it"
+            )
 
 
 def _checkpoint_blocks(model: nn.Module) -> None:

@@ -42,8 +42,9 @@ class TrainingResult:
         step: optimizer steps done.
         outcome: ``diverged``: loss or gradient was not finite in step ``step``, the weights are
             those of the step before.
-        history: metrics by step: ``loss``, ``learning_rate``, and of evaluations ``eval_loss`` and
-            what ``evaluate`` returns beside it.
+        history: metrics by step: ``loss`` (mean over the labels of the step, if it has any),
+            ``learning_rate``, and of evaluations ``eval_loss`` and what ``evaluate`` returns
+            beside it.
         best: lowest ``eval_loss``, None without an evaluation.
         best_step: where it was.
     """
@@ -58,7 +59,9 @@ class TrainingResult:
 class Trainer(BaseTrainer):
     """Trains a model; goes on where a killed run with the same directory was.
 
-    It tells every UCSA that anneals its sparsity which step it is.
+    It tells every UCSA that anneals its sparsity which step it is. Batches of one optimizer step
+    weigh as much as they have labels other than ``-100``, so that accumulated gradients are those
+    of one large batch; a step without any label leaves the weights as they are.
 
     Args:
         model: called with a batch's inputs.
@@ -78,6 +81,9 @@ class Trainer(BaseTrainer):
         self.listeners, self.progress = listeners, progress
         self.result = TrainingResult()
         self.waited = 0
+        self._examples = 0  # of the dataset
+        self._unlabelled = 0  # since the last label
+        self._learned = self._said = False
 
     def fit(
         self, train_dataset: Dataset[Any], eval_dataset: Dataset[Any] | None = None
@@ -89,8 +95,8 @@ class Trainer(BaseTrainer):
             eval_dataset: what ``eval_loss`` is measured on.
 
         Raises:
-            ValueError: an empty dataset, a directory in use, only damaged checkpoints in it, or one
-                of another configuration or model.
+            ValueError: an empty dataset, or one without a label; a directory in use, only damaged
+                checkpoints in it, or one of another configuration or model.
         """
         torch.manual_seed(self.config.seed)
         self.setup_training()
@@ -110,7 +116,8 @@ class Trainer(BaseTrainer):
                     self.result.outcome, self.result.step = "diverged", self.step + 1
                     _log.warning("%s at step %d: training stops", error, self.result.step)
                     break
-                bar.set_postfix(loss=loss, refresh=False)
+                if loss is not None:
+                    bar.set_postfix(loss=loss, refresh=False)
                 bar.update()
                 self._after_step(loss, eval_dataset)
         return self.result
@@ -165,27 +172,70 @@ class Trainer(BaseTrainer):
             total=self.config.steps, initial=self.step, unit="step", disable=hidden
         )
 
-    def _one_step(self, batches: Iterator[Any]) -> float:
-        loss = torch.zeros((), device=self.accelerator.device)
-        for _ in range(self.config.gradient_accumulation_steps):
-            self.batch = self._place(next(batches))
-            with self.accelerator.accumulate(self.model):
-                loss += self.train_step(self.batch)
-        mean = float(loss) / self.config.gradient_accumulation_steps
-        if not math.isfinite(mean):
-            raise DivergenceError(f"the loss is {mean}")  # one's own train_step need not notice
+    def _one_step(self, batches: Iterator[Any]) -> float | None:
+        """Take one optimizer step; the mean loss over its labels, None if it has none."""
+        c, a = self.config, self.accelerator
+        several = [next(batches) for _ in range(c.gradient_accumulation_steps)]
+        labels = [_weight(batch) for batch in several]
+        in_all = int(self._over_processes(sum(labels), "sum"))
+        if in_all == 0:
+            self._pass_over()
+            mean = None
+        else:
+            self._unlabelled, self._learned = 0, True
+            a.gradient_accumulation_steps = len(several)  # accelerate's is of the whole process
+            loss = torch.zeros((), device=a.device)
+            for batch, count in zip(several, labels, strict=True):
+                self.label_share = count * len(several) * a.num_processes / in_all
+                self.batch = self._place(batch)
+                with a.accumulate(self.model):
+                    found = self.train_step(self.batch)
+                if count > 0:  # the mean over nothing need not be a number
+                    loss += found * self.label_share
+            mean = self._over_processes(float(loss) / len(several), "mean")
+            if not math.isfinite(mean):
+                raise DivergenceError(f"the loss is {mean}")  # one's own train_step need not notice
         self.step += 1
         self.result.step = self.step
         anneal(self.model, self.step)
         return mean
 
-    def _after_step(self, loss: float, eval_dataset: Dataset[Any] | None) -> None:
+    def _pass_over(self) -> None:
+        """Note a step without a label.
+
+        Raises:
+            ValueError: no example of the dataset has one, or none of the whole run.
+        """
+        c = self.config
+        if not self._said:
+            self._said = True
+            _log.warning(
+                "the batches of step %d have no label other than %d: the step changes nothing",
+                self.step + 1,
+                IGNORED,
+            )
+        self._unlabelled += c.batch_size * c.gradient_accumulation_steps
+        last = self.step + 1 == c.steps
+        # Twice: the order is one permutation after the other.
+        if self._unlabelled >= 2 * self._examples or (last and not self._learned):
+            raise ValueError(
+                f"every label of the training's examples is {IGNORED}: at least one must not be"
+            )
+
+    def _over_processes(self, value: float, how: Literal["sum", "mean"]) -> float:
+        if self.accelerator.num_processes == 1:
+            return value
+        mine = torch.tensor(value, device=self.accelerator.device)
+        return float(self.accelerator.reduce(mine, how))
+
+    def _after_step(self, loss: float | None, eval_dataset: Dataset[Any] | None) -> None:
         """Tell, evaluate and save, whatever is due; saved last, so that it knows the rest."""
         c = self.config
         last = self.step == c.steps
         if self.step % c.log_every == 0 or last:
             rate = c.learning_rate * c.rate(self.step - 1)
-            self._tell({"loss": loss, "learning_rate": rate})
+            known = {} if loss is None else {"loss": loss}
+            self._tell({**known, "learning_rate": rate})
         if eval_dataset is not None and (last or _due(self.step, c.eval_every)):
             self._judge(eval_dataset)
         if self.directory is not None and (
@@ -198,8 +248,8 @@ class Trainer(BaseTrainer):
 
     def _batches(self, dataset: Dataset[Any]) -> Iterator[Any]:
         c, a = self.config, self.accelerator
-        first = self.step * c.gradient_accumulation_steps
-        order = Order(_size(dataset), c.batch_size, c.seed, first, a.process_index, a.num_processes)
+        self._examples, first = _size(dataset), self.step * c.gradient_accumulation_steps
+        order = Order(self._examples, c.batch_size, c.seed, first, a.process_index, a.num_processes)
         # A loader draws a number as it begins: not from what training draws, or resuming shows.
         return iter(DataLoader(dataset, batch_sampler=order, generator=torch.Generator()))
 
@@ -282,14 +332,16 @@ def _size(dataset: Dataset[Any]) -> int:
 
 
 def _weight(batch: Any) -> int:
-    """Labels of a batch that count; its examples if it has no labels."""
+    """Labels of a batch that count; its examples if it has no labels; 1 if nobody can tell."""
     if isinstance(batch, Mapping):
-        parts, labels = list(batch.values()), batch.get("labels")
+        labels, first = batch.get("labels"), next(iter(batch.values()), None)
+    elif isinstance(batch, list | tuple):
+        labels, first = batch[1] if len(batch) > 1 else None, batch[0]
     else:
-        parts, labels = batch, batch[1] if len(batch) > 1 else None
+        labels, first = None, batch
     if isinstance(labels, Tensor):
         return int((labels != IGNORED).sum())
-    return len(parts[0])
+    return len(first) if isinstance(first, list | tuple | Tensor) else 1
 
 
 def _shape(sizes: list[int] | None) -> str:
