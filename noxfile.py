@@ -1,7 +1,8 @@
 """The commands of the project: ``nox -l`` lists them, arguments after ``--`` go through.
 
 Every session but lint works in one environment, .nox/danon: installed it takes gigabytes, and
-pip is asked again only when pyproject.toml or constraints.txt has changed.
+pip is asked again only when pyproject.toml or constraints.txt has changed. In a checkout that was
+moved or copied, or whose Python is gone, the environment is made anew.
 """
 
 from __future__ import annotations
@@ -31,15 +32,22 @@ DASHBOARD = "8080"
 CODE = ("danon", "baselines", "suites", "tests", "examples", "noxfile.py")
 
 
-def run(session: nox.Session, *command: str, env: dict[str, str] | None = None) -> None:
-    """Run a program of the shared environment, as an activated one would."""
+def run(
+    session: nox.Session, *command: str, env: dict[str, str] | None = None, silent: bool = False
+) -> str:
+    """Run a program of the shared environment, as an activated one would; its output if silent."""
     path = os.pathsep.join((str(BIN), os.environ.get("PATH", "")))
     settings = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT), **(env or {})}
     # Interrupted, a bench marks its run and writes what it has: nox must not kill it meanwhile.
-    session.run(
-        str(BIN / command[0]), *command[1:], env=settings, interrupt_timeout=60,
+    done = session.run(
+        str(BIN / command[0]),
+        *command[1:],
+        env=settings,
+        silent=silent,
+        interrupt_timeout=60,
         terminate_timeout=60,
-    )  # fmt: skip
+    )
+    return done if isinstance(done, str) else ""
 
 
 def install(session: nox.Session, extras: str) -> None:
@@ -47,11 +55,27 @@ def install(session: nox.Session, extras: str) -> None:
     declared = (ROOT / "pyproject.toml").read_bytes() + (ROOT / "constraints.txt").read_bytes()
     wanted = hashlib.sha256(declared + sys.version.encode()).hexdigest()
     stamps = {name: ENVIRONMENT / f"installed-{name}" for name in (extras, "all")}
-    if any(stamp.is_file() and stamp.read_text() == wanted for stamp in stamps.values()):
+    place, usable = ENVIRONMENT / "installed-at", works_here()
+    if usable and any(s.is_file() and s.read_text() == wanted for s in stamps.values()):
         return
-    session.run(sys.executable, "-m", "virtualenv", str(ENVIRONMENT))
+    # Programs in an environment begin with the path of its Python: moved ones run another's.
+    anew = () if usable else ("--clear",)
+    session.run(sys.executable, "-m", "virtualenv", *anew, str(ENVIRONMENT))
+    place.write_text(str(ENVIRONMENT), encoding="utf-8")
     run(session, "python", "-m", "pip", "install", "-c", "constraints.txt", "-e", f".[{extras}]")
     stamps[extras].write_text(wanted)
+
+
+def works_here() -> bool:
+    """Whether the shared environment was made at this place and its Python still runs."""
+    place = ENVIRONMENT / "installed-at"
+    if not place.is_file() or place.read_text(encoding="utf-8") != str(ENVIRONMENT):
+        return False
+    try:
+        done = subprocess.run([BIN / "python", "-c", ""], capture_output=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0
 
 
 def install_data(session: nox.Session) -> None:
@@ -169,23 +193,25 @@ def types(session: nox.Session) -> None:
     run(session, "mypy", *session.posargs)
 
 
-def studies_beside(store: str) -> Path:
-    """Where the studies are that a store of MLflow has runs of, as danon.tuning.storage has it."""
-    place = Path(store.removeprefix("sqlite:///")) if store.startswith("sqlite:///") else None
-    return (place or ROOT / ".mlflow" / "mlflow.db").with_name("optuna.db")
+ADDRESSES = """
+from danon.experiment import store
+from danon.tuning import storage
+studies = storage.default()
+print(store.tracking_uri(), studies, store.sqlite_file(studies), sep="\\n")
+"""
+"""Prints the address of MLflow's store, that of the studies, and their file."""
 
 
 @nox.session(venv_backend="none")
 def ui(session: nox.Session) -> None:
     """Open MLflow on what was recorded, and Optuna's dashboard on studies: -- --port 5001 ..."""
     install(session, "tuning,baselines")
-    local = f"sqlite:///{ROOT / '.mlflow' / 'mlflow.db'}"  # as danon.experiment.store has it
-    store = os.environ.get("MLFLOW_TRACKING_URI") or local
-    studies = studies_beside(store)
+    said = run(session, "python", "-c", ADDRESSES, silent=True)
+    store, studies, file = said.splitlines()[-3:]
     with contextlib.ExitStack() as stack:
         dashboard = None
-        if studies.exists():
-            serve = [str(BIN / "optuna-dashboard"), f"sqlite:///{studies}", "--port", DASHBOARD]
+        if Path(file).exists():
+            serve = [str(BIN / "optuna-dashboard"), studies, "--port", DASHBOARD]
             dashboard = stack.enter_context(subprocess.Popen(serve))
             stack.callback(dashboard.terminate)
         if store.startswith("http"):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import make_url
 
 import danon
-from danon.experiment import store
-from danon.tuning import storage
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {
@@ -125,15 +126,81 @@ def test_readme_snippet_runs(source: str) -> None:
     python(source)
 
 
-def test_the_ui_opens_the_studies_that_tune_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def noxfile() -> Any:
     spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")
     assert spec is not None and spec.loader is not None
-    noxfile = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(noxfile)
-    monkeypatch.chdir(ROOT)
-    for uri in ("sqlite:////elsewhere/mlflow.db", "http://127.0.0.1:5000", ""):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert storage.default() == f"sqlite:///{noxfile.studies_beside(store.tracking_uri())}"
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.mark.parametrize("given", ["", "http://127.0.0.1:5000", "sqlite:////else%3Fwhere/m.db"])
+def test_the_ui_opens_what_bench_and_tune_write(noxfile: Any, tmp_path: Path, given: str) -> None:
+    place = tmp_path / "50%20 of? it#1"
+    (place / ".git").mkdir(parents=True)
+    known = {**os.environ, "MLFLOW_TRACKING_URI": given, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", noxfile.ADDRESSES],
+        cwd=place, env=known, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    uri, studies, file = done.stdout.splitlines()
+    assert make_url(studies).database == file
+    if given.startswith("sqlite"):
+        assert (uri, file) == (given, "/else?where/optuna.db")
+    else:
+        assert file == str(place / ".mlflow" / "optuna.db")
+        assert uri == given or make_url(uri).database == str(place / ".mlflow" / "mlflow.db")
+
+
+class FakeSession:
+    """Notes what it is to run; an environment that it makes has this Python."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def run(self, *command: str, **_: object) -> None:
+        self.ran.append(command[2] if command[1] == "-m" else command[0])
+        if "virtualenv" in command:
+            self.ran[-1] += " --clear" * ("--clear" in command)
+            python = Path(command[-1]) / "bin" / "python"
+            shutil.rmtree(command[-1] if "--clear" in command else "/nowhere", ignore_errors=True)
+            python.parent.mkdir(parents=True, exist_ok=True)
+            if not python.exists():
+                python.symlink_to(sys.executable)
+
+
+def test_an_environment_that_was_moved_or_lost_its_python_is_made_anew(
+    noxfile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(root: Path) -> list[str]:
+        monkeypatch.setattr(noxfile, "ROOT", root)
+        monkeypatch.setattr(noxfile, "ENVIRONMENT", root / ".nox" / "danon")
+        monkeypatch.setattr(noxfile, "BIN", root / ".nox" / "danon" / "bin")
+        session = FakeSession()
+        noxfile.install(session, "all")
+        return session.ran
+
+    first, anew = tmp_path / "first", ["virtualenv --clear", "pip"]
+    first.mkdir()
+    for name in ("pyproject.toml", "constraints.txt"):
+        (first / name).write_text("")
+    assert installed(first) == anew
+    assert installed(first) == []
+    (first / "constraints.txt").write_text("torch==2.13.0")
+    assert installed(first) == ["virtualenv", "pip"]  # keeps what it has
+    assert installed(first) == []
+    shutil.copytree(first, tmp_path / "copied", symlinks=True)
+    assert installed(tmp_path / "copied") == anew
+    assert installed(first) == []
+    moved = first.rename(tmp_path / "moved")
+    assert installed(moved) == anew
+    assert installed(moved) == []
+    python = moved / ".nox" / "danon" / "bin" / "python"
+    python.unlink()
+    python.symlink_to(tmp_path / "gone")
+    assert installed(moved) == anew
+    assert installed(moved) == []
 
 
 def test_changelog_has_unreleased_changes() -> None:
