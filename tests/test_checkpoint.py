@@ -15,6 +15,7 @@ import torch
 from test_training import drawing, settings, small, text, weights
 from torch.utils.data import Dataset
 
+import danon.training.recorded
 from danon.experiment import store
 from danon.training import Trainer, checkpoint
 from danon.training.recorded import recorded
@@ -270,6 +271,70 @@ def test_a_store_that_dies_does_not_stop_training(
     (said,) = warnings_of(caplog)
     assert said.startswith("training goes on, but from step 4 on it is not recorded in MLflow at "
                            f"sqlite:///{database}: no such table: metrics")  # fmt: skip
+
+
+@pytest.mark.usefixtures("database")
+def test_a_metric_that_mlflow_refuses_is_said_once_and_the_others_stay(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Odd(Trainer):
+        def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
+            value: Any = None if self.step == 4 else 2.0
+            return {"eval_loss": 1.0 / self.step, "top+5": 0.5, "sometimes": value}
+
+    c = settings(log_every=2, eval_every=2)
+    with recorded("odd", {}) as listener:
+        Odd(small(), c, listeners=(listener,)).fit(text(), text())
+    said = warnings_of(caplog)
+    assert (
+        len(said) == 2 and "refuses a metric of step 2, which is not recorded: top+5 = " in said[0]
+    )
+    assert "refuses a metric of step 4, which is not recorded: sometimes = None" in said[1]
+    (run,) = runs()
+    assert run.info.status == "FINISHED" and "top+5" in run.data.tags["danon.refused"]
+    client = store.connect(store.tracking_uri())
+    for name, steps in (("loss", 6), ("eval_loss", 6), ("sometimes", 5)):
+        assert len(client.get_metric_history(run.info.run_id, name)) == steps
+
+
+def test_a_store_that_fails_for_a_while_leaves_a_run_that_says_so(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("no room")
+
+    with recorded("lost", {}) as listener:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "log_batch", fails)
+            listener(3, {"loss": 1.0})
+        listener(4, {"loss": 1.0})
+    (run,) = runs()
+    assert run.data.tags["danon.lost"] == "from step 3 on it is not recorded"
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize("how", ["parameter", "file", "monitor"])
+def test_a_start_that_fails_leaves_no_run_that_says_running(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no thread")
+
+    names: dict[str, Any] = {"a+b": 1} if how == "parameter" else {"a": 1}
+    if how == "file":
+        (tmp_path / "mlflow-run").mkdir()
+        monkeypatch.setattr(danon.training.recorded, "_still_there", lambda *_: None)
+    if how == "monitor":
+        monkeypatch.setattr(SystemMetricsMonitor, "start", fails)
+    message = {"parameter": r"a\+b", "file": "Is a directory", "monitor": "no thread"}[how]
+    with pytest.raises((store.StoreError, RuntimeError), match=message), \
+            recorded("never", names, directory=tmp_path):  # fmt: skip
+        pass
+    assert [run.info.status for run in runs()] == ["FAILED"]
 
 
 def test_a_store_that_died_does_not_hide_what_happened(

@@ -7,16 +7,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from repositories import git
+from sqlalchemy import create_engine, make_url
 
 from danon.experiment import runs, store
 from danon.experiment.export import write_results
-from danon.experiment.process import Owner
+from danon.experiment.process import end
 from danon.experiment.record import Recorder, metric_name, upload
 from danon.experiment.runs import Journal, RunInfo
 from danon.measure.case import Case, CaseResult
@@ -121,17 +123,62 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(journal: Journal
         journal.results()
 
 
-def test_status_of_a_run_whose_process_is_gone_is_killed(journal: Journal) -> None:
-    assert journal.status == "RUNNING"
-    path = journal.run_dir / "run.json"
+BUSY = """
+import sys
+from pathlib import Path
+from danon.experiment.runs import Journal, RunInfo
+
+journal = Journal.create(Path(sys.argv[1]), RunInfo.capture("quick", 0, "bench", {}))
+print(journal.run_dir, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A process that runs a journal, and the journal's folder."""
+    command = [sys.executable, "-c", BUSY, str(tmp_path / "runs")]
+    known = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=known) as process:
+        assert process.stdout is not None
+        yield process, Path(process.stdout.readline().strip())
+        process.kill()
+
+
+def test_a_run_is_killed_when_its_process_has_ended_not_when_nobody_knows_its_number(
+    busy: tuple[subprocess.Popen[str], Path],
+) -> None:
+    process, run_dir = busy
+    path = run_dir / "run.json"
     content = json.loads(path.read_text())
-    content["owner"]["started"] -= 3600  # the pid lives, but belongs to another process
+    assert content["owner"]["pid"] == process.pid
+    content["owner"]["pid"] = 2**22 + 1  # as another container numbers it: none here has that
     path.write_text(json.dumps(content))
+    journal = Journal(run_dir)
+    assert journal.status == "RUNNING"
+    with pytest.raises(OSError, match="another process runs this") as caught:
+        journal.set_status("RUNNING")
+    assert caught.value.errno in runs.UNWRITABLE and caught.value.filename == str(run_dir)
+    process.kill()
+    process.wait()
     assert journal.status == "KILLED"
+    journal.set_status("RUNNING")
+    assert journal.status == Journal(run_dir).status == "RUNNING"
+    assert journal.owner().pid == os.getpid()
     journal.set_status("FINISHED")
     assert journal.status == "FINISHED"
     with pytest.raises(ValueError, match="'DONE': must be one of RUNNING, FINISHED"):
         journal.set_status("DONE")  # type: ignore[arg-type]
+
+
+def test_a_run_of_another_host_is_believed(journal: Journal) -> None:
+    path = journal.run_dir / "run.json"
+    content = json.loads(path.read_text())
+    content["owner"]["host"] = "elsewhere"
+    path.write_text(json.dumps(content))
+    (journal.run_dir / runs.LOCK).unlink()  # which a file system may not show other machines
+    assert journal.status == "RUNNING"
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -367,25 +414,120 @@ def test_runs_of_dead_processes_are_marked_killed_and_the_living_left_alone(
         recorder.log(some_results()[0])
         return one
 
-    def record_and_die(run_id: str) -> RunInfo:
-        dead = replace(Owner.current(), started=Owner.current().started - 3600)
+    def record_and_die(run_id: str, lock: Path) -> RunInfo:
+        dead = {**store.owner_tags(sqlite, run_id), "danon.lock": str(lock)}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Owner, "current", classmethod(lambda cls: dead))
-            return record(run_id)
+            patch.setattr(store, "owner_tags", lambda *_: dead)
+            one = record(run_id)
+        if lock != unseen:
+            lock.touch()  # and nobody holds it
+        return one
 
     def statuses(one: RunInfo) -> set[str]:
         parents, children = runs_of(sqlite, one)
         return {run.info.status for run in (*parents, *children)}
 
-    living, first = record("living"), record_and_die("first")
+    mine = Path(store.owner_tags(sqlite, "")["danon.lock"])
+    free = [mine.with_name(mine.name.replace(".lock", f"{n}.lock")) for n in (1, 2)]
+    unseen = tmp_path / "of another container"
+    living, hidden = record("living"), record_and_die("hidden", unseen)
+    first = record_and_die("first", free[0])
     assert store.reap_stale() == 1
     assert store.reap_stale() == 0
     assert (statuses(first), statuses(living)) == ({"KILLED"}, {"RUNNING"})
-    second = record_and_die("second")
+    assert mine.exists() and not any(lock.exists() for lock in free)
+    second = record_and_die("second", free[1])
     assert statuses(second) == {"RUNNING"}
     next_one = record("next")
     assert statuses(second) == {"KILLED"}
-    assert statuses(living) == statuses(next_one) == {"RUNNING"}
+    assert statuses(living) == statuses(next_one) == statuses(hidden) == {"RUNNING"}
+
+
+def test_the_lock_of_a_server_store_is_for_every_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = "postgresql://127.0.0.1:9/danon"
+    monkeypatch.setattr(store, "SHARED", tmp_path)
+    before = os.umask(0o077)
+    try:
+        with store.exclusive(uri):
+            pass
+        lock = store.owner_tags(uri, "")["danon.lock"]
+    finally:
+        os.umask(before)
+        end(Path(lock))
+        store._owner_lock.cache_clear()
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o666}
+    (locked,) = (file for file in tmp_path.iterdir() if "owner" not in file.name)
+    locked.unlink()
+    locked.mkdir()
+    with pytest.raises(store.StoreError, match=f"Is a directory: '{locked}'"), \
+            store.exclusive(uri):  # fmt: skip
+        pass
+
+
+@pytest.mark.parametrize("letters", ["a b", "50%20", "a?b", "a#b", "%", "é&=;+[x]"])
+def test_any_path_has_an_address(letters: str, tmp_path: Path) -> None:
+    file = tmp_path / letters / "mlflow.db"
+    uri = store.sqlite_uri(file)
+    assert make_url(uri).database == str(file) and store.sqlite_file(uri) == file
+    engine = create_engine(uri)
+    file.parent.mkdir()
+    with engine.connect() as opened:
+        opened.exec_driver_sql("CREATE TABLE x (y)")
+    engine.dispose()
+    assert file.exists()
+
+
+def test_a_store_that_is_no_file_has_none() -> None:
+    for uri in ("http://127.0.0.1", "postgresql://me@there/x", "sqlite://", "sqlite:///:memory:",
+                "sqlite:///file:/x?uri=true"):  # fmt: skip
+        assert store.sqlite_file(uri) is None
+    assert store.sqlite_file("sqlite+pysqlite:////a/b%3Fc?timeout=5") == Path("/a/b?c")
+
+
+def test_a_checkout_at_any_path_is_recorded_with_its_files(
+    empty_store: Path, tmp_path: Path, info: RunInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "50%20 of? it#1"
+    file = place / ".mlflow" / "mlflow.db"
+    file.parent.mkdir(parents=True)
+    (place / ".git").mkdir()
+    file.write_bytes(empty_store.read_bytes())
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(place)
+    journal = Journal.create(place / "results", info)
+    recorder = Recorder(info, journal)
+    assert recorder.start().startswith("Recording in MLflow")
+    recorder.log(some_results()[0])
+    (journal.run_dir / "report.html").write_text("<p>report")
+    recorder.finish("FINISHED")
+    uri = store.tracking_uri()
+    (parent,), _ = runs_of(uri, info)
+    assert parent.info.status == "FINISHED"
+    artifacts = store.connect(uri).list_artifacts(parent.info.run_id)
+    assert [artifact.path for artifact in artifacts] == ["report.html"]
+    assert [found.name for found in file.parent.rglob("report.html")] == ["report.html"]
+
+
+def test_what_mlflow_refuses_costs_only_itself(
+    sqlite: str, journal: Journal, info: RunInfo
+) -> None:
+    odd = measured("sdpa", 1024, **{"rate+": 1.0, "none": None})  # type: ignore[arg-type]
+    recorder = Recorder(info, journal)
+    recorder.start()
+    for result in (odd, measured("sdpa", 4096)):
+        journal.append(result)
+        recorder.log(result)
+    said = recorder.finish("FINISHED")
+    assert said.startswith("Recorded 2 cases")
+    assert "MLflow refuses forward.float32.none = None (" in said
+    assert "forward.float32.rate+ = 1.0 (" in said
+    points = [(n, n / 1e6) for n in LENGTHS]
+    assert history(sqlite, info, "sdpa", "forward.float32.time_s") == points
+    _, (child,) = runs_of(sqlite, info)
+    assert "rate+" in child.data.tags["danon.refused"]
+    assert upload(journal.run_dir).startswith("0 of 2 cases were new")
 
 
 def test_the_default_store_stands_in_the_repository(

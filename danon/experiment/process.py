@@ -2,45 +2,73 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
-__all__ = ["Owner"]
+from filelock import FileLock, Timeout
 
-CLOCK_SLACK_S = 5.0  # a process's start time is derived from the boot time, which drifts
+__all__ = ["EVERYBODY", "Owner", "end", "is_held"]
+
+EVERYBODY = 0o666
+"""Mode of lock files: whoever asks whether one is held has to open it for writing."""
+PROBE_S = 0.1  # another one that asks has the lock for less
+TAKE_S = 1.0
+
+_held: dict[Path, FileLock] = {}
+"""Locks of this process, until it ends them or ends itself."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, told apart from a later one with the same pid by when it started.
+    """A process that holds a lock for as long as it lives.
+
+    The kernel drops the lock however the process ends. A pid would not do: other containers have
+    processes that cannot be seen here, and numbers are given again.
 
     Attributes:
-        started: seconds since the epoch.
+        host: where it runs.
+        pid: its number there, for people.
+        lock: an absolute path.
     """
 
     host: str
     pid: int
-    started: float
+    lock: Path
 
     @classmethod
-    def current(cls) -> Self:
-        import psutil
+    def current(cls, lock: Path) -> Self:
+        """This process, as the holder of a lock file, which is made.
 
-        pid = os.getpid()
-        return cls(host=socket.gethostname(), pid=pid, started=psutil.Process(pid).create_time())
+        Raises:
+            OSError: another process holds it, or it cannot be written.
+        """
+        lock = lock.absolute()
+        if lock not in _held:
+            found = FileLock(lock, timeout=TAKE_S, mode=EVERYBODY, thread_local=False)
+            try:
+                found.acquire()
+            except Timeout:
+                reason = "another process runs this"
+                raise OSError(errno.EBUSY, reason, str(lock.parent)) from None
+            _held[lock] = found
+        return cls(host=socket.gethostname(), pid=os.getpid(), lock=lock)
 
-    def gone(self) -> bool:
-        """True only when it ran on this host and no longer does; elsewhere nobody can tell."""
-        import psutil
 
-        if self.host != socket.gethostname():
+def end(lock: Path) -> None:
+    """Give up a lock of this process; nothing happens if it holds none of that name."""
+    found = _held.pop(lock.absolute(), None)
+    if found is not None:
+        found.release()
+
+
+def is_held(lock: Path) -> bool:
+    """Whether some process holds a lock file that exists; True also if nobody can tell."""
+    try:
+        with FileLock(lock, timeout=PROBE_S, mode=EVERYBODY):
             return False
-        try:
-            process = psutil.Process(self.pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return True
-            return bool(abs(process.create_time() - self.started) > CLOCK_SLACK_S)
-        except psutil.NoSuchProcess:
-            return True
+    except OSError:  # Timeout is one
+        return True

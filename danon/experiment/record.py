@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from danon.experiment import store, versions
-from danon.experiment.process import Owner
 from danon.experiment.runs import Journal, RunInfo, RunStatus
 
 if TYPE_CHECKING:
@@ -67,20 +66,19 @@ class _Parent:
 
 
 class _Tree:
-    """The MLflow runs of one invocation, found or made; every method may raise store.failures()."""
+    """The MLflow runs of one invocation, found or made; every method may raise store.failures().
+
+    Attributes:
+        refused: by name, what MLflow does not take and why.
+    """
 
     def __init__(self, client: MlflowClient, uri: str, info: RunInfo) -> None:
+        self.refused: dict[str, str] = {}
         self._client = client
         self._uri = uri
         self._info = info
         self._parents: dict[str, _Parent] = {}
-        owner = Owner.current()
-        self._identity = {
-            "danon.run_id": info.run_id,
-            "danon.host": owner.host,
-            "danon.pid": str(owner.pid),
-            "danon.process_start": repr(owner.started),
-        }
+        self._identity = store.owner_tags(uri, info.run_id)
         started = dt.datetime.fromisoformat(info.started)
         # One timestamp for all metrics of an invocation: MLflow drops an identical metric, so
         # writing a case again after a kill between its metrics and its tag changes nothing.
@@ -106,8 +104,8 @@ class _Tree:
         if result.semantics and not child.described:
             params.append(Param("semantics", result.semantics[:REASON_LENGTH]))
             params += [Param(f"config.{k}", str(v)) for k, v in sorted(result.config.items())]
-        self._client.log_batch(
-            child.run_id, metrics, params, [RunTag(*item) for item in tags.items()]
+        self.refused |= store.log_accepted(
+            self._client, child.run_id, metrics, params, [RunTag(*item) for item in tags.items()]
         )
         child.tags.update(tags)
         child.described = child.described or bool(params)
@@ -206,7 +204,7 @@ class _Tree:
             )  # fmt: skip
             params = [Param("attention", case.attention)]
             params += [Param(name, str(value)) for name, value in shape.items()]
-            self._client.log_batch(run.info.run_id, params=params)
+            self.refused |= store.log_accepted(self._client, run.info.run_id, params=params)
             parent.children[key] = _Child(run.info.run_id, tags)
         return parent.children[key]
 
@@ -264,11 +262,10 @@ class Recorder:
         """
         try:
             self._open.enter_context(_alone(self._journal.run_dir))
-            client = store.connect(self._uri)
+            self._tree = _Tree(store.connect(self._uri), self._uri, self._info)
         except store.StoreError as error:
             self._open.close()
             return f"Not recording in MLflow: {error}. {self._later()}"
-        self._tree = _Tree(client, self._uri, self._info)
         self._reap()
         for result in self._journal.results():
             self.log(result)
@@ -307,7 +304,8 @@ class Recorder:
             return f"Recorded in part in MLflow. {self._later()}"
         self._open.close()
         place = store.shown(self._uri)
-        return f"Recorded {self._recorded} cases in MLflow: {place}{models}"
+        refused = _refusals(self._tree)
+        return f"Recorded {self._recorded} cases in MLflow: {place}{models}{refused}"
 
     def _reap(self) -> None:
         try:
@@ -365,4 +363,8 @@ def upload(run_dir: Path) -> str:
         except store.failures() as error:
             raise store.StoreError(f"{store.shown(uri)}: {store.root_cause(error)}") from error
     place = f"{journal.info().run_id} is recorded in {store.shown(uri)}"
-    return f"{new} of {len(results)} cases were new; {place}{models}"
+    return f"{new} of {len(results)} cases were new; {place}{models}{_refusals(tree)}"
+
+
+def _refusals(tree: _Tree) -> str:
+    return f"; MLflow refuses {'; '.join(tree.refused.values())}" if tree.refused else ""

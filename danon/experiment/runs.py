@@ -12,13 +12,14 @@ import logging
 import os
 import platform
 import secrets
+import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from danon.experiment.process import Owner
+from danon.experiment.process import Owner, end, is_held
 from danon.measure.case import CaseResult
 
 __all__ = ["UNWRITABLE", "Journal", "RunInfo", "RunStatus", "commit_of", "replace_file"]
@@ -34,9 +35,12 @@ PACKAGES = (
 
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST,
-    errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENAMETOOLONG, errno.ESTALE,
+    errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENAMETOOLONG, errno.ESTALE, errno.EBUSY,
 }  # fmt: skip
 """What is wrong with a disk or a folder; other errors of the system are defects."""
+
+LOCK = ".owner.lock"
+"""File in a run's folder that the process which runs it holds locked."""
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +155,8 @@ def _named(path: Path) -> Iterator[None]:
 class Journal:
     """The folder of one invocation: ``run.json`` and ``cases.jsonl``, one line a case.
 
-    A line counts once its newline is on disk, so a kill costs at most the case being written.
+    A line counts once its newline is on disk, so a kill costs at most the case being written. The
+    process that runs it holds a lock in the folder meanwhile.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -163,6 +168,7 @@ class Journal:
         self.run_dir = Path(run_dir)
         self._run = self.run_dir / "run.json"
         self._cases = self.run_dir / "cases.jsonl"
+        self._lock = self.run_dir / LOCK
         if not self._run.is_file():
             raise FileNotFoundError(f"{self.run_dir} is no recorded run: it has no run.json")
         self._repaired = False
@@ -172,7 +178,8 @@ class Journal:
         """Make ``root/<run_id>`` with status RUNNING."""
         run_dir = Path(root) / info.run_id
         run_dir.mkdir(parents=True)
-        _write_run(run_dir / "run.json", dataclasses.asdict(info), "RUNNING", Owner.current())
+        owner = Owner.current(run_dir / LOCK)
+        _write_run(run_dir / "run.json", dataclasses.asdict(info), "RUNNING", owner)
         return cls(run_dir)
 
     def append(self, result: CaseResult) -> None:
@@ -207,20 +214,34 @@ class Journal:
 
     def owner(self) -> Owner:
         """The process that runs, or ran, this invocation."""
-        return Owner(**self._read()["owner"])
+        known = self._read()["owner"]
+        return Owner(known["host"], known["pid"], self._lock)
 
     @property
     def status(self) -> RunStatus:
-        """A run whose process ended without saying so was killed."""
+        """A run whose process ended without saying so was killed.
+
+        A run of another host is believed: not every file system tells machines of each other's
+        locks.
+        """
         stored: RunStatus = self._read()["status"]
-        return "KILLED" if stored == "RUNNING" and self.owner().gone() else stored
+        if stored != "RUNNING" or self.owner().host != socket.gethostname():
+            return stored
+        return "RUNNING" if self._lock.exists() and is_held(self._lock) else "KILLED"
 
     def set_status(self, status: RunStatus) -> None:
-        """Store the status; RUNNING makes the calling process the owner (a resumed run)."""
+        """Store the status; RUNNING makes the calling process the owner (a resumed run).
+
+        Raises:
+            ValueError: no such status.
+            OSError: the run is to go on, and another process runs it; or it cannot be written.
+        """
         if status not in get_args(RunStatus):
             raise ValueError(f"status {status!r}: must be one of {', '.join(get_args(RunStatus))}")
-        owner = Owner.current() if status == "RUNNING" else self.owner()
+        owner = Owner.current(self._lock) if status == "RUNNING" else self.owner()
         _write_run(self._run, self._read()["info"], status, owner)
+        if status != "RUNNING":
+            end(self._lock)
 
     def _read(self) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(self._run.read_text())
@@ -248,5 +269,6 @@ class Journal:
 
 
 def _write_run(path: Path, info: dict[str, Any], status: RunStatus, owner: Owner) -> None:
-    content = {"info": info, "status": status, "owner": dataclasses.asdict(owner)}
+    known = {"host": owner.host, "pid": owner.pid}
+    content = {"info": info, "status": status, "owner": known}
     replace_file(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import logging
 import os
+import secrets
 import socket
 import sqlite3
 import tempfile
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
-from danon.experiment.process import Owner
+from danon.experiment.process import EVERYBODY, Owner, is_held
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Param, Run, RunTag
 
 __all__ = [
     "SUITES", "StoreError", "artifact_location", "connect", "experiment_id", "failures",
-    "patience", "prepare", "reap_stale", "root_cause", "runs_where", "shown",
-    "tracking_uri",
+    "log_accepted", "owner_tags", "patience", "prepare", "reap_stale", "root_cause", "runs_where",
+    "shown", "sqlite_file", "sqlite_uri", "tracking_uri",
 ]  # fmt: skip
 
 SUITES = (
@@ -35,6 +38,12 @@ SUITES = (
 )  # fmt: skip
 PROBE_TIMEOUT_S = 5
 LOCK_TIMEOUT_S = 120  # creating the schema takes seconds, on a loaded machine tens of them
+SHARED = Path("/var/tmp")
+"""Folder that all users of a machine share and that a restart does not empty."""
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+"""What MLflow says of a name or a value; a store that fails says something else."""
+REFUSED_TAG = "danon.refused"
+REFUSED_LENGTH = 1000  # characters
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -49,7 +58,22 @@ def tracking_uri() -> str:
         return given
     here = Path.cwd()
     root = next((place for place in (here, *here.parents) if (place / ".git").exists()), here)
-    return f"sqlite:///{root / '.mlflow' / 'mlflow.db'}"
+    return sqlite_uri(root / ".mlflow" / "mlflow.db")
+
+
+def sqlite_uri(file: Path) -> str:
+    """Return SQLAlchemy's address of a sqlite file, whatever its path is made of."""
+    special = {ord(letter): quote(letter) for letter in "%?#"}
+    return f"sqlite:///{str(file).translate(special)}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a sqlite store; None for any other store, and one in memory."""
+    head, found, path = uri.partition(":///")
+    path = unquote(path.partition("?")[0])
+    if not found or head.split("+")[0] != "sqlite" or path in ("", ":memory:"):
+        return None
+    return None if path.startswith("file:") else Path(path).absolute()
 
 
 def shown(uri: str) -> str:
@@ -58,27 +82,20 @@ def shown(uri: str) -> str:
     return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    """The file of a sqlite store, None for any other."""
-    head, found, path = uri.partition(":///")
-    if not found or head.split("+")[0] != "sqlite":
-        return None
-    return Path(path.partition("?")[0]).absolute()
-
-
 def artifact_location(uri: str) -> str | None:
     """Where a store without a server keeps artifacts; None leaves it to the server."""
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     return None if file is None else (file.parent / "artifacts").as_uri()
 
 
-def _lock(uri: str) -> FileLock:
-    file = _sqlite_file(uri)
+def _prefix(uri: str) -> Path:
+    """Return how the paths of a store's lock files begin: beside its file, or in ``SHARED``."""
+    file = sqlite_file(uri)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{file}.lock", timeout=LOCK_TIMEOUT_S)
-    digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    return FileLock(f"{tempfile.gettempdir()}/danon-{digest}.lock", timeout=LOCK_TIMEOUT_S)
+        return file
+    folder = SHARED if os.access(SHARED, os.W_OK) else Path(tempfile.gettempdir())
+    return folder / f"danon-store-{hashlib.sha256(uri.encode()).hexdigest()[:16]}"
 
 
 @contextlib.contextmanager
@@ -86,13 +103,18 @@ def exclusive(uri: str) -> Iterator[None]:
     """While no other process of this machine is in one, for what two must not do at once.
 
     Raises:
-        StoreError: another one does not come to an end.
+        StoreError: another one does not come to an end, or the lock file cannot be written.
     """
-    try:
-        with _lock(uri):
-            yield
-    except Timeout as error:
-        raise StoreError(f"{shown(uri)}: locked by another process ({error})") from error
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(
+                FileLock(f"{_prefix(uri)}.lock", timeout=LOCK_TIMEOUT_S, mode=EVERYBODY)
+            )
+        except Timeout as error:
+            raise StoreError(f"{shown(uri)}: locked by another process ({error})") from error
+        except OSError as error:
+            raise StoreError(f"{shown(uri)}: {error}") from error
+        yield
 
 
 @contextlib.contextmanager
@@ -162,7 +184,7 @@ def connect(uri: str) -> MlflowClient:
 
 def _knock(uri: str) -> None:
     """Fail at once where a database is none or does not answer; MLflow would retry for minutes."""
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     if file is not None and file.exists():
         with contextlib.closing(sqlite3.connect(file, timeout=PROBE_TIMEOUT_S)) as database:
             database.execute("PRAGMA schema_version").fetchone()
@@ -227,6 +249,83 @@ def runs_where(client: MlflowClient, experiments: list[str], condition: str) -> 
             return found
 
 
+def log_accepted(
+    client: MlflowClient,
+    run_id: str,
+    metrics: Sequence[Metric] = (),
+    params: Sequence[Param] = (),
+    tags: Sequence[RunTag] = (),
+) -> dict[str, str]:
+    """Log what MLflow accepts, so that one name or value that it refuses costs only itself.
+
+    Returns:
+        For each refused name a few words: name, value and MLflow's reason. The run has them in the
+        tag ``danon.refused``.
+
+    Raises:
+        MlflowException: the store fails.
+    """
+    from mlflow.entities import RunTag
+
+    refused = _refused(client, run_id, {"metrics": metrics, "params": params, "tags": tags})
+    if refused:
+        words = "; ".join(refused.values())[:REFUSED_LENGTH]
+        client.log_batch(run_id, tags=[RunTag(REFUSED_TAG, words)])
+    return refused
+
+
+def _refused(client: MlflowClient, run_id: str, batch: dict[str, Any]) -> dict[str, str]:
+    """Log a batch, or one by one what is in it; what is refused."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_batch(run_id, **batch)
+    except MlflowException as error:
+        if error.error_code not in REFUSALS:
+            raise
+        each = [(kind, item) for kind, some in batch.items() for item in some]
+        if len(each) == 1:
+            ((_, item),) = each
+            return {item.key: f"{item.key} = {item.value!r} ({root_cause(error)})"}
+        refused: dict[str, str] = {}
+        for kind, item in each:
+            refused |= _refused(client, run_id, {kind: [item]})
+        return refused
+    return {}
+
+
+@cache
+def _owner_lock(uri: str) -> Path:
+    """Return the lock file by which others see whether this process lives."""
+    return Path(f"{_owner_prefix(uri)}{secrets.token_hex(6)}.lock")
+
+
+def _owner_prefix(uri: str) -> Path:
+    return Path(f"{_prefix(uri)}.owner-{quote(socket.gethostname(), safe='')}-")
+
+
+def owner_tags(uri: str, run_id: str) -> dict[str, str]:
+    """Return the tags that say to which invocation, and to which process, a run belongs.
+
+    Args:
+        uri: of the store.
+        run_id: of the invocation.
+
+    Raises:
+        StoreError: the lock that this process holds from now on cannot be made.
+    """
+    try:
+        owner = Owner.current(_owner_lock(uri))
+    except OSError as error:
+        raise StoreError(f"{shown(uri)}: {error}") from error
+    return {
+        "danon.run_id": run_id,
+        "danon.host": owner.host,
+        "danon.pid": str(owner.pid),
+        "danon.lock": str(owner.lock),
+    }
+
+
 def reap_stale() -> int:
     """Mark runs KILLED that say RUNNING although their process on this host is gone.
 
@@ -240,22 +339,29 @@ def reap_stale() -> int:
     client = connect(uri)
     try:
         with patience(retries=1, timeout_s=PROBE_TIMEOUT_S):
-            return _reap(client, socket.gethostname())
+            return _reap(client, uri)
     except failures() as error:
         raise StoreError(f"{shown(uri)}: {root_cause(error)}") from error
 
 
-def _reap(client: MlflowClient, here: str) -> int:
+def _reap(client: MlflowClient, uri: str) -> int:
+    here = socket.gethostname()
     found = client.search_experiments()
     experiments = [e.experiment_id for e in found if e.name.startswith("danon/")]
     if not experiments:
         return 0
     running = f"attributes.status = 'RUNNING' AND tags.`danon.host` = '{here}'"
-    stale = set()
+    stale, held = set(), cache(is_held)
     for run in runs_where(client, experiments, running):
-        tags = run.data.tags
-        owner = Owner(here, int(tags["danon.pid"]), float(tags["danon.process_start"]))
-        if owner.gone():
+        lock = run.data.tags.get("danon.lock")
+        # One that cannot be seen is of another container: nobody here can tell.
+        if lock and Path(lock).exists() and not held(Path(lock)):
             client.set_terminated(run.info.run_id, "KILLED")
-            stale.add(tags["danon.run_id"])
+            stale.add(run.data.tags["danon.run_id"])
+    # The lock file of every run that says RUNNING is held now; the others have served.
+    prefix = _owner_prefix(uri)
+    for file in prefix.parent.glob(f"{glob.escape(prefix.name)}*.lock"):
+        if not held(file):
+            with contextlib.suppress(OSError):
+                file.unlink()
     return len(stale)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from danon.experiment import store, versions
-from danon.experiment.process import Owner
 from danon.experiment.record import metric_name
 from danon.gate.comparison import Comparison
 from danon.gate.output import files
@@ -29,6 +30,8 @@ EXPERIMENT = "gate"
 BASELINE = "baseline"
 PATIENCE = {"retries": 1, "timeout_s": 20}
 OUTCOMES = ("clean", "regression", "undecided")
+
+_log = logging.getLogger(__name__)
 
 
 def record(found: Comparison) -> str:
@@ -174,11 +177,7 @@ def _run(
         start: milliseconds since 1970; now, if it is None.
         known: to be completed.
     """
-    owner = Owner.current()
-    identity = {
-        "danon.run_id": f"{name} {owner.pid}", "danon.host": owner.host,
-        "danon.pid": str(owner.pid), "danon.process_start": repr(owner.started),
-    }  # fmt: skip
+    identity = store.owner_tags(store.tracking_uri(), f"{name} {os.getpid()}")
     from mlflow.entities import Metric
 
     experiment = store.experiment_id(client, store.tracking_uri(), EXPERIMENT)
@@ -191,7 +190,8 @@ def _run(
         at_ms = run.info.start_time  # the same each time: MLflow drops an identical metric
         some = [Metric(n, value, at_ms, step) for (n, step), value in metrics.items()]
         for at in range(0, len(some), 500):  # MLflow takes up to 1000 at once
-            client.log_batch(run_id, some[at : at + 500])
+            for refused in store.log_accepted(client, run_id, some[at : at + 500]).values():
+                _log.warning("MLflow refuses %s", refused)
         yield run_id
         status = "FINISHED"
     finally:

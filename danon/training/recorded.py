@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danon.experiment.process import Owner
 from danon.training import checkpoint
 
 try:
@@ -29,6 +28,8 @@ __all__ = ["recorded"]
 PATIENCE = {"retries": 2, "timeout_s": 20}
 RUN_FILE = "mlflow-run"
 """File with the id of the MLflow run that a directory's training is recorded in."""
+LOST_TAG = "danon.lost"
+"""Says of a run from which step on the store failed."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +42,9 @@ def recorded(
     """A run of the experiment ``danon/<experiment>``, open inside the ``with``.
 
     Its status is what happened: FINISHED, FAILED on an error, KILLED on an interruption; a process
-    that died leaves a run that the next bench marks KILLED. A store that fails meanwhile ends the
-    recording with a warning, never the training.
+    that died leaves a run that the next bench marks KILLED. A metric that MLflow refuses is left
+    out with a warning, and a store that fails ends the recording with one; neither ends the
+    training. The run says so in its tags ``danon.refused`` and ``danon.lost``.
 
     Args:
         name: of the run.
@@ -58,24 +60,7 @@ def recorded(
     """
     uri = store.tracking_uri()
     client = store.connect(uri)
-    from mlflow.entities import Metric
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    def lost(what: str, error: Exception) -> None:
-        _log.warning("%s in MLflow at %s: %s", what, store.shown(uri), store.root_cause(error))
-
-    listening = True
-
-    def listen(step: int, metrics: Mapping[str, float]) -> None:
-        nonlocal listening
-        if not listening:
-            return
-        now = int(time.time() * 1000)
-        try:
-            client.log_batch(run_id, [Metric(k, v, now, step) for k, v in metrics.items()])
-        except store.failures() as error:
-            listening = False  # asking a dead store at every step would take longer than training
-            lost(f"training goes on, but from step {step} on it is not recorded", error)
 
     with contextlib.ExitStack() as held:
         if directory is not None:
@@ -85,38 +70,79 @@ def recorded(
         kept = None if directory is None else directory / RUN_FILE
         try:
             where = store.experiment_id(client, uri, experiment)
-            run_id, resumed = _open(client, where, name, settings, kept)
+            run_id, resumed = _open(client, uri, where, name, settings, kept)
         except store.failures() as error:
             raise store.StoreError(f"{store.shown(uri)}: {store.root_cause(error)}") from error
-        status = "FAILED"
-        monitor: Any = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
-            run_id, tracking_uri=uri, resume_logging=resumed
-        )
-        monitor.start()
+        status, listener = "FAILED", _Listener(client, uri, run_id)
+        monitor: Any = None
         try:
-            yield listen
+            monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+                run_id, tracking_uri=uri, resume_logging=resumed
+            )
+            monitor.start()
+            yield listener
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
-            monitor.finish()
-            try:
-                client.set_terminated(run_id, status)
-            except store.failures() as error:
-                lost(f"the end of run {run_id} ({status}) is not recorded", error)
+            if monitor is not None:
+                monitor.finish()
+            listener.end(status)
+
+
+class _Listener:
+    """Records metrics in a run, and says once what is not recorded."""
+
+    def __init__(self, client: MlflowClient, uri: str, run_id: str) -> None:
+        self._client, self._uri, self._run_id = client, uri, run_id
+        self._refused: set[str] = set()
+        self._lost = ""
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        if self._lost:
+            return  # asking a dead store at every step would take longer than training
+        now = int(time.time() * 1000)
+        some = [Metric(str(k), v, now, step) for k, v in metrics.items()]
+        try:
+            refused = store.log_accepted(self._client, self._run_id, some)
+        except store.failures() as error:
+            self._lost = f"from step {step} on it is not recorded"
+            self._say(f"training goes on, but {self._lost}", error)
+            return
+        for name in refused.keys() - self._refused:
+            self._refused.add(name)
+            what = "MLflow at %s refuses a metric of step %d, which is not recorded: %s"
+            _log.warning(what, store.shown(self._uri), step, refused[name])
+
+    def end(self, status: str) -> None:
+        """Give the run its status, and what it lacks as a tag."""
+        try:
+            if self._lost:
+                self._client.set_tag(self._run_id, LOST_TAG, self._lost)
+            self._client.set_terminated(self._run_id, status)
+        except store.failures() as error:
+            self._say(f"the end of run {self._run_id} ({status}) is not recorded", error)
+
+    def _say(self, what: str, error: Exception) -> None:
+        place = store.shown(self._uri)
+        _log.warning("%s in MLflow at %s: %s", what, place, store.root_cause(error))
 
 
 def _open(
-    client: MlflowClient, experiment_id: str, name: str, settings: Mapping[str, Any],
+    client: MlflowClient,
+    uri: str,
+    experiment_id: str,
+    name: str,
+    settings: Mapping[str, Any],
     kept: Path | None,
-) -> tuple[str, bool]:  # fmt: skip
+) -> tuple[str, bool]:
     """Id of the run that the file ``kept`` names, or of a new one; whether it was there."""
     from mlflow.entities import Param, RunTag
 
-    owner = Owner.current()
-    tags = {"danon.run_id": name, "danon.host": owner.host, "danon.pid": str(owner.pid),
-            "danon.process_start": repr(owner.started)}  # fmt: skip
+    tags = store.owner_tags(uri, name)
     params = [Param(k, str(v)) for k, v in settings.items()]
     run_id = None if kept is None else _still_there(client, kept)
     if run_id is not None:
@@ -125,9 +151,14 @@ def _open(
         client.update_run(run_id, status="RUNNING")
         return run_id, True
     run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
-    if kept is not None:
-        kept.write_text(run_id, encoding="utf-8")
-    client.log_batch(run_id, params=params)
+    try:
+        client.log_batch(run_id, params=params)
+        if kept is not None:
+            kept.write_text(run_id, encoding="utf-8")
+    except BaseException:
+        with contextlib.suppress(*store.failures()):
+            client.set_terminated(run_id, "FAILED")
+        raise
     return run_id, False
 
 

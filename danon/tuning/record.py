@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from danon.experiment import store
-from danon.experiment.process import Owner
 from danon.experiment.runs import RunInfo
 from danon.tuning.study import SURPLUS, plan_of
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
@@ -43,12 +44,11 @@ class Recorder:
         self._uri = store.tracking_uri()
         self._client: MlflowClient | None = None
         self._experiment = self._parent = self.trouble = ""
-        owner = Owner.current()
-        self._identity = {
-            "danon.run_id": info.run_id, "danon.host": owner.host, "danon.pid": str(owner.pid),
-            "danon.process_start": repr(owner.started), "danon.study": study.study_name,
-        }  # fmt: skip
+        self._identity: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
         with self._trying():
+            tags = store.owner_tags(self._uri, info.run_id)
+            self._identity = {**tags, "danon.study": study.study_name}
             self._client = store.connect(self._uri)
             store.reap_stale()
             self._experiment = store.experiment_id(self._client, self._uri, EXPERIMENT)
@@ -82,11 +82,12 @@ class Recorder:
                 new = self._caught_up(self._client)
                 for file in files:
                     self._client.log_artifact(self._parent, str(file))
-                for name, value in tags.items():
-                    self._client.set_tag(self._parent, name, value)
+                self._log(self._client, self._parent, {}, tags=tags)
                 self._client.set_terminated(self._parent, status)
                 where = store.shown(self._uri)
-                return f"recorded in {where}{f', {new} trials later' if new else ''}"
+                words = "; ".join(self._refused.values())
+                refused = f"; MLflow refuses {words}" if words else ""
+                return f"recorded in {where}{f', {new} trials later' if new else ''}{refused}"
         return f"not recorded, the same command records it later: {self.trouble}"
 
     def _study_run(self, client: MlflowClient) -> str:
@@ -109,25 +110,40 @@ class Recorder:
                 "danon.space": plan.space[:LONGEST], "mlflow.source.git.commit": self._info.commit,
             }  # fmt: skip
             run = client.create_run(self._experiment, tags=tags, run_name=self._study.study_name)
-            for name in ("kind", "attention", "length", "dtype", "device", "sampler", "seed"):
-                client.log_param(run.info.run_id, name, getattr(plan, name))
-            client.log_param(run.info.run_id, "objectives", ",".join(plan.objectives))
+            names = ("kind", "attention", "length", "dtype", "device", "sampler", "seed")
+            params = {name: getattr(plan, name) for name in names}
+            self._log(client, run.info.run_id, params | {"objectives": ",".join(plan.objectives)})
             self._study.set_user_attr(RUN, run.info.run_id)
             return str(run.info.run_id)
 
     def _made(self, client: MlflowClient, number: int, choice: dict[str, Any]) -> str:
-        from mlflow.entities import Param
-
         tags = {
             **self._identity, "mlflow.parentRunId": self._parent, "danon.trial": str(number),
         }  # fmt: skip
         run = client.create_run(self._experiment, tags=tags, run_name=f"trial {number}")
-        params = [Param(name, str(value)) for name, value in choice.items()]
-        client.log_batch(run.info.run_id, params=params)
+        self._log(client, run.info.run_id, choice)
         return str(run.info.run_id)
 
+    def _log(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        params: Mapping[str, Any],
+        metrics: Sequence[Metric] = (),
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        from mlflow.entities import Param, RunTag
+
+        self._refused |= store.log_accepted(
+            client,
+            run_id,
+            metrics,
+            [Param(name, str(value)) for name, value in params.items()],
+            [RunTag(name, value) for name, value in tags.items()],
+        )
+
     def _complete(self, client: MlflowClient, trial: FrozenTrial, run_id: str) -> None:
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import Metric
 
         end = trial.datetime_complete or trial.datetime_start
         when = int(end.timestamp() * 1000) if end else 0
@@ -150,7 +166,7 @@ class Recorder:
             tags["danon.place"] = json.dumps(place, sort_keys=True)
         if "again" in trial.user_attrs:
             tags["danon.again"] = str(trial.user_attrs["again"])
-        client.log_batch(run_id, metrics, tags=[RunTag(*item) for item in tags.items()])
+        self._log(client, run_id, {}, metrics, tags)
         client.set_terminated(run_id, "KILLED" if died else STATUS[trial.state.name], when)
 
     def _caught_up(self, client: MlflowClient) -> int:

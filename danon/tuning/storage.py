@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from danon.experiment.store import StoreError, exclusive, root_cause, shown, tracking_uri
+from danon.experiment.store import (
+    StoreError,
+    exclusive,
+    root_cause,
+    shown,
+    sqlite_file,
+    sqlite_uri,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,10 +63,8 @@ def load() -> type[RDBStorage]:
 
 def default() -> str:
     """The sqlite file beside MLflow's, in the repository one stands in."""
-    uri = tracking_uri()
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).with_name('optuna.db')}"
-    return f"sqlite:///{Path.cwd() / '.mlflow' / 'optuna.db'}"
+    file = sqlite_file(tracking_uri()) or Path.cwd() / ".mlflow" / "mlflow.db"
+    return sqlite_uri(file.with_name("optuna.db"))
 
 
 @contextlib.contextmanager
@@ -82,10 +88,10 @@ def _connected(url: str) -> RDBStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    local = url.startswith("sqlite:///")
+    local = urlsplit(url).scheme.startswith("sqlite")
     try:
-        if local:
-            _writable(Path(url.removeprefix("sqlite:///")))
+        if (file := sqlite_file(url)) is not None:
+            _writable(file)
         with exclusive(url), experimental():  # two that make the tables break them
             return kind(
                 url,
