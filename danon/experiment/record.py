@@ -232,11 +232,14 @@ def _status_tags(before: dict[str, str], result: CaseResult) -> dict[str, str]:
 @contextlib.contextmanager
 def _alone(run_dir: Path) -> Iterator[None]:
     """One process at a time records a run: two would each make its MLflow runs."""
-    try:
-        with FileLock(run_dir / ".recording.lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise store.StoreError(f"{run_dir} is being recorded by another process") from error
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(run_dir / ".recording.lock", timeout=0))
+        except Timeout as error:
+            raise store.StoreError(f"{run_dir} is being recorded by another process") from error
+        except OSError as error:
+            raise store.StoreError(f"{run_dir} cannot be written: {error}") from error
+        yield
 
 
 class Recorder:

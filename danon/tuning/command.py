@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import socket
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -102,8 +101,14 @@ def join(name: str, url: str, trials: int, console: Console, command: str) -> in
             info = RunInfo.capture("", plan.seed, typed, about["machine"])
             ledger = _Said(study, Recorder(study, info, joined=True), console, about["default"])
             wanted = trials or int(study.user_attrs[TRIALS])
-            token = f"{socket.gethostname()} {os.getpid()}"
-            work(study, evaluator, wanted, ledger, origin=origin(info), worker=token)
+            work(
+                study,
+                evaluator,
+                wanted,
+                ledger,
+                origin=origin(info),
+                worker=secrets.token_hex(8),
+            )
         return 0
 
     return guarded(console, run)
