@@ -526,7 +526,8 @@ def test_what_mlflow_refuses_costs_only_itself(
     points = [(n, n / 1e6) for n in LENGTHS]
     assert history(sqlite, info, "sdpa", "forward.float32.time_s") == points
     _, (child,) = runs_of(sqlite, info)
-    assert "rate+" in child.data.tags["danon.refused"]
+    refused = {name for name in child.data.tags if name.startswith("danon.refused.")}
+    assert refused == {f"danon.refused.forward_float32_{name}" for name in ("rate_", "none")}
     assert upload(journal.run_dir).startswith("0 of 2 cases were new")
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from accelerate import Accelerator
@@ -20,6 +22,7 @@ import danon.training.trainer
 from danon import create_dala_model, create_ucsa_model
 from danon.config import ConfigError
 from danon.training import BaseTrainer, Trainer, TrainingConfig
+from danon.training.base import BACKENDS
 from danon.training.order import Order
 
 
@@ -172,6 +175,23 @@ def test_a_step_without_labels_changes_nothing_and_is_said(
     ]
 
 
+def test_a_resumed_training_that_ends_without_labels_has_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stops(Trainer):
+        def _one_step(self, batches: object) -> float | None:
+            if self.step == 2:
+                raise KeyboardInterrupt
+            return super()._one_step(batches)
+
+    monkeypatch.setattr(danon.training.trainer, "Order", InOrder)
+    c, data = settings(steps=3, batch_size=4, checkpoint_every=2), unequal("batches without")
+    with pytest.raises(KeyboardInterrupt):
+        Stops(Double(), c, directory=tmp_path).fit(data)
+    result = Trainer(Double(), c, directory=tmp_path).fit(data)
+    assert (result.outcome, result.step) == ("finished", 3)
+
+
 @pytest.mark.parametrize("steps", [1, 100])
 def test_a_training_without_any_label_is_refused(steps: int) -> None:
     ids, labels = text(12).tensors
@@ -269,6 +289,27 @@ def test_the_environment_cannot_ask_for_another_training(
     c = settings(steps=1, gradient_accumulation_steps=2, mixed_precision="bf16")
     with pytest.raises(ValueError, match=message):
         Trainer(Double(), c).fit(text())
+
+
+ELSEWHERE = """
+    ALLOW_CP_STANDALONE BYPASS_DEVICE_MAP CONFIG_DS_FIELDS CPU_AFFINITY DEBUG_MODE DEBUG_RDV_FILE
+    DEEPSPEED_ DOWNCAST_BF16 DYNAMO_ ENABLE_RICH FP8_ GRADIENT_CLIPPING INIT_INCLUDE_BUFFERS
+    IN_TPU_POD LOG_LEVEL NUM_PROCESSES SAGEMAKER_ TORCH_DEVICE USE_CPU USE_SAGEMAKER
+"""
+"""Say where to train or what to log, or are read only with a backend that is refused, or float8."""
+
+
+def test_every_variable_that_accelerate_reads_is_known() -> None:
+    """A new one may be one more that replaces a part of the configuration."""
+    names = {
+        name
+        for file in Path(accelerate.__file__).parent.rglob("*.py")
+        for name in re.findall(r"ACCELERATE_(\w+)", file.read_text(encoding="utf-8"))
+    }
+    refused = {name.removeprefix("ACCELERATE_") for name in BACKENDS}
+    refused |= {"MIXED_PRECISION", "GRADIENT_ACCUMULATION_STEPS", "DYNAMO_BACKEND"}
+    assert refused <= names
+    assert {x for x in names - refused if not x.startswith(tuple(ELSEWHERE.split()))} == set()
 
 
 def test_what_accelerates_launcher_sets_by_itself_changes_nothing(

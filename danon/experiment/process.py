@@ -66,8 +66,13 @@ def end(lock: Path) -> None:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether some process holds a lock file that exists; True also if nobody can tell."""
+    """Whether some process holds a lock file; True also if nobody can tell.
+
+    Nobody can of a file that cannot be seen or opened: it may be another container's or user's.
+    """
     try:
+        if not lock.exists():
+            return True
         with FileLock(lock, timeout=PROBE_S, mode=EVERYBODY):
             return False
     except OSError:  # Timeout is one

@@ -227,7 +227,8 @@ class Journal:
         stored: RunStatus = self._read()["status"]
         if stored != "RUNNING" or self.owner().host != socket.gethostname():
             return stored
-        return "RUNNING" if self._lock.exists() and is_held(self._lock) else "KILLED"
+        there = self._lock.exists()  # a copied folder need not have it
+        return "RUNNING" if there and is_held(self._lock) else "KILLED"
 
     def set_status(self, status: RunStatus) -> None:
         """Store the status; RUNNING makes the calling process the owner (a resumed run).

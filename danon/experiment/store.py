@@ -7,6 +7,7 @@ import glob
 import hashlib
 import logging
 import os
+import re
 import secrets
 import socket
 import sqlite3
@@ -42,8 +43,9 @@ SHARED = Path("/var/tmp")
 """Folder that all users of a machine share and that a restart does not empty."""
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 """What MLflow says of a name or a value; a store that fails says something else."""
-REFUSED_TAG = "danon.refused"
-REFUSED_LENGTH = 1000  # characters
+REFUSED = "danon.refused"
+"""How the names of tags begin that say what is refused."""
+REFUSED_NAME, REFUSED_LENGTH = 200, 1000  # characters
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -259,8 +261,8 @@ def log_accepted(
     """Log what MLflow accepts, so that one name or value that it refuses costs only itself.
 
     Returns:
-        For each refused name a few words: name, value and MLflow's reason. The run has them in the
-        tag ``danon.refused``.
+        For each refused name a few words: name, value and MLflow's reason. The run has them in
+        tags ``danon.refused.<name>``.
 
     Raises:
         MlflowException: the store fails.
@@ -269,8 +271,9 @@ def log_accepted(
 
     refused = _refused(client, run_id, {"metrics": metrics, "params": params, "tags": tags})
     if refused:
-        words = "; ".join(refused.values())[:REFUSED_LENGTH]
-        client.log_batch(run_id, tags=[RunTag(REFUSED_TAG, words)])
+        said = {re.sub(r"[^\w-]", "_", name)[:REFUSED_NAME]: x for name, x in refused.items()}
+        words = [RunTag(f"{REFUSED}.{name}", x[:REFUSED_LENGTH]) for name, x in said.items()]
+        client.log_batch(run_id, tags=words)
     return refused
 
 
@@ -354,8 +357,7 @@ def _reap(client: MlflowClient, uri: str) -> int:
     stale, held = set(), cache(is_held)
     for run in runs_where(client, experiments, running):
         lock = run.data.tags.get("danon.lock")
-        # One that cannot be seen is of another container: nobody here can tell.
-        if lock and Path(lock).exists() and not held(Path(lock)):
+        if lock and not held(Path(lock)):
             client.set_terminated(run.info.run_id, "KILLED")
             stale.add(run.data.tags["danon.run_id"])
     # The lock file of every run that says RUNNING is held now; the others have served.

@@ -44,7 +44,7 @@ def recorded(
     Its status is what happened: FINISHED, FAILED on an error, KILLED on an interruption; a process
     that died leaves a run that the next bench marks KILLED. A metric that MLflow refuses is left
     out with a warning, and a store that fails ends the recording with one; neither ends the
-    training. The run says so in its tags ``danon.refused`` and ``danon.lost``.
+    training. The run says so in its tags ``danon.refused.<name>`` and ``danon.lost``.
 
     Args:
         name: of the run.

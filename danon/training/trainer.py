@@ -249,6 +249,7 @@ class Trainer(BaseTrainer):
     def _batches(self, dataset: Dataset[Any]) -> Iterator[Any]:
         c, a = self.config, self.accelerator
         self._examples, first = _size(dataset), self.step * c.gradient_accumulation_steps
+        self._learned = self.step > 0
         order = Order(self._examples, c.batch_size, c.seed, first, a.process_index, a.num_processes)
         # A loader draws a number as it begins: not from what training draws, or resuming shows.
         return iter(DataLoader(dataset, batch_sampler=order, generator=torch.Generator()))
