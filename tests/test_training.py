@@ -228,26 +228,26 @@ import test_training as t, danon.training.trainer
 from danon.training import Trainer
 danon.training.trainer.Order = t.InOrder
 model = t.Double()
-c = t.settings(steps=3, batch_size=4, gradient_accumulation_steps=3, log_every=1)
-result = Trainer(model, c, progress=False).fit(t.unequal("batches without"))
+c = t.settings(steps=3, batch_size=4, gradient_accumulation_steps=3, log_every=1,
+               checkpoint_every=1)
+result = Trainer(model, c, progress=False, directory={place!r}).fit(t.unequal("batches without"))
 loss = [metrics["loss"] for metrics in result.history.values()]
 if t.Accelerator().is_main_process:
-    torch.save((t.weights(model), loss), {file!r})
+    torch.save((t.weights(model), loss), {place!r} + "/it")
 torch.distributed.destroy_process_group()
 """
 
 
 @pytest.mark.slow
-def test_processes_share_the_labels_of_a_step(
+def test_processes_share_the_labels_of_a_step_and_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tests = Path(__file__).parent
-    code = PROCESS.format(root=str(tests.parent), tests=str(tests), file=str(tmp_path / "it"))
+    code = PROCESS.format(root=str(tests.parent), tests=str(tests), place=str(tmp_path))
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
-    known = {
-        **os.environ,
+    known = os.environ | {
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_PORT": port,
@@ -260,6 +260,10 @@ def test_processes_share_the_labels_of_a_step(
         for r in "01"
     ]
     assert [one.wait(timeout=120) for one in both] == [0, 0]
+    for step in (2, 3):
+        states = (tmp_path / f"step-{step:08d}").glob("random_states*")
+        assert {file.name for file in states} == {"random_states_0.pkl", "random_states_1.pkl"}
+    assert not list(tmp_path.glob(".step-*"))
     got, losses = torch.load(tmp_path / "it")
     monkeypatch.setattr(danon.training.trainer, "Order", InOrder)
     model = Double()

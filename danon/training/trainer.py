@@ -104,6 +104,7 @@ class Trainer(BaseTrainer):
             if self.directory is not None:
                 if self.accelerator.is_main_process:
                     held.enter_context(checkpoint.alone(self.directory))
+                self.accelerator.wait_for_everyone()  # what a killed run left is removed
                 self._resume(self.directory)
             batches = self._batches(train_dataset)
             bar = held.enter_context(self._bar())
@@ -277,14 +278,24 @@ class Trainer(BaseTrainer):
             result.outcome = "stopped early"
 
     def _save(self, directory: Path) -> None:
-        def write(place: Path) -> None:
-            self.accelerator.save_state(str(place), safe_serialization=True)
+        """Write one checkpoint: of several processes each adds its random state to the first's."""
+        from accelerate.utils import broadcast_object_list
+
+        a = self.accelerator
+
+        def write(place: Path | None) -> None:
+            (shared,) = broadcast_object_list([place])
+            a.save_state(str(shared), safe_serialization=True)
+            a.wait_for_everyone()
 
         known = {"config": self.config.to_dict(), "waited": self.waited,
                  "result": dataclasses.asdict(self.result), "shapes": self._shapes()}  # fmt: skip
-        checkpoint.save(
-            directory, self.step, write, known, self.config.keep_checkpoints, self.result.best_step
-        )
+        if a.is_main_process:
+            keep, best = self.config.keep_checkpoints, self.result.best_step
+            checkpoint.save(directory, self.step, write, known, keep, best)
+        else:
+            write(None)
+        a.wait_for_everyone()
 
     def _shapes(self) -> dict[str, list[int]]:
         return {name: list(p.shape) for name, p in self.model.named_parameters()}
