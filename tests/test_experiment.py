@@ -479,6 +479,22 @@ def test_any_path_has_an_address(letters: str, tmp_path: Path) -> None:
     assert file.exists()
 
 
+@pytest.mark.parametrize("letters", ["50%20", "a?b"])
+def test_an_address_made_without_quoting_is_refused_with_the_right_one(
+    letters: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / letters
+    folder.mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    right = store.sqlite_uri(folder / "mlflow.db")
+    with pytest.raises(store.StoreError) as caught:
+        store.connect(store.tracking_uri())
+    assert str(caught.value).endswith(f"{folder}/mlflow.db must be written {right}")
+    assert [place.name for place in tmp_path.iterdir()] == [letters]
+    assert store.sqlite_file(right) == folder / "mlflow.db"
+    assert store.sqlite_file(f"{right}?timeout=5") == folder / "mlflow.db"
+
+
 def test_a_store_that_is_no_file_has_none() -> None:
     for uri in ("http://127.0.0.1", "postgresql://me@there/x", "sqlite://", "sqlite:///:memory:",
                 "sqlite:///file:/x?uri=true"):  # fmt: skip

@@ -70,12 +70,23 @@ def sqlite_uri(file: Path) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a sqlite store; None for any other store, and one in memory."""
-    head, found, path = uri.partition(":///")
-    path = unquote(path.partition("?")[0])
+    """Return the file of a sqlite store; None for any other store, and one in memory.
+
+    Raises:
+        StoreError: the address was put together from the path of a folder without quoting it.
+    """
+    head, found, written = uri.partition(":///")
+    path, _, query = written.partition("?")
+    path = unquote(path)
     if not found or head.split("+")[0] != "sqlite" or path in ("", ":memory:"):
         return None
-    return None if path.startswith("file:") else Path(path).absolute()
+    if path.startswith("file:"):
+        return None
+    file, meant = Path(path).absolute(), Path(written).absolute()
+    elsewhere = meant.parent != file.parent and not file.exists()
+    if elsewhere and meant.parent.is_dir() and ("/" in query or not file.parent.is_dir()):
+        raise StoreError(f"{uri} is {file}: {meant} must be written {sqlite_uri(meant)}")
+    return file
 
 
 def shown(uri: str) -> str:
