@@ -230,12 +230,14 @@ def test_the_loss_is_the_formula(
     module = small_dala(causal, 2, load_balance_weight=0.5)
     x = make_inputs(module, length, padded=padded)
     module(*x)
-    period = [max(0, i - SINKS) // PERIOD for i in range(length)]
-    choose = [p >= 2 or (not causal and p + 2 <= period[-1]) for p in period]
-    counts = torch.tensor(choose).expand(2, length)
-    counts = counts if x.mask is None else counts & x.mask
+    real = torch.ones(2, length, dtype=torch.bool) if x.mask is None else x.mask
+    period = (real.cumsum(1) - 1 - SINKS).clamp_min(0) // PERIOD
+    counts = period >= 2
+    if not causal:
+        counts = counts | (period + 2 <= period[:, -1:])
+    counts = counts & real
     p = x.q[..., :3].softmax(-1).flatten(0, 1)
-    want = 0.5 * balance_of(p, counts.repeat_interleave(4, 0)) if any(choose) else 0.0
+    want = 0.5 * balance_of(p, counts.repeat_interleave(4, 0)) if counts.any() else 0.0
     assert module.auxiliary_loss().item() == pytest.approx(want, rel=1e-4)
 
 

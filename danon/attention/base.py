@@ -20,7 +20,7 @@ from danon.attention.sight import Sight, value_weights
 from danon.config import AttentionConfig
 from danon.space import Space
 
-__all__ = ["BaseAttention", "check_inputs", "without_autocast"]
+__all__ = ["BaseAttention", "check_inputs", "check_mask", "without_autocast"]
 
 _Out = TypeVar("_Out")
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -83,10 +83,12 @@ class BaseAttention(nn.Module):
             q: queries (B, H, N, D).
             k: keys (B, G, N, D).
             v: values (B, G, N, D).
-            mask: key padding (B, N); nonzero or True marks a real token.
+            mask: padding (B, N); True or 1 marks a real token, False or 0 padding, which is no part
+                of its sequence. So real tokens get what they get without it, wherever it stands:
+                :func:`danon.attention.padding.right_padded` sees to that.
 
         Returns:
-            (B, H, N, D) in the dtype of ``q``; a query that sees no token gets zeros.
+            (B, H, N, D) in the dtype of ``q``; padding gets zeros.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
@@ -248,7 +250,29 @@ def check_inputs(
             raise ValueError(f"mask has shape {tuple(mask.shape)}: must be (B, N) = {(B, N)}")
         if mask.device != q.device:
             raise ValueError(f"mask is on {mask.device}: must be on {q.device} like q")
-        # Compiled code cannot ask for values; NaN then counts as a real token, like any nonzero.
-        ask = mask.dtype.is_floating_point and not torch.compiler.is_compiling()
-        if mask.dtype.is_complex or (ask and bool(mask.isnan().any())):
-            raise ValueError(f"mask is {mask.dtype} with NaN or complex: must be bool or 0 / 1")
+        check_mask("mask", mask)
+
+
+def check_mask(name: str, mask: Tensor) -> None:
+    """Reject a padding mask with other values than 0 and 1, such as an additive one.
+
+    Compiled code cannot look at values: there the error is a ``RuntimeError`` of torch, at run
+    time, which on a GPU ends the process.
+
+    Args:
+        name: of the argument, for the error.
+        mask: of any shape.
+
+    Raises:
+        ValueError: naming the first other value.
+    """
+    allowed = (
+        "must be bool, or 1 for a real token and 0 for padding (of an additive mask: mask == 0)"
+    )
+    if mask.dtype == torch.bool:
+        return
+    other = (mask != 0) & (mask != 1)
+    if torch.compiler.is_compiling():
+        torch._assert_async(~other.any(), f"{name} holds other values than 0 and 1: {allowed}")
+    elif not mask.is_meta and bool(other.any()):
+        raise ValueError(f"{name} holds {mask[other][0].item()}: {allowed}")

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from danon.attention.base import check_inputs, without_autocast
+from danon.attention.base import without_autocast
 from danon.attention.dala_parts import (
     GatedState,
     ImportanceNetwork,
@@ -21,6 +21,7 @@ from danon.attention.dala_parts import (
 from danon.attention.dala_paths import Paths, chunk, whole
 from danon.attention.dala_window import WindowNetwork
 from danon.attention.oracles.dala import oracle, shares
+from danon.attention.padding import right_padded, rows_alone
 from danon.attention.registry import register
 from danon.attention.sight import Sight
 from danon.attention.sizing import SINKS, largest
@@ -119,21 +120,23 @@ class DALA(StreamingAttention):
         return largest(lambda w: cls(config(w)), shape.max_sequence_length, entries)
 
     @without_autocast
+    @right_padded
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         c = self.cfg
-        check_inputs(c, q, k, v, mask)
         refuse_transforms()
         refuse_meta("q", q)
         B, H, N, D = q.shape
         N = index(N)  # a compiler, too, makes its plan for this length
+        real = None if mask is None else mask.repeat_interleave(c.kv_heads, 0)
+        seen = None if c.is_causal else real  # causal queries do not see the padding behind them
         if self.training and c.attention_dropout:
             keep = torch.rand(B, N, dtype=torch.float32, device=q.device) >= c.attention_dropout
-            mask = keep if mask is None else keep & (mask != 0)
+            keep = keep.repeat_interleave(c.kv_heads, 0)
+            seen = keep if seen is None else keep & seen
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
-        seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
         paths = whole(self, q_, k_, v_, seen)
         wanted = self.wants_auxiliary and c.load_balance_weight and paths.shifts
-        self.keep_auxiliary(c.load_balance_weight * paths.imbalance(seen) if wanted else None)
+        self.keep_auxiliary(c.load_balance_weight * paths.imbalance(real) if wanted else None)
         return self._attend(q_, paths).view(B, H, N, D)
 
     def _attend(self, q: Tensor, paths: Paths) -> Tensor:
@@ -240,17 +243,15 @@ class DALA(StreamingAttention):
             pairs += rows * (remembered + past + future)
         return pairs
 
-    def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    @rows_alone
+    def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """The definition, one period and head at a time, in float64.
 
         Which tokens are remembered is decided by the importance scores as the network gives them,
         in its own precision: a choice is either the same or another, never nearly the same.
         """
         with q.device:
-            return oracle(self, q, k, v, mask, rows)
+            return oracle(self, q, k, v, rows)
 
     @torch.no_grad()
     def sight(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Sight:
@@ -259,5 +260,5 @@ class DALA(StreamingAttention):
         Held fixed, since they read values: the state, and what it and they do to width and router.
         """
         with q.device:
-            weights, _, seen = shares(self, q, k, v, None, rows)
+            weights, _, seen = shares(self, q, k, v, rows)
         return Sight(weights[..., : k.shape[2]], seen)

@@ -93,19 +93,20 @@ class Paths:
             means.append((kept @ chosen / kept.sum(3, keepdim=True).clamp_min(1)).squeeze(2))
         return torch.cat(means).transpose(0, 1)
 
-    def imbalance(self, seen: Tensor | None) -> Tensor:
+    def imbalance(self, real: Tensor | None) -> Tensor:
         """The load-balance loss over the queries that have more than one path to choose from.
 
-        ``seen``: the tokens that count, (batch * key/value heads, n), or None.
+        ``real``: the tokens that are no padding, (batch * key/value heads, n), or None.
         """
         c, (X, n, _) = self.m.cfg, self.q.shape
+        if real is None:
+            real = torch.ones(1, n, dtype=torch.bool, device=self.q.device)
         own = ((torch.arange(n, device=self.q.device) - c.global_tokens) // c.period).clamp_min(0)
         counts = own >= 2
         if not c.is_causal:
-            counts = counts | (own + 2 < len(self.periods))
-        counts = counts.expand(X, n)
-        if seen is not None:
-            counts = counts & seen.repeat_interleave(X // len(seen), 0)
+            last = (real.sum(1, keepdim=True) - 1 - c.global_tokens) // c.period
+            counts = counts | (own + 2 <= last)
+        counts = (counts & real).repeat_interleave(X // len(real), 0)
         return load_balance(F.pad(torch.stack(self.shifts, -1), (1, 0)).softmax(-1), counts)
 
     def inverse_squares(self) -> Tensor:
@@ -177,12 +178,12 @@ def whole(m: DALA, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Path
     past = m.state.entries(*m.state(means, count))
     paths.sources += [memory, Source(past.k.to(k.dtype), past.v.to(k.dtype), past.bias)]
     paths.states = ((2, -2),)  # period p sees the state after p - 2
-    state = F.pad(past.k, (0, 0, 2, 0))[:, :-2]
+    state = F.pad(_met(past), (0, 0, 2, 0))[:, :-2]
     if not c.is_causal:
         future = m.state.entries(*m.state(means, count, reverse=True))
         paths.sources.append(Source(future.k.to(k.dtype), future.v.to(k.dtype), future.bias))
         paths.states = ((2, -2), (3, 2))
-        state = (state + F.pad(future.k, (0, 0, 0, 2))[:, 2:]) / 2
+        state = (state + F.pad(_met(future), (0, 0, 0, 2))[:, 2:]) / 2
     if c.use_adaptive_router:
         paths.route(F.pad(means, (0, 0, 1, 0))[:, :-1, : q.shape[-1]], memory, state)
     return paths
@@ -239,6 +240,12 @@ def chunk(m: DALA, q: Tensor, start: int, parts: dict[str, Part]) -> Paths:
         if c.use_adaptive_router:
             paths.route(paths.content[..., : q.shape[-1]], memory, past.k[:, :count])
     return paths
+
+
+def _met(states: Source) -> Tensor:
+    """Keys of states, zero where no token had been met: there is none, as beyond the ends."""
+    assert states.bias is not None
+    return torch.where(states.bias[..., None] == 0, states.k, 0.0)
 
 
 def _means(k: Tensor, v: Tensor, seen: Tensor | None, period: int) -> tuple[Tensor, Tensor]:

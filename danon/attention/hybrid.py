@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from danon import tuned
-from danon.attention.base import check_inputs, without_autocast
+from danon.attention.base import without_autocast
 from danon.attention.dala import DALA
 from danon.attention.msra import MSRA
+from danon.attention.padding import right_padded
 from danon.attention.profiles import Choice, choose, load
 from danon.attention.registry import register
 from danon.attention.sight import Sight
@@ -194,8 +195,8 @@ class SuperHybrid(StreamingAttention):
         return member
 
     @without_autocast
+    @right_padded
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        check_inputs(self.cfg, q, k, v, mask)
         refuse_transforms()
         refuse_meta("q", q)
         N = index(q.shape[2])  # a compiler, too, makes its plan for this length
@@ -252,7 +253,7 @@ class SuperHybrid(StreamingAttention):
 
     def _loss_terms(self, beta: Tensor, w: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """L_div and L_reg over the queries that there are; beta and w (B, H, N, M)."""
-        real = torch.ones_like(w[:, :, :, 0]) if mask is None else (mask != 0).to(w)[:, None]
+        real = torch.ones_like(w[:, :, :, 0]) if mask is None else mask.to(w)[:, None]
         real = real.expand(w.shape[:3])[..., None]
         count = real.sum().clamp_min(1)
         mean = (w * real).sum((0, 1, 2)) / count
@@ -310,6 +311,8 @@ class SuperHybrid(StreamingAttention):
         parts = [self._member(name).oracle(q, k, v, mask, rows) for name in names]
         if len(names) == 1:
             return parts[0]
+        if mask is not None:
+            q = torch.where((mask != 0)[:, None, :, None], q, 0.0)
         _, w = self._weights((q if rows is None else q[:, :, rows]).double())
         return _sum(parts, w)
 

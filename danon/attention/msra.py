@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from danon.attention import msra_stream
-from danon.attention.base import check_inputs, without_autocast
+from danon.attention.base import without_autocast
 from danon.attention.kernels import HIDDEN, hide
 from danon.attention.msra_plan import far_rects
 from danon.attention.oracles.msra import entries, oracle
+from danon.attention.padding import right_padded, rows_alone
 from danon.attention.pooling import ImportancePool, by_pieces, sinusoid, soft_cap
 from danon.attention.registry import register
 from danon.attention.sight import Level, Sight, lost
@@ -99,15 +100,16 @@ class MSRA(StreamingAttention):
         return largest(lambda w: cls(config(w)), shape.max_sequence_length, entries)
 
     @without_autocast
+    @right_padded
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         c = self.cfg
-        check_inputs(c, q, k, v, mask)
         refuse_transforms()
         refuse_meta("q", q)
         B, H, N, D = q.shape
         N = index(N)  # a compiler, too, makes its plan for this length
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
-        seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
+        # Causal queries do not see the padding, which is behind them.
+        seen = None if mask is None or c.is_causal else mask.repeat_interleave(c.kv_heads, 0)
         bias = None if seen is None else hide(seen)
         levels = far_rects(N, c.window, self.width, self.rate, c.global_tokens, c.is_causal)
         sources = [Source(k_, v_, bias), *self._nodes(k_, v_, seen, len(levels))]
@@ -184,7 +186,7 @@ class MSRA(StreamingAttention):
     def _pyramid(self, k: Tensor, v: Tensor, seen: Tensor | None, levels: int) -> list[Any]:
         """Key, value and log(mass) of the nodes of each level, one after the other.
 
-        log(mass) is None if all visible nodes are whole: causal, without padding.
+        log(mass) is None if all visible nodes are whole, as in the causal case.
         """
         c, dtype = self.cfg, k.dtype
         wide = torch.promote_types(dtype, torch.float32)
@@ -239,19 +241,17 @@ class MSRA(StreamingAttention):
         parts = [*near, *(side for sides in far for side in sides)]
         return sum(r.pairs for part in parts for r in part if r.k1 > r.k0)
 
-    def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    @rows_alone
+    def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """The definition, dense and in float64."""
         with q.device:
-            return oracle(self, q, k, v, mask, rows)
+            return oracle(self, q, k, v, rows)
 
     def sight(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Sight:
         """Near tokens are seen as themselves, older ones through nodes."""
         c = self.cfg
         with torch.no_grad(), q.device:
-            keys, values, _, _, visible = entries(self, k, v, None, rows)
+            keys, values, _, _, visible = entries(self, k, v, rows)
         nodes = zip(keys[1:], values[1:], visible[1:], strict=True)
         levels = [Level(x, y, self.rate**n, seen) for n, (x, y, seen) in enumerate(nodes, 1)]
         weights = super().sight(q, k, v, rows).weights

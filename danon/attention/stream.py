@@ -285,7 +285,7 @@ class StreamingAttention(BaseAttention):
             k: (B, G, n, D).
             v: (B, G, n, D).
             state: from :meth:`init_state` or a step before; it is left as it is.
-            mask: (B, n), nonzero for tokens that there are. The others are no part of their
+            mask: (B, n), 1 or True for tokens that there are. The others are no part of their
                 sequence, which so may be longer or shorter than its neighbours; they get zeros.
 
         Returns:

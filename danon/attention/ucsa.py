@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from danon.attention.base import check_inputs, without_autocast
+from danon.attention.base import without_autocast
 from danon.attention.kernels import HIDDEN, hide
 from danon.attention.oracles.ucsa import oracle, seen, undecided
+from danon.attention.padding import each_alone, right_padded, rows_alone
 from danon.attention.pooling import ImportancePool
 from danon.attention.registry import register
 from danon.attention.sight import Sight, lost
@@ -182,15 +183,16 @@ class UCSA(StreamingAttention):
         return largest(lambda n: cls(config(n)), length, entries)
 
     @without_autocast
+    @right_padded
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         c = self.cfg
-        check_inputs(c, q, k, v, mask)
         refuse_transforms()
         refuse_meta("q", q)
         B, H, N, D = q.shape
         N = index(N)  # a compiler, too, makes its plan for this length
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
-        seen = None if mask is None else (mask != 0).repeat_interleave(c.kv_heads, 0)
+        real = None if mask is None else mask.repeat_interleave(c.kv_heads, 0)
+        seen = None if c.is_causal else real  # causal queries do not see the padding behind them
         near = near_rects(N, c.local_window_size, c.global_tokens, c.is_causal)
         calls = [
             Call(0, qt, kt, causal, branch=branch)
@@ -199,17 +201,16 @@ class UCSA(StreamingAttention):
         ]
         tree = None
         if first_far_block(c, N) < blocks_of(c, N):
-            tree = self._tree(k_, v_, seen)
-            vote = None if seen is None else seen[:, c.global_tokens :]
-            lines = q_[:, c.global_tokens :]
-            calls += FarCalls(c, q_, tree[0], lines, vote, extra=self.extra_share).calls()
+            tree = self._tree(k_, v_, real)
+            lines, lengths = q_[:, c.global_tokens :], None if seen is None else seen.sum(1)
+            calls += FarCalls(c, q_, tree[0], lines, lengths, extra=self.extra_share).calls()
 
         def attend(q: Tensor, sources: list[Source]) -> Tensor:
             return union(q, sources, calls, scale=D**-0.5, kernel=c.kernel)[0].view(B, H, N, D)
 
         def again(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
-            wide = None if tree is None else self._tree(k.double(), v.double(), seen)
+            wide = None if tree is None else self._tree(k.double(), v.double(), real)
             with observe(None):
                 return attend(q, self._sources(k, v, seen, wide))
 
@@ -217,7 +218,7 @@ class UCSA(StreamingAttention):
         if suspicious(out):
             out = recover(self, (q, k, v), mask, out, again)
         elif tree is not None and c.information_weight and self.wants_auxiliary:
-            lost = c.information_weight * information_loss(c, q_, k_, v_, seen, *tree)
+            lost = c.information_weight * information_loss(c, q_, k_, v_, real, *tree)
         self.keep_auxiliary(lost)
         return out
 
@@ -330,20 +331,24 @@ class UCSA(StreamingAttention):
             pairs += rows * entries
         return pairs
 
-    def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    @rows_alone
+    def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """The definition, one block of queries at a time, in float64."""
         with q.device:
-            return oracle(self, q, k, v, mask, rows)
+            return oracle(self, q, k, v, rows)
 
     def oracle_margin(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
     ) -> Tensor:
         """(R,) bool: rows whose selection is decided by less than rounding."""
         with q.device:
-            return undecided(self, q, k, v, mask, rows)
+            if mask is None:
+                return undecided(self, q, k, v, rows)
+            close = torch.zeros(len(rows), dtype=torch.bool)
+            for alone, places, wanted in each_alone(q, k, v, mask, rows):
+                if len(places):
+                    close[wanted] |= undecided(self, *alone, places)
+            return close
 
     def sight(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Sight:
         """The window and refined leaves are seen as themselves, the rest of the cut as nodes."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from danon.attention.tiles import Rows
-from danon.attention.ucsa_tree import Bounds, Tree
+from danon.attention.ucsa_tree import Far, Tree
 from danon.config import UCSAConfig
 
 __all__ = ["Verdict", "judge", "relative_error", "running_sums", "squared_length"]
@@ -75,11 +75,11 @@ def running_sums(e: Tensor, before: Tensor | None = None) -> Tensor:
     return sums if before is None else sums + before[:, None]
 
 
-def judge(c: UCSAConfig, tree: Tree, level: int, node: Tensor, bounds: Bounds) -> Verdict:
+def judge(c: UCSAConfig, tree: Tree, level: int, node: Tensor, far: Far) -> Verdict:
     """What the errors of nodes (T, X, k) say.
 
     Args:
-        bounds: of the T blocks of queries.
+        far: leaves outside the near windows of the T blocks of queries.
 
     Returns:
         lossless: e below ``error_tolerance``; forced: e above mu + alpha sigma.
@@ -90,13 +90,12 @@ def judge(c: UCSAConfig, tree: Tree, level: int, node: Tensor, bounds: Bounds) -
     lossless = e == 0 if c.error_tolerance else None
     if not tree.sums:
         return Verdict(lossless, None)
-    past = [b[0 if c.is_causal else 2] // c.fanout**level for b in bounds]
-    whole = torch.tensor(past, device=e.device)
-    last = tree.row(level, whole - 1)
-    count, total, squares = tree.sums[level][:, last].transpose(0, 1).unbind(-1)
+    whole = ((far.a if c.is_causal else far.n) // c.fanout**level).expand(node.shape[:2])
+    last = tree.row(level, whole - 1).T[..., None].expand(-1, -1, 3)
+    count, total, squares = tree.sums[level].gather(1, last).transpose(0, 1).unbind(-1)
     mean = total / count.clamp_min(1)
     deviation = (squares / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
     assert c.error_alpha is not None
     limit = mean + c.error_alpha * deviation
-    limit = limit.masked_fill((whole <= 0)[:, None] | (count == 0), torch.inf)
+    limit = limit.masked_fill((whole <= 0) | (count == 0), torch.inf)
     return Verdict(lossless, e.double() > limit[..., None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from danon.attention.ucsa_select import (
     far_leaves,
     tree_depth,
 )
-from danon.attention.ucsa_tree import Bounds, Tree
+from danon.attention.ucsa_tree import Bounds, Far, Tree
 from danon.config import UCSAConfig
 
 __all__ = ["FarCalls", "blocks_of", "budget_of", "depth_of", "far_bounds", "first_far_block"]
@@ -64,6 +65,18 @@ def budget_of(c: UCSAConfig, bounds: Bounds, extra: float = 0.0) -> list[int]:
     return [min(math.ceil(f * c.sparsity_factor), c.selected_blocks) + int(f * extra) for f in far]
 
 
+class Budget(NamedTuple):
+    """Leaves that each query of T blocks may refine.
+
+    Attributes:
+        each: (T, 1), or (T, G) where rows differ in length; int64.
+        most: of each block, for its longest row.
+    """
+
+    each: Tensor
+    most: list[int]
+
+
 @constant
 def _plan(
     c: UCSAConfig, first: int, last: int, length: int
@@ -84,20 +97,24 @@ class FarCalls:
         tree: with X / heads of a group as its first dimension, G.
         lines: queries past the global tokens (X, m, D), from block ``base`` on: one in
             ``VOTE_EVERY`` of a block votes.
-        vote: which of them may (G, m), or None for all.
+        real: how many tokens of each row there are (G,); None if all rows are full, or causal.
         start: place of the first query.
         base: see ``lines``.
         extra: see :func:`budget_of`.
     """
 
     def __init__(
-        self, c: UCSAConfig, q: Tensor, tree: Tree, lines: Tensor, vote: Tensor | None = None,
+        self, c: UCSAConfig, q: Tensor, tree: Tree, lines: Tensor, real: Tensor | None = None,
         start: int = 0, base: int = 0, extra: float = 0.0,
     ) -> None:  # fmt: skip
         self.c, self.q, self.tree, self.start, self.base = c, q, tree, start, base
         self.extra = extra
         self.stop, self.groups = start + q.shape[1], tree.key[0].shape[0]
-        self.lines, self.vote = lines, vote
+        self.lines = lines
+        self.past_sinks = self.leaf_count = None
+        if real is not None:
+            self.past_sinks = (real - c.global_tokens).clamp_min(0)
+            self.leaf_count = -(-self.past_sinks // c.leaf)
         self.ballot: tuple[Tensor, Tensor] | None = None
 
     def voters(self) -> tuple[Tensor, Tensor]:
@@ -107,7 +124,10 @@ class FarCalls:
         """
         c, G, like = self.c, self.groups, self.tree.key[0]
         lines, heads = self.lines, self.lines.shape[0] // self.groups
-        vote = like.new_ones(G, lines.shape[1]) if self.vote is None else self.vote.to(like.dtype)
+        vote = like.new_ones(G, lines.shape[1])
+        if self.past_sinks is not None:
+            place = torch.arange(lines.shape[1], device=like.device)
+            vote = (place < self.past_sinks[:, None]).to(like.dtype)
         rest = lines.shape[1] % c.query_block
         if rest and c.is_causal:  # a block that is not whole votes for none
             lines, vote = lines[:, :-rest], vote[:, :-rest]
@@ -116,9 +136,6 @@ class FarCalls:
             vote = F.pad(vote, (0, c.query_block - rest))
         vote = vote.unflatten(1, (-1, c.query_block))
         lines = lines.unflatten(1, (-1, c.query_block)).unflatten(0, (G, heads))
-        if self.vote is not None:  # padding has no turn
-            vote, order = vote.sort(dim=-1, descending=True, stable=True)
-            lines = lines.gather(3, order[:, None, ..., None].expand_as(lines))
         vote = vote[..., ::VOTE_EVERY].transpose(0, 1)
         lines = lines[:, :, :, ::VOTE_EVERY].permute(2, 0, 1, 3, 4).flatten(2, 3)
         return lines.to(like.dtype), vote.repeat(1, 1, heads)
@@ -141,8 +158,9 @@ class FarCalls:
             while t1 < most and plan[t1 - first][1] == depth:
                 t1 += 1
             these = [bounds for bounds, _ in plan[t0 - first : t1 - first]]
-            cut, budget = self.cut(t0, t1, these, depth), budget_of(c, these, self.extra)
-            verdict = judge(c, self.tree, 0, cut.leaf, these)
+            cut, budget = self.cut(t0, t1, these, depth), self.budget(these)
+            far = Far.of(these, self.q.device, self.leaf_count)
+            verdict = judge(c, self.tree, 0, cut.leaf, far)
             for rows, at in self._pieces(t0, t1):
                 calls += self._piece(cut, budget, verdict, rows, t0, at)
             if t0 == 0 and not c.is_causal and c.global_tokens:
@@ -150,6 +168,15 @@ class FarCalls:
                 calls += self._piece(cut, budget, verdict, Tiles(0, 1, 1, c.global_tokens), 0, 0)
             t0 = t1
         return calls
+
+    def budget(self, bounds: Bounds) -> Budget:
+        """Leaves that queries of blocks may refine."""
+        each = budget_of(self.c, bounds, self.extra)
+        if self.leaf_count is None:
+            return Budget(torch.tensor(each, device=self.q.device)[:, None], each)
+        far = Far.of(bounds, self.q.device, self.leaf_count).leaves.double()
+        share = (far * self.c.sparsity_factor).ceil().clamp_max(self.c.selected_blocks)
+        return Budget((share + (far * self.extra).floor()).long(), each)
 
     def together(self, t0: int) -> int:
         """Blocks from ``t0`` on that may choose in one go."""
@@ -162,7 +189,8 @@ class FarCalls:
         if self.ballot is None:  # most steps of a stream ask for no vote
             self.ballot = self.voters()
         q, votes = (x[some] for x in self.ballot)
-        return descend(self.c, self.tree, q, votes, bounds, depth, self.c.head_dim**-0.5)
+        scale = self.c.head_dim**-0.5
+        return descend(self.c, self.tree, q, votes, bounds, depth, scale, self.leaf_count)
 
     def nodes(self, cut: Cut) -> tuple[int, Rows | Tiles]:
         """Source and keys of coarse nodes and candidates."""
@@ -191,7 +219,7 @@ class FarCalls:
             at += count
 
     def _piece(
-        self, cut: Cut, budget: list[int], verdict: Verdict, rows: Tiles, t0: int, at: int
+        self, cut: Cut, budget: Budget, verdict: Verdict, rows: Tiles, t0: int, at: int
     ) -> list[Call]:
         """Calls of ``rows``, which are the blocks of the cut from the ``at``-th on."""
         size, some = self.c.leaf, slice(at, at + rows.count)
@@ -203,7 +231,7 @@ class FarCalls:
         logits = logits.unflatten(2, (repeat, -1)).amax(2)
         if verdict.lossless is not None:
             able = able & ~verdict.lossless[some]
-        most, limit = max(budget[some]), torch.tensor(budget[some], device=able.device)[:, None]
+        most, limit = max(budget.most[some]), budget.each[some]
         if verdict.forced is None:
             chosen = choose_leaves(logits, able, limit, most)
         else:  # those of a large error first, the others with what is left of the budget

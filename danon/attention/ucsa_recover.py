@@ -55,8 +55,6 @@ def recover(
     """
     q, k, v = qkv
     bad = ~out.detach().isfinite().all(-1)
-    if mask is not None:  # what a masked token holds is nobody's business, be it NaN
-        k, v = (torch.where((mask != 0)[:, None, :, None], x, 0.0) for x in (k, v))
     whole = k.detach().isfinite().all(-1) & v.detach().isfinite().all(-1)
     if module.cfg.is_causal:
         whole = (~whole).cumsum(-1) == 0

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from danon.attention.ucsa_error import judge
-from danon.attention.ucsa_tree import Bounds, Tree
+from danon.attention.ucsa_tree import Bounds, Far, Tree
 from danon.config import UCSAConfig
 
 __all__ = ["VOTE_EVERY", "Cut", "choose_leaves", "descend", "far_leaves", "tree_depth"]
@@ -63,7 +64,7 @@ def tree_depth(config: UCSAConfig, leaves: int) -> int:
 
 def descend(
     config: UCSAConfig, tree: Tree, q: Tensor, weight: Tensor, bounds: Bounds, depth: int,
-    scale: float,
+    scale: float, leaves: Tensor | None = None,
 ) -> Cut:  # fmt: skip
     """Refine from level ``depth`` down to the leaves, for T blocks of queries at once.
 
@@ -72,15 +73,26 @@ def descend(
         weight: their votes (T, X, Q); zero for padding.
         bounds: of these T blocks.
         depth: :func:`tree_depth` of these blocks.
+        leaves: of each of the X rows, (X,), where not all are as long as the bounds say. Each row
+            begins at the level that it would begin at alone. None when causal.
     """
     T, X, _, D = q.shape
     f, refine = config.fanout, config.candidate_blocks // config.fanout
-    a, z, n = torch.tensor(bounds, device=q.device).T[..., None, None]
-    top = math.ceil(max(b[0] if config.is_causal else b[2] for b in bounds) / f**depth)
+    outside = Far.of(bounds, q.device, leaves)
+    a, z, n = (x[..., None] for x in outside)
+    most = max(b[0] if config.is_causal else b[2] for b in bounds)
+    top = math.ceil(most / f**depth)
     node = torch.arange(top - 1, -1, -1, device=q.device).expand(T, X, top)
     on = torch.ones_like(node, dtype=torch.bool)
+    if leaves is not None:
+        wide = [-(-n // f**level) > config.candidate_blocks for level in range(depth)]
+        own = torch.stack([torch.zeros_like(n), *wide]).sum(0)
+        on = on & (own == depth)
     coarse = []
     for level in range(depth, -1, -1):
+        if leaves is not None and level < depth:
+            top = min(config.candidate_blocks, math.ceil(most / f**level))
+            node, on = _join(node, on, top, own == level)
         first, last = node * f**level, (node + 1) * f**level
         on = on & (first < n) & ~((first >= a) & (last.minimum(n) <= z))
         if level == 0:
@@ -93,7 +105,7 @@ def descend(
         able = None
         if tree.keep is not None:  # the children of old nodes are gone
             able = node * f >= tree.oldest(level - 1, a, f)
-        verdict = judge(config, tree, level, node, bounds)
+        verdict = judge(config, tree, level, node, outside)
         if verdict.lossless is not None:
             rough = split | ~verdict.lossless
             able = rough if able is None else able & rough
@@ -114,6 +126,15 @@ def descend(
         node = (parent[..., None] * f + child).flatten(2)
         on = on[..., None].expand(*chosen.shape, f).flatten(2)
     return Cut(tuple(coarse), node, on)
+
+
+def _join(node: Tensor, on: Tensor, top: int, now: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes (T, X, k), and which are real, with those below ``top`` in rows that begin now."""
+    k = max(top, node.shape[-1])
+    node, on = (F.pad(x, (0, k - x.shape[-1])) for x in (node, on))
+    slot = torch.arange(k, device=node.device)
+    first = (top - 1 - slot).clamp_min(0)
+    return torch.where(now, first, node), torch.where(now, slot < top, on)
 
 
 def _votes(

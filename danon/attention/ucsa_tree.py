@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -21,10 +22,32 @@ from torch.nn import functional as F
 
 from danon.attention.tiles import Rows
 
-__all__ = ["Bounds", "Tree", "widen"]
+__all__ = ["Bounds", "Far", "Tree", "widen"]
 
 Bounds = Sequence[tuple[int, int, int]]
 """a, z and n of ``far_leaves``, for blocks of queries."""
+
+
+class Far(NamedTuple):
+    """Leaves [0, a) and [z, n) are outside the near window of T blocks of queries.
+
+    int64 (T, X), or (T, 1) where all of the X rows are equally long.
+    """
+
+    a: Tensor
+    z: Tensor
+    n: Tensor
+
+    @classmethod
+    def of(cls, bounds: Bounds, device: torch.device, leaves: Tensor | None = None) -> Self:
+        """By the bounds of the longest row and, unless all are as long, the leaves (X,) of each."""
+        found = torch.tensor(bounds, device=device).T[..., None]
+        return cls(*(found if leaves is None else found.minimum(leaves)))
+
+    @property
+    def leaves(self) -> Tensor:
+        """How many leaves that is."""
+        return self.a + self.n - self.z
 
 
 @dataclass(frozen=True)

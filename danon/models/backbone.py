@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from danon.attention.base import BaseAttention
+from danon.attention.base import BaseAttention, check_mask
+from danon.attention.padding import Compaction
 from danon.attention.stream import StreamingAttention
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.config import AttentionConfig, ConfigError
@@ -82,29 +83,33 @@ class Backbone(nn.Module):
 
         Args:
             input_ids: (B, N) integers below ``vocab_size``.
-            attention_mask: (B, N), nonzero for real tokens; None if all are.
+            attention_mask: (B, N), 1 or True for real tokens, 0 or False for padding, which may
+                stand anywhere and is no part of its sequence; None if all are real.
 
         Returns:
             encoder: (B, N, hidden_size); lm: (B, N, vocab_size); classifier: (B, num_classes).
+            Hidden states and logits of padding are zeros.
         """
         self._check(input_ids, attention_mask)
-        x = self.embed(input_ids)
+        x, real = self.embed(input_ids), None
+        moved = None if attention_mask is None else Compaction.of(attention_mask)
+        if moved is not None:  # once here rather than in every layer
+            x, real = moved.compact(x), moved.real
         positions = torch.arange(input_ids.shape[1], device=x.device)
         rotary = _rotary(positions, self.config, x)
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rotary, attention_mask, use_reentrant=False)
+                x = checkpoint(layer, x, rotary, real, use_reentrant=False)
             else:
-                x = layer(x, rotary, attention_mask)
+                x = layer(x, rotary, real)
         x = self.norm(x)
-        if self.task == "lm":
-            return F.linear(x, self.embed.weight)
         if self.task == "classifier":
-            ones = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
-            weight = ones.to(x.dtype)[..., None]
-            x = (x * weight).sum(1) / weight.sum(1).clamp_min(1)
+            if real is None:
+                return self.head(x.mean(1))  # type: ignore[no-any-return]
+            x = x.sum(1) / real.sum(1, keepdim=True).clamp_min(1)  # padding is zeros
             return self.head(x)  # type: ignore[no-any-return]
-        return x  # type: ignore[no-any-return]
+        x = x if moved is None else moved.expand(x)
+        return F.linear(x, self.embed.weight) if self.task == "lm" else x
 
     def auxiliary_loss(self) -> Tensor:
         """What the layers' attentions ask to be added to the loss of the last forward pass.
@@ -139,8 +144,7 @@ class Backbone(nn.Module):
         Args:
             input_ids: (B, n), n >= 1.
             state: from :meth:`init_state` or a step before; it is left as it is.
-            attention_mask: (B, n), nonzero for tokens that there are; the others are no part of
-                their sequence.
+            attention_mask: (B, n), as in ``forward``: 1 or True for tokens that there are.
 
         Returns:
             What ``forward`` gives for these tokens (``encoder`` and ``lm``), and the new state.
@@ -245,9 +249,12 @@ class Backbone(nn.Module):
                 f"input_ids has batch {len(input_ids)}: must be {len(state.lengths)} like the state"
             )
         x = self.embed(input_ids)
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
+        real = torch.ones_like(input_ids, dtype=torch.bool)
+        if attention_mask is not None:
+            attention_mask = real = attention_mask != 0
+            x = torch.where(real[..., None], x, 0.0)
         seen = torch.tensor(state.lengths, device=x.device)[:, None]
-        rotary = _rotary(seen + real.long().cumsum(1) - 1, self.config, x)
+        rotary = _rotary(seen + real.cumsum(1) - 1, self.config, x)
         states = []
         for layer, old in zip(self._blocks(), state.layers, strict=True):
             # Under autocast they are narrower than the state, which goes on outside of it as well.
@@ -277,6 +284,13 @@ class Backbone(nn.Module):
                 f"attention_mask has shape {tuple(attention_mask.shape)}: must be that of "
                 f"input_ids, {tuple(input_ids.shape)}"
             )
+        if attention_mask is not None:
+            if attention_mask.device != input_ids.device:
+                raise ValueError(
+                    f"attention_mask is on {attention_mask.device}: must be on {input_ids.device} "
+                    "like input_ids"
+                )
+            check_mask("attention_mask", attention_mask)
         if torch.compiler.is_compiling():  # values are not known yet; the embedding checks them
             return
         low, high = int(input_ids.min()), int(input_ids.max())

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danon.attention.base import BaseAttention
+from danon.attention.padding import right_padded
 from danon.config import AttentionConfig
 
 __all__ = ["ShortConvolution"]
@@ -28,6 +29,7 @@ class ShortConvolution(BaseAttention):
         self.setup_attention(config)
         self.weight = nn.Parameter(torch.randn(config.hidden_size, 1, TAPS) * TAPS**-0.5)
 
+    @right_padded
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         B, H, N, D = v.shape
         x = F.pad(v.transpose(2, 3).reshape(B, H * D, N), (TAPS - 1, 0))

@@ -12,12 +12,9 @@ from danon.attention.pooling import sinusoid
 from danon.config import DALAConfig
 
 
-def oracle(
-    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-    rows: Tensor | None,
-) -> Tensor:  # fmt: skip
+def oracle(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
     """Tokens and states, each by its share."""
-    A, states, _ = shares(module, q, k, v, mask, rows)
+    A, states, _ = shares(module, q, k, v, rows)
     N = v.shape[2]
     v = v.double().repeat_interleave(q.shape[1] // v.shape[1], 1)
     out = A[..., :N] @ v
@@ -26,10 +23,9 @@ def oracle(
     return out
 
 
-def shares(  # noqa: C901 - one definition, read from top to bottom
-    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-    rows: Tensor | None,
-) -> tuple[Tensor, list[Tensor], Tensor]:  # fmt: skip
+def shares(
+    module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """Entries of a query: all tokens as near ones, all tokens as memories, all states, masked.
 
     Returns:
@@ -40,7 +36,6 @@ def shares(  # noqa: C901 - one definition, read from top to bottom
     (B, _, N, D), G, g, P = q.shape, c.kv_heads, c.global_tokens, c.period
     rows = torch.arange(N) if rows is None else rows
     p = {name: x.double() for name, x in module.named_parameters()}
-    real = torch.ones(B, N, dtype=torch.bool) if mask is None else mask != 0
     # What decides is the score in the network's own precision; what weighs is float64.
     decides = module.importance(k.flatten(0, 1)).unflatten(0, (B, G)).detach().double()
     q, k, v = q.double()[:, :, rows], k.double(), v.double()
@@ -66,17 +61,12 @@ def shares(  # noqa: C901 - one definition, read from top to bottom
         for h in range(G):
             order = torch.arange(N - 1, -1, -1)  # the more recent of equals comes first
             order = order[decides[b, h].flip(0).argsort(descending=True, stable=True)]
-            order = order[real[b, order] & (decides[b, h, order] > limit)]
+            order = order[decides[b, h, order] > limit]
             for n in range(len(rows)):
                 kept[b, h, n, order[far[n, order]][: c.memory_size]] = True
 
-    def mean(x: Tensor, chosen: Tensor) -> Tensor:
-        """Mean of x (B, G, N, D) over the tokens chosen (B, N) or (B, G, N)."""
-        w = chosen.double().unsqueeze(1) if chosen.dim() == 2 else chosen.double()
-        return (w[..., None] * x).sum(2) / w.sum(2).clamp_min(1)[..., None]
-
     kv = torch.cat((k, v), -1)
-    means = [mean(kv[:, :, its == t], real[:, its == t]) for t in range(periods)]
+    means = [kv[:, :, its == t].mean(2) for t in range(periods)]
 
     def gate(name: str, x: Tensor) -> Tensor:
         y: Tensor = x @ p[f"state.{name}.weight"].T + p[f"state.{name}.bias"]
@@ -86,19 +76,15 @@ def shares(  # noqa: C901 - one definition, read from top to bottom
         """Key/value heads repeated to query heads."""
         return x.repeat_interleave(c.num_heads // G, 1)
 
-    def states(order: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
-        h, met, out = torch.zeros(B, G, 2 * D, dtype=k.dtype), torch.zeros(B, dtype=torch.bool), {}
+    def states(order: list[int]) -> dict[int, Tensor]:
+        """Key and value of the state after each period (2, B, G, D)."""
+        h, out = torch.zeros(B, G, 2 * D, dtype=k.dtype), {}
         for t in order:
             hx = torch.cat((h, means[t]), -1)
             z, r = gate("z", hx).sigmoid(), gate("r", hx).sigmoid()
-            new = (1 - z) * h + z * torch.tanh(gate("h", torch.cat((r * h, means[t]), -1)))
-            any_real = (real & (its == t)).any(1)
-            h = torch.where(any_real[:, None, None], new, h)
-            met = met | any_real
-            out[t] = h, met
-        return {
-            t: (torch.stack((gate("key", h), gate("value", h))), m) for t, (h, m) in out.items()
-        }
+            h = (1 - z) * h + z * torch.tanh(gate("h", torch.cat((r * h, means[t]), -1)))
+            out[t] = torch.stack((gate("key", h), gate("value", h)))
+        return out
 
     sides = [(states(list(range(periods))), -2)]
     if not c.is_causal:
@@ -120,23 +106,22 @@ def shares(  # noqa: C901 - one definition, read from top to bottom
     gamma = torch.where(j < g, 0.0, -c.decay_rate * dist - dist.square() / (2 * w.square()))
     logits = q @ up(k).transpose(-1, -2) * scale
     entry_k, entry_v, entry_on = [], [], []
-    zero = torch.zeros(B, G, len(rows), D, dtype=k.dtype)
-    state_key = zero
+    zero = torch.zeros(2, B, G, D, dtype=k.dtype)
+    state_key = torch.zeros(B, G, len(rows), D, dtype=k.dtype)
     for found, away in sides:
-        met = [found.get(int(t) + away) for t in mine[:, 0]]
-        kk = torch.stack([zero[:, :, 0] if x is None else x[0][0] for x in met], 2)
-        vv = torch.stack([zero[:, :, 0] if x is None else x[0][1] for x in met], 2)
-        on = torch.stack([torch.zeros(B, dtype=torch.bool) if x is None else x[1] for x in met], 1)
+        seen = [int(t) + away for t in mine[:, 0]]
+        kk, vv = torch.stack([found.get(t, zero) for t in seen], 3)
         entry_k.append(kk)
         entry_v.append(vv)
-        entry_on.append(on & (periods > 2))
+        entry_on.append(torch.tensor([t in found and periods > 2 for t in seen]))
         state_key = state_key + kk / len(sides)
     route = torch.zeros(B, c.num_heads, len(rows), 3, dtype=k.dtype)
     if c.use_adaptive_router and periods > 2:
         near_key = torch.stack(
-            [zero[:, :, 0] if t < 1 else means[int(t) - 1][..., :D] for t in mine[:, 0]], 2
+            [zero[0] if t < 1 else means[int(t) - 1][..., :D] for t in mine[:, 0]], 2
         )
-        memory_key = torch.stack([mean(k, kept[:, :, n]) for n in range(len(rows))], 2)
+        weight = kept.double()
+        memory_key = weight @ k / weight.sum(-1, keepdim=True).clamp_min(1)
         paths = up(torch.stack((near_key, memory_key, state_key), 3))
         asked = squash(q @ p["router.weight"].T / D**0.5)
         match = torch.einsum("bhnd,bhnjd->bhnj", asked, squash(paths))
@@ -144,7 +129,7 @@ def shares(  # noqa: C901 - one definition, read from top to bottom
         for _ in range(c.router_iterations):
             agreement = agreement + (match / c.router_temperature + agreement).softmax(-1) * match
         route = (match / c.router_temperature + agreement).log_softmax(-1)
-    on_near = (near & real[:, None])[:, None].expand_as(logits)
+    on_near = near.expand_as(logits)
     on_memory = up(kept)
     blocks = [
         (logits + gamma + route[..., :1], on_near),
@@ -152,7 +137,7 @@ def shares(  # noqa: C901 - one definition, read from top to bottom
     ]
     for kk, on in zip(entry_k, entry_on, strict=True):
         state_logit = (q * up(kk)).sum(-1, keepdim=True) * scale + route[..., 2:]
-        blocks.append((state_logit, on[:, None, :, None].expand_as(state_logit)))
+        blocks.append((state_logit, on[:, None].expand_as(state_logit)))
     A = torch.cat([x.masked_fill(~on, -torch.inf) for x, on in blocks], -1)
     A = A.softmax(-1).nan_to_num(0.0)
     if c.decay == "literal":  # seed 2.2: the softmax without decay, then times gamma

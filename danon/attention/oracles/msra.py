@@ -13,15 +13,12 @@ from danon.attention.pooling import sinusoid, soft_cap
 from danon.config import MSRAConfig
 
 
-def oracle(
-    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-    rows: Tensor | None,
-) -> Tensor:  # fmt: skip
+def oracle(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
     """All tokens and all nodes of all levels as one list of entries; who sees which is a mask."""
     c: MSRAConfig = module.config
     rows = torch.arange(q.shape[2], device=q.device) if rows is None else rows
     p = {name: x.double() for name, x in module.named_parameters()}
-    keys, values, masses, level_of, visible = entries(module, k, v, mask, rows)
+    keys, values, masses, level_of, visible = entries(module, k, v, rows)
     q = q.double()[:, :, rows]
     rep = c.num_heads // c.kv_heads
     K, V = (torch.cat(x, 2).repeat_interleave(rep, 1) for x in (keys, values))
@@ -40,7 +37,7 @@ def oracle(
 
 
 def entries(
-    module: Any, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
+    module: Any, k: Tensor, v: Tensor, rows: Tensor
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:  # fmt: skip
     """Keys, values, masses, scales and (R, n) visibility of tokens, then of each level's nodes."""
     c: MSRAConfig = module.config
@@ -48,7 +45,6 @@ def entries(
     p = {name: x.double() for name, x in module.named_parameters()}
     k, v = k.double(), v.double()
     mass = torch.ones(k.shape[0], 1, N, dtype=k.dtype, device=k.device)
-    mass = mass if mask is None else mass * (mask != 0)[:, None]
     i, j = rows[:, None], torch.arange(N, device=k.device)
     block = (i - g).clamp_min(0) // W  # sink queries see what block 0 sees
     near = (j < g) | ((j - g) // W >= block - 1) & ((j - g) // W <= block + 1)

@@ -33,21 +33,17 @@ class Choice:
     close: bool
 
 
-def oracle(
-    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-    rows: Tensor | None,
-) -> Tensor:  # fmt: skip
+def oracle(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
     """Softmax over near tokens, chosen nodes and chosen tokens of each row."""
     c: UCSAConfig = module.config
     (B, H, N, D), g, W = q.shape, c.global_tokens, c.local_window_size
     rows = torch.arange(N) if rows is None else rows
     q, k, v = q.double(), k.double(), v.double()
-    real = torch.ones(B, N, dtype=torch.bool) if mask is None else mask != 0
-    tree = _tree(module, k, v, real)
+    tree = _tree(module, k, v)
     rep, j = H // c.kv_heads, torch.arange(N)
     # Tokens, then the nodes of all levels, in one line of entries.
     keys, values = (torch.cat((x, *(t[n] for t in tree)), 2) for n, x in enumerate((k, v)))
-    mass = torch.cat((real.double(), *(t[2] for t in tree)), 1)
+    mass = torch.cat((torch.ones(B, N, dtype=k.dtype), *(t[2] for t in tree)), 1)
     start = [N]
     for t in tree:
         start.append(start[-1] + t[0].shape[2])
@@ -56,7 +52,7 @@ def oracle(
         for G in range(c.kv_heads):
             heads = slice(G * rep, (G + 1) * rep)
             levels = [(t[0][b, G], t[2][b], t[3][b, G], t[4][b, G]) for t in tree]
-            made = _choices(c, q[b, heads], levels, real[b], rows, module.extra_share)
+            made = _choices(c, q[b, heads], levels, rows, module.extra_share)
             entries = []
             for i, choice in zip(rows.tolist(), made, strict=True):
                 block, mine = (j - g).div(W, rounding_mode="floor"), max(0, i - g) // W
@@ -75,22 +71,19 @@ def oracle(
     return torch.stack(out).view(B, c.kv_heads, len(rows), rep, D).transpose(2, 3).flatten(1, 2)
 
 
-def undecided(
-    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
-) -> Tensor:
+def undecided(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
     """(R,) bool: rows with two scores at the edge of a choice closer than rounding."""
     c: UCSAConfig = module.config
     with torch.no_grad():
         q, k, v = q.double(), k.double(), v.double()
-        real = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool) if mask is None else mask != 0
-        tree = _tree(module, k, v, real)
+        tree = _tree(module, k, v)
         rep = c.num_heads // c.kv_heads
         close = torch.zeros(len(rows), dtype=torch.bool)
         for b in range(q.shape[0]):
             for G in range(c.kv_heads):
                 levels = [(t[0][b, G], t[2][b], t[3][b, G], t[4][b, G]) for t in tree]
                 heads = slice(G * rep, (G + 1) * rep)
-                made = _choices(c, q[b, heads], levels, real[b], rows, module.extra_share)
+                made = _choices(c, q[b, heads], levels, rows, module.extra_share)
                 close |= torch.tensor([choice.close for choice in made])
     return close
 
@@ -100,8 +93,8 @@ def seen(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> tuple[Te
     """Which tokens rows see as themselves (B, G, R, N), and the nodes of all levels."""
     c: UCSAConfig = module.config
     (B, G, N, _), g, rep = k.shape, c.global_tokens, q.shape[1] // k.shape[1]
-    q, k, v, real = q.double(), k.double(), v.double(), torch.ones(k.shape[0], N, dtype=torch.bool)
-    tree = _tree(module, k, v, real)
+    q, k, v = q.double(), k.double(), v.double()
+    tree = _tree(module, k, v)
     exact = near_tokens(rows, N, c.local_window_size, g, c.is_causal).repeat(B, G, 1, 1)
     levels = [
         Nodes(t[0], t[1], c.leaf * c.fanout**n, exact.new_zeros(B, G, len(rows), t[0].shape[2]))
@@ -111,7 +104,7 @@ def seen(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> tuple[Te
         for h in range(G):
             own = [(t[0][b, h], t[2][b], t[3][b, h], t[4][b, h]) for t in tree]
             asked = q[b, h * rep : (h + 1) * rep]
-            made = _choices(c, asked, own, real[b], rows, module.extra_share)
+            made = _choices(c, asked, own, rows, module.extra_share)
             for n, choice in enumerate(made):
                 exact[b, h, n, [g + x for x in choice.tokens]] = True
                 for level, node in choice.nodes:
@@ -120,21 +113,15 @@ def seen(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> tuple[Te
     return exact, levels
 
 
-def _tree(
-    module: Any, k: Tensor, v: Tensor, real: Tensor
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+def _tree(module: Any, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """(key, value, mass, relative error, key range) of each level, leaves first; past the sinks."""
     c: UCSAConfig = module.config
     p = {name: x.double() for name, x in module.named_parameters()}
-    k, v, mass = (
-        k[:, :, c.global_tokens :],
-        v[:, :, c.global_tokens :],
-        real[:, c.global_tokens :].double(),
-    )
+    k, v = (x[:, :, c.global_tokens :] for x in (k, v))
+    mass = torch.ones(k.shape[0], k.shape[2], dtype=k.dtype)
     levels: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
     name, rate, square = "leaf_pool", c.leaf, k.square().sum(-1)
-    padding = (mass == 0)[:, None, :, None]
-    top, bottom = k.masked_fill(padding, -math.inf), k.masked_fill(padding, math.inf)
+    top = bottom = k
     while k.shape[2] and (not levels or k.shape[2] > 1):
         pad = -k.shape[2] % rate
         k, v, mass = F.pad(k, (0, 0, 0, pad)), F.pad(v, (0, 0, 0, pad)), F.pad(mass, (0, pad))
@@ -150,7 +137,7 @@ def _tree(
         square = (square.unflatten(2, (-1, rate)) * w[..., 0]).sum(3)
         mass = mass.unflatten(-1, (-1, rate)).sum(-1)
         e = (1 - k.square().sum(-1) / square.clamp_min(1e-300)).clamp_min(0).sqrt()
-        span = (top - bottom).detach().masked_fill((mass == 0)[:, None, :, None], 0.0)
+        span = (top - bottom).detach()
         levels.append((k, v, mass, e.detach().masked_fill(square == 0, 0.0), span))
         name, rate = "tree_pool", c.fanout
     return levels
@@ -158,7 +145,7 @@ def _tree(
 
 @torch.no_grad()
 def _choices(
-    c: UCSAConfig, q: Tensor, tree: list[Level], real: Tensor, rows: Tensor, extra: float
+    c: UCSAConfig, q: Tensor, tree: list[Level], rows: Tensor, extra: float
 ) -> list[Choice]:
     """What each row sees of the tree. q (heads of the group, N, D)."""
     g, C = c.global_tokens, c.query_block
@@ -180,7 +167,7 @@ def _choices(
         if t not in cuts:
             s = t - 1 if c.is_causal else t
             voters = torch.arange(g + s * C, min(g + (s + 1) * C, N))
-            asked = q[:, voters[real[voters]][::4]].flatten(0, 1)  # one in four
+            asked = q[:, voters[::4]].flatten(0, 1)  # one in four
             nodes, leaves, close = _cut(c, asked, tree, a, z, n, scale)
             lossless, forced, tied = _judge(c, tree, 0, leaves, a if c.is_causal else n)
             first = torch.tensor(forced, dtype=torch.bool)

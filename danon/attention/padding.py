@@ -1,0 +1,193 @@
+"""What a mask means: padding is no part of its sequence.
+
+A row of a batch gets at its real tokens what these tokens get by themselves, and zeros at its
+padding, wherever that stands. Places, blocks, periods, nodes and first tokens count real tokens.
+
+So before anything else :class:`Compaction` moves the real tokens of each row to its front, in their
+order, and fills the rest with zeros: then whatever masked tokens held (NaN, infinity) is gone, and
+a mechanism meets padding on the right only. Causal attention does not see even that.
+
+Shapes: q (B, H, N, D), k and v (B, G, N, D), mask (B, N).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from danon.attention.base import BaseAttention, check_inputs
+from danon.attention.tensor_checks import refuse_meta, refuse_transforms
+from danon.attention.union import observe, observer
+
+__all__ = ["Compaction", "each_alone", "right_padded", "rows_alone"]
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """Where the real tokens of each row go so that all padding is on the right.
+
+    Attributes:
+        real: which tokens are real afterwards (B, N) bool: the first ones of each row.
+        source: the token (B, N) that comes to each place; None if all stay where they are.
+        target: the place (B, N) that each token comes to; None likewise.
+    """
+
+    real: Tensor
+    source: Tensor | None = None
+    target: Tensor | None = None
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Compaction | None:
+        """The compaction of a mask (B, N) of zeros and ones; None if nothing is padding.
+
+        Compiled code, which cannot look, always moves the tokens.
+        """
+        real = mask != 0
+        if not (torch.compiler.is_compiling() or real.is_meta):
+            gaps = real[:, 1:] & ~real[:, :-1]
+            whole, padded_right = torch.stack((real.all(), ~gaps.any())).tolist()
+            if whole:
+                return None
+            if padded_right:
+                return cls(real)
+        source = (~real).int().argsort(dim=1, stable=True)
+        place = torch.arange(real.shape[1], device=real.device)
+        return cls(place < real.sum(1, keepdim=True), source, source.argsort(dim=1))
+
+    def compact(self, x: Tensor) -> Tensor:
+        """x (B, ..., N, D) with the real tokens first and zeros behind them."""
+        if self.source is not None and self.target is not None:
+            x = _move(x, self.source, self.target)
+        return self._only_real(x)
+
+    def expand(self, x: Tensor) -> Tensor:
+        """x (B, ..., N, D), compacted, with each token in its own place and zeros at padding."""
+        x = self._only_real(x)
+        if self.source is not None and self.target is not None:
+            x = _move(x, self.target, self.source)
+        return x
+
+    def _only_real(self, x: Tensor) -> Tensor:
+        real = self.real[(slice(None), *[None] * (x.dim() - 3), slice(None), None)]
+        return torch.where(real, x, 0.0)
+
+
+def _move(x: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Tokens of x (B, ..., N, D) in another order; ``target`` is the way back."""
+    if torch.compiler.is_compiling():
+        return _taken(x, source)
+    out: Tensor = _Move.apply(x, source, target)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _taken(x: Tensor, source: Tensor) -> Tensor:
+    """x (B, ..., N, D) with token source[b, n] of row b in place n."""
+    (B, N), D = source.shape, x.shape[-1]
+    rows = x.numel() // (N * D)
+    first = torch.arange(rows, device=x.device)[:, None] * N
+    index = (first + source.repeat_interleave(rows // B, 0)).flatten()
+    return x.reshape(-1, D).index_select(0, index).view(x.shape)
+
+
+class _Move(torch.autograd.Function):
+    """A move whose gradient is the move back: one that adds up takes several times as long."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        return _taken(x, source)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        _, source, target = inputs
+        ctx.save_for_backward(source, target)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        source, target = ctx.saved_tensors
+        return _move(grad, target, source), None, None
+
+
+def right_padded(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorator of a forward(self, q, k, v, mask) of a :class:`BaseAttention`.
+
+    Checks the inputs and hands over sequences that are padded on the right, if at all: the mask it
+    gets is None or bool, true for the first tokens of each row; q, k and v are zero where it is
+    false, and so is what the caller gets back. Observers of the softmax mass are told of tokens
+    where the caller has them.
+    """
+
+    @functools.wraps(forward)
+    def run(
+        self: BaseAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        if mask is not None:
+            refuse_transforms()
+            refuse_meta("mask", mask)
+        check_inputs(self.config, q, k, v, mask)
+        moved = None if mask is None else Compaction.of(mask)
+        if moved is None:
+            return forward(self, q, k, v, None)
+        watch = observer()
+        q, k, v = (moved.compact(x) for x in (q, k, v))
+        if watch is None:
+            return moved.expand(forward(self, q, k, v, moved.real))
+
+        def expanded(branches: Sequence[str], mass: Tensor) -> None:
+            rows = mass.unflatten(1, (len(moved.real), -1)).transpose(0, 1)
+            watch(branches, moved.expand(rows[..., None])[..., 0].transpose(0, 1).flatten(1, 2))
+
+        with observe(expanded):
+            return moved.expand(forward(self, q, k, v, moved.real))
+
+    return run
+
+
+def each_alone(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rows: Tensor
+) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]]:
+    """The real tokens of each row of a batch by themselves.
+
+    Args:
+        rows: places (R,).
+
+    Yields:
+        q, k and v (1, ., n, D) of the n real tokens of a row, which may be none; the places among
+        them of those of ``rows`` that are real; and which of ``rows`` these are.
+    """
+    for b, real in enumerate(mask != 0):
+        wanted = real[rows].nonzero().flatten()
+        places = real.cumsum(0)[rows[wanted]] - 1
+        one = slice(b, b + 1)
+        yield (q[one, :, real], k[one, :, real], v[one, :, real]), places, wanted
+
+
+def rows_alone(oracle: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorator of an oracle(self, q, k, v, rows): adds a mask, by its definition.
+
+    The real tokens of each row are a sequence by themselves; padding gets zeros.
+    """
+
+    @functools.wraps(oracle)
+    def run(
+        self: BaseAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        if mask is None:
+            return oracle(self, q, k, v, rows)
+        rows = torch.arange(q.shape[2], device=q.device) if rows is None else rows.to(q.device)
+        outs, nothing = [], torch.zeros_like(rows, dtype=torch.bool)[:, None]
+        for b, (alone, places, wanted) in enumerate(each_alone(q, k, v, mask, rows)):
+            out = torch.where(nothing, q[b][:, rows].double(), 0.0)  # has a gradient, if of zeros
+            if len(places):
+                out = out.index_copy(1, wanted, oracle(self, *alone, places)[0])
+            outs.append(out)
+        return torch.stack(outs)
+
+    return run
