@@ -15,9 +15,8 @@ from torch import Tensor
 
 from baselines._memory import memory_reason
 from baselines._parts import quiet_import
-from danon.attention.base import BaseAttention, check_inputs
-from danon.attention.first_order import first_order_only
-from danon.attention.tensor_checks import refuse_meta
+from danon.attention.base import BaseAttention
+from danon.attention.padding import right_padded
 from danon.config import AttentionConfig
 
 __all__ = ["Adapter"]
@@ -45,6 +44,7 @@ class Adapter(BaseAttention):
         super().__init__()
         self.setup_attention(shape)
 
+    @right_padded
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; the contract of :meth:`BaseAttention.forward`.
 
@@ -52,20 +52,16 @@ class Adapter(BaseAttention):
             ValueError: wrong shapes, dtypes or devices; or padded tokens where the package has
                 no padding mask.
         """
-        check_inputs(self.config, q, k, v, mask)
-        if mask is not None:
-            refuse_meta("mask", mask)
-            mask = mask != 0
-            if bool(mask.all()):  # nothing is padded: the unmasked kernel computes the same
-                mask = None
         if mask is not None and not self.takes_mask:
             raise ValueError(
                 f"{self.package} has no padding mask: mask must be None or mark every token real"
             )
+        if self.config.is_causal and self.causal_capable:
+            mask = None  # the padding is behind all that a real token sees
         return self.attend(q, k, v, mask)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """:meth:`forward` after the checks; ``mask`` is boolean and hides at least one token."""
+        """:meth:`forward` after the checks; ``mask`` is boolean and hides the end of some row."""
         raise NotImplementedError(f"{type(self).__name__} defines no attend")
 
     def once(self, *tensors: Tensor) -> tuple[Tensor, ...]:

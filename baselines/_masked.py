@@ -58,19 +58,19 @@ class Band:
 
 
 def masked_attention(
-    q: Tensor, k: Tensor, v: Tensor, visible: Visible, mask: Tensor | None, rows: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, visible: Visible, rows: Tensor | None
 ) -> Tensor:
     """Softmax attention over the visible tokens.
 
     Args:
-        q: (B, H, N, D); k and v: (B, G, N, D); mask: (B, N) or None; rows: (R,) or None for all.
+        q: (B, H, N, D); k and v: (B, G, N, D); rows: (R,) or None for all.
 
     Returns:
         (B, H, R, D) float64; zeros where nothing is visible.
     """
     q, k, v = q.double(), k.double(), v.double()
     rows = torch.arange(q.shape[2], device=q.device) if rows is None else rows
-    seen = _seen(visible, mask, rows, k.shape[2])
+    seen = _seen(visible, rows, k.shape[2])
     logits = _group(q[:, :, rows], k.shape[1]) @ k[:, :, None].transpose(-1, -2)
     logits = (logits * q.shape[-1] ** -0.5).masked_fill(~seen, -1e300)
     weights = logits.softmax(-1) * seen  # a row that sees nothing is uniform before, zero after
@@ -79,8 +79,7 @@ def masked_attention(
 
 
 def kernel_attention(
-    phi_q: Tensor, phi_k: Tensor, v: Tensor, visible: Visible, mask: Tensor | None,
-    rows: Tensor, eps: float = 0.0,
+    phi_q: Tensor, phi_k: Tensor, v: Tensor, visible: Visible, rows: Tensor, eps: float = 0.0
 ) -> Tensor:  # fmt: skip
     """Attention whose weights are inner products of features instead of a softmax.
 
@@ -92,7 +91,7 @@ def kernel_attention(
     Returns:
         (B, H, R, D) float64; zeros where nothing is visible.
     """
-    seen = _seen(visible, mask, rows, phi_k.shape[2])
+    seen = _seen(visible, rows, phi_k.shape[2])
     phi_q = _group(phi_q, phi_k.shape[1])
     weights = (phi_q @ phi_k[:, :, None].transpose(-1, -2)) * seen
     total = weights.sum(-1, keepdim=True) + eps * phi_q.sum(-1, keepdim=True)
@@ -109,9 +108,8 @@ def unseeing(mask: Tensor, first: Tensor, end: Tensor) -> Tensor:
     return same
 
 
-def _seen(visible: Visible, mask: Tensor | None, rows: Tensor, length: int) -> Tensor:
-    seen = visible(rows[:, None], torch.arange(length, device=rows.device)[None])
-    return seen if mask is None else seen & (mask != 0)[:, None, None, None, :]
+def _seen(visible: Visible, rows: Tensor, length: int) -> Tensor:
+    return visible(rows[:, None], torch.arange(length, device=rows.device)[None])
 
 
 def _group(x: Tensor, groups: int) -> Tensor:

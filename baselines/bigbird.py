@@ -53,15 +53,17 @@ class BigBird(Adapter):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         B, H, N, D = q.shape
+        if mask is not None:  # which blocks are global or random goes by the length of the sequence
+            rows = []
+            for b, n in enumerate(mask.sum(1).tolist()):
+                alone = (x[b : b + 1, :, :n] for x in (q, k, v))
+                rows.append(self.attend(*alone, None) if n else q[b : b + 1, :, :0])
+            return torch.cat([pad(out, (0, 0, 0, N - out.shape[2])) for out in rows])
         size, r = self.block, self.random_blocks
         length = max(-(-N // size), 2 * r + 6) * size
-        real = q.new_ones(B, N) if mask is None else mask.to(q.dtype)
         k, v = expand_heads(k, H), expand_heads(v, H)
-        if mask is not None:
-            # One more value, 1 for real tokens: its mean is 0 where a query sees padding only.
-            v = torch.cat([v, real[:, None, :, None].expand(B, H, N, 1)], dim=-1)
         q, k, v = (pad(x, (0, 0, 0, length - N)).contiguous() for x in (q, k, v))
-        real = pad(real, (0, length - N))
+        real = pad(q.new_ones(B, N), (0, length - N))
         blocks = real.view(B, -1, size)
         every = torch.ones_like(blocks)  # padded queries attend like any other
         near = torch.cat([blocks[:, 1:-3], blocks[:, 2:-2], blocks[:, 3:-1]], dim=2)
@@ -78,9 +80,8 @@ class BigBird(Adapter):
             )  # fmt: skip
         finally:
             np.random.set_state(state)  # noqa: NPY002
-        out = out.transpose(1, 2)[:, :, :N]
-        means: Tensor = out[..., :D]
-        return means if mask is None else means.masked_fill(out[..., D:] == 0, 0.0)
+        attended: Tensor = out.transpose(1, 2)
+        return attended[:, :, :N]
 
     @classmethod
     def peak_bytes(

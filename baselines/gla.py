@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from baselines._adapter import Adapter
 from baselines._parts import expand_heads, seeded
+from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
 
@@ -23,7 +24,7 @@ class GatedLinear(Adapter):
     """``chunk_gla`` with forget gates read from the keys: logsigmoid(W k + b) / 16, W per head.
 
     The package's layer reads its gates from hidden states, which an attention does not see, and
-    normalises its output, which is left out here. A padded token neither adds nor decays.
+    normalises its output, which is left out here.
     """
 
     semantics = "gated linear recurrence, gates from the keys; not normalised"
@@ -41,21 +42,18 @@ class GatedLinear(Adapter):
             self.gate = nn.Linear(shape.head_dim, shape.head_dim)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        gate = self._log_gate(k, mask)
-        if mask is not None:
-            k = k * mask[:, None, :, None]
+        gate = self._log_gate(k)
         H = q.shape[1]
         k, v, gate = expand_heads(k, H), expand_heads(v, H), expand_heads(gate, H)
         q, k, v, gate = (x.transpose(1, 2).contiguous() for x in self.once(q, k, v, gate))
         out: Tensor = self.chunk_gla(q, k, v, gate)[0]
         return out.transpose(1, 2).to(q.dtype)
 
-    def _log_gate(self, k: Tensor, mask: Tensor | None) -> Tensor:
+    def _log_gate(self, k: Tensor) -> Tensor:
         """(B, G, N, D) at most 0, in at least float32: gates multiply over thousands of tokens."""
         exact = torch.promote_types(k.dtype, torch.float32)
         weight, bias = self.gate.weight.to(exact), self.gate.bias.to(exact)
-        gate = logsigmoid(k.to(exact) @ weight.T + bias) / GATE_NORMALIZER
-        return gate if mask is None else gate * (mask != 0)[:, None, :, None]
+        return logsigmoid(k.to(exact) @ weight.T + bias) / GATE_NORMALIZER
 
     @classmethod
     def limit(
@@ -64,16 +62,12 @@ class GatedLinear(Adapter):
     ) -> str | None:  # fmt: skip
         return None if shape.is_causal else "a recurrence: causal only"
 
-    def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    @rows_alone
+    def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """Row by row: sum over j <= i of (q_i * exp(sum of log gates j+1 .. i)) . k_j v_j."""
         q, k, v = q.double(), k.double(), v.double()
         H, N, D = q.shape[1:]
-        total = self._log_gate(k, mask).cumsum(2)
-        if mask is not None:
-            k = k * (mask != 0)[:, None, :, None]
+        total = self._log_gate(k).cumsum(2)
         k, v, total = expand_heads(k, H), expand_heads(v, H), expand_heads(total, H)
         outs = []
         for i in range(N) if rows is None else rows.tolist():

@@ -12,6 +12,7 @@ from torch.nn.functional import elu, pad
 from baselines._adapter import Adapter
 from baselines._masked import everything, kernel_attention
 from baselines._parts import expand_heads
+from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.attention.stream import Part, StreamingAttention, tensor_of
 
@@ -88,11 +89,9 @@ class Linear(Adapter, StreamingAttention):
         both, sums = _causal(phi_q, phi_k, v, sums[:, None])
         return _normalised(both).flatten(0, 1).to(dtype), {"sums": sums[:, 0]}
 
-    def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    @rows_alone
+    def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
         q, k, v = q.double(), k.double(), v.double()
         rows = torch.arange(q.shape[2], device=q.device) if rows is None else rows
         visible = everything(self.config.is_causal)
-        return kernel_attention(features(q[:, :, rows]), features(k), v, visible, mask, rows)
+        return kernel_attention(features(q[:, :, rows]), features(k), v, visible, rows)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from baselines._adapter import Adapter
 from baselines._parts import Feed, expand_heads, in_dtype, merge_heads, seeded, split_heads
+from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
 
@@ -22,7 +23,7 @@ class Linformer(Adapter):
     """``LinformerSelfAttention`` on given q, k, v; only its length projections are kept.
 
     They have a row for each of ``max_sequence_length`` positions, and that is the longest input.
-    Padded keys and values are set to zero before they are projected.
+    Keys and values of padding are zero when they are projected.
     """
 
     semantics = "low rank: keys and values projected to 256 slots; also when causal"
@@ -50,8 +51,6 @@ class Linformer(Adapter):
         longest = self.config.max_sequence_length
         if longest < N:
             raise ValueError(f"N = {N}: linformer takes at most max_sequence_length = {longest}")
-        if mask is not None:
-            k, v = k * mask[:, None, :, None], v * mask[:, None, :, None]
         fed = [merge_heads(x) for x in (q, expand_heads(k, H), expand_heads(v, H))]
         self.core.to_q.tensor, self.core.to_k.tensor, self.core.to_v.tensor = fed
         return split_heads(in_dtype(self.core, q.dtype, fed[0]), H)
@@ -71,14 +70,10 @@ class Linformer(Adapter):
         projections = 2 * 4 * shape.max_sequence_length * SLOTS
         return (3 if backward else 2) * projections  # themselves, in dtype, their gradients
 
-    def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    @rows_alone
+    def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
         q, k, v = q.double(), k.double(), v.double()
         N = q.shape[2]
-        if mask is not None:
-            k, v = (x * (mask != 0)[:, None, :, None] for x in (k, v))
         q = q if rows is None else q[:, :, rows]
         down = {name: p[:N].double().T for name, p in self.core.named_parameters()}
         k, v = (expand_heads(x, q.shape[1]) for x in (down["proj_k"] @ k, down["proj_v"] @ v))

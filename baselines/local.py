@@ -10,6 +10,7 @@ from torch import Tensor
 from baselines._adapter import Adapter
 from baselines._masked import Visible, masked_attention, unseeing
 from baselines._parts import expand_heads
+from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
 from danon.space import OneOf, Space
@@ -68,11 +69,9 @@ class LocalAttention(Adapter):
 
         return visible
 
-    def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        return masked_attention(q, k, v, self._visible(), mask, rows)
+    @rows_alone
+    def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
+        return masked_attention(q, k, v, self._visible(), rows)
 
     def visible_pairs(self, length: int) -> int:
         first, end = self._span(torch.arange(length))

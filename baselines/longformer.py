@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from baselines._adapter import Adapter
 from baselines._masked import Band, masked_attention
 from baselines._parts import Feed, expand_heads, merge_heads, seeded, split_heads
+from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
 
@@ -77,11 +78,9 @@ class Longformer(Adapter):
         copies = 9 if backward else 5  # of the (N, WIDTH + 1) weights, their softmax in float32
         return copies * 4 * shape.num_heads * length * (WIDTH + 1)
 
-    def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        return masked_attention(q, k, v, self.band, mask, rows)
+    @rows_alone
+    def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
+        return masked_attention(q, k, v, self.band, rows)
 
     def visible_pairs(self, length: int) -> int:
         return self.band.pairs(length)

@@ -13,6 +13,7 @@ from torch import Tensor
 from baselines._adapter import Adapter
 from baselines._masked import everything, kernel_attention
 from baselines._parts import expand_heads, seeded
+from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
 
@@ -64,10 +65,8 @@ class Performer(Adapter):
         features = int(shape.head_dim * math.log(shape.head_dim))
         return 3 * dtype.itemsize * shape.num_heads * kept * features * shape.head_dim
 
-    def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    @rows_alone
+    def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
         q, k, v = q.double(), k.double(), v.double()
         rows = torch.arange(q.shape[2], device=q.device) if rows is None else rows
         omega = self.core.projection_matrix.double()
@@ -75,7 +74,7 @@ class Performer(Adapter):
         phi_q = _features(q[:, :, rows], omega, (-1,))
         phi_k = _features(k, omega, (-1, -2))
         eps = SUM_EPS if causal else 0.0
-        return kernel_attention(phi_q, phi_k, v, everything(causal), mask, rows, eps)
+        return kernel_attention(phi_q, phi_k, v, everything(causal), rows, eps)
 
 
 def _features(x: Tensor, omega: Tensor, over: tuple[int, ...]) -> Tensor:

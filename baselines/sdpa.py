@@ -15,6 +15,7 @@ from baselines._adapter import Adapter
 from baselines._masked import everything, masked_attention
 from baselines._parts import expand_heads
 from danon.attention.base import check_inputs
+from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.attention.stream import (
     Group,
@@ -34,9 +35,8 @@ QUERIES_PER_MASK = 1024
 class SDPA(Adapter, StreamingAttention):
     """``scaled_dot_product_attention`` with the flash kernel.
 
-    Two cases are no work for it, and take another fused kernel by rule: CUDA flash has no
-    float32 (memory-efficient kernel), and a causal call with padding has no mask argument (each
-    block of 1024 queries gets a boolean mask: linear memory; on CUDA the memory-efficient kernel).
+    Two cases are no work for it on CUDA, and take the memory-efficient kernel by rule: float32, and
+    padding in a bidirectional call, which needs a mask.
     """
 
     semantics = "exact (torch SDPA, flash kernel; CUDA float32: memory-efficient)"
@@ -45,7 +45,8 @@ class SDPA(Adapter, StreamingAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         causal = self.config.is_causal
         if mask is not None:
-            return _padded(q, k, v, mask, causal)
+            k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
+            return masked_sdpa(q, k, v, mask[:, None, None])
         kernel = _fused(q)
         if kernel is SDPBackend.EFFICIENT_ATTENTION:
             k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
@@ -87,11 +88,9 @@ class SDPA(Adapter, StreamingAttention):
         after = Group(group.rows, group.length + k.shape[2], parts)
         return replace(state, groups=(after,))
 
-    def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        return masked_attention(q, k, v, everything(self.config.is_causal), mask, rows)
+    @rows_alone
+    def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
+        return masked_attention(q, k, v, everything(self.config.is_causal), rows)
 
     def visible_pairs(self, length: int) -> int:
         return length * (length + 1) // 2 if self.config.is_causal else length * length
@@ -116,14 +115,7 @@ def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     return out.masked_fill(blind, 0.0)
 
 
-def _padded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool) -> Tensor:
-    k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
-    if not causal:
-        return masked_sdpa(q, k, v, mask[:, None, None])
-    return _late_rows(q, k, v, 0, mask)
-
-
-def _late_rows(q: Tensor, k: Tensor, v: Tensor, first: int, mask: Tensor | None = None) -> Tensor:
+def _late_rows(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
     """Causal attention of queries (B, H, n, D) from place ``first`` on, a block at a time."""
     k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
     outs = []
@@ -132,7 +124,5 @@ def _late_rows(q: Tensor, k: Tensor, v: Tensor, first: int, mask: Tensor | None 
         end = min(q.shape[2], start + QUERIES_PER_MASK)
         stop = first + end
         visible = (cols[:stop] <= cols[first + start : stop, None])[None, None]
-        if mask is not None:
-            visible = visible & mask[:, None, None, :stop]
         outs.append(masked_sdpa(q[:, :, start:end], k[:, :, :stop], v[:, :, :stop], visible))
     return torch.cat(outs, dim=2)

@@ -26,13 +26,10 @@ class SDPAMath(SDPA):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
-        N, causal = q.shape[2], self.config.is_causal
         with sdpa_kernel(SDPBackend.MATH):
             if mask is None:
-                return scaled_dot_product_attention(q, k, v, is_causal=causal)
+                return scaled_dot_product_attention(q, k, v, is_causal=self.config.is_causal)
             visible = mask[:, None, None]
-            if causal:
-                visible = visible & torch.ones(N, N, dtype=torch.bool, device=q.device).tril()
             blind = ~visible.any(-1, keepdim=True)
             out = scaled_dot_product_attention(q, k, v, attn_mask=visible | blind)
         return out.masked_fill(blind, 0.0)

@@ -18,6 +18,7 @@ from baselines._adapter import Adapter
 from baselines._masked import Band, masked_attention
 from baselines._parts import expand_heads
 from baselines.sdpa import masked_sdpa
+from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.attention.sizing import SINKS
 from danon.attention.stream import Part, Span, StreamingAttention, span_of
@@ -141,11 +142,9 @@ class Window(Adapter, StreamingAttention):
         seen = torch.cat([seen_near & real_near, seen_sink & real_sink], dim=-1)
         return seen.flatten(0, 1)[:, None]
 
-    def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        return masked_attention(q, k, v, self.band, mask, rows)
+    @rows_alone
+    def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
+        return masked_attention(q, k, v, self.band, rows)
 
     def visible_pairs(self, length: int) -> int:
         return self.band.pairs(length)

@@ -191,10 +191,24 @@ class AttentionContract:
             x = make_inputs(module, 103, padded=True)
             assert x.mask is not None
             hole = ~x.mask[:, None, :, None]
-            changed = [torch.where(hole, 100.0 * t + 3, t) for t in x[:3]]
+            for value in (torch.nan, torch.inf, 1e30):
+                changed = [torch.where(hole, value, t) for t in x[:3]]
+                with torch.no_grad():
+                    torch.testing.assert_close(module(*changed, x.mask), module(*x))
+
+    def test_a_padded_row_gets_what_it_gets_alone(self) -> None:
+        """Padding on the left, on the right and between is no part of a sequence."""
+        for causal in (False, True):
+            module = self.trained(causal)
+            q, k, v, mask = make_inputs(module, 103, batch=4, padded=True)
+            assert mask is not None
+            mask[1], mask[2] = torch.arange(103) >= 40, torch.arange(103) < 61
             with torch.no_grad():
-                before, after = module(*x), module(*changed, x.mask)
-            torch.testing.assert_close(before.masked_fill(hole, 0), after.masked_fill(hole, 0))
+                out = module(q, k, v, mask)
+                assert out.transpose(1, 2)[~mask].eq(0).all()
+                for b, real in enumerate(mask):
+                    alone = module(*(t[b : b + 1, :, real] for t in (q, k, v)))
+                    assert relative_error(out[b, :, real], alone[0].double()) <= 1e-5
 
     def test_a_row_without_a_token_gives_zeros(self) -> None:
         for causal in (False, True):
@@ -205,9 +219,7 @@ class AttentionContract:
             mask[0] = 0
             mask[1, :9] = 0
             out = module(*leaves, mask)
-            assert out[0].eq(0).all() and out.isfinite().all()
-            if causal:
-                assert out[1, :, :9].eq(0).all()
+            assert out[0].eq(0).all() and out.isfinite().all() and out[1, :, :9].eq(0).all()
             for g in torch.autograd.grad(out.square().sum(), leaves):
                 assert g.isfinite().all() and g[0].eq(0).all()
 
@@ -237,6 +249,8 @@ class AttentionContract:
             ((q.long(), k.long(), v.long()), r"q is torch.int64: must be one of"),
             ((q[:, :, :0], k[:, :, :0], v[:, :, :0]), r"B and N must be at least 1"),
             ((q, k, v, torch.ones(2, 7)), r"mask has shape \(2, 7\): must be \(B, N\) = \(2, 8\)"),
+            ((q, k, v, torch.zeros(2, 8).log()), r"mask holds -inf: must be bool, or 1 for a real"),
+            ((q, k, v, torch.full((2, 8), 2)), r"mask holds 2: must be bool, or 1 for a real"),
             ((q.to("meta"), k, v), r"k is torch.float32 on cpu: must be .* meta"),
         ):
             with pytest.raises(ValueError, match=message):

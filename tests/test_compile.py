@@ -174,6 +174,33 @@ def test_more_lengths_than_the_limit_end_and_padding_needs_one_graph() -> None:
         assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "causal"),
+    [("msra", True), pytest.param("dala", False, marks=pytest.mark.slow),
+     pytest.param("ucsa", False, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_one_graph_serves_padding_anywhere_and_refuses_additive_masks(
+    name: str, causal: bool
+) -> None:
+    module, graphs = MECHANISMS[name](causal), []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(module, fullgraph=True, backend=count)
+    q, k, v, holes = make_inputs(module, N, padded=True)
+    assert holes is not None
+    at = torch.arange(N).expand(2, -1)
+    for mask in (holes, at >= 20, at < 30, at >= 0, at < 0):
+        given = mask.float()
+        torch.testing.assert_close(compiled(q, k, v, given), module(q, k, v, given))
+    assert len(graphs) == 1
+    for additive in (torch.where(holes, 0.0, -torch.inf), torch.where(holes, 0.0, -1e9)):
+        with pytest.raises(RuntimeError, match="mask holds other values than 0 and 1: must be"):
+            compiled(q, k, v, additive)
+
+
 def test_the_union_is_one_operator_of_the_graph() -> None:
     module = MECHANISMS["msra"](True)
     found = torch._dynamo.explain(module)(*make_inputs(module, N))
