@@ -59,7 +59,8 @@ class SuperHybrid(StreamingAttention):
       recorded measurements; :meth:`choice` says which, with what scores, and from which records.
       A causal module chooses for a configured length (see ``SuperHybridConfig.select_length``), so
       its streams, which do not know how long they get, run what the whole sequence would. A
-      stream keeps to the mechanism that it began with.
+      stream keeps to the mechanism that it began with. A bidirectional module without
+      ``select_length`` chooses for the length of the input, padding included.
     - blend: o = sum_i w_i o_i with w = softmax(beta / T) and beta_i = b_i + g_i . q per query. b
       starts where w is the configured shares, g at zero. Loss terms (seed 4.2):
       L_div = log M - H(mean of w over all queries), which keeps every mechanism in use and still

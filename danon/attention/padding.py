@@ -27,16 +27,18 @@ from danon.attention.union import observe, observer
 __all__ = ["Compaction", "each_alone", "right_padded", "rows_alone"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compaction:
     """Where the real tokens of each row go so that all padding is on the right.
 
     Attributes:
-        real: which tokens are real afterwards (B, N) bool: the first ones of each row.
+        mask: which tokens are real (B, N) bool.
+        real: the same afterwards: the first ones of each row.
         source: the token (B, N) that comes to each place; None if all stay where they are.
         target: the place (B, N) that each token comes to; None likewise.
     """
 
+    mask: Tensor
     real: Tensor
     source: Tensor | None = None
     target: Tensor | None = None
@@ -47,41 +49,37 @@ class Compaction:
 
         Compiled code, which cannot look, always moves the tokens.
         """
-        real = mask != 0
-        if not (torch.compiler.is_compiling() or real.is_meta):
-            gaps = real[:, 1:] & ~real[:, :-1]
-            whole, padded_right = torch.stack((real.all(), ~gaps.any())).tolist()
+        mask = mask != 0
+        if not (torch.compiler.is_compiling() or mask.is_meta):
+            gaps = mask[:, 1:] & ~mask[:, :-1]
+            whole, padded_right = torch.stack((mask.all(), ~gaps.any())).tolist()
             if whole:
                 return None
             if padded_right:
-                return cls(real)
-        source = (~real).int().argsort(dim=1, stable=True)
-        place = torch.arange(real.shape[1], device=real.device)
-        return cls(place < real.sum(1, keepdim=True), source, source.argsort(dim=1))
+                return cls(mask, mask)
+        source = (~mask).int().argsort(dim=1, stable=True)
+        place = torch.arange(mask.shape[1], device=mask.device)
+        return cls(mask, place < mask.sum(1, keepdim=True), source, source.argsort(dim=1))
 
     def compact(self, x: Tensor) -> Tensor:
-        """x (B, ..., N, D) with the real tokens first and zeros behind them."""
-        if self.source is not None and self.target is not None:
-            x = _move(x, self.source, self.target)
-        return self._only_real(x)
+        """x (B, ..., N, D) with the real tokens first and zeros behind them; a contiguous copy."""
+        return _move(x, self.mask, self.real, self.source, self.target)
 
     def expand(self, x: Tensor) -> Tensor:
         """x (B, ..., N, D), compacted, with each token in its own place and zeros at padding."""
-        x = self._only_real(x)
-        if self.source is not None and self.target is not None:
-            x = _move(x, self.target, self.source)
-        return x
-
-    def _only_real(self, x: Tensor) -> Tensor:
-        real = self.real[(slice(None), *[None] * (x.dim() - 3), slice(None), None)]
-        return torch.where(real, x, 0.0)
+        return _move(x, self.real, self.mask, self.target, self.source)
 
 
-def _move(x: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Tokens of x (B, ..., N, D) in another order; ``target`` is the way back."""
-    if torch.compiler.is_compiling():
-        return _taken(x, source)
-    out: Tensor = _Move.apply(x, source, target)  # type: ignore[no-untyped-call]
+def _move(
+    x: Tensor, before: Tensor, after: Tensor, source: Tensor | None, target: Tensor | None
+) -> Tensor:
+    """Tokens of x (B, ..., N, D) in another order, zeros for those that are not real ``after``."""
+    if torch.compiler.is_compiling() or x.is_meta:
+        real = after[(slice(None), *[None] * (x.dim() - 3), slice(None), None)]
+        return torch.where(real, x if source is None else _taken(x, source), 0.0)
+    out: Tensor = _Move.apply(  # type: ignore[no-untyped-call]
+        x, before, after, source, target
+    )
     return out
 
 
@@ -95,23 +93,36 @@ def _taken(x: Tensor, source: Tensor) -> Tensor:
 
 
 class _Move(torch.autograd.Function):
-    """A move whose gradient is the move back: one that adds up takes several times as long."""
+    """One pass over x, whose gradient is the move back.
+
+    A gradient that adds up what was gathered takes several times as long.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        return _taken(x, source)
+    def forward(
+        x: Tensor, before: Tensor, after: Tensor, source: Tensor | None, target: Tensor | None
+    ) -> Tensor:
+        if source is None:
+            out = x.clone(memory_format=torch.contiguous_format)
+        else:
+            out = _taken(x, source)
+        row, place = (~after).nonzero(as_tuple=True)
+        N, heads = after.shape[1], x.numel() // (after.numel() * x.shape[-1])
+        row = row[:, None] * heads + torch.arange(heads, device=x.device)
+        hidden = (row * N + place[:, None]).flatten()
+        out.view(-1, x.shape[-1]).index_fill_(0, hidden, 0.0)
+        return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        _, source, target = inputs
-        ctx.save_for_backward(source, target)
+    def setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        source, target = ctx.saved_tensors
-        return _move(grad, target, source), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        before, after, source, target = ctx.saved_tensors
+        return _move(grad, after, before, target, source), None, None, None, None
 
 
 def right_padded(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

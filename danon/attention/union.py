@@ -44,7 +44,8 @@ def observe(watch: Watch | None) -> Iterator[None]:
     Args:
         watch: called with the names of the branches and their share of each query's softmax
             (branches, X, N) float32 or wider, without gradients: ones in sum over the branches, or
-            zeros for a query that sees nothing. None: nobody is told, as in compiled code.
+            zeros for padding and a query that sees nothing. None: nobody is told, as in compiled
+            code.
     """
     if torch.compiler.is_compiling():
         yield

@@ -55,7 +55,7 @@ def performance_monitor(model: Backbone) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         peak = stack.enter_context(_peak(device))
         hooks = stack.enter_context(contextlib.ExitStack())
-        for hook in (*_time_hooks(model, clock, shares), *_mask_hooks(model, shares)):
+        for hook in _time_hooks(model, clock, shares):
             hooks.callback(hook.remove)
         hooks.enter_context(observe(shares.watch))
         yield
@@ -127,13 +127,9 @@ class _Shares:
     def __init__(self, depth: int) -> None:
         self.mass: list[dict[str, Tensor]] = [{} for _ in range(depth)]
         self.layer = 0
-        self.mask: Tensor | None = None
 
     def watch(self, branches: Sequence[str], mass: Tensor) -> None:
         """Add the mass (branches, batch * heads, N) of the layer that runs now."""
-        if self.mask is not None:
-            heads = mass.shape[1] // len(self.mask)
-            mass = mass * (self.mask != 0).to(mass).repeat_interleave(heads, 0)
         known = self.mass[self.layer]
         for name, total in zip(branches, mass.sum((1, 2)).double(), strict=True):
             known[name] = known[name] + total if name in known else total
@@ -159,24 +155,13 @@ def _time_hooks(model: Backbone, clock: _Clock, shares: _Shares) -> Iterator[Any
         block: Block = layer  # type: ignore[assignment]
 
         def attend(*_: object, i: int = i) -> None:
-            shares.layer, shares.mask = i, None
+            shares.layer = i
             clock.start(f"attention {i}")
 
         yield before(block.norm1, f"layer {i}")
         yield block.qkv.register_forward_hook(attend)
         yield block.out.register_forward_pre_hook(lambda *_, i=i: clock.stop(f"attention {i}"))
         yield after(block.down, f"layer {i}")
-
-
-def _mask_hooks(model: Backbone, shares: _Shares) -> Iterator[Any]:
-    """Hooks that keep padding out of the shares."""
-
-    def masked(_: nn.Module, args: tuple[Any, ...]) -> None:
-        shares.mask = args[3] if len(args) > 3 else None
-
-    for layer in model.layers:
-        block: Block = layer  # type: ignore[assignment]
-        yield block.mixer.register_forward_pre_hook(masked)
 
 
 @contextlib.contextmanager
