@@ -16,6 +16,7 @@ from torch import Tensor
 from baselines._memory import memory_reason
 from baselines._parts import quiet_import
 from danon.attention.base import BaseAttention
+from danon.attention.first_order import first_order_only
 from danon.attention.padding import right_padded
 from danon.config import AttentionConfig
 
