@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ __all__ = [
     "build",
     "check_contract",
     "claims_causal",
+    "configuration",
     "gather",
     "one_line",
     "shape_of",
@@ -80,6 +82,26 @@ def build(case: Case) -> BaseAttention:
         torch.manual_seed(0)
         module = registry.get(case.attention).build(shape_of(case))
     return module.eval().to(case.device)
+
+
+def configuration(
+    attention: str, module: BaseAttention, entries: int | None = None
+) -> dict[str, Any]:
+    """Return every setting of a measured attention, for the record.
+
+    The configuration of a baseline, or of a user's class, may hold none of its sizes. What a study
+    chose for it, and the size it was asked for, stand beside it then: figures of one configuration
+    can be told from those of another.
+
+    Args:
+        attention: registered name.
+        module: that was measured.
+        entries: that ``sized`` was asked for; None if it was built with its default settings.
+    """
+    kind = registry.get(attention)
+    settings = {**variants.settings(kind), **module.config.to_dict()}
+    resized = kind.sized.__func__ is not BaseAttention.sized.__func__ and not kind.tuned_for
+    return {**settings, "entries": entries} if entries is not None and resized else settings
 
 
 def claims_causal(module: BaseAttention) -> bool:

@@ -20,7 +20,7 @@ from danon.measure.paired import measure_pair, measure_single
 from danon.measure.roofline import copy_rate, matmul_rate, matmul_rate_of
 from danon.measure.side_effects import Helpers
 from danon.measure.statistics import fit_exponent
-from suites.attentions import REFERENCE, one_line, shape_of
+from suites.attentions import REFERENCE, configuration, one_line, shape_of
 from suites.bounds import bounds
 from suites.costs import CHECK_CALLS, GRADIENT_CALLS, SELF_CALLS, TIMING_CALLS, Costs
 from suites.examine import UnmeasuredError
@@ -151,7 +151,7 @@ class Lab:
             module = specimen.module
             return CaseResult(
                 case, "measured", "", module.semantics, metrics, samples, verdict.info,
-                config=module.config.to_dict(),
+                config=configuration(case.attention, module),
             )  # fmt: skip
         except UnmeasuredError as reason:
             return _without(case, reason.status, str(reason))
@@ -318,7 +318,8 @@ class Lab:
         stream = Stream(case)
         checked = stream.checked()
         verdict = self._verifier.verdict(checked)
-        semantics, config = stream.module.semantics, stream.module.config.to_dict()
+        semantics = stream.module.semantics
+        config = configuration(case.attention, stream.module)
         if verdict.reason:
             return replace(
                 _without(case, "failed", verdict.reason), semantics=semantics, check=verdict.info

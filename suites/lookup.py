@@ -9,15 +9,16 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.measure.case import Case, CaseResult
-from suites.attentions import REFERENCE, shape_of
+from suites.attentions import REFERENCE, configuration, shape_of
 from suites.examine import UnmeasuredError, costs, examined
 from suites.exams import LookupPlan
 from suites.inputs import text_qkv
-from suites.teacher import EXAMPLES, asked, errors
+from suites.teacher import EXAMPLES, asked, right_answers
 from suites.verify import Verifier
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Searcher:
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._verifier = Verifier()
+        self._dense: dict[tuple[int, str], Tensor | None] = {}
 
     def result(self, case: Case) -> CaseResult:
         """Put the attention into the model, and ask it."""
@@ -52,10 +54,13 @@ class Searcher:
                 f"profile allows {plan.cap_s:.0f} s",
             )
         start = perf_counter()
-        wrong = errors(registry.get(case.attention).build, case.length, 0, case.device)
+        right = right_answers(registry.get(case.attention).build, case.length, 0, case.device)
         seconds = perf_counter() - start
+        if case.attention == REFERENCE:
+            self._dense[case.length, case.device] = right
         metrics = {
-            "accuracy": 1 - wrong, "items": float(asked(case.length)), "asked_s": seconds,
+            "accuracy": float(right.mean()), "items": float(asked(case.length)),
+            "asked_s": seconds, **self._beside_dense(case, plan, right),
             **costs(
                 case, module, lambda: registry.get(REFERENCE).build(shape).eval().to(case.device),
                 self._verifier,
@@ -64,8 +69,31 @@ class Searcher:
         }  # fmt: skip
         return CaseResult(
             case, "measured", "", module.semantics, metrics, {"candidate_s": [seconds]}, check,
-            module.config.to_dict(),
+            configuration(case.attention, module),
         )  # fmt: skip
+
+    def _beside_dense(self, case: Case, plan: LookupPlan, right: Tensor) -> dict[str, float]:
+        """Count the questions that only dense attention, or only this one, answers right.
+
+        They are the same questions, so the difference of two accuracies is known far better than
+        either accuracy. There are no counts where dense attention itself is over budget.
+        """
+        key = case.length, case.device
+        if key not in self._dense:  # a resumed run has dense attention's row and not its answers
+            dense = registry.get(REFERENCE).build(shape_of(case)).eval().to(case.device)
+            affordable = EXAMPLES * _forecast(dense, case) <= plan.cap_s
+            build = registry.get(REFERENCE).build
+            self._dense[key] = (
+                right_answers(build, case.length, 0, case.device) if affordable else None
+            )
+        known = self._dense[key]
+        if known is None:
+            return {}
+        return {
+            "answers": float(len(right)),
+            "lost_answers": float(((known == 1) & (right == 0)).sum()),
+            "gained_answers": float(((known == 0) & (right == 1)).sum()),
+        }
 
 
 def _forecast(module: BaseAttention, case: Case) -> float:

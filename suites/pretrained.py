@@ -20,7 +20,7 @@ from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.measure.case import Case, CaseResult
 from suites.adapt import adapted
-from suites.attentions import REFERENCE
+from suites.attentions import REFERENCE, configuration
 from suites.corpora import CorpusError, document, others
 from suites.costs import UNKNOWN
 from suites.examine import UnmeasuredError, costs, examined
@@ -73,7 +73,7 @@ class Exam:
         )  # fmt: skip
         return CaseResult(
             case, "measured", "", module.semantics, metrics, {"candidate_s": seconds}, check,
-            module.config.to_dict(), curves,
+            configuration(case.attention, module, case.length // ENTRIES), curves,
         )  # fmt: skip
 
     def _text(self, case: Case, plan: PretrainedPlan) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from danon.measure.case import Case, CaseResult
 from danon.training import IGNORED
-from suites.attentions import REFERENCE
+from suites.attentions import REFERENCE, configuration
 from suites.corpora import corpus, windows
 from suites.examine import PROBE, UnmeasuredError, costs, examined
 from suites.keeper import Keeper
@@ -118,7 +118,8 @@ class School:
                 case, plan, runs[seed].model, seed=seed, learning_rate=runs[seed].rate,
                 metric=metric, value=found[seed],
             )  # fmt: skip
-        check, config = self._checks[case.attention, plan], module.config.to_dict()
+        check = self._checks[case.attention, plan]
+        config = configuration(case.attention, module, plan.shape.entries)
         return CaseResult(
             case, "measured", "", module.semantics, metrics, {"candidate_s": seconds}, check, config
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from danon.attention import registry
 from danon.attention.base import BaseAttention
@@ -29,7 +30,8 @@ from suites.tasks import Lookup
 from suites.training import JUDGING, marked
 
 __all__ = [
-    "EXAMPLES", "LONGEST", "STAGES", "VOCABULARY", "WIDTH", "asked", "errors", "learn", "wrong",
+    "EXAMPLES", "LONGEST", "STAGES", "VOCABULARY", "WIDTH", "asked", "errors", "learn",
+    "right_answers", "wrong",
 ]  # fmt: skip
 
 WEIGHTS = Path(__file__).with_name("teacher.pt")
@@ -65,11 +67,28 @@ def errors(
         seed: of the examples.
         device: that it runs on, in float32.
     """
+    return 1 - float(right_answers(make, length, seed, device).mean())
+
+
+def right_answers(
+    make: Callable[[AttentionConfig], BaseAttention], length: int, seed: int, device: str
+) -> Tensor:
+    """Return 1 or 0 for every question, the same questions in the same order for every attention.
+
+    Args:
+        make: builds the attention of this configuration.
+        length: tokens of an example; at most LONGEST are asked about.
+        seed: of the examples.
+        device: that it runs on, in float32.
+
+    Returns:
+        (EXAMPLES * asked(length),).
+    """
     length = min(length, LONGEST)
     model = _model(make, length)
     given = model.load_state_dict(_weights(), strict=False)
     assert not given.unexpected_keys  # what is missing is the attention's own
-    return wrong(model.to(device), length, EXAMPLES, seed)
+    return _right(model.to(device), length, EXAMPLES, seed)
 
 
 def asked(length: int) -> int:
@@ -79,8 +98,12 @@ def asked(length: int) -> int:
 
 def wrong(model: Backbone, length: int, examples: int, seed: int) -> float:
     """Share of wrong answers of a model."""
+    return 1 - float(_right(model, length, examples, seed).mean())
+
+
+def _right(model: Backbone, length: int, examples: int, seed: int) -> Tensor:
     task = Lookup(length, asked(length), VOCABULARY)
-    return 1 - float(marked(model.eval(), *task.examples(examples, JUDGING + seed)).mean())
+    return marked(model.eval(), *task.examples(examples, JUDGING + seed))
 
 
 def _model(make: Callable[[AttentionConfig], BaseAttention], length: int) -> Backbone:

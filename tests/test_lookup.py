@@ -30,6 +30,11 @@ def test_an_attention_finds_what_it_sees() -> None:
     assert dense.metrics["items"] == 200 and "time_ratio" not in dense.metrics
     assert window.metrics["pairs_share"] < 0.6 and window.metrics["time_ratio"] > 0
     assert window.config["hidden_size"] == 64 and window.semantics.startswith("exact window 512")
+    assert dense.metrics["lost_answers"] == dense.metrics["gained_answers"] == 0
+    lost, gained = window.metrics["lost_answers"], window.metrics["gained_answers"]
+    assert window.metrics["answers"] == 800 and lost > gained >= 0
+    between = dense.metrics["accuracy"] - window.metrics["accuracy"]
+    assert (lost - gained) / 800 == pytest.approx(between)
     (task,) = quality.tasks([dense, window], "")
     assert (task.suite, task.name, task.metric, task.trained) == (
         "pretrained", "lookup", "accuracy", False

@@ -18,7 +18,7 @@ from danon.experiment import frame
 from danon.measure.case import Case
 from danon.space import OneOf, Space
 from danon.testing import assert_causal, assert_matches_oracle, make_inputs
-from suites.attentions import gather
+from suites.attentions import configuration, gather
 from suites.lab import Lab
 from suites.profiles import PROFILES
 
@@ -157,3 +157,20 @@ def test_a_damaged_file_is_named(
     with pytest.raises(ValueError, match=words):
         gather((), ())
     assert torch.isfinite(MSRA.build(SHAPE)(*torch.randn(3, 1, 4, 9, 8))).all()  # not touched
+
+
+def test_a_record_holds_every_setting_of_what_was_measured() -> None:
+    shape = AttentionConfig(hidden_size=64, num_heads=1, causal=True, max_sequence_length=256)
+
+    def recorded(name: str, entries: int | None = None) -> dict[str, Any]:
+        kind = registry.get(name)
+        module = kind.build(shape) if entries is None else kind.sized(shape, entries)
+        return configuration(name, module, entries)
+
+    row = tuned.rows("local-attention")["local-attention-balanced"]
+    assert row.settings.items() <= recorded("local-attention-balanced").items()
+    assert recorded("window") == shape.to_dict()
+    assert recorded("window", 32) == {**shape.to_dict(), "entries": 32}
+    assert recorded("linear", 32) == shape.to_dict(), "it has no sizes"
+    assert recorded("local-attention-balanced", 256) == recorded("local-attention-balanced")
+    assert recorded("msra")["window"] == 1024 and "entries" not in recorded("msra")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.config import AttentionConfig
 
-__all__ = ["register"]
+__all__ = ["register", "settings"]
 
 
 def register(place: Path | None = None) -> tuple[str, ...]:
@@ -38,6 +39,11 @@ def register(place: Path | None = None) -> tuple[str, ...]:
             registry.register(row.name)(type(row.name, (_Variant, kind), own))
             made.append(row.name)
     return tuple(made)
+
+
+def settings(kind: type[BaseAttention]) -> Mapping[str, Any]:
+    """Return the tuned settings that an attention stands for; none if it is no variant."""
+    return kind.row.settings if issubclass(kind, _Variant) else {}
 
 
 class _Variant(BaseAttention):
