@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -16,22 +17,34 @@ from danon.bench.command import latest
 from danon.config import TUNED
 from danon.experiment import frame, words
 from danon.experiment.choice import Choice, Option, choose
-from danon.experiment.quality import LOOKUP
 from danon.measure.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from danon.experiment.quality import Task
 
 __all__ = ["answer"]
 
 UNKNOWN = "not measured"
+UNDECIDED = "cannot tell"
 
 
 def answer(
-    folders: tuple[Path, ...], length: int, memory_gb: float, task: str, phase: str,
+    folders: tuple[Path, ...],
+    length: int,
+    memory_gb: float,
+    task: str,
+    phase: str,
     console: Console,
-) -> int:  # fmt: skip
+) -> int:
     """Print which attention to take.
 
     Args:
         folders: of recorded runs, those to prefer first.
+        length: tokens N.
+        memory_gb: GiB that one call may take.
+        task: ``recall``, ``language``, ``pretrained``, or the name of a task of theirs.
+        phase: forward, forward+backward or decode.
+        console: to print to.
 
     Returns:
         Exit status: 0; 1 when the records do not tell.
@@ -44,51 +57,79 @@ def answer(
     if phase not in frame.PHASES:
         raise ValueError(f"phase {phase!r}: must be one of {', '.join(frame.PHASES)}")
     runs = [(j.info(), j.results()) for folder in folders for j in latest(folder)]
-    here = fingerprint(torch.device("cpu"))["id"]
     found = choose(
-        runs, length=length, memory_bytes=memory_gb * 2**30, task=task, phase=phase, machine=here
+        runs, length=length, memory_bytes=memory_gb * 2**30, task=task, phase=phase, here=_here()
     )
-    console.print(Text(_verdict(found, length, memory_gb, task), style="bold"))
-    if found.best and (how := _how(found.best)):
+    decided = found.best is not None and not (
+        found.best.attention == frame.REFERENCE and found.undecided
+    )
+    console.print(Text(_verdict(found, length, memory_gb, task, phase), style="bold"))
+    if decided and found.best and (how := _how(found.best)):
         console.print(how, highlight=False, markup=False, soft_wrap=True)
     if found.options:
         console.print(_table(found, length))
-    for what in found.missing:
+    for line in _doubts(found):
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for what in found.missing if found.costs else ():
         console.print(f"{UNKNOWN}: {what}", style="yellow", highlight=False)
-    for line in _records(found, here):
+    for line in _records(found):
         console.print(line, style="dim", highlight=False, soft_wrap=True)
-    return 0 if found.best else 1
+    return 0 if decided else 1
 
 
-def _verdict(found: Choice, length: int, memory_gb: float, task: str) -> str:
+def _here() -> list[dict[str, Any]]:
+    """Return the fingerprints of this machine, one a device."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return [dict(fingerprint(torch.device(device))) for device in devices]
+
+
+def _verdict(found: Choice, length: int, memory_gb: float, task: str, phase: str) -> str:
     at = words.length_label(length)
     if found.costs is None:
-        return f"{UNKNOWN}: no run has a figure of speed at {at} tokens; danon bench makes them"
+        return _no_speed(found, length, phase)
     if found.judged is None:
         return f"{UNKNOWN}: no run has figures of {task} in which dense attention learned it"
-    unknown = [o.attention for o in found.options if o.good and math.isnan(o.peak)]
-    if found.best is None and unknown:
-        return f"{UNKNOWN}: the memory of {', '.join(unknown)} at {at} tokens"
-    if found.best is None:
+    best, name = found.best, found.judged[1].name
+    if best is None or best.attention == frame.REFERENCE:
+        unknown = [o.attention for o in found.undecided if o.good]
+        if unknown:
+            return f"{UNKNOWN}: the memory of {', '.join(unknown)} at {at} tokens"
+        if found.undecided:
+            names = ", ".join(option.attention for option in found.undecided)
+            rest = f"; dense attention itself ({frame.REFERENCE}) fits" if best else ""
+            which = "is" if len(found.undecided) == 1 else "are"
+            return f"{UNDECIDED} whether {names} {which} as good at {name} as dense attention{rest}"
+    if best is None:
         return (
             f"Nothing that was measured at {at} tokens fits {memory_gb:g} GiB and is as good at "
             f"{task} as dense attention"
         )
-    if found.best.attention == frame.REFERENCE:
-        return f"{frame.REFERENCE}: dense attention; nothing faster was measured as good at {task}"
-    return f"{found.best.attention}: {_words(found.best, found)}"
+    if best.attention == frame.REFERENCE:
+        return f"{frame.REFERENCE}: dense attention; nothing faster was measured as good at {name}"
+    return f"{best.attention}: {_words(best, found)}"
+
+
+def _no_speed(found: Choice, length: int, phase: str) -> str:
+    """Return why no speed at a length can be given, and at which lengths it can."""
+    said = f"{UNKNOWN}: {phase} at {length} tokens"
+    if found.incomparable:
+        runs = ", ".join(info.run_id for info in found.incomparable)
+        said += f" on a machine that compares with this one (matrix units or a GPU differ: {runs})"
+    lengths = ", ".join(map(str, found.lengths))
+    return f"{said}; measured lengths: {lengths or 'none, danon bench makes them'}"
 
 
 def _words(option: Option, found: Choice) -> str:
     assert found.judged is not None and option.score is not None
-    task = found.judged[1]
-    dense = task.score(frame.REFERENCE, task.headline)
+    _, task, at = found.judged
+    dense = task.score(frame.REFERENCE, at)
     assert dense is not None
+    between = words.interval(option.speedup)
     return (
-        f"{words.times(option.speedup)} times as fast as dense attention, "
-        f"{words.bytes_text(option.peak)} MiB; {task.name} "
+        f"{words.times(option.speedup)}{f' [{between}]' if between else ''} times as fast as dense "
+        f"attention, {words.bytes_text(option.peak)} MiB; {task.name} "
         f"{task.write(option.score.quality.value)} where dense has "
-        f"{task.write(dense.quality.value)}"
+        f"{task.write(dense.quality.value)}; all of {option.semantics or 'one configuration'}"
     )
 
 
@@ -104,10 +145,14 @@ def _how(option: Option) -> str:
     (kind,) = [name for name, of in TUNED.items() if of == row.attention] or [""]
     made = f'{kind}.tuned("{row.goals[0]}", ...)' if kind else f"settings {dict(row.settings)}"
     said = f"{option.attention} is {row.attention} with {made}: {row.about}"
+    unrecorded = [name for name in row.settings if name not in option.config]
     other = [
         f"{name} = {option.config[name]!r}, not {value!r}"
-        for name, value in row.settings.items() if option.config.get(name, value) != value
-    ]  # fmt: skip
+        for name, value in row.settings.items()
+        if option.config.get(name, value) != value
+    ]
+    if unrecorded:
+        other.append(f"a {', '.join(unrecorded)} that is not recorded")
     return f"{said}; but it was measured with {', '.join(other)}" if other else said
 
 
@@ -115,50 +160,66 @@ def _table(found: Choice, length: int) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0))
     at = words.length_label(length)
     table.add_column("attention", no_wrap=True)
-    for name in (f"speed-up at {at}", "95 %", f"MiB at {at}", "fits"):
+    for name in (f"speed-up\nat {at}", "95 %", f"MiB\nat {at}", "fits"):
         table.add_column(name, justify="right")
     if found.judged:
-        task = found.judged[1]
-        judged = f"{task.name} at {words.length_label(task.headline)}"
-        table.add_column(judged, justify="right", no_wrap=True)
-        table.add_column("as good\nas dense", justify="right")
+        _, task, judged_at = found.judged
+        table.add_column(
+            f"{task.name}\nat {words.length_label(judged_at)}", justify="right", no_wrap=True
+        )
+        table.add_column("as good\nas dense", justify="right", no_wrap=True)
     for option in found.options:
         known = not math.isnan(option.peak)
         cells = [
-            option.attention, words.times(option.speedup), words.interval(option.speedup),
-            words.bytes_text(option.peak), ("yes" if option.fits else "no") if known else UNKNOWN,
-        ]  # fmt: skip
+            option.attention,
+            words.times(option.speedup),
+            words.interval(option.speedup),
+            words.bytes_text(option.peak),
+            ("yes" if option.fits else "no") if known else "?",
+        ]
         if found.judged:
-            score = option.score
-            cells.append(task.write(score.quality.value) if score else UNKNOWN)
-            cells.append(("yes" if option.good else "no") if score else words.NOTHING)
+            cells += _quality_cells(option, found.judged[1])
         table.add_row(*map(Text, cells), style="bold green" if option is found.best else "")
     return table
 
 
-def _records(found: Choice, here: str) -> list[str]:
+def _quality_cells(option: Option, task: Task) -> tuple[str, str]:
+    """Return the figure and what it says; no figure where it is of other settings."""
+    if option.score is None:
+        return UNKNOWN, words.NOTHING
+    figure = task.write(option.score.quality.value)
+    if option.finding != "cannot tell":
+        return figure, "yes" if option.good else "no"
+    return ("other settings" if option.other_settings else figure), UNDECIDED
+
+
+def _doubts(found: Choice) -> list[str]:
+    """Return why it cannot be told, a line for each option."""
+    return [
+        f"{UNDECIDED}: {option.attention}: {'; '.join(option.doubts)}"
+        for option in found.options
+        if option.doubts
+    ]
+
+
+def _records(found: Choice) -> list[str]:
     """What the answer rests on, and what it does not say."""
     lines = []
     if found.costs:
         info, view = found.costs
+        machines = "; ".join(map(frame.machine, found.machines))
         several = len(found.machines) > 1
         other = "several machines: " if several else "another machine: "
-        if all(machine.get("id") == here for machine in found.machines):
-            other = ""
-        machines = "; ".join(map(frame.machine, found.machines))
         lines.append(
             f"speed and memory: run {info.run_id}, {escape(frame.origin(info))}, {view.phase} "
             f"{view.dtype} {view.shape}, default settings or those that the name says; "
-            f"{other}{escape(machines)}"
+            f"{'a machine like this one: ' if found.similar else other}{escape(machines)}"
         )
     if found.judged:
-        info, task = found.judged
+        info, task, at = found.judged
         models = "small models" if task.trained else "a pretrained model"
-        sizes = "each attention sized to see a quarter of the pairs"
-        if task.name == LOOKUP:
-            models, sizes = "a small model that looks keys up", "each attention as for speed"
         lines.append(
             f"{task.name}: run {info.run_id}, {escape(frame.origin(info))}; {models} at "
-            f"{words.length_label(task.headline)} tokens, {sizes}: nothing longer is known"
+            f"{words.length_label(at)} tokens"
         )
     return lines

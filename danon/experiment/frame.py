@@ -85,6 +85,17 @@ class View:
             return suite, metric
         return "decode", "state_bytes" if metric == "peak_bytes" else metric
 
+    def has(self, case: Case, length: int) -> bool:
+        """Return whether a case of that length belongs to this view."""
+        return (
+            case.length == length
+            and not case.task
+            and case.suite != "bounds"
+            and all(
+                getattr(case, name) == value for name, value in dataclasses.asdict(self).items()
+            )
+        )
+
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows of a table that belong to this view."""
         keep = pd.Series(True, index=frame.index)

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from danon.experiment import words
+from danon.experiment import configuration, words
 from danon.experiment.frame import Figure, figure, role, speedup
 
 if TYPE_CHECKING:
@@ -59,7 +59,11 @@ class Score:
         speedup: of the forward pass of the attention, as it is in the model, over dense attention.
         peak: bytes of that pass.
         items: what there was to find; NaN for text.
+        answers: questions that dense attention was asked, too; NaN where they are not compared.
+        lost: of these, how many dense attention alone answers right.
+        gained: of these, how many dense attention alone answers wrong.
         semantics: in the model.
+        settings: digest of the configuration in the model; empty if not recorded.
     """
 
     quality: Figure
@@ -71,6 +75,10 @@ class Score:
     learning_rate: float
     seeds: float
     semantics: str
+    settings: str = ""
+    answers: float = math.nan
+    lost: float = math.nan
+    gained: float = math.nan
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def cost(self, of: Cost) -> float:
@@ -236,5 +244,9 @@ def _score(result: CaseResult, metric: str) -> Score:
         learning_rate=number("learning_rate"),
         seeds=number("seeds"),
         semantics=result.semantics,
+        settings=configuration.digest(result),
+        answers=number("answers"),
+        lost=number("lost_answers"),
+        gained=number("gained_answers"),
         curves=result.curves,
     )
