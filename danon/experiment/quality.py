@@ -152,6 +152,14 @@ class Task:
         found = (row.scores.get(length) for row in self.rows if row.attention == attention)
         return next(found, None)
 
+    def resized(self, attention: str, length: int) -> bool:
+        """Return whether a figure is of other settings than time, memory and pairs of its row.
+
+        Those are of the longest length, and an attention may be sized anew for each.
+        """
+        score, cost = self.score(attention, length), self.score(attention, self.headline)
+        return score is not None and cost is not None and score.settings != cost.settings
+
     def loss(self, score: Score | None) -> float:
         """Quality such that less is better; without a score it is the most."""
         if score is None:

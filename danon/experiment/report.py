@@ -164,7 +164,8 @@ def _task_payload(task: quality.Task) -> dict[str, Any]:
         "lines": {
             row.attention: [
                 {
-                    "n": n, **_finite(score.quality), "speedup": _finite(score.speedup),
+                    "n": n, **_finite(score.quality), "semantics": score.semantics,
+                    "speedup": _finite(score.speedup),
                     **_known(share=score.share, peak=score.peak, items=score.items),
                     "curves": {
                         name: [point for point in points if all(map(math.isfinite, point))]

@@ -25,9 +25,11 @@ STYLES = {"ours": "bold green", "yours": "bold magenta", "reference": "bold", "b
 STATUS_STYLES = {"failed": "bold red", "over budget": "yellow", "unavailable": "dim"}
 WIDE = 130  # columns from which what an attention computes has a column of its own
 LENGTH_COLUMN = 8  # characters
-QUALITY_COLUMN = 7  # recall or bits per byte on a board
+QUALITY_COLUMN = 7  # of a task on a board
+OTHER = "other"  # settings were judged than those that the row is of
+RESIZED = "°"
 NAME = 7  # characters of a task
-SCORE_COLUMN, RANGE_COLUMN, TRAINING_COLUMN = 6, 9, 9
+SCORE_COLUMN, RANGE_COLUMN, TRAINING_COLUMN = 7, 9, 9
 
 LEGEND = (
     "Speed-up: time of dense attention (sdpa) / own time, both measured alternately in this run; "
@@ -36,6 +38,13 @@ LEGEND = (
     "GFLOP/s: useful work. Roof: share of the matmul rate measured in this run. N^: fitted "
     "exponent of time. Error: relative, against dense. Decode: one more token after so many; MiB "
     "of the state. Times compare only between equal fingerprints."
+)
+QUALITY_LEGEND = (
+    f"Quality, right: of the very settings that the row is of; {OTHER}: only other settings were "
+    "judged, in the tables of quality below."
+)
+RESIZED_LEGEND = (
+    f"{RESIZED} found with another size of the attention than that of the row's pairs and speed-up."
 )
 FRONT_LEGEND = (
     "* on the Pareto front: no other is as good in quality, speed and memory, and better in one."
@@ -97,7 +106,8 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
         console.print(f"\n[bold]{_title(shown)}[/]", highlight=False)
         console.print(_table(shown, tasks, console.width))
     if boards:
-        console.print(Text(LEGEND, style="dim"))
+        shown_quality = " ".join((LEGEND, *([QUALITY_LEGEND] if _on_boards(tasks) else [])))
+        console.print(Text(shown_quality, style="dim"))
         if console.width < WIDE:
             _print_semantics(boards, console)
     for kind in (TRAINED, PRETRAINED, LOOKUP):
@@ -130,10 +140,7 @@ def _table(shown: frame.Board, tasks: Sequence[quality.Task], width: int) -> Tab
     head = shown.headline
     at = _at(head)
     wide = width >= WIDE
-    found = {"recall": quality.hardest(tasks, "recall")}
-    found["bits/B"] = quality.hardest(tasks, "language")
-    found["finds"] = next((task for task in tasks if _kind(task) is LOOKUP), None)
-    hardest = {name: task for name, task in found.items() if task}
+    hardest = _on_boards(tasks)
     room = width - (118 if wide else 82) - QUALITY_COLUMN * len(hardest)
     rates = not hardest or room >= -2  # quality may take their place: the report has them too
     lengths = _lengths(shown, room)
@@ -149,8 +156,8 @@ def _table(shown: frame.Board, tasks: Sequence[quality.Task], width: int) -> Tab
         table.add_column(f"{name}{at}", justify="right", no_wrap=True)
     table.add_column("time\n~ N^", justify="right", no_wrap=True)
     table.add_column(f"error{at}", justify="right", no_wrap=True)
-    for name, task in hardest.items():
-        table.add_column(f"{name}\n{task.name[:6]}", justify="right", no_wrap=True)
+    for task in hardest:
+        table.add_column(f"{task.name[:NAME]}{_at(task.headline)}", justify="right", no_wrap=True)
     for row in shown.rows:
         style = STYLES[row.role]
         cells = [Text(row.attention)]
@@ -169,10 +176,26 @@ def _table(shown: frame.Board, tasks: Sequence[quality.Task], width: int) -> Tab
             Text(words.bytes_text(row.peak)),
             Text(f"{exponent:.2f}" if math.isfinite(exponent) else words.NOTHING),
             Text(words.error_text(row.error)),
-            *(Text(_quality(task, row.attention, task.headline)) for task in hardest.values()),
+            *(Text(_quality_on_board(task, row)) for task in hardest),
         ]
         table.add_row(*cells, style=style)
     return table
+
+
+def _on_boards(tasks: Sequence[quality.Task]) -> list[quality.Task]:
+    """Return the tasks that the boards have a column of."""
+    found = [quality.hardest(tasks, suite) for suite in ("recall", "language")]
+    found.append(next((task for task in tasks if _kind(task) is LOOKUP), None))
+    return [task for task in found if task]
+
+
+def _quality_on_board(task: quality.Task, row: frame.Row) -> str:
+    """Return the figure of the row's own settings, or that only others were judged."""
+    score = task.score(row.attention, task.headline)
+    if score is None:
+        return words.NOTHING
+    own = row.role == "reference" or (score.settings and score.settings in row.settings)
+    return task.write(score.quality.value) if own else OTHER
 
 
 def _at(length: int) -> str:
@@ -236,6 +259,7 @@ def _print_quality(tasks: Sequence[quality.Task], kind: _Kind, console: Console)
     fronts = [
         task.front(task.headline) if n == task.headline else frozenset() for task, n in fit.columns
     ]
+    marked = False
     for name, role in standing.items():
         cost = chief.score(name, chief.headline)
         cells = [Text(name)]
@@ -243,9 +267,12 @@ def _print_quality(tasks: Sequence[quality.Task], kind: _Kind, console: Console)
             cells.append(Text(cost.semantics if cost else "", style="dim"))
         cells.append(Text(words.share(cost.share) if cost else words.NOTHING))
         for (task, n), front in zip(fit.columns, fronts, strict=True):
-            cells.append(Text("*" * (name in front) + _quality(task, name, n)))
+            score = task.score(name, n)
+            resized = score is not None and cost is not None and score.settings != cost.settings
+            figure = "*" * (name in front) + _quality(task, name, n) + RESIZED * resized
+            marked = marked or resized
+            cells.append(Text(figure))
             if (task, n) == fit.ranged:
-                score = task.score(name, n)
                 cells.append(Text(task.spread(score.quality) if score else "", style="dim"))
         cells.append(Text(words.times(cost.speedup if cost else None)))
         if fit.seconds:
@@ -254,7 +281,8 @@ def _print_quality(tasks: Sequence[quality.Task], kind: _Kind, console: Console)
     console.print(f"\n[bold]Quality · {kind.title}[/]")
     console.print(table)
     told = "; ".join(f"{task.name}: {task.about}" for task in tasks)
-    console.print(Text(f"{kind.legend} {told}.", style="dim"))
+    legend = f"{kind.legend} {RESIZED_LEGEND}" if marked else kind.legend
+    console.print(Text(f"{legend} {told}.", style="dim"))
 
 
 def _print_bounds(found: bounds.Bounds, console: Console) -> None:

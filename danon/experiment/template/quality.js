@@ -37,7 +37,7 @@
 
   function drawRecall() {
     const task = data.quality[element("recall-task").value];
-    const hover = (a, p, chart) => `<b>${plain(a.name)}</b> at ${tokens(p.n)}, ${p.items} items<br>${chart.write(100 * p.value)}${range(p, chart)}`;
+    const hover = (a, p, chart) => `<b>${plain(a.name)}</b> at ${tokens(p.n)}, ${p.items} items<br>${chart.write(100 * p.value)}${range(p, chart)}<br>${plain(p.semantics)}`;
     const xaxis = axis("tokens N", task.lengths, tokens, task.lengths);
     drawLines("recall", task.lines, { ...CHARTS.accuracy, hover }, xaxis, share(CHARTS.accuracy.axis));
   }
@@ -171,7 +171,7 @@
       },
       error_x: bars((s) => s.x - s.around.x[0], (s) => s.around.x[1] - s.x),
       error_y: bars((s) => s.y - s.around.y[0], (s) => s.around.y[1] - s.y),
-      text: points.map((s) => `<b>${plain(s.a.name)}</b>${s.best ? ", on the front" : ""}<br>${chart.write(s.y)}${range(s.p, chart)}<br>${cost.write(s.x)}`),
+      text: points.map((s) => `<b>${plain(s.a.name)}</b>${s.best ? ", on the front" : ""}<br>${chart.write(s.y)}${range(s.p, chart)}<br>${cost.write(s.x)}<br>${plain(s.p.semantics)}`),
       hovertemplate: "%{text}<extra></extra>",
     };
     const joined = { type: "scatter", mode: "lines", x: best.map((s) => s.x), y: best.map((s) => s.y), hoverinfo: "skip", line: { color: theme("--soft"), width: 1.5, shape: cost.step } };
