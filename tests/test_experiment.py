@@ -314,6 +314,49 @@ def test_two_texts_at_one_length_are_recorded_apart(
     assert metric_name(decode, "time_s") == "decode.bfloat16.time_s"
 
 
+def test_metrics_of_one_run_are_of_one_configuration(
+    sqlite: str, journal: Journal, info: RunInfo
+) -> None:
+    """Two tasks with an attention of two sizes, one that failed, and one over budget."""
+    shape = {"hidden_size": 64, "max_sequence_length": 9}
+
+    def judged(task: str, length: int, window: int | None, said: str = "") -> CaseResult:
+        case = Case("recall", "msra", length, "float32", "training", task=task)
+        if window is None:
+            return CaseResult(case, "failed", "wrong", said)
+        config = {"window": window, **shape, "max_sequence_length": length}
+        metrics = {"accuracy": window / 100}
+        return CaseResult(case, "measured", "", f"{window}", metrics, config=config)
+
+    results = [
+        judged("mqar", 64, None),
+        judged("mqar", 128, 28),
+        judged("mqar", 256, 28),
+        judged("needle", 128, 60),
+        judged("needle", 256, None, "60"),
+        judged("needle", 512, None),
+    ]
+    recorder = Recorder(info, journal)
+    recorder.start()
+    for result in results:
+        journal.append(result)
+        recorder.log(result)
+    assert recorder.finish("FINISHED").startswith("Recorded 6 cases")
+    _, children = runs_of(sqlite, info, "recall")
+    assert {run.info.run_name for run in children} == {"msra"}
+    found = {run.data.params["config.window"]: run.data for run in children}
+    assert {name: data.metrics for name, data in found.items()} == {
+        "28": {"training.float32.mqar.accuracy": 0.28},
+        "60": {"training.float32.needle.accuracy": 0.60},
+    }
+    assert [data.params["semantics"] for data in found.values()] == list(found)
+    assert not any("config.max_sequence_length" in data.params for data in found.values())
+    cases = {name: sum("danon.case." in tag for tag in data.tags) for name, data in found.items()}
+    assert cases == {"28": 4, "60": 2}
+    assert upload(journal.run_dir).startswith("0 of 6 cases were new")
+    assert len(runs_of(sqlite, info, "recall")[1]) == 2
+
+
 def test_upload_completes_a_partial_recording_and_a_second_one_adds_nothing(
     sqlite: str, journal: Journal, info: RunInfo
 ) -> None:

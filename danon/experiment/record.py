@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import hashlib
+import itertools
 import json
 import logging
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from danon.experiment import store, versions
+from danon.experiment import configuration, store, versions
 from danon.experiment.runs import Journal, RunInfo, RunStatus
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ARTIFACTS", "Recorder", "metric_name", "upload"]
 
 ARTIFACTS = ("benchmark*.json", "samples.parquet", "results.json", "report.html")
+SETTINGS = "danon.settings"
 REASON_LENGTH = 1000  # characters; MLflow refuses tags above 8000
 PATIENCE = {"retries": 1, "timeout_s": 20}  # a bench must not wait minutes for a dead server
 
@@ -46,23 +48,35 @@ def metric_name(case: Case, name: str) -> str:
 
 @dataclass
 class _Child:
-    """The run of one attention at one shape.
+    """The run of one attention at one shape with one configuration.
 
     Attributes:
         tags: as stored, the tags of the recorded cases among them.
-        described: its semantics parameter is stored.
+        semantics: as stored; empty as long as no case has told it.
     """
 
     run_id: str
     tags: dict[str, str] = field(default_factory=dict)
-    described: bool = False
+    semantics: str = ""
+
+    @property
+    def settings(self) -> str:
+        """Digest of the configuration; empty as long as only cases without one are recorded."""
+        return self.tags.get(SETTINGS, "")
+
+    def takes(self, result: CaseResult) -> bool:
+        """Return whether a case belongs here: its metrics are of this configuration, or of none."""
+        digest = configuration.digest(result)
+        if digest and self.settings:
+            return digest == self.settings
+        return not result.semantics or self.semantics in ("", _semantics(result))
 
 
 @dataclass
 class _Parent:
     run_id: str
     experiment_id: str
-    children: dict[str, _Child] = field(default_factory=dict)
+    children: dict[str, list[_Child]] = field(default_factory=dict)
 
 
 class _Tree:
@@ -101,14 +115,17 @@ class _Tree:
         if result.place:
             tags["danon.place"] = json.dumps(result.place, sort_keys=True)
         params = []
-        if result.semantics and not child.described:
-            params.append(Param("semantics", result.semantics[:REASON_LENGTH]))
-            params += [Param(f"config.{k}", str(v)) for k, v in sorted(result.config.items())]
+        if result.semantics and not child.semantics:
+            params.append(Param("semantics", _semantics(result)))
+        if result.config and not child.settings:
+            tags[SETTINGS] = configuration.digest(result)
+            settings = sorted(configuration.settings(result).items())
+            params += [Param(f"config.{name}", str(value)) for name, value in settings]
         self.refused |= store.log_accepted(
             self._client, child.run_id, metrics, params, [RunTag(*item) for item in tags.items()]
         )
         child.tags.update(tags)
-        child.described = child.described or bool(params)
+        child.semantics = child.semantics or _semantics(result)
         return True
 
     def close(self, status: RunStatus, run_dir: Path) -> None:
@@ -116,7 +133,7 @@ class _Tree:
         for parent in self._parents.values():
             for file in (place for name in ARTIFACTS for place in sorted(run_dir.glob(name))):
                 self._client.log_artifact(parent.run_id, str(file))
-            for child in parent.children.values():
+            for child in itertools.chain(*parent.children.values()):
                 failed = child.tags.get("danon.status") == "failed"
                 self._client.set_terminated(child.run_id, "FAILED" if failed else status)
             self._client.set_terminated(parent.run_id, status)
@@ -153,8 +170,9 @@ class _Tree:
         parent = _Parent(roots[0].info.run_id, experiment)
         for run in runs:
             if key := run.data.tags.get("danon.child"):
-                described = "semantics" in run.data.params
-                parent.children[key] = _Child(run.info.run_id, dict(run.data.tags), described)
+                semantics = run.data.params.get("semantics", "")
+                found = _Child(run.info.run_id, dict(run.data.tags), semantics)
+                parent.children.setdefault(key, []).append(found)
         mine = [RunTag(*item) for item in self._identity.items()]
         for run in runs:
             self._client.update_run(run.info.run_id, status="RUNNING")
@@ -191,7 +209,11 @@ class _Tree:
             "head_dim": case.head_dim, "causal": case.causal,
         }  # fmt: skip
         key = json.dumps({"attention": case.attention, **shape})
-        if key not in parent.children:
+        known = parent.children.setdefault(key, [])
+        if not result.config:  # such a case may fit several: it stays where it was recorded before
+            known = sorted(known, key=lambda child: _case_tag(case) not in child.tags)
+        child = next((child for child in known if child.takes(result)), None)
+        if child is None:
             tags = {
                 **self._identity,
                 "mlflow.parentRunId": parent.run_id,
@@ -205,8 +227,14 @@ class _Tree:
             params = [Param("attention", case.attention)]
             params += [Param(name, str(value)) for name, value in shape.items()]
             self.refused |= store.log_accepted(self._client, run.info.run_id, params=params)
-            parent.children[key] = _Child(run.info.run_id, tags)
-        return parent.children[key]
+            child = _Child(run.info.run_id, tags)
+            parent.children[key].append(child)
+        return child
+
+
+def _semantics(result: CaseResult) -> str:
+    """As much of it as MLflow stores."""
+    return result.semantics[:REASON_LENGTH]
 
 
 def _case_tag(case: Case) -> str:
