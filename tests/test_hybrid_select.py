@@ -245,3 +245,30 @@ def test_a_choice_says_what_was_measured_otherwise(tmp_path: Path) -> None:
     assert module.choice(128).differs == (
         "measured with 4 heads of 16", "dala measured with memory_size = 10, not 5",
     )  # fmt: skip
+
+
+def test_a_choice_by_figures_of_other_settings_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of any component, not only of the one that is chosen: its figures decide, too."""
+    components = {**SMALL, "ucsa": {**SMALL["ucsa"], "selected_blocks": 1}}
+    measured = SMALL["ucsa"]["selected_blocks"]
+    module = hybrid("select", measurements=record(tmp_path / "run"), components=components)
+    with caplog.at_level(logging.WARNING):
+        assert module.choice(128).name == "dala"
+    assert f"but ucsa measured with selected_blocks = {measured}, not 1" in caplog.text
+
+
+def test_figures_of_two_configurations_are_no_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(record(tmp_path / "run"))
+    peak = json.loads(case_line("memory", "dala", 128, {"peak_bytes": 1.0}))
+    peak["config"] = {**peak["config"], "memory_size": 11}
+    with (folder / "cases.jsonl").open("a") as file:
+        file.write(json.dumps(peak) + "\n")
+        file.write(case_line("speed", "dala", 128, {"error_vs_dense": 0.4, "time_s": 4.0}))
+    (run,) = load(folder)
+    (found,) = [r for r in run.records if (r.attention, r.length) == ("dala", 128)]
+    assert (found.time_s, found.peak_bytes) == (4.0, None)
+    assert "peak_bytes of dala at 128 tokens do not count" in caplog.text

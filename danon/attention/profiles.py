@@ -30,6 +30,9 @@ FIGURES = tuple(figure for figures in SUITES.values() for figure in figures)
 KEY = ("attention", "device", "dtype", "length", "batch", "heads", "head_dim", "causal")
 """What of a case says which record its figures belong to: the first fields of a record."""
 
+SHAPE_FIELDS = {f.name for f in dataclasses.fields(AttentionConfig)}
+"""Of a configuration, what the case says already, or the length."""
+
 REACH = 8
 """Records are taken to hold up to this many times the longest length measured."""
 
@@ -127,7 +130,8 @@ class Choice:
         length: that was chosen for; ``measured_length`` is that of the records.
         scores: of every component.
         run: where the records come from.
-        differs: in what the records are not of the case chosen for.
+        differs: in what the records are not of the case chosen for; where a component was
+            measured with other settings, these.
     """
 
     name: str
@@ -206,11 +210,10 @@ def choose(
             f"(measured at {best[1]} tokens in {run})"
         )
     name = max(scores, key=lambda one: scores[one].weight)
-    choice = Choice(
-        name, length, device, dtype, best[1], scores, run,
-        tuple(_differences(config, run, records[name])),
-    )  # fmt: skip
-    level = logging.WARNING if length > longest else logging.INFO
+    other = tuple(_other_settings(config, run))
+    differs = (*_differences(config, run, records[name]), *other)
+    choice = Choice(name, length, device, dtype, best[1], scores, run, differs)
+    level = logging.WARNING if length > longest or other else logging.INFO
     _log.log(level, "%s", choice)
     return choice
 
@@ -258,18 +261,25 @@ def _scores(
 
 
 def _differences(config: SuperHybridConfig, run: Run, record: Record) -> Iterable[str]:
-    """In what the record of the mechanism chosen is not of this configuration, or of the run."""
+    """In what the record of the mechanism chosen is not of this case, or of the run."""
     if record.machine:
         yield f"measured on another machine of that run, fingerprint {record.machine}"
     if record.causal != config.is_causal:
         yield f"measured {'causal' if record.causal else 'bidirectional'}"
     if (record.heads, record.head_dim) != (config.num_heads, config.head_dim):
         yield f"measured with {record.heads} heads of {record.head_dim}"
-    shape = {f.name for f in dataclasses.fields(AttentionConfig)} - {"max_sequence_length"}
-    here = config.member(record.attention).to_dict()
-    for name, value in run.configs.get(record.attention, {}).items():
-        if name not in shape and name in here and here[name] != value:
-            yield f"{record.attention} measured with {name} = {value!r}, not {here[name]!r}"
+    here = config.member(record.attention).max_sequence_length
+    if (length := run.configs.get(record.attention, {}).get("max_sequence_length", here)) != here:
+        yield f"{record.attention} measured with max_sequence_length = {length}, not {here}"
+
+
+def _other_settings(config: SuperHybridConfig, run: Run) -> Iterable[str]:
+    """Settings of the components that their figures are not of: all figures decide the choice."""
+    for component in config.components:
+        here = config.member(component).to_dict()
+        for name, value in run.configs.get(component, {}).items():
+            if name not in SHAPE_FIELDS and name in here and here[name] != value:
+                yield f"{component} measured with {name} = {value!r}, not {here[name]!r}"
 
 
 def _missing(
@@ -348,7 +358,8 @@ def _read_run(folder: Path) -> Run:
     *lines, torn = (cases.read_text(encoding="utf-8") if cases.is_file() else "").split("\n")
     if torn:
         _log.warning("%s: the last line is incomplete and does not count", cases)
-    found: dict[tuple[Any, ...], dict[str, tuple[str, float]]] = {}  # machine and figure
+    # By case: of each figure the machine, the settings and the value.
+    found: dict[tuple[Any, ...], dict[str, tuple[str, Mapping[str, Any], float]]] = {}
     configs: dict[str, Mapping[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -364,14 +375,28 @@ def _read_run(folder: Path) -> Run:
             for figure in figures:  # of a case measured again the last line counts
                 mine.pop(figure, None)
                 if result["status"] == "measured":
-                    mine[figure] = machine, float(result["metrics"][figure])
+                    settings = _settings(result["config"])
+                    mine[figure] = machine, settings, float(result["metrics"][figure])
                     configs[case["attention"]] = result["config"]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{cases}, line {number}: not a case: {error!r}") from error
     records = []
     for key, mine in found.items():
-        for machine in dict.fromkeys(at for at, _ in mine.values()) or [""]:
+        last = _settings(configs.get(key[0], {}))
+        if other := [figure for figure, (_, settings, _) in mine.items() if settings != last]:
+            _log.warning(
+                "%s: %s of %s at %d tokens do not count: the settings were others than those that "
+                "were measured last",
+                *(cases, ", ".join(other), key[0], key[3]),
+            )
+        kept = {figure: (at, x) for figure, (at, _, x) in mine.items() if figure not in other}
+        for machine in dict.fromkeys(at for at, _ in kept.values()) or [""]:
             known: dict[str, Any] = {"machine": machine}
-            known |= {figure: value for figure, (at, value) in mine.items() if at == machine}
+            known |= {figure: value for figure, (at, value) in kept.items() if at == machine}
             records.append(Record(*key, **known))
     return Run(**head, configs=configs, records=tuple(records))
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration neither the case nor the length says."""
+    return {name: value for name, value in config.items() if name not in SHAPE_FIELDS}
