@@ -338,6 +338,13 @@ def test_the_report_has_tuned_settings_and_links_to_the_study(
     for part in ("msra-balanced", "15% (44%)", "0.74-0.75", "window 4096", "16k tokens bfloat16"):
         assert part in page.split("<h2>Tuned settings")[1], part
     assert "tune/" not in page.split("<h2>Tuned settings")[1].split("</section>")[0]
+    assert "In this run measured with" not in page
+    for window, said in ((row.settings["window"], False), (8, True)):
+        variant = replace(case, attention="msra-balanced")
+        config = {**row.settings, "window": window}
+        measured = CaseResult(variant, "measured", metrics={"time_s": 1.0}, config=config)
+        write_report([measured], info, path)
+        assert ("In this run measured with other settings: window 8" in path.read_text()) == said
     study = tmp_path / "results" / "tune" / row.provenance["study"] / "report.html"
     study.parent.mkdir(parents=True)
     study.write_text("a page")

@@ -63,7 +63,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         tasks=tasks,
         bounds=found,
         bounds_section=_section("bounds.html", environment, bool(found), bounds=found),
-        tuned_section=_tuned(data, path, environment),
+        tuned_section=_tuned(results, path, environment),
         alarms_section=_section(
             "alarms.html", environment, bool(errs or errs_trouble), found=errs, trouble=errs_trouble
         ),
@@ -91,12 +91,11 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
     replace_file(path, content.encode())
 
 
-def _tuned(data: pd.DataFrame, path: Path, environment: jinja2.Environment) -> Markup:
+def _tuned(results: Sequence[CaseResult], path: Path, environment: jinja2.Environment) -> Markup:
     """The section on tuned settings of the attentions of a run; empty where there are none."""
-    names = [] if data.empty else list(dict.fromkeys(data["attention"]))
     rows, trouble = [], ""
     try:
-        rows = settled(names, path)
+        rows = settled(results, path)
     except ValueError as error:  # the figures of the run are not to be lost for it
         trouble = str(error)
     return _section("tuned.html", environment, bool(rows or trouble), rows=rows, trouble=trouble)

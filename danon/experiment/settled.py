@@ -13,6 +13,7 @@ from urllib.parse import quote
 from danon import tuned
 from danon.experiment import words
 from danon.experiment.frame import Figure
+from danon.measure.case import CaseResult
 
 __all__ = ["Settled", "settled"]
 
@@ -27,6 +28,8 @@ class Settled:
         goals: that they are the best for.
         time: over that of the default settings; so is ``memory``.
         wrong: share of wrong answers, and that of the default settings.
+        differs: what the row of that name in the run was measured with instead; empty if it was
+            measured with these settings, or not at all.
         page: of the study, relative to the report; empty if it is not here.
         origin: when, where and with how much it was found.
     """
@@ -40,15 +43,19 @@ class Settled:
     wrong: str
     error: str
     settings: str
+    differs: str
     study: str
     page: str
     origin: str
 
 
-def settled(attentions: Iterable[str], report: Path, place: Path | None = None) -> list[Settled]:
-    """The tuned settings of some attentions.
+def settled(
+    results: Iterable[CaseResult], report: Path, place: Path | None = None
+) -> list[Settled]:
+    """The tuned settings of the attentions of a run.
 
     Args:
+        results: of the run.
         report: results/runs/<run>/report.html; pages of studies are looked for in results/tune.
         place: the folder of the settings; None for danon's own.
 
@@ -56,13 +63,18 @@ def settled(attentions: Iterable[str], report: Path, place: Path | None = None) 
         ValueError: a file there is none of ``danon tune``.
     """
     own: dict[str, tuned.Row] = {}
-    for name in attentions:
+    configs: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        configs.setdefault(result.case.attention, []).append(result.config)
+    for name in configs:
         row = tuned.named(name, place)
         own |= tuned.rows(name if row is None else row.attention, place)
-    return [_settled(row, report.resolve().parent) for row in own.values()]
+    return [
+        _settled(row, report.resolve().parent, configs.get(row.name, ())) for row in own.values()
+    ]
 
 
-def _settled(row: tuned.Row, folder: Path) -> Settled:
+def _settled(row: tuned.Row, folder: Path, measured: Iterable[Mapping[str, Any]]) -> Settled:
     figures, origin = row.figures, row.provenance
     study = str(origin.get("study", ""))
     page = folder.parent.parent / "tune" / study / PAGE
@@ -77,6 +89,14 @@ def _settled(row: tuned.Row, folder: Path) -> Settled:
         wrong=f"{words.accuracy(wrong)} ({words.accuracy(usual)})",
         error=words.error_text(_number(figures, "error_vs_dense")),
         settings=words.listed(row.settings),
+        differs=words.listed(
+            {
+                name: config[name]
+                for config in measured
+                for name, value in row.settings.items()
+                if config.get(name, value) != value
+            }
+        ),
         study=study or "unknown study",
         page=quote(Path(os.path.relpath(page, folder)).as_posix()) if page.is_file() else "",
         origin=_origin(row),
