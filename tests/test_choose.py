@@ -294,6 +294,7 @@ def test_what_is_not_measured_is_said(tmp_path: Path) -> None:
     journal = record(tmp_path, quality=False)
     status, said = ask(tmp_path)
     assert status == 1 and said.startswith("not measured: no run has figures of lookup")
+    assert ask(tmp_path, task="needle")[1].startswith("not measured: no run has figures of needle")
     record(tmp_path, speed=False)  # another run may have the quality
     assert ask(tmp_path)[0] == 0
     for result in timed("sdpa", 1.0, 2, length=4096):

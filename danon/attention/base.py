@@ -34,7 +34,10 @@ class BaseAttention(nn.Module):
     """
 
     semantics: str = "not stated"
-    """What is computed, for the tables: ``exact``, ``window 256 + 64 sinks``, ``low rank`` ..."""
+    """What is computed, for the tables: ``exact``, ``window 256 + 64 sinks``, ``low rank`` ...
+
+    Sizes included: figures of equal configuration and semantics count as of one configuration.
+    """
 
     oracle_kind: ClassVar[str] = "self in float64"
     """What :meth:`oracle` is: ``definition``, or the same code run in float64."""

@@ -39,6 +39,8 @@ PRETRAINED = {
 }
 LOOKUP = "lookup"
 """The task whose attentions have the settings that speed is measured with."""
+TASKS = {*RECALL, *TEXTS, *PRETRAINED}
+"""Those that come with danon, recorded or not."""
 METRICS = {
     ("recall", ""): ("accuracy", True), ("language", ""): ("bits_per_byte", False),
     ("pretrained", "text"): ("perplexity", False), ("pretrained", "passkey"): ("accuracy", True),
@@ -177,7 +179,10 @@ class Task:
         return f"{self.write(quality.low).rstrip('%')}-{self.write(quality.high)}"
 
     def front(self, length: int, costs: Sequence[Cost] = ("speedup", "peak")) -> frozenset[str]:
-        """The Pareto front: no other is as good in quality and all costs, and better in one."""
+        """The Pareto front: no other is as good in quality and all costs, and better in one.
+
+        By the figures alone, whatever their intervals; those of a point are of one case.
+        """
         points = {
             row.attention: (self.loss(score), *map(score.cost, costs))
             for row in self.rows

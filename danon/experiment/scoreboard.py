@@ -47,7 +47,8 @@ RESIZED_LEGEND = (
     f"{RESIZED} found with another size of the attention than that of the row's pairs and speed-up."
 )
 FRONT_LEGEND = (
-    "* on the Pareto front: no other is as good in quality, speed and memory, and better in one."
+    "* on the Pareto front: no other is as good in quality, speed and memory, and better in one, "
+    "by the figures alone: intervals may overlap."
 )
 
 
