@@ -14,11 +14,12 @@ import torch
 from danon import tuned
 from danon.attention import DALA, MSRA, UCSA, BaseAttention, registry, variants
 from danon.config import AttentionConfig
+from danon.experiment import configuration as recorded
 from danon.experiment import frame
-from danon.measure.case import Case
+from danon.measure.case import Case, CaseResult
 from danon.space import OneOf, Space
 from danon.testing import assert_causal, assert_matches_oracle, make_inputs
-from suites.attentions import configuration, gather
+from suites.attentions import configuration, gather, shape_of
 from suites.lab import Lab
 from suites.profiles import PROFILES
 
@@ -174,3 +175,30 @@ def test_a_record_holds_every_setting_of_what_was_measured() -> None:
     assert recorded("linear", 32) == shape.to_dict(), "it has no sizes"
     assert recorded("local-attention-balanced", 256) == recorded("local-attention-balanced")
     assert recorded("msra")["window"] == 1024 and "entries" not in recorded("msra")
+
+
+EVERYWHERE = (
+    "sdpa linear msra dala ucsa super-hybrid window local-attention msra-balanced "
+    "local-attention-balanced"
+)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE.split())
+def test_default_settings_are_one_configuration_in_every_suite_and_sized_ones_another(
+    name: str,
+) -> None:
+    def digest(case: Case, entries: int | None = None) -> str:
+        shape, kind = shape_of(case), registry.get(name)
+        module = kind.build(shape) if entries is None else kind.sized(shape, entries)
+        config = configuration(name, module, entries)
+        result = CaseResult(case, "measured", semantics=module.semantics, config=config)
+        return recorded.digest(result)
+
+    speed = digest(Case("speed", name, 16384, "bfloat16", "forward"))
+    assert speed == digest(Case("speed", name, 1024, "float32", "forward"))
+    assert speed == digest(Case("pretrained", name, 16384, "float32", "forward", heads=1))
+    trained = Case("recall", name, 1024, "float32", "training", heads=1)
+    if name == "super-hybrid":
+        return  # it has no sizes of its own
+    one_size = name in ("sdpa", "linear") or registry.get(name).tuned_for
+    assert (speed == digest(trained, 1024 if one_size else 128)) == bool(one_size)
