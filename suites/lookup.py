@@ -39,15 +39,19 @@ class Searcher:
         self._profile = profile
         self._verifier = Verifier()
         self._dense: dict[tuple[int, str], Tensor | None] = {}
+        self._too_long: dict[tuple[str, str], int] = {}  # by attention and device: tokens
 
     def result(self, case: Case) -> CaseResult:
         """Put the attention into the model, and ask it."""
         plan = self._profile.plan(case)
         assert isinstance(plan, LookupPlan)
-        shape = shape_of(case)
+        shape, kind = shape_of(case), (case.attention, case.device)
+        if (shorter := self._too_long.get(kind, case.length)) < case.length:
+            raise UnmeasuredError("over budget", f"{shorter} tokens are over budget already")
         module, check = examined(case, shape, None, PROBE, self._verifier)
         expected = EXAMPLES * _forecast(module, case)
         if expected > plan.cap_s:
+            self._too_long[kind] = case.length
             raise UnmeasuredError(
                 "over budget",
                 f"{EXAMPLES} passes would take {expected:.0f} s, going by a shorter one; the "

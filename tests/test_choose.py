@@ -199,7 +199,7 @@ def test_intervals_that_overlap_do_not_tell(tmp_path: Path) -> None:
         journal.append(trained(name, "code", 16384, *bits))
     status, said = ask(tmp_path, task="code")
     assert status == 1
-    assert "cannot tell: ucsa: the intervals of both overlap" in said
+    assert "cannot tell: ucsa: the intervals overlap: it loses -2.0% to 2.0%, at most 1.5%" in said
     (row,) = [line for line in said.splitlines() if line.startswith("window ")]
     assert row.split()[-2:] == ["2.500", "no"]
     journal.append(trained("ucsa", "code", 16384, 1.95, 1.94, 1.96))

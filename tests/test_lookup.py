@@ -51,8 +51,19 @@ def test_what_cannot_be_asked_says_why(attention: str, status: str, words: str) 
     assert found.status == status and words in found.reason
 
 
+def test_what_is_over_budget_is_not_tried_at_longer_lengths() -> None:
+    profile = Profile(
+        (), (), (), (), (), seconds=0.01, width=1.0, cap_s=30.0, bounds_cap_s=1.0,
+        pretrained=(LookupPlan((512, 1024), 1e-4),),
+    )  # fmt: skip
+    lab = Lab(profile, on_begin=lambda case: None, on_result=lambda result: None)
+    shorter, longer = [lab.result(case) for case in profile.cases(("window",), "cpu")]
+    assert shorter.status == longer.status == "over budget"
+    assert longer.reason == "512 tokens are over budget already"
+
+
 def test_profiles_ask_as_far_as_the_speed_of_all_is_measured() -> None:
     for profile in PROFILES.values():
         if not profile.hidden:
             (plan,) = [p for p in profile.pretrained if isinstance(p, LookupPlan)]
-            assert plan.lengths[-1] == 16384
+            assert plan.lengths == (1024, 4096, 16384)

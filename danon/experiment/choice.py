@@ -311,17 +311,20 @@ def _with_score(option: Option, costs: _Costs, task: Task, at: int, length: int)
         doubts.append("its settings are not recorded")
     if at != length:
         doubts.append(f"judged at {words.length_label(at)} tokens")
-    lost = _loss(task, score, dense)
+    lost, allowed = _loss(task, score, dense), LOSS[task.metric]
     if lost is None:
         doubts.append("one seed" if task.trained else "no interval is recorded")
-    elif lost[0] <= LOSS[task.metric] < lost[1]:
-        doubts.append("the intervals of both overlap")
+    elif lost[0] <= allowed < lost[1]:
+        doubts.append(
+            f"the intervals overlap: it loses {lost[0]:.1%} to {lost[1]:.1%}, "
+            f"at most {allowed:.1%} is allowed"
+        )
     if doubts:
         return dataclasses.replace(
             option, score=score, finding="cannot tell", doubts=tuple(doubts), other_settings=other
         )
     assert lost is not None
-    good = lost[1] <= LOSS[task.metric]
+    good = lost[1] <= allowed
     return dataclasses.replace(option, score=score, finding="as good" if good else "worse")
 
 
