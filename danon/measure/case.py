@@ -58,7 +58,8 @@ class CaseResult:
         metrics: scalar figures, names carry their unit: ``time_s``, ``time_ratio`` ...
         samples: raw samples behind the metrics, in order of measurement.
         check: the correctness check of this very case: kind, error, tolerance, rows.
-        config: the fields of the attention's configuration.
+        config: the fields of the attention's configuration, tuned settings of a baseline, and the
+            ``entries`` that a sized attention was asked for: all that decides what it computes.
         curves: figures along something else than length, as points [x, y]: ``bits_by_tokens`` ...
         place: the machine of a cluster that measured: ``host``, ``node``, and its fingerprint as
             ``machine``; empty where it is that of the run.
