@@ -11,8 +11,9 @@ from rich.console import Console
 
 from danon import tuned
 from danon.bench.choose import answer
-from danon.experiment import configuration, places
+from danon.experiment import configuration
 from danon.experiment.runs import Journal, RunInfo
+from danon.measure import machines
 from danon.measure.case import Case, CaseResult
 from danon.measure.proportions import difference_interval
 
@@ -420,8 +421,11 @@ def test_machines_are_alike_in_what_decides_speed(
     change: dict[str, str | None], similar: bool, comparable: bool
 ) -> None:
     other = {name: x for name, x in {**HERE, **change}.items() if x is not None}
-    assert (places.similar(other, HERE), places.similar(HERE, other)) == (similar, similar)
-    assert places.comparable(other, HERE) == places.comparable(HERE, other) == comparable
+    assert (machines.similar(other, HERE), machines.similar(HERE, other)) == (similar, similar)
+    gpu = {**HERE, "device": "cuda", "gpu": "H200"}
+    elsewhere = {**other, "device": "cuda", "gpu": "H200"}
+    assert machines.similar(elsewhere, gpu) and machines.comparable(elsewhere, gpu)
+    assert machines.comparable(other, HERE) == machines.comparable(HERE, other) == comparable
 
 
 NEWER = {"os": "Linux 6.18.44-fc-v595 x86_64", "python": "3.11.7"}

@@ -259,6 +259,21 @@ def test_a_choice_by_figures_of_other_settings_is_a_warning(
     assert f"but ucsa measured with selected_blocks = {measured}, not 1" in caplog.text
 
 
+def test_a_choice_by_records_of_other_matrix_units_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = record(tmp_path / "run")
+    file = Path(folder) / "run.json"
+    file.write_text(file.read_text().replace('"cpu": "a test"', '"cpu_capability": "AVX512, AMX"'))
+    for here, differs in (
+        ("AVX512, AMX", ()),
+        ("AVX2", ("measured on a processor with other matrix units than this one's: AMX",)),
+    ):
+        machine = {"device": "cpu", "cpu_capability": here}
+        monkeypatch.setattr("danon.attention.profiles.fingerprint", lambda _, found=machine: found)
+        assert hybrid("select", measurements=folder).choice(128).differs == differs
+
+
 def test_figures_of_two_configurations_are_no_record(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

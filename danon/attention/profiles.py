@@ -15,8 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from danon.config import AttentionConfig
 from danon.hybrid_config import MEMBERS, SuperHybridConfig, mechanism_of
+from danon.measure.fingerprint import fingerprint
+from danon.measure.machines import comparable, matrix_units
 
 __all__ = ["Choice", "Record", "Run", "Score", "choose", "load", "tabulate"]
 
@@ -264,6 +268,9 @@ def _differences(config: SuperHybridConfig, run: Run, record: Record) -> Iterabl
     """In what the record of the mechanism chosen is not of this case, or of the run."""
     if record.machine:
         yield f"measured on another machine of that run, fingerprint {record.machine}"
+    elif not comparable(run.machine, fingerprint(torch.device(record.device))):
+        units = ", ".join(matrix_units(run.machine) or ()) or "none"
+        yield f"measured on a processor with other matrix units than this one's: {units}"
     if record.causal != config.is_causal:
         yield f"measured {'causal' if record.causal else 'bidirectional'}"
     if (record.heads, record.head_dim) != (config.num_heads, config.head_dim):

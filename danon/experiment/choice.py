@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from danon.experiment import configuration, frame, places, quality, words
 from danon.experiment.frame import REFERENCE, Figure, View
 from danon.experiment.quality import LOOKUP
+from danon.measure.machines import comparable, similar
 from danon.measure.proportions import difference_interval
 
 if TYPE_CHECKING:
@@ -157,13 +158,13 @@ def choose(
     for info, results in known:
         machines = tuple(places.fingerprints(results, info))
         speeds = [r for r in results if _is_speed(r, phase)]
-        if not all(any(places.comparable(one, other) for other in here) for one in machines):
+        if not all(any(comparable(one, other) for other in here) for one in machines):
             incomparable += [info] if any(r.case.length == length for r in speeds) else []
             continue
         lengths |= {r.case.length for r in speeds}
-        similar = all(any(places.similar(one, other) for other in here) for one in machines)
+        alike = all(any(similar(one, other) for other in here) for one in machines)
         for view, options, digests in _views(results, length, phase, memory_bytes):
-            found.append(_Costs(info, view, options, digests, machines, similar))
+            found.append(_Costs(info, view, options, digests, machines, alike))
     if not found:
         judged = max(
             ((info, one, one.headline) for info, one in tasks),
