@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 from danon import cli
 from danon.bench.app import app
-from danon.bench.child import Child, bundle
+from danon.bench.child import Child
 from danon.bench.command import Options, bench
 from danon.bench.doctor import doctor
+from danon.bench.interpreter import bundle
 from danon.bench.progress import Display
 from danon.experiment.kept import Kept
 from danon.experiment.runs import Journal, RunInfo

@@ -18,7 +18,7 @@ import optuna
 import psutil
 import pytest
 
-from danon.bench.child import bundle
+from danon.bench.interpreter import bundle
 from danon.experiment.runs import Journal
 from danon.tuning import storage
 from danon.tuning.study import progress, resume

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from danon.attention import registry
 from danon.attention.base import BaseAttention
-from danon.bench.child import bundle
+from danon.bench.interpreter import bundle
 from danon.config import AttentionConfig
 from danon.experiment import store
 from danon.experiment.kept import Kept

@@ -59,6 +59,9 @@ def get(name: str) -> type[BaseAttention]:
 def load(target: str) -> str:
     """Import ``path/to/file.py:Class`` or ``package.module:Class`` and register the class.
 
+    A file may import its neighbours, a module those of the current folder: that folder becomes the
+    last one on the path, so that nothing in it hides the standard library or a package.
+
     Returns:
         The name it is registered under: the class name.
 
@@ -71,6 +74,9 @@ def load(target: str) -> str:
     path = Path(place).resolve()
     if place.endswith(".py") and not path.is_file():
         raise ValueError(f"attention {target!r}: no such file {path}")
+    folder = str(path.parent if place.endswith(".py") else Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         if place.endswith(".py"):
             spec = importlib.util.spec_from_file_location(f"danon_user_{path.stem}", path)

@@ -8,31 +8,19 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import danon
+from danon.bench.interpreter import bundle, python_command, python_environment
 
-__all__ = ["Child", "bundle"]
+__all__ = ["Child"]
 
 CHANNEL = "DANON_CHANNEL"  # the suites look for it under this name
+FOREIGN = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
+"""Variables that would change this pytest, meant for tests of the user's own."""
 PATIENCE_S = 5.0
 _FINISHED = (0, 1, 5)  # pytest: all passed, some failed, nothing to run
-
-
-def bundle() -> Path:
-    """The folder that holds suites/ and baselines/: the checkout, or inside the installed wheel.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    package = Path(danon.__file__).resolve().parent
-    for root in (package.parent, package / "_bundle"):
-        if (root / "suites" / "pytest.ini").is_file():
-            return root
-    raise FileNotFoundError(f"this installation of danon has no suites beside or in {package}")
 
 
 class Child:
@@ -44,23 +32,20 @@ class Child:
     """
 
     def __init__(self, options: Sequence[str], scratch: Path) -> None:
-        root = bundle()
-        suites = root / "suites"
+        suites = bundle() / "suites"
         self.log, self.benchmark = scratch / "pytest.log", scratch / "benchmark.json"
         here, there = socket.socketpair()
-        environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
         # Other plugins of the environment would run between the samples.
-        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-        environment[CHANNEL] = str(there.fileno())
-        own = str(Path(danon.__file__).resolve().parent.parent)
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, (own, environment.get("PYTHONPATH")))
+        environment = python_environment(
+            PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", **{CHANNEL: str(there.fileno())}
         )
-        command = [
-            sys.executable, "-m", "pytest", "-p", "pytest_benchmark.plugin",
+        for name in FOREIGN:
+            environment.pop(name, None)
+        command = python_command(
+            "-m", "pytest", "-p", "pytest_benchmark.plugin",
             "-c", str(suites / "pytest.ini"), "--rootdir", str(suites), str(suites),
             "--benchmark-json", str(self.benchmark), *options,
-        ]  # fmt: skip
+        )  # fmt: skip
         with there, self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -116,7 +101,9 @@ class Child:
 
     def tail(self, lines: int = 15) -> str:
         """The last of what pytest printed."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(
+            self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+        )
 
     def _signal(self, number: signal.Signals) -> None:
         try:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from danon.attention import kernels, registry
-from danon.bench.child import bundle
+from danon.bench.interpreter import bundle
 from danon.config import AttentionConfig
 from danon.experiment.runs import PACKAGES
 from danon.experiment.store import shown, tracking_uri

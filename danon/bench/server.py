@@ -8,10 +8,11 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+from danon.bench.interpreter import python_command
 
 __all__ = ["EndedError", "RefusedError", "Server"]
 
@@ -35,7 +36,7 @@ class Server:
         program: what Python is to run; its first argument is the descriptor of a socket.
         arguments: that follow.
         cwd: where it runs.
-        environment: what differs from this process's.
+        environment: of the process: :func:`~danon.bench.interpreter.python_environment`.
         log: gets what it prints.
     """
 
@@ -48,9 +49,9 @@ class Server:
         with there, log.open("ab") as out:
             self._start = out.tell()
             self._process = subprocess.Popen(
-                [sys.executable, *program, str(there.fileno()), *arguments],
+                python_command(*program, str(there.fileno()), *arguments),
                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd,
-                env={**os.environ, **environment}, pass_fds=(there.fileno(),),
+                env=dict(environment), pass_fds=(there.fileno(),),
                 start_new_session=True,
             )  # fmt: skip
         self._lines = here.makefile("rw", encoding="utf-8")

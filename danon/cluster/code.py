@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import danon
-from danon.bench.child import bundle
+from danon.bench.interpreter import bundle
 from danon.experiment.runs import commit_of
 
 __all__ = ["Installed", "installed", "misfit"]

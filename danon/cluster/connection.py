@@ -9,9 +9,10 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from danon.bench.interpreter import python_command
 
 __all__ = ["ENGINES", "ClusterError", "Node", "check_engine", "connected", "nodes"]
 
@@ -118,12 +119,12 @@ def _knock(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         except (OSError, OverflowError) as error:
             raise ClusterError(f"--address {address}: {error}") from error
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+    command = python_command("-m", "ray.scripts.scripts", "health-check")
     command += [] if address == "auto" else ["--address", address]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=KNOCK_S, check=False,
-            stdin=subprocess.DEVNULL,
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=KNOCK_S,
+            check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise ClusterError(f"--address {address}: no Ray cluster answers there") from None

@@ -8,7 +8,6 @@ error.
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from danon.bench.child import bundle
+from danon.bench.interpreter import python_environment
 from danon.bench.server import EndedError, RefusedError, Server
 from danon.measure.case import Case
 
@@ -84,13 +83,10 @@ class Worker(Server):
     def __init__(self, side: Side, inputs: Path, log: Path) -> None:
         self.side = side
         # Baselines, dense attention first, come with danon, which a user's repository has not.
-        folders = (str(side.root), str(bundle()), os.environ.get("PYTHONPATH"))
-        environment = KEPT | {
-            "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, folders)),
-            "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
-        # -P: the folder of the script is not on the path.
-        program, arguments = ("-P", str(WORKER)), (str(inputs),)
+        environment = python_environment(
+            side.root, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true", **KEPT
+        )
+        program, arguments = (str(WORKER),), (str(inputs),)
         super().__init__(program, arguments, cwd=side.root, environment=environment, log=log)
         try:
             self.attentions = tuple(self.request("load", targets=list(side.targets)))

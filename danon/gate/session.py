@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from danon.bench.child import bundle
+from danon.bench.interpreter import bundle, python_command, python_environment
 from danon.bench.telling import refuse, say
 from danon.experiment.runs import UNWRITABLE
 from danon.experiment.store import StoreError
@@ -120,7 +119,8 @@ def _inputs(place: Path) -> Path:
         "import sys, torch; from suites.inputs import text_qkv; "
         f"torch.save(list(text_qkv(1, {HEADS}, {LONGEST + NEW}, {HEAD_DIM})), sys.argv[1])"
     )
-    subprocess.run([sys.executable, "-c", code, str(place.resolve())], cwd=bundle(), check=True)
+    command = python_command("-c", code, str(place.resolve()))
+    subprocess.run(command, env=python_environment(), check=True)
     return place
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from danon.bench.child import bundle
+from danon.bench.interpreter import python_environment
 from danon.bench.server import EndedError, RefusedError, Server
 from danon.measure.alone import alone
 from danon.tuning.study import Plan, StudyError, differing
@@ -124,10 +123,9 @@ class Local:
 
     def _coming(self) -> Server:
         if self._spare is None:
-            folders = (str(bundle()), os.environ.get("PYTHONPATH"))
             self._spare = Server(
-                ("-P", "-m", "suites.trials"), cwd=Path.cwd(), log=self._log,
-                environment={"PYTHONPATH": os.pathsep.join(filter(None, folders))},
+                ("-m", "suites.trials"),
+                cwd=Path.cwd(), log=self._log, environment=python_environment(),
             )  # fmt: skip
         return self._spare
 

@@ -6,13 +6,13 @@ import contextlib
 import datetime as dt
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from danon.bench.interpreter import python_command
 from danon.gate.against import ROUNDS
 from danon.gate.pair import Side, WorkerError, pair
 from danon.gate.power.planted import plant, slow_down
@@ -112,7 +112,7 @@ def _beside(program: str) -> Iterator[Callable[[], bool]]:
     if not program:
         yield lambda: True
         return
-    running = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    running = subprocess.Popen(python_command("-c", program), start_new_session=True)
     try:
         yield lambda: running.poll() is None
     finally:

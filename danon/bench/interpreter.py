@@ -1,0 +1,53 @@
+"""How every process of ours that runs Python is started.
+
+It imports nothing from the folder it is started in, whatever lies there (``suites/``,
+``statistics.py``), and reads and writes UTF-8, whatever the locale.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import danon
+
+__all__ = ["bundle", "python_command", "python_environment"]
+
+
+def bundle() -> Path:
+    """The folder that holds suites/ and baselines/: the checkout, or inside the installed wheel.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    package = Path(danon.__file__).resolve().parent
+    for root in (package.parent, package / "_bundle"):
+        if (root / "suites" / "pytest.ini").is_file():
+            return root
+    raise FileNotFoundError(f"this installation of danon has no suites beside or in {package}")
+
+
+def python_command(*arguments: str) -> list[str]:
+    """The command line of this interpreter with these arguments."""
+    # -P: neither the current folder nor that of a script is on the path.
+    return [sys.executable, "-P", *arguments]
+
+
+def python_environment(*first: Path, **changes: str) -> dict[str, str]:
+    """The environment of such a process.
+
+    Args:
+        first: folders whose modules come before those of :func:`bundle`; what this process's
+            PYTHONPATH has comes last.
+        changes: variables that differ from this process's.
+    """
+    inherited: Mapping[str, str] = os.environ
+    folders = (*map(str, first), str(bundle()), inherited.get("PYTHONPATH", ""))
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(filter(None, folders)),
+        "PYTHONUTF8": "1",
+        **changes,
+    }
