@@ -56,14 +56,16 @@ def install(session: nox.Session, extras: str) -> None:
     wanted = hashlib.sha256(declared + sys.version.encode()).hexdigest()
     stamps = {name: ENVIRONMENT / f"installed-{name}" for name in (extras, "all")}
     place, usable = ENVIRONMENT / "installed-at", works_here()
-    if usable and any(s.is_file() and s.read_text() == wanted for s in stamps.values()):
+    if usable and any(
+        stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted for stamp in stamps.values()
+    ):
         return
     # Programs in an environment begin with the path of its Python: moved ones run another's.
     anew = () if usable else ("--clear",)
     session.run(sys.executable, "-m", "virtualenv", *anew, str(ENVIRONMENT))
     place.write_text(str(ENVIRONMENT), encoding="utf-8")
     run(session, "python", "-m", "pip", "install", "-c", "constraints.txt", "-e", f".[{extras}]")
-    stamps[extras].write_text(wanted)
+    stamps[extras].write_text(wanted, encoding="utf-8")
 
 
 def works_here() -> bool:

@@ -18,7 +18,7 @@ def free_bytes(device: torch.device) -> int:
     import psutil  # lazy: comes with the bench extra
 
     available = int(psutil.virtual_memory().available)
-    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    limit = _CGROUP_LIMIT.read_text(encoding="utf-8").strip() if _CGROUP_LIMIT.is_file() else "max"
     return available if limit == "max" else min(available, int(limit))
 
 

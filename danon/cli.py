@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 
 __all__ = ["main"]
@@ -15,6 +16,9 @@ NEEDED = (
 
 def main() -> None:
     """Run ``danon bench | report | choose | record | gate | ...``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a letter the terminal lacks must not end a bench
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(

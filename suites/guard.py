@@ -27,8 +27,12 @@ def limit_memory() -> int | None:
 
     free = int(psutil.virtual_memory().available)
     limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
-    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
+    if (
+        limit.is_file()
+        and used.is_file()
+        and (most := limit.read_text(encoding="utf-8").strip()) != "max"
+    ):
+        free = min(free, int(most) - int(used.read_text(encoding="utf-8")))
     share = int(SHARE * free)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:

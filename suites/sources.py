@@ -161,7 +161,10 @@ def _quiet() -> Any:
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with Path(os.devnull).open("w") as nothing, contextlib.redirect_stderr(nothing):
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as nothing,
+            contextlib.redirect_stderr(nothing),
+        ):
             yield
     finally:
         logging.set_verbosity(level)

@@ -73,7 +73,7 @@ def alarms(report: Path) -> Alarms | None:
     if not place.is_file():
         return None
     try:
-        values = json.loads(place.read_text())
+        values = json.loads(place.read_text(encoding="utf-8"))
         panels: dict[tuple[str, str], dict[str, list[Share]]] = {}
         for rate in values["time"]:
             rows = panels.setdefault((rate["machine"], rate["load"]), {})

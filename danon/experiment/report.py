@@ -53,7 +53,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
     template = importlib.resources.files("danon.experiment") / "template"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.globals.update(words=words, isfinite=math.isfinite)
-    page = environment.from_string((template / "report.html").read_text())
+    page = environment.from_string((template / "report.html").read_text(encoding="utf-8"))
     content = page.render(
         info=info,
         origin=frame.origin(info),
@@ -76,9 +76,9 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
             "bounds": _bounds_payload(found) if found else None,
             "alarms": [_panel_payload(panel) for panel in errs.panels] if errs else [],
         },
-        css=Markup((template / "report.css").read_text()),
+        css=Markup((template / "report.css").read_text(encoding="utf-8")),
         scripts=[
-            Markup((template / name).read_text())
+            Markup((template / name).read_text(encoding="utf-8"))
             for name in (
                 "report.js",
                 *(["quality.js"] if tasks else ()),
@@ -114,7 +114,7 @@ def _section(name: str, environment: jinja2.Environment, there: bool, **values: 
     if not there:
         return Markup()
     template = importlib.resources.files("danon.experiment") / "template" / name
-    return Markup(environment.from_string(template.read_text()).render(**values))
+    return Markup(environment.from_string(template.read_text(encoding="utf-8")).render(**values))
 
 
 def _payload(data: pd.DataFrame, views: Sequence[frame.View], info: RunInfo) -> dict[str, Any]:

@@ -101,11 +101,11 @@ def _git(place: Path, *arguments: str) -> str | None:
     """Output of a git command, or None where there is no git, no repository or no such thing."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(place), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(place), *arguments], capture_output=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return os.fsdecode(done.stdout).strip()  # paths, in the system's own encoding
 
 
 def commit_of() -> tuple[str, bool]:
@@ -245,7 +245,7 @@ class Journal:
             end(self._lock)
 
     def _read(self) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads(self._run.read_text())
+        values: dict[str, Any] = json.loads(self._run.read_text(encoding="utf-8"))
         return values
 
     def _lines(self) -> tuple[list[bytes], bytes]:

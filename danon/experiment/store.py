@@ -165,7 +165,8 @@ def failures() -> tuple[type[Exception], ...]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
+    # UnicodeError: a path with letters that the locale does not have.
+    return (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, UnicodeError)
 
 
 def connect(uri: str) -> MlflowClient:

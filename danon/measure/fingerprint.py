@@ -51,7 +51,7 @@ def _cpu_capability() -> str:
 def _cpuinfo(entry: str) -> str:
     """Of the first processor; empty if nothing tells it."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((x.partition(":")[2].strip() for x in lines if x.startswith(entry)), "")
 
 
@@ -65,5 +65,5 @@ def _nvidia_driver() -> str:
     version = Path("/proc/driver/nvidia/version")
     if not version.is_file():
         return "unknown"
-    words = version.read_text().split()
+    words = version.read_text(encoding="utf-8").split()
     return next((word for word in words if word[0].isdigit() and "." in word), "unknown")

@@ -192,7 +192,7 @@ def _memory_events(trace: profile) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         trace.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     memory = [e for e in events if e["name"] == "[memory]" and e["args"]["Device Type"] == 0]
     return sorted(memory, key=lambda e: (e["ts"], e["args"]["Ev Idx"]))
 
