@@ -14,6 +14,7 @@ from torch import Tensor
 
 from danon.attention.hybrid import SuperHybrid
 from danon.hybrid_config import SuperHybridConfig
+from danon.measure.case import SCHEMA
 from danon.models.hybrid import create_super_hybrid_model
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +57,9 @@ def record(folder: Path, figures: Figures = FIGURES, **kw: Any) -> str:
         "commit": "0123456789abcdef", "dirty": False, "command": "danon bench",
         "fingerprint": {"cpu": "a test"}, "profile": "quick",
     }  # fmt: skip
-    (folder / "run.json").write_text(json.dumps({"info": info, "status": "FINISHED"}))
+    (folder / "run.json").write_text(
+        json.dumps({"schema": SCHEMA, "info": info, "status": "FINISHED"})
+    )
     lines = []
     for name, by_length in figures.items():
         for length, (error, seconds, peak) in by_length.items():

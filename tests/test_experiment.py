@@ -119,7 +119,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(journal: Journal
     journal.append(some_results()[0])
     with (journal.run_dir / "cases.jsonl").open("ab") as file:
         file.write(b'{"case": {"suite": "speed"}}\n')
-    with pytest.raises(ValueError, match=r"cases\.jsonl, line 2: not a case"):
+    with pytest.raises(ValueError, match=r"cases\.jsonl, line 2: case -> attention: Field"):
         journal.results()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from danon.experiment import store
 from danon.gate import command
 from danon.gate.comparison import Comparison, Row
 from danon.gate.history import HistoryError, Point, changes, points
@@ -77,3 +78,18 @@ def test_what_the_gate_recorded_is_shown(sqlite: str, tmp_path: Path) -> None:
     assert f"{4:040x}"[:10] in line and "+20.5%" in line
     (plot,) = tmp_path.glob("history-speed-msra-N1024-*.png")
     assert plot.stat().st_size > 5000
+
+
+def test_what_is_no_record_of_this_gate_is_passed_over(
+    sqlite: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded(1.0, 0)
+    recorded(0.0, 1)
+    recorded(1.1, 2)
+    client = store.connect(sqlite)
+    experiment = store.experiment_id(client, sqlite, "gate")
+    first = min(client.search_runs([experiment]), key=lambda run: run.info.start_time)
+    client.delete_tag(first.info.run_id, "danon.head")
+    assert [point.relative_time for point in points(CASE.id)] == [pytest.approx(2.2)]
+    assert f"passed over: run {first.info.run_id} in MLflow: it has no tag" in caplog.text
+    assert "relative_time = 0: must be positive" in caplog.text

@@ -185,8 +185,11 @@ def test_a_case_measured_again_and_a_torn_line(tmp_path: Path) -> None:
         file.write("\n")
     with pytest.raises(ValueError, match=r"cases.jsonl, line 15: not a case: JSONDecodeError"):
         load(folder)
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text('{"schema": 1}')
     with pytest.raises(ValueError, match=r"run.json: not a recorded run: KeyError\('info'\)"):
+        load(folder)
+    (folder / "run.json").write_text('{"schema": 2}')
+    with pytest.raises(ValueError, match=r"schema 2; this danon reads schema 1"):
         load(folder)
     with pytest.raises(ValueError, match="must be a folder that `danon bench` recorded"):
         hybrid("select", measurements=str(tmp_path / "nowhere"))

@@ -19,6 +19,7 @@ import torch
 
 from danon.config import AttentionConfig
 from danon.hybrid_config import MEMBERS, SuperHybridConfig, mechanism_of
+from danon.measure.case import SCHEMA
 from danon.measure.fingerprint import fingerprint
 from danon.measure.machines import comparable, matrix_units
 
@@ -319,6 +320,8 @@ def load(path: Path | str | None = None) -> tuple[Run, ...]:
         path: a recorded run (a folder with ``run.json`` and ``cases.jsonl``), a folder of such
             folders, or a table that :func:`tabulate` made; None for the one in the package.
 
+    Of a folder of folders those that cannot be read are passed over, with a warning.
+
     Raises:
         ValueError: there is nothing of the kind, or it cannot be read; says what and where.
     """
@@ -333,7 +336,16 @@ def load(path: Path | str | None = None) -> tuple[Run, ...]:
             f"measurements = {str(place)!r}: must be a folder that `danon bench` recorded "
             "(with run.json), a folder of such folders, or a table made from them"
         )
-    return tuple(_read_run(folder) for folder in folders)
+    found, unreadable = list[Run](), list[ValueError]()
+    for folder in folders:
+        try:
+            found.append(_read_run(folder))
+        except ValueError as error:
+            _log.warning("passed over: %s", error)
+            unreadable.append(error)
+    if not found:
+        raise unreadable[0]
+    return tuple(found)
 
 
 def tabulate(folders: Iterable[Path | str]) -> str:
@@ -355,10 +367,13 @@ def _read_table(place: Path) -> tuple[Run, ...]:
 
 def _read_run(folder: Path) -> Run:
     try:
-        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))["info"]
+        content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if content.get("schema") != SCHEMA:
+            raise ValueError(f"schema {content.get('schema')}; this danon reads schema {SCHEMA}")
+        info = content["info"]
         names = ("run_id", "started", "commit", "dirty", "command")
         head = {name: info[name] for name in names} | {"machine": info["fingerprint"]}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{folder / 'run.json'}: not a recorded run: {error!r}") from error
     cases = folder / "cases.jsonl"
     # A line counts once its newline is on disk.

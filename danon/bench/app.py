@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from danon.experiment.runs import Journal
+    from danon.experiment.runs import RecordedRun
 
 __all__ = ["app"]
 
@@ -81,11 +81,11 @@ def report(
     from danon.experiment.report import write_report
     from danon.experiment.scoreboard import render
 
-    journal = _journal(run_dir, results)
-    path = journal.run_dir / "report.html"
-    found, info = journal.results(), journal.info()
-    write_report(found, info, path)
     console = Console()
+    run = _recorded(run_dir, results, console)
+    path = run.run_dir / "report.html"
+    found, info = run.results, run.info
+    write_report(found, info, path)
     render(found, info, console)
     console.print(f"\nReport    {path}", soft_wrap=True, highlight=False)
     if picture is not None:
@@ -99,6 +99,7 @@ def record(
 ) -> None:
     """Upload a run or a comparison to MLflow, or what of it is not there yet."""
     from danon.experiment.record import upload
+    from danon.experiment.schema import SchemaError
     from danon.experiment.store import StoreError
     from danon.gate.comparison import Comparison
     from danon.gate.output import FILES
@@ -114,7 +115,7 @@ def record(
         _refuse(f"{folder} has neither run.json nor {place.name}")
     try:
         print(upload(folder) if found is None else comparison(found))
-    except (FileNotFoundError, StoreError) as error:
+    except (FileNotFoundError, SchemaError, StoreError) as error:
         _refuse(str(error))
 
 
@@ -289,17 +290,23 @@ def doctor(device: Device = "cpu") -> None:
         _refuse(str(error))
 
 
-def _journal(run_dir: Path | None, results: Path) -> Journal:
-    from danon.bench.command import latest
-    from danon.experiment.runs import Journal
+def _recorded(run_dir: Path | None, results: Path, console: Console) -> RecordedRun:
+    """A run, or the last one that can be read."""
+    from danon.bench.telling import pass_over
+    from danon.experiment.runs import RecordedRun, recorded_runs
+    from danon.experiment.schema import SchemaError
 
-    found = next(latest(results), None) if run_dir is None else None
-    if run_dir is None:
-        return found or _refuse(f"no run is recorded under {results}")
-    try:
-        return Journal(run_dir)
-    except FileNotFoundError as error:
-        _refuse(str(error))
+    if run_dir is not None:
+        try:
+            return RecordedRun.read(run_dir)
+        except (FileNotFoundError, SchemaError) as error:
+            _refuse(str(error))
+    unreadable = list[str]()
+    found = next(recorded_runs(results, unreadable.append), None)
+    for why in unreadable:
+        pass_over(console, why)
+    state = "can be read" if unreadable else "is recorded"
+    return found or _refuse(f"no run {state} under {results}")
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from danon import tuned
-from danon.bench.command import latest
+from danon.bench.telling import pass_over
 from danon.config import TUNED
 from danon.experiment import frame, words
 from danon.experiment.choice import Choice, Option, choose
+from danon.experiment.runs import readable_runs
 from danon.measure.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -50,13 +52,15 @@ def answer(
         Exit status: 0; 1 when the records do not tell.
 
     Raises:
-        ValueError: an argument out of range, or a task that nothing is recorded of.
+        ValueError: an argument out of range, a task that nothing is recorded of, or no recorded
+            run can be read.
     """
     if length < 1 or not memory_gb > 0:
         raise ValueError(f"length = {length}, memory_gb = {memory_gb:g}: must be positive")
     if phase not in frame.PHASES:
         raise ValueError(f"phase {phase!r}: must be one of {', '.join(frame.PHASES)}")
-    runs = [(j.info(), j.results()) for folder in folders for j in latest(folder)]
+    recorded = readable_runs(folders, partial(pass_over, console))
+    runs = [(run.info, run.results) for run in recorded]
     found = choose(
         runs, length=length, memory_bytes=memory_gb * 2**30, task=task, phase=phase, here=_here()
     )

@@ -15,11 +15,11 @@ from rich.markup import escape
 
 from danon.bench.child import Child
 from danon.bench.progress import Display
-from danon.bench.session import REFUSED, Options, Session, latest
+from danon.bench.session import REFUSED, Options, Session
 from danon.cluster.connection import ClusterError, check_engine
 from danon.experiment.runs import UNWRITABLE
 
-__all__ = ["Options", "bench", "latest"]
+__all__ = ["Options", "bench"]
 
 
 def bench(options: Options, console: Console) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from danon.bench.progress import Display
+from danon.bench.telling import pass_over
 from danon.experiment import report, scoreboard
 from danon.experiment.export import write_results
 from danon.experiment.record import Recorder
-from danon.experiment.runs import Journal, RunInfo, RunStatus
+from danon.experiment.runs import Journal, RunInfo, RunStatus, recorded_runs
 from danon.measure.case import CaseResult
 
-__all__ = ["REFUSED", "Options", "Session", "latest"]
+__all__ = ["REFUSED", "Options", "Session"]
 
 REFUSED = 2
 SEED = 0
@@ -157,7 +159,7 @@ class Session:
         """Make the run's folder, or take that of a killed run; says where things are recorded."""
         options, say = self._options, self._console.print
         info = RunInfo.capture(options.profile, SEED, options.command, fingerprint)
-        old = _killed(options, info) if options.resume else None
+        old = _killed(options, info, self._console) if options.resume else None
         if old is not None:
             self.journal, info = old, old.info()
             old.set_status("RUNNING")
@@ -173,28 +175,22 @@ class Session:
         return self.journal.run_dir
 
 
-def latest(results: Path) -> Iterator[Journal]:
-    """Recorded runs, the last first."""
-    for place in sorted(results.glob("*/run.json"), reverse=True):
-        yield Journal(place.parent)
-
-
-def _killed(options: Options, info: RunInfo) -> Journal | None:
-    """The last one to go on with.
+def _killed(options: Options, info: RunInfo, console: Console) -> Journal | None:
+    """The last one to go on with; says which cannot be read.
 
     On a cluster each machine goes on with what its like has measured, if it was on that device;
     here all must be of this one.
     """
-    for journal in latest(options.results):
-        old = journal.info()
-        if (old.commit, old.profile) != (info.commit, info.profile) or journal.status != "KILLED":
+    for run in recorded_runs(options.results, partial(pass_over, console)):
+        old = run.info
+        if (old.commit, old.profile) != (info.commit, info.profile) or run.status != "KILLED":
             continue
-        machines = (r.place.get("machine", old.fingerprint) for r in journal.results())
+        machines = (r.place.get("machine", old.fingerprint) for r in run.results)
         here = [old.fingerprint, *machines]
         if options.engine == "ray":
-            fits = old.fingerprint["device"] == info.fingerprint["device"]
+            fits = old.fingerprint.get("device") == info.fingerprint["device"]
         else:
             fits = all(machine == info.fingerprint for machine in here)
         if fits:
-            return journal
+            return Journal(run.run_dir)
     return None

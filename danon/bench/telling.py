@@ -5,11 +5,15 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["refuse", "say"]
+__all__ = ["pass_over", "refuse", "say"]
 
 
 def say(console: Console, what: str, words: str) -> None:
     console.print(f"{what:<9} {escape(words)}", soft_wrap=True, highlight=False)
+
+
+def pass_over(console: Console, why: str) -> None:
+    console.print(f"[yellow]passed over:[/] {escape(why)}", soft_wrap=True, highlight=False)
 
 
 def refuse(console: Console, reason: str) -> None:

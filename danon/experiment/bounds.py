@@ -211,7 +211,7 @@ def _orders(name: str, results: Sequence[CaseResult]) -> tuple[Order, ...]:
             continue
         if case.suite == "scaling" and case.phase == "forward" and "time_exponent" in metrics:
             took = figure(metrics, "time_exponent")
-        if case.suite == "decode":
+        if case.suite == "decode" and "state_bytes" in metrics:
             kept.setdefault(case.dtype, {})[case.length] = metrics["state_bytes"]
     bytes_held = next(iter(kept.values()), {})  # of one dtype: they differ by a factor
     return Order("time", time, took), Order("state", state, growth(bytes_held))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from danon.experiment import configuration, store, versions
-from danon.experiment.runs import Journal, RunInfo, RunStatus
+from danon.experiment.runs import Journal, RecordedRun, RunInfo, RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -371,30 +371,29 @@ def upload(run_dir: Path) -> str:
 
     Raises:
         FileNotFoundError: ``run_dir`` holds no run.
+        SchemaError: it holds one that cannot be read.
         StoreError: the store cannot be used, or the run is still going on.
     """
-    journal = Journal(run_dir)
-    status = journal.status
-    if status == "RUNNING":
-        owner = journal.owner()
+    run = RecordedRun.read(run_dir)
+    if run.status == "RUNNING":
+        owner = Journal(run_dir).owner()
         raise store.StoreError(
             f"{run_dir} is still running (process {owner.pid} on {owner.host}): "
             "upload it when it has ended"
         )
     uri = store.tracking_uri()
-    results = journal.results()
-    with _alone(journal.run_dir):
+    with _alone(run.run_dir):
         client = store.connect(uri)
-        tree = _Tree(client, uri, journal.info())
+        tree = _Tree(client, uri, run.info)
         try:
             with store.patience(**PATIENCE):
-                new = sum(tree.add(result) for result in results)
-                tree.close(status, journal.run_dir)
-                models = tree.register(journal.run_dir, results)
+                new = sum(tree.add(result) for result in run.results)
+                tree.close(run.status, run.run_dir)
+                models = tree.register(run.run_dir, run.results)
         except store.failures() as error:
             raise store.StoreError(f"{store.shown(uri)}: {store.root_cause(error)}") from error
-    place = f"{journal.info().run_id} is recorded in {store.shown(uri)}"
-    return f"{new} of {len(results)} cases were new; {place}{models}{_refusals(tree)}"
+    place = f"{run.info.run_id} is recorded in {store.shown(uri)}"
+    return f"{new} of {len(run.results)} cases were new; {place}{models}{_refusals(tree)}"
 
 
 def _refusals(tree: _Tree) -> str:

@@ -14,15 +14,32 @@ import platform
 import secrets
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from danon.experiment.process import Owner, end, is_held
-from danon.measure.case import CaseResult
+from danon.experiment.schema import (
+    SchemaError,
+    check_date,
+    check_tasks,
+    parse_case,
+    parse_versioned,
+)
+from danon.measure.case import SCHEMA, STRICT, CaseResult
 
-__all__ = ["UNWRITABLE", "Journal", "RunInfo", "RunStatus", "commit_of", "replace_file"]
+__all__ = [
+    "UNWRITABLE",
+    "Journal",
+    "RecordedRun",
+    "RunInfo",
+    "RunStatus",
+    "commit_of",
+    "readable_runs",
+    "recorded_runs",
+    "replace_file",
+]
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -68,6 +85,8 @@ class RunInfo:
     profile: str
     seed: int
     command: str
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     @classmethod
     def capture(cls, profile: str, seed: int, command: str, fingerprint: dict[str, Any]) -> Self:
@@ -152,6 +171,28 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
+@dataclass(frozen=True)
+class _StoredOwner:
+    """The process that runs, or ran, an invocation: for people, its lock decides."""
+
+    host: str
+    pid: int
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+
+@dataclass(frozen=True)
+class _RunFile:
+    """What ``run.json`` holds."""
+
+    schema: int
+    info: RunInfo
+    status: RunStatus
+    owner: _StoredOwner
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+
 class Journal:
     """The folder of one invocation: ``run.json`` and ``cases.jsonl``, one line a case.
 
@@ -179,7 +220,7 @@ class Journal:
         run_dir = Path(root) / info.run_id
         run_dir.mkdir(parents=True)
         owner = Owner.current(run_dir / LOCK)
-        _write_run(run_dir / "run.json", dataclasses.asdict(info), "RUNNING", owner)
+        _write_run(run_dir / "run.json", info, "RUNNING", owner)
         return cls(run_dir)
 
     def append(self, result: CaseResult) -> None:
@@ -195,27 +236,29 @@ class Journal:
         """Every case, in order of first measurement; of a case measured again the last line.
 
         Raises:
-            ValueError: a line is not a case, naming the file and the line.
+            SchemaError: a line is not a case, naming the file and the line.
         """
         whole, torn = self._lines()
         if torn:
             _log.warning("%s", self._torn_message(torn))
         found: dict[object, CaseResult] = {}
         for number, line in enumerate(whole, start=1):
-            try:
-                result = CaseResult.from_json(line.decode())
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(f"{self._cases}, line {number}: not a case: {error!r}") from error
+            result = parse_case(line, f"{self._cases}, line {number}")
             found[result.case] = result
         return list(found.values())
 
     def info(self) -> RunInfo:
-        return RunInfo(**self._read()["info"])
+        """What the run was made with.
+
+        Raises:
+            SchemaError: ``run.json`` is none of this danon; so do the other readers of it.
+        """
+        return self._read().info
 
     def owner(self) -> Owner:
         """The process that runs, or ran, this invocation."""
-        known = self._read()["owner"]
-        return Owner(known["host"], known["pid"], self._lock)
+        stored = self._read().owner
+        return Owner(stored.host, stored.pid, self._lock)
 
     @property
     def status(self) -> RunStatus:
@@ -224,9 +267,9 @@ class Journal:
         A run of another host is believed: not every file system tells machines of each other's
         locks.
         """
-        stored: RunStatus = self._read()["status"]
-        if stored != "RUNNING" or self.owner().host != socket.gethostname():
-            return stored
+        stored = self._read()
+        if stored.status != "RUNNING" or stored.owner.host != socket.gethostname():
+            return stored.status
         there = self._lock.exists()  # a copied folder need not have it
         return "RUNNING" if there and is_held(self._lock) else "KILLED"
 
@@ -240,13 +283,14 @@ class Journal:
         if status not in get_args(RunStatus):
             raise ValueError(f"status {status!r}: must be one of {', '.join(get_args(RunStatus))}")
         owner = Owner.current(self._lock) if status == "RUNNING" else self.owner()
-        _write_run(self._run, self._read()["info"], status, owner)
+        _write_run(self._run, self.info(), status, owner)
         if status != "RUNNING":
             end(self._lock)
 
-    def _read(self) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads(self._run.read_text(encoding="utf-8"))
-        return values
+    def _read(self) -> _RunFile:
+        found = parse_versioned(_RunFile, self._run.read_bytes(), self._run)
+        check_date(found.info.started, self._run)
+        return found
 
     def _lines(self) -> tuple[list[bytes], bytes]:
         """(complete lines, torn rest)."""
@@ -269,7 +313,70 @@ class Journal:
         self._repaired = True
 
 
-def _write_run(path: Path, info: dict[str, Any], status: RunStatus, owner: Owner) -> None:
-    known = {"host": owner.host, "pid": owner.pid}
-    content = {"info": info, "status": status, "owner": known}
+def _write_run(path: Path, info: RunInfo, status: RunStatus, owner: Owner) -> None:
+    content = dataclasses.asdict(
+        _RunFile(SCHEMA, info, status, _StoredOwner(owner.host, owner.pid))
+    )
     replace_file(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run as it was read, all of it."""
+
+    run_dir: Path
+    info: RunInfo
+    status: RunStatus
+    results: list[CaseResult]
+
+    @classmethod
+    def read(cls, run_dir: Path) -> Self:
+        """Read a folder.
+
+        Raises:
+            SchemaError: a file there is not readable; says which, and why.
+            FileNotFoundError: the folder holds no ``run.json``.
+        """
+        journal = Journal(run_dir)
+        try:
+            run = cls(journal.run_dir, journal.info(), journal.status, journal.results())
+        except OSError as error:
+            raise SchemaError(f"{error.filename or run_dir}: {error.strerror or error}") from error
+        check_tasks(run.results, journal.run_dir)
+        return run
+
+
+def recorded_runs(folder: Path, passed_over: Callable[[str], object]) -> Iterator[RecordedRun]:
+    """The runs in a folder that can be read, the last first.
+
+    Args:
+        passed_over: hears which run cannot be read, and why.
+    """
+    for place in sorted(folder.glob("*/run.json"), reverse=True):
+        try:
+            yield RecordedRun.read(place.parent)
+        except (SchemaError, FileNotFoundError) as error:
+            passed_over(str(error))
+
+
+def readable_runs(
+    folders: Iterable[Path], passed_over: Callable[[str], object]
+) -> list[RecordedRun]:
+    """The runs in some folders, those of the first folder first; nothing where there are none.
+
+    Args:
+        passed_over: as in :func:`recorded_runs`.
+
+    Raises:
+        SchemaError: runs are recorded there, and not one can be read.
+    """
+    unreadable = list[str]()
+
+    def hear(why: str) -> None:
+        unreadable.append(why)
+        passed_over(why)
+
+    found = [run for folder in folders for run in recorded_runs(folder, hear)]
+    if unreadable and not found:
+        raise SchemaError(f"no recorded run can be read: {unreadable[0]}")
+    return found

@@ -7,22 +7,30 @@ A gate sees each commit; a percent a commit for a year passes it. Change points 
 from __future__ import annotations
 
 import importlib.util
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from danon.experiment import store
 from danon.gate.record import EXPERIMENT, case_of, figure_name
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 __all__ = ["Change", "HistoryError", "Point", "changes", "draw", "points"]
 
 INSTALL = "pip install --no-deps apache-otava"
 """Its own requirements are of databases that nothing here reads."""
-MACHINE = "danon.fingerprint"
+HEAD, MACHINE = "danon.head", "danon.fingerprint"
 LEAST = 0.02
 """Changes below this are taken for noise."""
 FEWEST = 6
 """Points with which a change can be told from noise."""
+
+_log = logging.getLogger(__name__)
 
 
 class HistoryError(RuntimeError):
@@ -77,14 +85,14 @@ def points(name: str) -> list[Point]:
             experiment = store.experiment_id(client, uri, EXPERIMENT)
             metric = figure_name(case, "relative_time")
             runs = store.runs_where(client, [experiment], "tags.`danon.outcome` != ''")
-            having = [run for run in runs if metric in run.data.metrics]
+            having = [run for run in runs if metric in run.data.metrics and _readable(run)]
             last = max(having, key=lambda run: run.info.start_time, default=None)
             found = [
-                Point(run.info.start_time, run.data.tags["danon.head"], m.value)
+                Point(run.info.start_time, run.data.tags[HEAD], m.value)
                 for run in having
                 if last is not None and run.data.tags[MACHINE] == last.data.tags[MACHINE]
                 for m in client.get_metric_history(run.info.run_id, metric)
-                if m.step == case.length
+                if m.step == case.length and _readable(run, m.value)
             ]
     except store.failures() as error:
         raise store.StoreError(f"{store.shown(uri)}: {store.root_cause(error)}") from error
@@ -94,6 +102,17 @@ def points(name: str) -> list[Point]:
             "--against) records it each time"
         )
     return sorted(found, key=lambda point: point.when)
+
+
+def _readable(run: Run, relative_time: float = 1.0) -> bool:
+    """Whether a run is as this gate records one; says what is wrong with another."""
+    missing = [tag for tag in (HEAD, MACHINE) if tag not in run.data.tags]
+    wrong = f"it has no tag {missing[0]}" if missing else ""
+    if not 0 < relative_time < math.inf:
+        wrong = f"relative_time = {relative_time:g}: must be positive"
+    if wrong:
+        _log.warning("passed over: run %s in MLflow: %s", run.info.run_id, wrong)
+    return not wrong
 
 
 def changes(some: Sequence[Point]) -> list[Change]:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-__all__ = ["Case", "CaseResult", "Phase", "Status"]
+__all__ = ["SCHEMA", "Case", "CaseResult", "Phase", "Status"]
+
+SCHEMA = 1
+"""Version of the files of a run, docs/results.md. It grows when a reader of an older version could
+not read them, or would read something else from them."""
+STRICT = {"extra": "forbid"}
+"""For pydantic, where these are read: a field that is not known is an error."""
 
 Phase = Literal["forward", "forward+backward", "decode", "training"]
 Status = Literal["measured", "unavailable", "over budget", "failed"]
@@ -39,6 +45,8 @@ class Case:
     head_dim: int = 64
     causal: bool = True
     task: str = ""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     @property
     def id(self) -> str:
@@ -75,6 +83,8 @@ class CaseResult:
     config: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     place: dict[str, Any] = field(default_factory=dict)
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     def values(self) -> dict[str, Any]:
         """As plain data; without a place as before there were any, so that digests stay."""
