@@ -1,4 +1,8 @@
-"""Settings that a study found best: results/tuned/*.json, as ``danon tune`` writes them."""
+"""Settings that a study found best: results/tuned/*.json, as ``danon tune`` writes them.
+
+Some come with danon; a repository has its own, which the commands measure, too. Whoever builds an
+attention in a program gets those that came with danon, wherever it runs, or names a folder.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from danon.experiment.project import results_folder, shipped_results
+
 __all__ = [
-    "GOALS", "HYPERPARAMETERS", "Row", "file_of", "folder", "named", "read", "rows", "settings",
-]  # fmt: skip
+    "GOALS",
+    "HYPERPARAMETERS",
+    "Row",
+    "file_of",
+    "known_row",
+    "known_rows",
+    "named",
+    "read",
+    "rows",
+    "settings",
+]
 
 HYPERPARAMETERS = "hyperparameters"
 """The kind of study whose choices are settings of a configuration."""
@@ -28,6 +43,7 @@ class Row:
         goals: that these settings are the best for.
         length: tokens that they were tuned for.
         provenance: as in the file; so are the figures.
+        folder: where the file is that they are from; None if they came with danon.
     """
 
     name: str
@@ -38,6 +54,7 @@ class Row:
     settings: Mapping[str, Any]
     figures: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    folder: Path | None = None
 
     @property
     def digest(self) -> str:
@@ -49,13 +66,6 @@ class Row:
     def about(self) -> str:
         """For what they are tuned."""
         return f"tuned ({' and '.join(self.goals)}, {self.length} tokens, {self.dtype})"
-
-
-def folder() -> Path:
-    """Where the ones that come with danon are: the checkout, or inside the installed wheel."""
-    package = Path(__file__).resolve().parent
-    checkout = package.parent / "results" / "tuned"
-    return checkout if checkout.is_dir() else package / "_bundle" / "tuned"
 
 
 def file_of(attention: str, place: Path, kind: str) -> Path:
@@ -76,7 +86,7 @@ def read(
     Raises:
         ValueError: the file is none of ``danon tune``.
     """
-    file = file_of(attention, folder() if place is None else place, kind)
+    file = file_of(attention, shipped_results("tuned") if place is None else place, kind)
     if not file.exists():
         return {}
     try:
@@ -116,12 +126,56 @@ def settings(attention: str, goal: str, place: Path | None = None) -> dict[str, 
 def rows(attention: str, place: Path | None = None) -> dict[str, Row]:
     """What was found for an attention, by name; goals that have the same settings are one row.
 
+    Args:
+        attention: registered name.
+        place: the folder; None for what came with danon.
+
     Raises:
         ValueError: the file is none of ``danon tune``.
     """
+    return _rows(attention, {goal: (some, place) for goal, some in read(attention, place).items()})
+
+
+def known_rows(attention: str) -> dict[str, Row]:
+    """The same, of what came with danon and of the repository one stands in.
+
+    Where both have settings for a goal, those of the repository count.
+
+    Raises:
+        ValueError: a file is none of ``danon tune``.
+    """
+    own = results_folder("tuned")
+    places = (None,) if own.resolve() == shipped_results("tuned").resolve() else (None, own)
+    best = {
+        goal: (some, place) for place in places for goal, some in read(attention, place).items()
+    }
+    return _rows(attention, dict(sorted(best.items())))
+
+
+def named(name: str, place: Path | None = None) -> Row | None:
+    """The settings of that name; None if no study has found such.
+
+    Raises:
+        ValueError: the file that could have them is none of ``danon tune``.
+    """
+    attention, _, goal = name.rpartition("-")
+    return rows(attention, place).get(name) if attention and goal in GOALS else None
+
+
+def known_row(name: str) -> Row | None:
+    """The same, of :func:`known_rows`."""
+    attention, _, goal = name.rpartition("-")
+    return known_rows(attention).get(name) if attention and goal in GOALS else None
+
+
+def _rows(
+    attention: str, best: Mapping[str, tuple[Mapping[str, Any], Path | None]]
+) -> dict[str, Row]:
+    """By name, of what is best for each goal and the folder that has it."""
     found: dict[str, Row] = {}
-    for goal, some in read(attention, place).items():
-        where = file_of(attention, folder() if place is None else place, HYPERPARAMETERS)
+    for goal, (some, place) in best.items():
+        folder = shipped_results("tuned") if place is None else place
+        where = file_of(attention, folder, HYPERPARAMETERS)
         if goal not in GOALS:
             raise ValueError(f"{where}: goal {goal!r}: must be one of {', '.join(GOALS)}")
         values, origin = some["settings"], some["provenance"]
@@ -134,16 +188,7 @@ def rows(attention: str, place: Path | None = None) -> dict[str, Row]:
             raise ValueError(f"{where} does not say what it was tuned for: {error!r}") from error
         first = some if same is None else {"figures": same.figures, "provenance": same.provenance}
         found[name] = Row(
-            name, attention, goals, length, dtype, values, first["figures"], first["provenance"]
-        )
+            name, attention, goals, length, dtype, values, first["figures"], first["provenance"],
+            place if same is None else same.folder,
+        )  # fmt: skip
     return found
-
-
-def named(name: str, place: Path | None = None) -> Row | None:
-    """The settings of that name; None if no study has found such.
-
-    Raises:
-        ValueError: the file that could have them is none of ``danon tune``.
-    """
-    attention, _, goal = name.rpartition("-")
-    return rows(attention, place).get(name) if attention and goal in GOALS else None

@@ -234,7 +234,7 @@ def test_results_json_is_stable_and_strict_and_samples_are_a_long_table(
     write_results(results[::-1], info, tmp_path)
     assert (tmp_path / "results.json").read_bytes() == first
     loaded = json.loads(first, parse_constant=lambda name: pytest.fail(f"not JSON: {name}"))
-    assert loaded["run"]["run_id"] == info.run_id
+    assert loaded["schema"] == 1 and loaded["run"]["run_id"] == info.run_id
     assert len(loaded["results"]) == len(results)
     table = pq.read_table(tmp_path / "samples.parquet").to_pylist()
     assert len(table) == 6 * 4

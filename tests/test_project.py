@@ -208,7 +208,7 @@ def test_changelog_has_unreleased_changes() -> None:
     assert re.search(r"^## \[Unreleased\]$", text, re.MULTILINE)
 
 
-def test_wheel_carries_suites_baselines_and_tuned_settings(tmp_path: Path) -> None:
+def test_wheel_carries_suites_baselines_tuned_settings_and_reference_runs(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("danon-*.whl")
@@ -216,8 +216,11 @@ def test_wheel_carries_suites_baselines_and_tuned_settings(tmp_path: Path) -> No
     bundled = [p.relative_to(ROOT) for d in ("suites", "baselines") for p in ROOT.glob(f"{d}/*.py")]
     assert bundled
     assert carried >= {f"danon/_bundle/{path.as_posix()}" for path in bundled}
-    tuned = {f"danon/_bundle/tuned/{path.name}" for path in ROOT.glob("results/tuned/*.json")}
-    assert tuned and carried >= tuned
+    for folder, pattern in (("tuned", "*.json"), ("reference", "*/run.json")):
+        kept = {p.relative_to(ROOT / "results") for p in ROOT.glob(f"results/{folder}/{pattern}")}
+        assert kept and carried >= {f"danon/_bundle/{path.as_posix()}" for path in kept}
+    runs = {Path(name).name for name in carried if name.startswith("danon/_bundle/reference/")}
+    assert runs == {"run.json", "cases.jsonl"}
     assert carried >= {"danon/py.typed", "danon/config.py", "danon/_bundle/suites/teacher.pt"}
     dist_info = f"danon-{danon.__version__}.dist-info"
     assert {name.split("/")[0] for name in carried} == {"danon", dist_info}

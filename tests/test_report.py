@@ -352,7 +352,8 @@ def test_the_report_has_tuned_settings_and_links_to_the_study(
     link = re.search(r'<a href="([^"]+)">hyperparameters-msra', path.read_text())
     assert link and (path.parent / link[1]).read_text() == "a page"
     (tmp_path / "msra.json").write_text("{")
-    monkeypatch.setattr(tuned, "folder", lambda: tmp_path)
+    monkeypatch.setattr(tuned, "shipped_results", lambda _: tmp_path)
+    monkeypatch.chdir(tmp_path)
     write_report(some, info, path)
     assert "msra.json is no file of danon tune" in path.read_text()
     (tmp_path / "msra.json").unlink()

@@ -154,7 +154,8 @@ def test_a_damaged_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, words: str
 ) -> None:
     (tmp_path / "msra.json").write_text(content)
-    monkeypatch.setattr(tuned, "folder", lambda: tmp_path)
+    monkeypatch.setattr(tuned, "shipped_results", lambda _: tmp_path)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=words):
         gather((), ())
     assert torch.isfinite(MSRA.build(SHAPE)(*torch.randn(3, 1, 4, 9, 8))).all()  # not touched

@@ -18,7 +18,7 @@ def register(place: Path | None = None) -> tuple[str, ...]:
     """Make an attention of all that studies found for those that are registered.
 
     Args:
-        place: the folder; None for danon's own, results/tuned.
+        place: the folder; None for what came with danon and what the repository one stands in has.
 
     Returns:
         Their names.
@@ -31,7 +31,8 @@ def register(place: Path | None = None) -> tuple[str, ...]:
         kind = registry.get(attention)
         if issubclass(kind, _Variant):
             continue
-        for row in tuned.rows(attention, place).values():
+        found = tuned.known_rows(attention) if place is None else tuned.rows(attention, place)
+        for row in found.values():
             own = {
                 "kind": kind, "row": row, "semantics": row.about, "tuned_for": row.length,
                 "__module__": __name__,

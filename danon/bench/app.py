@@ -5,28 +5,35 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+
+from danon.experiment.project import results_folder, shipped_results
 
 if TYPE_CHECKING:
     from danon.experiment.runs import RecordedRun
 
 __all__ = ["app"]
 
-RESULTS = Path("results") / "runs"
-REFERENCE = Path("results") / "reference"
-GATE = Path("results") / "gate"
-POWER = Path("results") / "gate_power"
-
 app = typer.Typer(
     help="Measure attention mechanisms.", no_args_is_help=True, pretty_exceptions_enable=False,
     add_completion=False,
 )  # fmt: skip
 
+
+def _results(help: str, *parts: str) -> Any:  # noqa: A002  as typer has it
+    """The option --results: of the repository one stands in, if not given."""
+    return typer.Option(
+        help=help,
+        default_factory=lambda: results_folder(*parts),
+        show_default=f"{'/'.join(('results', *parts))} of the repository",
+    )
+
+
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Results = Annotated[Path, typer.Option(help="Folder of all runs.")]
+Results = Annotated[Path, _results("Folder of all runs.", "runs")]
 Only = Annotated[str, typer.Option(help="Registered names to measure, comma separated.")]
 OwnInRepository = Annotated[
     list[str] | None,
@@ -51,7 +58,8 @@ def bench(
     ] = None,
     only: Annotated[str, typer.Option(help="Registered names to keep, comma separated.")] = "",
     suites: Annotated[str, typer.Option(help="Suites to run, comma separated; all without.")] = "",
-    results: Results = RESULTS,
+    *,
+    results: Results,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
     engine: Engine = "local",
     address: Address = "",
@@ -71,7 +79,8 @@ def bench(
 @app.command()
 def report(
     run_dir: RunDir = None,
-    results: Results = RESULTS,
+    *,
+    results: Results,
     picture: Annotated[
         Path | None, typer.Option(help="Also draw speed-up and memory to this PNG.")
     ] = None,
@@ -127,12 +136,14 @@ def choose(
         str, typer.Option(help="recall, language, pretrained, or a task like mqar, code, lookup.")
     ] = "recall",
     phase: Annotated[str, typer.Option(help="forward, forward+backward or decode.")] = "forward",
-    results: Results = RESULTS,
+    *,
+    results: Results,
 ) -> None:
     """Say which attention to take, from recorded figures alone."""
     from danon.bench.choose import answer
 
-    folders = (results, REFERENCE) if results == RESULTS else (results,)
+    usual = results == results_folder("runs")
+    folders = (results, shipped_results("reference")) if usual else (results,)
     try:
         raise typer.Exit(answer(folders, length, memory_gb, task, phase, Console()))
     except ValueError as error:
@@ -155,7 +166,8 @@ def gate(
         typer.Option(help="Case, or pattern of regressions, that the last gate's figures are for."),
     ] = "",
     why: Annotated[str, typer.Option(help="Reason to accept, for the history.")] = "",
-    results: Annotated[Path, typer.Option(help="Gets gate.json, gate.md and gate.xml.")] = GATE,
+    *,
+    results: Annotated[Path, _results("Gets gate.json, gate.md and gate.xml.", "gate")],
 ) -> None:
     """Say whether an attention has become slower, larger or worse; exit status 1 if so."""
     from danon.gate.command import acceptance
@@ -171,7 +183,8 @@ def gate(
 @app.command()
 def history(
     case: Annotated[str, typer.Argument(help="As in results/thresholds.json.")],
-    results: Annotated[Path, typer.Option(help="Gets the plot.")] = GATE,
+    *,
+    results: Annotated[Path, _results("Gets the plot.", "gate")],
 ) -> None:
     """Show where the time of a case changed over the runs of the gate."""
     from danon.gate.command import history as run
@@ -189,7 +202,7 @@ def calibrate(
     from danon.gate.command import calibrate as run
     from danon.gate.session import Options
 
-    options = Options(tuple(attention or ()), only, False, 0.0, GATE)
+    options = Options(tuple(attention or ()), only, False, 0.0, results_folder("gate"))
     raise typer.Exit(run(options, pairs, Console()))
 
 
@@ -199,7 +212,8 @@ def gate_power(
         str, typer.Option(help="Beside the measurements: quiet, 'busy core', 'memory traffic'.")
     ] = "quiet",
     minutes: Annotated[float, typer.Option(help="Of new rounds; 0 replays those there are.")] = 60,
-    results: Annotated[Path, typer.Option(help="Has the rounds.")] = POWER,
+    *,
+    results: Annotated[Path, _results("Has the rounds.", "gate_power")],
 ) -> None:
     """Measure the gate itself: how often it errs where the truth is known."""
     from danon.gate.power.command import gate_power as run
@@ -246,7 +260,8 @@ def tune(
     storage: Storage = "",
     engine: Engine = "local",
     address: Address = "",
-    results: Annotated[Path, typer.Option(help="Gets tuned/ and tune/.")] = Path("results"),
+    *,
+    results: Annotated[Path, _results("Gets tuned/ and tune/.")],
 ) -> None:
     """Search the settings of an attention; the same command goes on with its study."""
     from danon.tuning.command import LENGTH_AND_DTYPE, Options

@@ -143,11 +143,14 @@ def _how(option: Option) -> str:
     Raises:
         ValueError: the file in results/tuned is none of ``danon tune``.
     """
-    row = tuned.named(option.attention)
+    row = tuned.known_row(option.attention)
     if row is None:
         return ""
     (kind,) = [name for name, of in TUNED.items() if of == row.attention] or [""]
-    made = f'{kind}.tuned("{row.goals[0]}", ...)' if kind else f"settings {dict(row.settings)}"
+    made = f"settings {dict(row.settings)}"
+    if kind:
+        source = f', source=Path("{row.folder}")' if row.folder else ""
+        made = f'{kind}.tuned("{row.goals[0]}"{source}, ...)'
     said = f"{option.attention} is {row.attention} with {made}: {row.about}"
     unrecorded = [name for name in row.settings if name not in option.config]
     other = [

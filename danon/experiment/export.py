@@ -8,6 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from danon.experiment.runs import RunInfo, replace_file
+from danon.measure.case import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,11 @@ def write_results(results: Sequence[CaseResult], info: RunInfo, run_dir: Path) -
         ValueError: a sample series whose name does not say seconds (``..._s``).
     """
     ordered = sorted(results, key=lambda r: (r.case.id, dataclasses.astuple(r.case)))
-    content = {"run": dataclasses.asdict(info), "results": [_figures(r) for r in ordered]}
+    content = {
+        "schema": SCHEMA,
+        "run": dataclasses.asdict(info),
+        "results": [_figures(r) for r in ordered],
+    }
     text = json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False) + "\n"
     replace_file(run_dir / "results.json", text.encode())
     replace_file(run_dir / "samples.parquet", _parquet(_sample_rows(ordered, info.run_id)))

@@ -69,8 +69,9 @@ class RunInfo:
     Attributes:
         run_id: sorts by start time; unique without coordination.
         started: ISO-8601, UTC.
-        commit: of the checkout the code was measured from; "unknown" outside one.
-        dirty: that checkout had changes that no commit holds.
+        commit: of the checkout of danon that was measured, or, with an installed danon, of the
+            repository the command ran in; "unknown" outside one.
+        dirty: there were changes that no commit holds.
         fingerprint: the machine. Absolute times compare only where it is equal.
         versions: installed package -> version.
         command: as it was typed.
@@ -128,22 +129,24 @@ def _git(place: Path, *arguments: str) -> str | None:
 
 
 def commit_of() -> tuple[str, bool]:
-    """(commit, dirty) of the checkout that holds this very file, or of the current folder's.
+    """(commit, dirty) of the checkout of danon that holds this very file.
 
-    An installed copy inside somebody else's repository must not borrow that one's commit. What
-    commands write, results/, makes nothing dirty: each result records the settings it is of.
+    Of an installed danon it is that of the repository one stands in, which has the attention that
+    is measured; which danon it is the versions say. What commands write, results/ and .mlflow/,
+    makes nothing dirty: each result records the settings it is of.
     """
     here = Path(__file__).resolve()
-    for place in (here.parents[2], Path.cwd()):
-        top = _git(place, "rev-parse", "--show-toplevel")
-        name = "/".join(here.parts[-3:])
-        if top is None or _git(Path(top), "ls-files", "--error-unmatch", name) is None:
-            continue
-        commit = _git(Path(top), "rev-parse", "HEAD")
-        if commit is not None:
-            code = ("--", ".", ":(exclude)results")
-            return commit, bool(_git(Path(top), "status", "--porcelain", *code))
-    return "unknown", False
+    name = "/".join(here.parts[-3:])
+    checkout, own = (
+        _git(place, "rev-parse", "--show-toplevel") for place in (here.parents[2], Path.cwd())
+    )
+    if checkout is None or _git(Path(checkout), "ls-files", "--error-unmatch", name) is None:
+        checkout = own  # where danon is installed somebody else's repository may be around it
+    commit = checkout and _git(Path(checkout), "rev-parse", "HEAD")
+    if not checkout or not commit:
+        return "unknown", False
+    code = ("--", ".", ":(exclude)results", ":(exclude).mlflow")
+    return commit, bool(_git(Path(checkout), "status", "--porcelain", *code))
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -177,8 +180,6 @@ class _StoredOwner:
 
     host: str
     pid: int
-
-    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
 
 @dataclass(frozen=True)

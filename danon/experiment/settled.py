@@ -57,7 +57,7 @@ def settled(
     Args:
         results: of the run.
         report: results/runs/<run>/report.html; pages of studies are looked for in results/tune.
-        place: the folder of the settings; None for danon's own.
+        place: the folder of the settings; None for what came with danon and the repository's own.
 
     Raises:
         ValueError: a file there is none of ``danon tune``.
@@ -67,8 +67,9 @@ def settled(
     for result in results:
         configs.setdefault(result.case.attention, []).append(result.config)
     for name in configs:
-        row = tuned.named(name, place)
-        own |= tuned.rows(name if row is None else row.attention, place)
+        row = tuned.known_row(name) if place is None else tuned.named(name, place)
+        attention = name if row is None else row.attention
+        own |= tuned.known_rows(attention) if place is None else tuned.rows(attention, place)
     return [
         _settled(row, report.resolve().parent, configs.get(row.name, ())) for row in own.values()
     ]

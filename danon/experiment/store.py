@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from danon.experiment.process import EVERYBODY, Owner, is_held
+from danon.experiment.project import project_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,9 +59,7 @@ def tracking_uri() -> str:
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
-    here = Path.cwd()
-    root = next((place for place in (here, *here.parents) if (place / ".git").exists()), here)
-    return sqlite_uri(root / ".mlflow" / "mlflow.db")
+    return sqlite_uri(project_root() / ".mlflow" / "mlflow.db")
 
 
 def sqlite_uri(file: Path) -> str:

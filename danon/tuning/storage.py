@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from danon.experiment.project import project_root
 from danon.experiment.store import (
     StoreError,
     exclusive,
@@ -63,7 +64,7 @@ def load() -> type[RDBStorage]:
 
 def default() -> str:
     """The sqlite file beside MLflow's, in the repository one stands in."""
-    file = sqlite_file(tracking_uri()) or Path.cwd() / ".mlflow" / "mlflow.db"
+    file = sqlite_file(tracking_uri()) or project_root() / ".mlflow" / "mlflow.db"
     return sqlite_uri(file.with_name("optuna.db"))
 
 
