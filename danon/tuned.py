@@ -91,17 +91,29 @@ def read(
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        whole = found["attention"] == attention and all(
-            isinstance(some[part], dict)
-            for some in found["best"].values()
-            for part in ("settings", "choice", "figures", "provenance")
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        best: Mapping[str, Any] = found["best"]
+        problems = [_problem(goal, some) for goal, some in best.items()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file} is no file of danon tune: {error!r}") from error
-    if not whole:
+    if found["attention"] != attention:
         raise ValueError(f"{file} is no file of danon tune for {attention!r}")
-    best: Mapping[str, Any] = found["best"]
+    if problem := next(filter(None, problems), ""):
+        raise ValueError(f"{file} is no file of danon tune: {problem}")
     return best
+
+
+def _problem(goal: str, some: Mapping[str, Any]) -> str:
+    """What is wrong with the entry of a goal; empty if nothing is."""
+    for part in ("settings", "choice", "figures", "provenance"):
+        if not isinstance(some[part], dict):
+            return f"best -> {goal} -> {part}: must be an object"
+    if not isinstance(some["provenance"].get("machine", {}), dict):
+        return f"best -> {goal} -> provenance -> machine: must be an object"
+    for name, value in some["figures"].items():
+        numbers = value if name == "score" and isinstance(value, list) and value else [value]
+        if not all(x is None or type(x) in (int, float) for x in numbers):
+            return f"best -> {goal} -> figures -> {name} = {value!r}: must be a number"
+    return ""
 
 
 def settings(attention: str, goal: str, place: Path | None = None) -> dict[str, Any]:

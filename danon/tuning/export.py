@@ -32,6 +32,9 @@ def write(
 
     Returns:
         The file, and what of it stayed although this study, too, was after it: why.
+
+    Raises:
+        ValueError: what is there is none of ``danon tune``.
     """
     attention = plan.attention.rpartition(":")[2]
     place = tuned.file_of(attention, folder, plan.kind)
@@ -45,7 +48,13 @@ def write(
     kept = []
     for goal, (candidate, settings) in found.items():
         figures = _figures(candidate, plan.goal)
-        if reason := _better(best.get(goal), goal, figures, provenance):
+        try:
+            reason = _better(best.get(goal), goal, figures, provenance)
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"{place}: best -> {goal} does not say what it is of ({error!r}): mend or delete it"
+            ) from error
+        if reason:
             kept.append(f"{goal}: {reason}")
             continue
         best[goal] = {
