@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from danon.bench.app import app
 from danon.bench.session import Options, Session
 from danon.experiment.runs import Journal, RunInfo, readable_runs
 from danon.experiment.schema import SchemaError
+from danon.experiment.scoreboard import render
 from danon.measure.case import Case, CaseResult
 
 MACHINE = {"id": "here", "cpu": "Z80", "device": "cpu"}
@@ -231,3 +233,54 @@ def test_a_hybrid_selects_by_the_runs_that_can_be_read(
     (tmp_path / "a" / "run.json").unlink()
     with pytest.raises(ValueError, match="schema 2; this danon reads schema 1"):
         profiles.load(tmp_path)
+
+
+def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    run_dir = record(tmp_path).run_dir
+    (run_dir / "report.html").mkdir()
+    done = danon("report", run_dir)
+    assert done.exit_code == 74 and "report.html" in done.output
+
+
+STRANGE = (None, 0, -1, 1e308, float("nan"), float("inf"), "", "x", True, [], [1], {}, {"a": 1})
+
+
+def places(values: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Keys and indices that lead to everything in some JSON."""
+    parts = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, value in parts if isinstance(values, dict | list) else ():
+        yield (*above, key)
+        yield from places(value, (*above, key)) if isinstance(value, dict | list) else ()
+
+
+def replaced(values: Any, place: tuple[Any, ...], value: object) -> Any:
+    """A copy with another value at a place."""
+    copy = json.loads(json.dumps(values))
+    inner = copy
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return copy
+
+
+@pytest.mark.slow
+def test_any_value_is_refused_or_shown(tmp_path: Path) -> None:
+    """What the check lets through ends no reader."""
+    run_dir = record(tmp_path).run_dir
+    head = json.loads((run_dir / "run.json").read_text())
+    lines = [json.loads(line) for line in (run_dir / "cases.jsonl").read_text().splitlines()]
+    everything = {"run": head, "cases": lines}
+    wrong = [(p, x) for p in places(everything) if p[0] == "run" or len(p) > 2 for x in STRANGE]
+    refused = list[str]()
+    for place, value in random.Random(0).sample(wrong, 300):
+        found = replaced(everything, place, value)
+        (run_dir / "run.json").write_text(json.dumps(found["run"]))
+        text = "".join(f"{json.dumps(case)}\n" for case in found["cases"])
+        (run_dir / "cases.jsonl").write_text(text)
+        try:
+            (run,) = readable_runs((tmp_path,), refused.append)
+        except SchemaError:
+            continue
+        render(run.results, run.info, Console(file=io.StringIO(), width=150))
+        choose(tmp_path)
+    assert 50 < len(refused) < 290

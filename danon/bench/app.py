@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -88,17 +89,25 @@ def report(
     """Show the scoreboard of a run again (the last one) and write its report."""
     from danon.experiment.picture import write_picture
     from danon.experiment.report import write_report
+    from danon.experiment.runs import UNWRITABLE
     from danon.experiment.scoreboard import render
 
     console = Console()
     run = _recorded(run_dir, results, console)
     path = run.run_dir / "report.html"
     found, info = run.results, run.info
-    write_report(found, info, path)
+    try:
+        write_report(found, info, path)
+        if picture is not None:
+            write_picture(found, info, picture)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"danon: {error}", file=sys.stderr)
+        raise typer.Exit(os.EX_IOERR) from error
     render(found, info, console)
     console.print(f"\nReport    {path}", soft_wrap=True, highlight=False)
     if picture is not None:
-        write_picture(found, info, picture)
         console.print(f"Picture   {picture}", soft_wrap=True, highlight=False)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import danon
@@ -36,17 +35,16 @@ def python_command(*arguments: str) -> list[str]:
 
 
 def python_environment(*first: Path, **changes: str) -> dict[str, str]:
-    """The environment of such a process.
+    """The environment of such a process that imports what danon and its suites are.
 
     Args:
         first: folders whose modules come before those of :func:`bundle`; what this process's
             PYTHONPATH has comes last.
         changes: variables that differ from this process's.
     """
-    inherited: Mapping[str, str] = os.environ
-    folders = (*map(str, first), str(bundle()), inherited.get("PYTHONPATH", ""))
+    folders = (*map(str, first), str(bundle()), os.environ.get("PYTHONPATH", ""))
     return {
-        **inherited,
+        **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, folders)),
         "PYTHONUTF8": "1",
         **changes,

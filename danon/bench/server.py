@@ -36,7 +36,7 @@ class Server:
         program: what Python is to run; its first argument is the descriptor of a socket.
         arguments: that follow.
         cwd: where it runs.
-        environment: of the process: :func:`~danon.bench.interpreter.python_environment`.
+        environment: what differs from this process's.
         log: gets what it prints.
     """
 
@@ -51,7 +51,7 @@ class Server:
             self._process = subprocess.Popen(
                 python_command(*program, str(there.fileno()), *arguments),
                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd,
-                env=dict(environment), pass_fds=(there.fileno(),),
+                env={**os.environ, **environment}, pass_fds=(there.fileno(),),
                 start_new_session=True,
             )  # fmt: skip
         self._lines = here.makefile("rw", encoding="utf-8")
