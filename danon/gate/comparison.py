@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from danon.experiment.schema import first_problem
 from danon.measure.case import Case
 from danon.measure.statistics import Estimate
 
@@ -130,11 +131,9 @@ class Comparison:
         try:
             return TypeAdapter(cls).validate_json(place.read_bytes())
         except ValidationError as error:
-            first = error.errors()[0]
-            where = " -> ".join(map(str, first["loc"])) or "the file"
             raise ValueError(
                 f"{place} is no comparison of this danon, run the gate again: "
-                f"{where}: {first['msg']}"
+                f"{first_problem(error)}"
             ) from error
 
     def to_json(self) -> str:

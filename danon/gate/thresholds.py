@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from danon.experiment.runs import replace_file
+from danon.experiment.schema import first_problem
 
 __all__ = ["PORTABLE", "Accepted", "Threshold", "Thresholds", "ThresholdsError", "Timing"]
 
@@ -116,10 +117,7 @@ class Thresholds(_Strict):
                 "two commits without it"
             ) from None
         except ValidationError as error:
-            first, more = error.errors()[0], error.error_count() - 1
-            place = " -> ".join(map(str, first["loc"])) or "the file"
-            others = f" ({more} more)" if more else ""
-            raise ThresholdsError(f"{path}: {place}: {first['msg']}{others}") from None
+            raise ThresholdsError(f"{path}: {first_problem(error)}") from None
 
     def write(self, path: Path) -> None:
         """Write it sorted, whole or not at all."""
