@@ -23,7 +23,7 @@ Words = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^(speed|decode|recall/\w+)/[\w.-]+/N\d+/\w+/[\w+]+/\w+$")]
 
 RUNTIME = ("torch", "device")
-MACHINE = (*RUNTIME, "cpu_capability", "cpu", "cores")
+MACHINE = (*RUNTIME, "cpu_capability", "cpu", "cores", "cpu_limit")
 """Entries of a fingerprint."""
 PORTABLE = ("parameters", "flops", "state_bytes")
 """Facts that no runtime changes."""

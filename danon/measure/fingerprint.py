@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ def fingerprint(device: torch.device) -> dict[str, str]:
         "cpu_capability": _cpu_capability(),
         "device": device.type,
     }
+    if (limit := _cpu_limit()) is not None:  # without one as ever: older records stay comparable
+        facts["cpu_limit"] = f"{limit:g}"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts["gpu"] = properties.name
@@ -53,6 +56,52 @@ def _cpuinfo(entry: str) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((x.partition(":")[2].strip() for x in lines if x.startswith(entry)), "")
+
+
+def _cpu_limit() -> float | None:
+    """Return how many processors this process may use, None if all that there are.
+
+    Fewer by its affinity (cpuset, taskset), or a share of their time by a control group's quota.
+    """
+    count = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
+    limit = min([float(allowed), *_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+    return limit if limit < count else None
+
+
+def _quotas(membership: Path, mount: Path) -> Iterator[float]:
+    """Yield the processors that each control group above this process may use.
+
+    Args:
+        membership: file with a line ``id:controllers:/path`` for each hierarchy of groups.
+        mount: folder of the hierarchies; inside a container its own group is the root of them.
+    """
+    if not membership.is_file():
+        return
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        place = mount / controllers if controllers else mount
+        group = place / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(place):
+                break
+            yield from _quota(folder)
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    """Yield the processors that one control group may use, if it is limited."""
+    try:
+        if (both := folder / "cpu.max").is_file():  # version 2
+            quota, period = both.read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return
+    if quota not in ("max", "-1"):
+        yield int(quota) / int(period)
 
 
 def _memory_gib() -> int:
