@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from danon.tuning.study import (
     distributions,
     enqueue,
     figures_of,
+    plan_of,
     progress,
     resume,
     sampler,
@@ -395,6 +397,26 @@ class TestStorage:
         ):
             pass
         assert time.monotonic() - start < 20
+
+    @pytest.mark.parametrize("directions", [["maximize"], ["minimize", "minimize"]])
+    def test_a_study_made_by_hand_to_do_something_else(
+        self, database: Storage, directions: list[str]
+    ) -> None:
+        some = plan()
+        optuna.create_study(storage=database, study_name=some.name, directions=directions)
+        words = f"is to {', '.join(directions)}: must be to minimize; give another --study"
+        with pytest.raises(StudyError, match=words):
+            begin(some, some.name, database, [])
+        made = optuna.load_study(study_name=some.name, storage=database)
+        assert not made.user_attrs and not made.get_trials(deepcopy=False)
+        made.set_user_attr("danon", dataclasses.asdict(some))  # by a danon that did not look
+        with pytest.raises(StudyError, match=words):
+            resume(some.name, database)
+
+    def test_an_empty_study_made_by_hand_to_minimize_is_begun(self, database: Storage) -> None:
+        some = plan()
+        optuna.create_study(storage=database, study_name=some.name)
+        assert plan_of(begun(database, some)) == some
 
     def test_an_unknown_study_is_refused_with_those_there_are(self, database: Storage) -> None:
         begun(database)

@@ -132,6 +132,7 @@ def begin(plan: Plan, name: str, storage: RDBStorage, first: Iterable[Mapping[st
         study = optuna.create_study(
             storage=storage, study_name=name, directions=directions, load_if_exists=True
         )
+        _check_directions(study, len(plan.objectives))
         if ATTRIBUTE not in study.user_attrs and not study.get_trials(deepcopy=False):
             study.set_user_attr(ATTRIBUTE, asdict(plan))
             with experimental():
@@ -163,8 +164,22 @@ def resume(name: str, storage: RDBStorage) -> Study:
     except KeyError:
         found = sorted(optuna.get_all_study_names(storage))
         raise StudyError(f"no study {name!r}; there are: {', '.join(found) or 'none'}") from None
-    plan_of(study)
+    _check_directions(study, len(plan_of(study).objectives))
     return study
+
+
+def _check_directions(study: Study, objectives: int) -> None:
+    """Raise unless a study, which somebody may have made by hand, minimizes what is measured.
+
+    Raises:
+        StudyError: it maximizes something, or has another number of objectives.
+    """
+    found = [direction.name.lower() for direction in study.directions]
+    if found != ["minimize"] * objectives:
+        raise StudyError(
+            f"study {study.study_name!r} is to {', '.join(found)}: must be to "
+            f"{', '.join(['minimize'] * objectives)}; give another --study, or delete this one"
+        )
 
 
 def plan_of(study: Study) -> Plan:
