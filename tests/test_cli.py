@@ -208,9 +208,13 @@ class TestOtherCommands:
             (["report", "nowhere"], "nowhere is no recorded run"),
             (["record", "nowhere"], "nowhere has neither run.json nor gate.json"),
             (["doctor", "--device", "tpu"], "unknown device 'tpu'; known: cpu, cuda"),
+            (["doctor", "--device", "cuda"], "--device cuda: torch finds no CUDA device here"),
         ],
     )
-    def test_refuse(self, arguments: list[str], message: str) -> None:
+    def test_refuse(
+        self, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 2
         assert message in done.output

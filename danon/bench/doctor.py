@@ -24,7 +24,13 @@ LENGTH = 1024
 
 
 def doctor(device: str, console: Console) -> None:
-    """Print machine, packages, kernels, attentions and where runs are recorded."""
+    """Print machine, packages, kernels, attentions and where runs are recorded.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
     facts = _table("machine", "fact", "value")
     for name, value in fingerprint(torch.device(device)).items():
         facts.add_row(name, escape(value))
