@@ -186,6 +186,21 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path)
 
 
+def test_why_a_commit_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "repository" / "danon" / "experiment" / "runs.py"
+    place.parent.mkdir(parents=True)
+    monkeypatch.setattr(runs, "__file__", str(place))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert "repository/danon, which is in no git repository" in runs.why_unknown()
+    root = tmp_path / "repository"
+    git(root, "init")
+    assert runs.why_unknown() == f"the git repository around {root} has no commit that holds danon"
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert runs.why_unknown().endswith(f"git config --global --add safe.directory {root}")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs.why_unknown() == "git is not installed"
+
+
 def test_run_info_reads_git_and_says_unknown_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

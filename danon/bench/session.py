@@ -19,7 +19,14 @@ from danon.bench.telling import pass_over
 from danon.experiment import report, scoreboard
 from danon.experiment.export import write_results
 from danon.experiment.record import Recorder
-from danon.experiment.runs import Journal, RunInfo, RunStatus, recorded_runs
+from danon.experiment.runs import (
+    UNKNOWN,
+    Journal,
+    RunInfo,
+    RunStatus,
+    recorded_runs,
+    why_unknown,
+)
 from danon.measure.case import CaseResult
 
 __all__ = ["REFUSED", "Options", "Session"]
@@ -168,6 +175,8 @@ class Session:
             if options.resume:
                 say("Nothing to resume: no killed run of this commit, profile and machine")
             self.journal = Journal.create(options.results, info)
+        if info.commit == UNKNOWN:
+            say(f"[yellow]The commit is recorded as unknown:[/] {escape(why_unknown())}")
         if info.dirty:
             say("[dim]This checkout has changes that no commit holds.[/]")
         self._recorder = Recorder(info, self.journal)

@@ -30,6 +30,7 @@ from danon.experiment.schema import (
 from danon.measure.case import SCHEMA, STRICT, CaseResult
 
 __all__ = [
+    "UNKNOWN",
     "UNWRITABLE",
     "Journal",
     "RecordedRun",
@@ -39,7 +40,12 @@ __all__ = [
     "readable_runs",
     "recorded_runs",
     "replace_file",
+    "why_unknown",
 ]
+
+UNKNOWN = "unknown"
+"""Instead of a commit, where there is none."""
+
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -144,9 +150,28 @@ def commit_of() -> tuple[str, bool]:
         checkout = own  # where danon is installed somebody else's repository may be around it
     commit = checkout and _git(Path(checkout), "rev-parse", "HEAD")
     if not checkout or not commit:
-        return "unknown", False
+        return UNKNOWN, False
     code = ("--", ".", ":(exclude)results", ":(exclude).mlflow")
     return commit, bool(_git(Path(checkout), "status", "--porcelain", *code))
+
+
+def why_unknown() -> str:
+    """Return why :func:`commit_of` knows no commit, in words for a user."""
+    here = Path(__file__).resolve()
+    root = here.parents[2]
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "git is not installed"
+    if "dubious ownership" in done.stderr:
+        return (
+            f"git does not trust {root}, which belongs to another user: "
+            f"git config --global --add safe.directory {root}"
+        )
+    if "not a git repository" in done.stderr:
+        return f"danon is installed in {here.parents[1]}, which is in no git repository, and nor is this folder"
+    return f"the git repository around {root} has no commit that holds danon"
 
 
 def replace_file(path: Path, content: bytes) -> None:
