@@ -180,6 +180,8 @@ def connect(uri: str) -> MlflowClient:
         from mlflow import MlflowClient
     except ImportError as error:
         raise StoreError("mlflow is not installed (pip install danon[bench])") from error
+    except RuntimeError as error:  # for a user whom the system does not know, and no HOME
+        raise StoreError(f"mlflow does not import ({error}): set HOME to a folder") from error
     try:
         with patience(retries=0, timeout_s=PROBE_TIMEOUT_S):
             if urlsplit(uri).scheme in ("http", "https"):
