@@ -6,10 +6,13 @@ import datetime as dt
 import errno
 import io
 import json
+import math
+import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import perf_counter
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,18 +20,25 @@ import pytest
 from repositories import MINE, git
 from rich.console import Console
 
-import danon
 from danon.gate import decide, session
+from danon.gate.against import merged
 from danon.gate.checkout import CheckoutError, DirtyError, Repository, RevisionError
 from danon.gate.command import gate
-from danon.gate.comparison import Comparison, Fact, Finding, Row
+from danon.gate.comparison import BAD, Comparison, Fact, Finding, Row
 from danon.gate.decide import CONFIRMING, SCREENING, Tolerance, Verdict
 from danon.gate.facts import Facts, Models, facts_of, judged
 from danon.gate.output import junit, markdown, render
-from danon.gate.pair import DiedError, Measurement, Side, Worker, WorkerError
+from danon.gate.pair import (
+    DiedError,
+    Measurement,
+    OutputError,
+    Side,
+    TimeOverError,
+    Worker,
+    WorkerError,
+)
 from danon.gate.session import Options
-from danon.gate.trial import Trial
-from danon.gate.worker import own
+from danon.gate.trial import Measure, Trial
 from danon.measure.case import Case
 from danon.measure.statistics import Estimate
 
@@ -109,7 +119,8 @@ class TestOutput:
 
     @pytest.mark.parametrize(("findings", "status"), [
         (("same", "faster", "new", "removed", "not measured"), 0),
-        (("same", "slower", "undecided"), 1), (("larger",), 1), (("worse",), 1), (("broken",), 1),
+        (("same", "slower", "undecided"), 1), (("larger",), 1), (("slower and larger",), 1),
+        (("failed",), 1), (("worse",), 1), (("broken",), 1),
         (("same", "undecided"), 2), (("not measured",), 2), ((), 2),
     ])  # fmt: skip
     def test_the_status_is_that_of_the_worst_case(
@@ -118,7 +129,7 @@ class TestOutput:
         found = comparison(*map(row, findings))
         assert found.status == status == json.loads(found.to_json())["status"]
         suite = ElementTree.fromstring(junit(found))[0]
-        bad = sum(f in ("slower", "larger", "worse", "broken") for f in findings)
+        bad = sum(f in BAD for f in findings)
         assert (int(suite.attrib["failures"]), len(suite.findall("*/failure"))) == (bad, bad)
         assert len(suite.findall("*/error")) == findings.count("undecided")
 
@@ -184,29 +195,20 @@ class TestWorker:
         side = Side("head", repository, ("mine.py:MyAttention",))
         with Worker(side, gate_inputs, tmp_path / "log") as worker:
             assert {"msra", "msra-balanced", "MyAttention"} <= set(worker.attentions)
-            case = {"case": asdict(CASE), "name": "a"}
+            case = {"case": asdict(CASE), "name": "a", "seed": 1}
             worker.request("prepare", **case)
             assert worker.request("time", name="a", calls=3) > 0
             facts = worker.request("facts", name="a")
             assert facts["flops"] == 2 * 4 * 4 * 128 * 128 * 64  # twice the work
             assert facts["parameters"] == 0 and facts["peak_bytes"] >= 4 * 128 * 128 * 4
             assert worker.request("breaks", name="a") == {"graph_breaks": 0}
-            decode = {"case": {**case["case"], "phase": "decode"}, "name": "b"}  # type: ignore[dict-item]
+            decode = {"case": {**case["case"], "phase": "decode"}, "name": "b", "seed": 1}  # type: ignore[dict-item]
             with pytest.raises(WorkerError, match="no streaming form"):
                 worker.request("prepare", **decode)
-            unknown = {"case": {**case["case"], "attention": "x"}, "name": "x"}  # type: ignore[dict-item]
+            unknown = {"case": {**case["case"], "attention": "x"}, "name": "x", "seed": 1}  # type: ignore[dict-item]
             with pytest.raises(WorkerError, match="head: ValueError: unknown attention 'x'"):
                 worker.request("prepare", **unknown)
             assert worker.request("facts", name="a") == facts  # goes on, and says the same
-
-    def test_another_danon_than_that_of_the_checkout_is_refused(self, tmp_path: Path) -> None:
-        """Both sides would be the same code, and nothing ever slower."""
-        own(tmp_path, Path(danon.__file__))  # somebody's repository has none
-        (tmp_path / "danon").mkdir()
-        (tmp_path / "danon" / "__init__.py").touch()
-        own(tmp_path, tmp_path / "danon" / "attention" / "__init__.py")
-        with pytest.raises(ImportError, match="how is it installed"):
-            own(tmp_path, Path(danon.__file__))
 
     def test_its_death_is_told_with_its_last_words(
         self, repository: Path, tmp_path: Path, gate_inputs: Path
@@ -230,7 +232,7 @@ def small(
     return repository
 
 
-def gated(*, base: str = "HEAD~1", dirty: bool = False, minutes: float = 2.0) -> tuple[int, str]:
+def gated(*, base: str = "HEAD~1", dirty: bool = False, minutes: float = 10.0) -> tuple[int, str]:
     console = Console(width=100, record=True)
     options = Options(("mine.py:MyAttention",), "", dirty, minutes, Path("out"), base)
     status = gate(options, console)
@@ -244,6 +246,12 @@ class Full(io.StringIO):
         if "Gate" in text:
             raise OSError(errno.ENOSPC, "No space left on device")
         return super().write(text)
+
+
+REMEMBER = """if hasattr(self, "out"):
+            return self.out.clone()
+        self.out = torch.softmax(self.compute_attention(q, k), dim=-1) @ v
+        """
 
 
 class TestGate:
@@ -269,10 +277,25 @@ class TestGate:
 
     def test_time_that_is_over_decides_nothing(self, small: Path) -> None:
         status, said = gated(minutes=1e-6)
-        assert status == 1 and "larger" in said  # flops do not need time
-        (small / "mine.py").write_text(MINE.format(work=2) + "\n")
-        status, said = gated(base="HEAD", dirty=True, minutes=1e-6)
         assert status == 2 and "could not decide: 1 of 1 cases" in said and "--minutes" in said
+        assert "the time was over" in said
+
+    def test_the_limit_ends_what_is_being_measured(self, small: Path) -> None:
+        """An attention that takes minutes a call does not make the gate take them."""
+        slow = "import time; time.sleep(300)\n        for _ in"
+        (small / "mine.py").write_text(MINE.format(work=1).replace("for _ in", slow))
+        start = perf_counter()
+        status, said = gated(base="HEAD", dirty=True, minutes=0.4)
+        assert status == 2 and "could not decide: 1 of 1 cases" in said
+        assert perf_counter() - start < 60
+
+    def test_outputs_that_are_remembered_fail(self, small: Path) -> None:
+        (small / "mine.py").write_text(
+            MINE.format(work=1).replace("for _ in", REMEMBER + "for _ in")
+        )
+        status, said = gated(base="HEAD", dirty=True)
+        assert status == 1 and "failed" in said and "it remembers outputs" in said
+        assert "no time to compare" in said
 
     @pytest.mark.parametrize(("source", "status", "words"), [
         ("import nowhere", 6, "No module named 'nowhere'"),
@@ -315,11 +338,15 @@ class TestGate:
     def test_what_cannot_be_written_is_said_all_the_same(self, small: Path) -> None:
         (small / "out").write_text("no folder")
         status, said = gated(minutes=1e-6)
-        assert status == 74 and "regression: 1 of 1 cases" in said and "File exists: 'out'" in said
+        assert (
+            status == 74
+            and "could not decide: 1 of 1 cases" in said
+            and "File exists: 'out'" in said
+        )
 
     def test_a_full_disk_under_the_log_is_no_regression(self, small: Path) -> None:
         (small / "mine.py").write_text(MINE.format(work=1))
-        options = Options(("mine.py:MyAttention",), "", True, 2.0, Path("out"), "HEAD~1")
+        options = Options(("mine.py:MyAttention",), "", True, 10.0, Path("out"), "HEAD~1")
         assert gate(options, Console(file=Full())) == 74
         assert json.loads((small / "out" / "gate.json").read_text())["status"] == 0
 
@@ -370,17 +397,37 @@ class TestTrial:
     """The order of screening and confirmation, with made-up ratios."""
 
     @staticmethod
-    def of(ratios: dict[str, float]) -> tuple[list[Row], list[tuple[str, ...]]]:
+    def measure(
+        ratios: dict[str, float], rounds: int = 100, calls: list[tuple[str, ...]] | None = None
+    ) -> Measure:
+        """Measures these log ratios; NaN is not to be believed, and the time is over once."""
+        seen = [] if calls is None else calls
+
+        def measure(
+            some: Sequence[Case], seed: int
+        ) -> Iterator[tuple[Case, Measurement | OutputError]]:
+            if len(seen) >= rounds:
+                raise TimeOverError("the time was over")
+            seen.append(tuple(c.attention for c in some))
+            jitter = 0.001 * (seed % 5)
+            for case in some:
+                ratio = ratios[case.attention]
+                if math.isnan(ratio):
+                    yield case, OutputError("head: it remembers")
+                else:
+                    yield case, Measurement(ratio + jitter, (1.0,), (1.0,))
+
+        return measure
+
+    @classmethod
+    def of(
+        cls, ratios: dict[str, float], rounds: int = 100
+    ) -> tuple[list[Row], list[tuple[str, ...]]]:
         """Findings for cases with these log ratios, and which cases were measured together."""
         cases = [Case("speed", name, 128, "float32", "forward") for name in ratios]
         calls: list[tuple[str, ...]] = []
-
-        def measure(some: Sequence[Case], seed: int) -> Iterable[tuple[Case, Measurement]]:
-            calls.append(tuple(c.attention for c in some))
-            jitter = 0.001 * (seed % 5)
-            return [(c, Measurement(ratios[c.attention] + jitter, (1.0,), (1.0,))) for c in some]
-
-        found = Trial(measure, 60.0, 0, lambda *_: None).rows(cases)
+        measure = cls.measure(ratios, rounds, calls)
+        found = Trial(measure, math.inf, 0, lambda *_: None).rows(cases)
         return [found[case] for case in cases], calls
 
     def test_only_suspects_are_measured_again(self) -> None:
@@ -389,6 +436,47 @@ class TestTrial:
         assert calls[: SCREENING[0]] == [("slow", "other")] * SCREENING[0]
         assert calls[SCREENING[0] :] == [("slow",)] * CONFIRMING[0]
         assert rows[0].pairs == CONFIRMING[0]  # those of screening do not count
+
+    def test_a_case_that_failed_is_not_measured_again(self) -> None:
+        rows, calls = self.of({"cheat": math.nan, "slow": 0.1})
+        assert [r.finding for r in rows] == ["failed", "slower"]
+        assert rows[0].note == "head: it remembers"
+        assert calls[1:] == [("slow",)] * (SCREENING[0] + CONFIRMING[0] - 1)
+
+    @pytest.mark.parametrize(
+        ("rounds", "note"),
+        [
+            (1, "the time was over"),
+            (2, r"confirmed or denied it \(0 of 9"),
+            (SCREENING[0] + 4, r"confirmed or denied it \(4 of 9"),
+        ],
+    )
+    def test_time_that_is_over_in_a_round(self, rounds: int, note: str) -> None:
+        rows, _ = self.of({"slow": 0.1}, rounds)
+        assert rows[0].finding == "undecided" and re.search(note, rows[0].note)
+
+    def test_larger_and_slower_are_both_said(self) -> None:
+        names = {"both": 0.1, "larger": 0.0, "late": 0.1, "cheat": math.nan}
+        cases = {name: Case("speed", name, 128, "float32", "forward") for name in names}
+        facts = (Fact("peak_bytes", 1.0, 2.0),)
+        rows = {case: Row(case, "larger", facts=facts) for case in cases.values()}
+        found = merged(rows, Trial(self.measure(names), math.inf, 0, lambda *_: None))
+        assert {row.case.attention: row.finding for row in found.values()} == {
+            "both": "slower and larger",
+            "larger": "larger",
+            "late": "slower and larger",
+            "cheat": "failed",
+        }
+        assert all(row.facts == facts for row in found.values())
+        late = {cases["late"]: Row(cases["late"], "larger", facts=facts)}
+        late = merged(late, Trial(self.measure(names, SCREENING[0]), math.inf, 0, lambda *_: None))
+        (row,) = late.values()
+        assert row.finding == "larger" and row.time_ratio is not None
+        assert row.note.startswith("whether it is slower is not decided: the time was over")
+        console = Console(width=100, record=True)
+        render(comparison(*found.values(), row), console)
+        said = " ".join(console.export_text().split())
+        assert "slower and larger" in said and "whether it is slower is not decided" in said
 
     def test_within_the_slack_nothing_is_measured_again(self) -> None:
         rows, calls = self.of({"a": 0.005, "b": -0.1})

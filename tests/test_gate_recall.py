@@ -103,7 +103,7 @@ def told(run: Any, *arguments: Any) -> tuple[int, str]:
 
 
 def test_from_calibration_to_acceptance(own: Path, sqlite: str) -> None:
-    options = Options(("mine.py:MyAttention",), "", False, 2.0, Path("out"))
+    options = Options(("mine.py:MyAttention",), "", False, 10.0, Path("out"))
     status, said = told(calibrate, options, 2)
     assert status == 0 and "1 of 1 cases calibrated" in said
     threshold = Thresholds.read(own / THRESHOLDS).cases[CASE.id]
@@ -137,7 +137,7 @@ def test_from_calibration_to_acceptance(own: Path, sqlite: str) -> None:
 
 def test_against_a_commit_the_base_trains(own: Path) -> None:
     commit(own, FORGETFUL)
-    options = Options(("mine.py:MyAttention",), "", False, 2.0, Path("out"), "HEAD~1")
+    options = Options(("mine.py:MyAttention",), "", False, 10.0, Path("out"), "HEAD~1")
     status, said = told(gate, options)
     assert status == 1 and "worse" in said
     assert not (own / MODELS).exists()

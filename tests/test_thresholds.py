@@ -223,7 +223,7 @@ def own(repository: Path, monkeypatch: pytest.MonkeyPatch, gate_inputs: Path, sq
     return repository
 
 
-OPTIONS = Options(("mine.py:MyAttention",), "", False, 2.0, Path("out"))
+OPTIONS = Options(("mine.py:MyAttention",), "", False, 10.0, Path("out"))
 
 
 def told(run: Any, *arguments: Any) -> tuple[int, str]:

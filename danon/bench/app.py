@@ -169,7 +169,7 @@ def gate(
     dirty: Annotated[
         bool, typer.Option("--dirty", help="Take along changes that no commit has.")
     ] = False,
-    minutes: Annotated[float, typer.Option(help="After so many no new process starts.")] = 10.0,
+    minutes: Annotated[float, typer.Option(help="All the time that the comparison takes.")] = 10.0,
     accept: Annotated[
         str,
         typer.Option(help="Case, or pattern of regressions, that the last gate's figures are for."),

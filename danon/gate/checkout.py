@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import io
+import os
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from typing import Any
 __all__ = ["Checkout", "CheckoutError", "DirtyError", "Repository", "RevisionError"]
 
 
-SAFE: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-"""Python 3.11.3 and before have no filters; the files are the user's own."""
+IDENTITY = ("-c", "user.name=danon", "-c", "user.email=danon@localhost")
+"""Of a commit that nobody sees: git makes none without, and not everybody has one."""
 
 
 class CheckoutError(RuntimeError):
@@ -27,6 +28,15 @@ class RevisionError(CheckoutError):
 
 class DirtyError(CheckoutError):
     """Changes that no commit has."""
+
+
+def _files_of_the_user(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
+    """Return a member unless it would be written elsewhere; links may lead anywhere."""
+    return member if member.issym() else tarfile.data_filter(member, into)
+
+
+SAFE: dict[str, Any] = {"filter": _files_of_the_user} if hasattr(tarfile, "data_filter") else {}
+"""Python 3.11.3 and before have no filters; the files are the user's own."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,15 @@ class Repository:
 
     @property
     def user(self) -> str:
-        """Who works in it."""
+        """Who works in it: as git, the system, or at least the kernel knows."""
         try:
             return self._git("config", "user.name")
         except CheckoutError:
+            pass
+        try:
             return getpass.getuser()
+        except (KeyError, OSError):  # a container's uid without an entry in passwd
+            return f"uid {os.getuid()}"
 
     def base(self, revision: str, into: Path) -> Checkout:
         """A revision.
@@ -85,7 +99,9 @@ class Repository:
                 f"the working tree has changes that no commit has ({some}): commit them, or "
                 "measure them as they are with --dirty"
             )
-        snapshot = self._git("stash", "create")  # a commit of them that nothing refers to
+        snapshot = self._git(
+            *IDENTITY, "stash", "create"
+        )  # a commit of them that nothing refers to
         return Checkout(commit, "with changes", self._files(snapshot, into).root)
 
     def _commit(self, revision: str) -> str:
@@ -104,22 +120,44 @@ class Repository:
         packed = self._run("archive", "--format=tar", commit)
         try:
             with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-                archive.extractall(into, **SAFE)
+                archive.extractall(into, map(self._placed, archive), **SAFE)
         except tarfile.TarError as error:
             raise CheckoutError(f"{commit[:10]} cannot be checked out: {error}") from error
         subject = self._git("log", "-1", "--format=%s", commit)
         return Checkout(commit, subject, into)
+
+    def _placed(self, member: tarfile.TarInfo) -> tarfile.TarInfo:
+        """Let a symbolic link lead where it leads in the repository.
+
+        Where that is in the repository it leads into the checkout, elsewhere to the same file.
+        """
+        if not member.issym():
+            return member
+        folder = self.root / Path(member.name).parent
+        target = Path(os.path.normpath(folder / member.linkname))
+        if target.is_relative_to(self.root):
+            place = os.path.relpath(target, folder)
+        else:
+            place = os.fspath(target)
+        return member.replace(linkname=place, deep=False)
 
     def _git(self, *arguments: str) -> str:
         return self._run(*arguments).decode(errors="replace").strip()
 
     def _run(self, *arguments: str) -> bytes:
         command = ["git", "-C", str(self.root), *arguments]
+        name = next(word for word in arguments if word not in IDENTITY)
         try:
             done = subprocess.run(command, capture_output=True, check=False)
         except FileNotFoundError:
             raise CheckoutError("git is not installed: the gate compares commits") from None
         if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise CheckoutError(f"git {arguments[0]}: {said[-1] if said else 'failed'}")
+            said = done.stderr.decode(errors="replace")
+            if "dubious ownership" in said:
+                raise CheckoutError(
+                    f"git does not trust {self.root}, which belongs to another user: "
+                    f"git config --global --add safe.directory {self.root}"
+                )
+            lines = [line for line in said.splitlines() if line.startswith(("fatal:", "error:"))]
+            raise CheckoutError(f"git {name}: {' '.join(lines) or said.strip() or 'failed'}")
         return done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -19,7 +20,6 @@ from danon.gate.against import against
 from danon.gate.checkout import Checkout, Repository
 from danon.gate.comparison import UNDECIDED, Comparison
 from danon.gate.history import changes, draw, points
-from danon.gate.pair import Side
 from danon.gate.record import recorded, register
 from danon.gate.session import Options, guarded, opened
 from danon.gate.standing import ELSEWHERE, PEAK_ELSEWHERE, calibrated, standing
@@ -103,6 +103,7 @@ def _changes(new: Threshold) -> Iterator[str]:
 
 def _gate(options: Options, console: Console) -> int:
     start, here = perf_counter(), fingerprint(torch.device("cpu"))
+    end = start + 60 * options.minutes
     when = dt.datetime.now(dt.UTC)
     with opened(options, console) as bench:
         accepted: Thresholds | None = None
@@ -111,9 +112,9 @@ def _gate(options: Options, console: Console) -> int:
             commit, subject = base.commit, base.subject
             before, remark = _accepted_before(base)
             rows = against(
-                Side("base", base.root, options.attentions), bench.side, options.cases,
+                replace(bench.side, name="base", root=base.root), bench.side, options.cases,
                 bench.inputs, bench.log, bench.models(bench.scratch / "models"),
-                budget_s=60 * options.minutes, say=bench.say,
+                end=end, say=bench.say,
                 allowed=allowances(before, _thresholds(bench.head)),
             )  # fmt: skip
         else:
@@ -123,7 +124,7 @@ def _gate(options: Options, console: Console) -> int:
             rows = standing(
                 bench.side, accepted, options.cases, bench.inputs, bench.log,
                 bench.models(bench.head.root / MODELS), fingerprint=here,
-                budget_s=60 * options.minutes, say=bench.say,
+                end=end, say=bench.say,
             )  # fmt: skip
     found = Comparison(
         commit, bench.head.commit, subject, bench.head.subject, tuple(rows),

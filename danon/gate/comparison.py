@@ -18,13 +18,15 @@ from danon.measure.statistics import Estimate
 
 __all__ = ["CLEAN", "RECALL", "REGRESSION", "UNDECIDED", "Comparison", "Fact", "Finding", "Row"]
 
-Finding = Literal["same", "faster", "slower", "larger", "worse", "broken", "undecided", "new",
-                  "removed", "not measured"]  # fmt: skip
+Finding = Literal["same", "faster", "slower", "larger", "slower and larger", "worse", "broken",
+                  "failed", "undecided", "new", "removed", "not measured"]  # fmt: skip
 """``larger``: a figure that is the same every time has grown; ``worse``: recall has fallen;
-``broken``: runs in base only."""
+``broken``: runs in base only; ``failed``: a timed call returned something wrong."""
 
 CLEAN, REGRESSION, UNDECIDED = 0, 1, 2
-BAD: tuple[Finding, ...] = ("slower", "larger", "worse", "broken")
+BAD: tuple[Finding, ...] = (
+    "slower", "larger", "slower and larger", "worse", "broken", "failed",
+)  # fmt: skip
 RECALL = "recall_"
 """Begins the names of shares of right answers; the number of pairs follows."""
 POINTS = 0.01
@@ -64,7 +66,7 @@ class Row:
         base_s: seconds of a call; so is ``head_s``.
         relative_time: the head's over dense attention's, where the gate measured that.
         facts: those that differ; of recall all.
-        note: why it is not measured.
+        note: why it is not measured or not decided.
     """
 
     case: Case

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -11,7 +12,16 @@ from pathlib import Path
 from danon.gate.accept import Allowance
 from danon.gate.cases import compiled
 from danon.gate.comparison import Fact, Finding, Row
-from danon.gate.pair import DiedError, Side, Worker, WorkerError
+from danon.gate.pair import (
+    DiedError,
+    ForeignError,
+    OutputError,
+    Side,
+    TimeOverError,
+    Worker,
+    WorkerError,
+    content,
+)
 from danon.gate.trial import Say
 from danon.measure.case import Case
 
@@ -64,25 +74,43 @@ class Models:
 
 
 def facts_of(
-    side: Side, cases: Sequence[Case], inputs: Path, log: Path, models: Models, say: Say
+    side: Side,
+    cases: Sequence[Case],
+    inputs: Path,
+    log: Path,
+    models: Models,
+    say: Say,
+    *,
+    end: float = math.inf,
 ) -> dict[Case, Facts]:
     """Measure those of each case.
 
+    Args:
+        end: of ``perf_counter``: cases whose turn comes later are not measured.
+
     Raises:
-        WorkerError: the side does not start.
+        WorkerError: the side does not start, or an attention is not its own.
     """
     found: dict[Case, Facts] = {}
-    with ExitStack() as stack:
-        worker = stack.enter_context(Worker(side, inputs, log))
-        for done, case in enumerate(cases, 1):
-            try:
-                found[case] = _facts(worker, case, models)
-            except DiedError as error:
-                found[case] = Missing(str(error))
-                worker = stack.enter_context(Worker(side, inputs, log))
-            except WorkerError as error:
-                found[case] = Missing(str(error))
-            say(f"figures of {side.name} that do not vary", done, len(cases))
+    try:
+        with ExitStack() as stack:
+            worker = stack.enter_context(Worker(side, inputs, log, end))
+            for done, case in enumerate(cases, 1):
+                try:
+                    found[case] = _facts(worker, case, models)
+                except DiedError as error:
+                    found[case] = Missing(str(error))
+                    worker = stack.enter_context(Worker(side, inputs, log, end))
+                except OutputError as error:
+                    found[case] = Missing(str(error), "failed")
+                except (ForeignError, TimeOverError):
+                    raise
+                except WorkerError as error:
+                    found[case] = Missing(str(error))
+                say(f"figures of {side.name} that do not vary", done, len(cases))
+    except TimeOverError as error:
+        late = Missing(str(error), "undecided")
+        return {case: found.get(case, late) for case in cases}
     return found
 
 
@@ -93,6 +121,11 @@ def judged(case: Case, base: Facts, head: Facts, allowed: Allowance | None = Non
         WorkerError: neither side has the attention: its name is wrong.
     """
     allowed = allowed or Allowance()
+    for side in (base, head):
+        if isinstance(side, Missing) and side.then == "undecided":
+            return Row(case, "undecided", note=side.reason)
+    if isinstance(head, Missing) and head.then == "failed":
+        return Row(case, "failed", note=head.reason)
     if isinstance(head, Missing):
         if not isinstance(base, Missing):
             return Row(case, head.then, note=head.reason)
@@ -116,12 +149,14 @@ def _facts(worker: Worker, case: Case, models: Models) -> Facts:
         known = ", ".join(worker.attentions)
         reason = f"{worker.side.name}: no attention {case.attention!r}; known: {known}"
         return Missing(reason, "removed")
+    worker.own(case.attention)
     if case.task:
         return _recall(worker, case, models)
-    worker.request("prepare", case=asdict(case), name=case.id)
+    worker.request("prepare", case=asdict(case), name=case.id, seed=content())
     found: dict[str, float] = worker.request("facts", name=case.id)
     if compiled(case):
         found |= worker.request("breaks", name=case.id)
+    worker.verify(case.id)
     worker.request("release", name=case.id)
     return found
 

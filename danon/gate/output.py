@@ -19,7 +19,8 @@ __all__ = ["FILES", "advice", "files", "junit", "markdown", "render", "verdict",
 FILES = ("gate.json", "gate.md", "gate.xml")
 
 STYLES: dict[Finding, str] = {
-    "slower": "bold red", "larger": "bold red", "worse": "bold red", "broken": "bold red",
+    "slower": "bold red", "larger": "bold red", "slower and larger": "bold red",
+    "worse": "bold red", "broken": "bold red", "failed": "bold red",
     "undecided": "yellow", "faster": "green", "new": "cyan", "removed": "cyan",
     "not measured": "dim", "same": "",
 }  # fmt: skip
@@ -56,12 +57,12 @@ def verdict(found: Comparison) -> str:
 def advice(found: Comparison) -> str:
     """What to do next."""
     parts = []
-    if any(row.finding == "slower" for row in found.rows):
+    if any("slower" in row.finding for row in found.rows):
         parts.append(
             "Slower cases were measured again in fresh processes before they were reported. Look "
             "at what changed between the commits in the code they share."
         )
-    if any(row.finding == "larger" for row in found.rows):
+    if any("larger" in row.finding for row in found.rows):
         parts.append(
             "Larger figures do not vary between runs: one of the commits in between changed them."
         )
@@ -71,6 +72,11 @@ def advice(found: Comparison) -> str:
         )
     if any(row.finding == "broken" for row in found.rows):
         parts.append("Broken cases ran in base and raise in head: see their notes.")
+    if any(row.finding == "failed" for row in found.rows):
+        parts.append(
+            "Failed cases: a timed call did not compute what its inputs give, so there is no time "
+            "to compare: see their notes."
+        )
     if found.undecided:
         parts.append(
             "Undecided cases need more time, or a quieter machine: run the gate again, with "

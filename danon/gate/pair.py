@@ -9,17 +9,33 @@ from __future__ import annotations
 
 import math
 import random
+import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
-from danon.bench.interpreter import python_environment
+import danon
+from danon.bench.interpreter import bundle
 from danon.bench.server import EndedError, RefusedError, Server
 from danon.measure.case import Case
 
-__all__ = ["DiedError", "Measurement", "Side", "Worker", "WorkerError", "balanced", "pair"]
+__all__ = [
+    "DiedError",
+    "ForeignError",
+    "Measurement",
+    "OutputError",
+    "Side",
+    "TimeOverError",
+    "Worker",
+    "WorkerError",
+    "balanced",
+    "content",
+    "pair",
+]
 
 WORKER = Path(__file__).with_name("worker.py")
 KEPT = {
@@ -40,19 +56,33 @@ class DiedError(WorkerError):
     """A worker does not answer any more."""
 
 
+class ForeignError(WorkerError):
+    """An attention is not the side's own: both sides would be the same code."""
+
+
+class OutputError(WorkerError):
+    """What a timed call returned is not what its inputs give."""
+
+
+class TimeOverError(WorkerError):
+    """The time that a comparison may take was over before the answer came."""
+
+
 @dataclass(frozen=True)
 class Side:
     """What is measured: a checkout.
 
     Attributes:
         name: base or head.
-        root: is first on the Python path.
+        root: its modules are imported from there.
         targets: ``file.py:Class`` attentions of the user, relative to ``root``.
+        repository: folder that it is a commit of; None: itself.
     """
 
     name: str
     root: Path
     targets: tuple[str, ...] = ()
+    repository: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -75,24 +105,41 @@ class Worker(Server):
     Args:
         inputs: file that :mod:`danon.gate.worker` reads q, k and v from.
         log: gets what the process prints.
+        end: of ``perf_counter``: the process is ended then, whatever it does.
 
     Raises:
-        WorkerError: it does not start: the side cannot be imported, or a target is not there.
+        WorkerError: it does not start: the side cannot be imported, is not what is imported, or a
+            target is not there.
     """
 
-    def __init__(self, side: Side, inputs: Path, log: Path) -> None:
+    def __init__(self, side: Side, inputs: Path, log: Path, end: float = math.inf) -> None:
         self.side = side
-        # Baselines, dense attention first, come with danon, which a user's repository has not.
-        environment = python_environment(
-            side.root, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true", **KEPT
-        )
+        self._expired = False
+        self._timer: threading.Timer | None = None
+        if (seconds := end - perf_counter()) <= 0:
+            raise TimeOverError("the time was over")
+        environment = KEPT | {
+            "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONUTF8": "1",
+        }  # fmt: skip
         program, arguments = (str(WORKER),), (str(inputs),)
         super().__init__(program, arguments, cwd=side.root, environment=environment, log=log)
         try:
-            self.attentions = tuple(self.request("load", targets=list(side.targets)))
+            if math.isfinite(end):
+                self._timer = threading.Timer(seconds, self._expire)
+                self._timer.daemon = True
+                self._timer.start()
+            loaded = self.request(
+                "load",
+                targets=list(side.targets),
+                repository=str(side.repository or side.root),
+                library=str(Path(danon.__file__).resolve().parents[1]),
+                bundle=str(bundle()),
+            )
         except BaseException:
             self.close()
             raise
+        self.attentions: tuple[str, ...] = tuple(loaded["attentions"])
+        self._foreign: dict[str, str] = loaded["foreign"]
 
     def request(self, do: str, **arguments: Any) -> Any:
         """Ask, and wait for the answer.
@@ -103,42 +150,96 @@ class Worker(Server):
         try:
             return super().request(do, **arguments)
         except EndedError as error:
+            if self._expired:
+                raise TimeOverError("the time was over") from error
             raise DiedError(f"the worker of {self.side.name} died: {error}") from error
         except RefusedError as error:
             raise WorkerError(f"{self.side.name}: {error}") from error
 
+    def own(self, attention: str) -> None:
+        """Raise unless an attention is the side's own.
+
+        Raises:
+            ForeignError: it is not.
+        """
+        if (file := self._foreign.get(attention)) is not None:
+            raise ForeignError(
+                f"{self.side.name}: {attention} comes from {file}, not from the commit in "
+                f"{self.side.root}: both sides would be the same code; name one of the repository, "
+                "--attention file.py:Class"
+            )
+
+    def verify(self, name: str) -> None:
+        """Compute again what one of the timed calls of a prepared case returned.
+
+        Raises:
+            OutputError: it is something else.
+        """
+        if reason := self.request("verify", name=name):
+            raise OutputError(f"{self.side.name}: {reason}")
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().close()
+
+    def _expire(self) -> None:
+        self._expired = True
+        self.kill()
+
 
 def pair(
-    base: Side, head: Side, cases: Sequence[Case], inputs: Path, log: Path, *, rounds: int,
+    base: Side,
+    head: Side,
+    cases: Sequence[Case],
+    inputs: Path,
+    log: Path,
+    *,
+    rounds: int,
     seed: int,
-) -> Iterator[tuple[Case, Measurement]]:  # fmt: skip
+    end: float = math.inf,
+) -> Iterator[tuple[Case, Measurement | OutputError]]:
     """Measure each case in two fresh processes.
 
     Args:
         rounds: of four samples each, base head head base or the other way round.
         seed: of the order of processes and sides.
+        end: of ``perf_counter``, when both processes are ended.
+
+    Yields:
+        Each case with what was measured, or with why that is not to be believed.
 
     Raises:
-        WorkerError: a worker died, or a case does not run.
+        WorkerError: a worker died, a case does not run, or the time was over.
     """
     order = random.Random(seed)
     sides = (base, head) if order.random() < 0.5 else (head, base)  # who is placed first
-    with Worker(sides[0], inputs, log) as one, Worker(sides[1], inputs, log) as other:
+    with Worker(sides[0], inputs, log, end) as one, Worker(sides[1], inputs, log, end) as other:
         workers = {one.side.name: one, other.side.name: other}
         for case in order.sample(list(cases), len(cases)):
-            yield case, _measured(case, workers[base.name], workers[head.name], rounds, order)
+            try:
+                yield case, _measured(case, workers[base.name], workers[head.name], rounds, order)
+            except OutputError as error:
+                yield case, error
 
 
 def _measured(
     case: Case, base: Worker, head: Worker, rounds: int, order: random.Random
 ) -> Measurement:
     # Drawn, too: who is first in something waits longer for its first sample.
+    seed = content()
     for worker in order.sample((base, head), 2):
-        worker.request("prepare", case=asdict(case), name=case.id)
+        worker.request("prepare", case=asdict(case), name=case.id, seed=seed)
     found = balanced((base, case.id), (head, case.id), rounds, order)
     for worker in (base, head):
+        worker.verify(case.id)
         worker.request("release", name=case.id)
     return found
+
+
+def content() -> int:
+    """Draw a seed of inputs: nobody who has seen other inputs knows these."""
+    return secrets.randbits(32)
 
 
 def balanced(

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from danon.bench.interpreter import bundle, python_command, python_environment
+from danon.bench.interpreter import bundle, python_command
+from danon.bench.interruption import interruptible, status_of
 from danon.bench.telling import refuse, say
 from danon.experiment.runs import UNWRITABLE
 from danon.experiment.store import StoreError
+from danon.gate.calls import NEW
 from danon.gate.cases import HEAD_DIM, HEADS, LONGEST, MECHANISMS, gate_cases
 from danon.gate.checkout import Checkout, CheckoutError, DirtyError, Repository, RevisionError
 from danon.gate.facts import Models
@@ -24,15 +26,13 @@ from danon.gate.history import HistoryError
 from danon.gate.pair import Side, WorkerError
 from danon.gate.thresholds import ThresholdsError
 from danon.gate.trial import Say
-from danon.gate.worker import NEW
 from danon.measure.case import Case
 
 __all__ = ["Bench", "Options", "guarded", "opened"]
 
-INTERRUPTED = 130
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (RevisionError, 3), (DirtyError, 4), (CheckoutError, 5), (WorkerError, 6),
-    (ThresholdsError, 7), (HistoryError, 8), (StoreError, 8), (KeyboardInterrupt, INTERRUPTED),
+    (ThresholdsError, 7), (HistoryError, 8), (StoreError, 8),
 )  # fmt: skip
 """Exit statuses beside those of a :class:`Comparison`."""
 
@@ -45,7 +45,7 @@ class Options:
         attentions: ``file.py:Class`` in the repository, measured instead of danon's own mechanisms.
         only: registered names, comma separated, to measure.
         dirty: measure changes that no commit has.
-        minutes: after which no new processes begin.
+        minutes: that a comparison takes at most.
         results: folder that gets gate.json, gate.md and gate.xml.
         against: revision that is the base; empty compares with the thresholds.
     """
@@ -108,7 +108,8 @@ def opened(options: Options, console: Console, *, committed: bool = False) -> It
                 told = stage
 
             yield Bench(
-                repository, head, Side("head", head.root, options.attentions), scratch,
+                repository, head,
+                Side("head", head.root, options.attentions, repository.root), scratch,
                 _inputs(scratch / "inputs.pt"), scratch / "workers.log", progress,
             )  # fmt: skip
 
@@ -116,20 +117,25 @@ def opened(options: Options, console: Console, *, committed: bool = False) -> It
 def _inputs(place: Path) -> Path:
     """The suites' text as q, k and v, which all sides are measured with."""
     code = (
-        "import sys, torch; from suites.inputs import text_qkv; "
+        "import sys; sys.path.insert(0, sys.argv[2])\n"  # a repository may have suites of its own
+        "import torch; from suites.inputs import text_qkv\n"
         f"torch.save(list(text_qkv(1, {HEADS}, {LONGEST + NEW}, {HEAD_DIM})), sys.argv[1])"
     )
-    command = python_command("-c", code, str(place.resolve()))
-    subprocess.run(command, env=python_environment(), check=True)
+    command = python_command("-c", code, str(place.resolve()), str(bundle()))
+    subprocess.run(command, check=True)
     return place
 
 
 def guarded(console: Console, run: Callable[[], int]) -> int:
     """Errors as messages with statuses of their own: 1 would be a regression."""
     try:
-        return run()
+        with interruptible():
+            return run()
+    except KeyboardInterrupt as error:
+        _tell(console, f"{str(error) or 'interrupted'}: nothing is decided")
+        return status_of(error)
     except tuple(kind for kind, _ in STATUSES) as error:
-        _tell(console, str(error) or "interrupted: nothing is decided")
+        _tell(console, str(error))
         return next(status for kind, status in STATUSES if isinstance(error, kind))
     except SystemExit:  # of rich: nobody reads what it prints
         return os.EX_IOERR

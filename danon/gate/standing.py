@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from danon.gate.against import ROUNDS, merged
+from danon.gate.against import ROUNDS, decided
 from danon.gate.comparison import RECALL, Row
 from danon.gate.decide import TYPICAL, Tolerance
 from danon.gate.facts import Facts, Missing, Models, facts_of, judged
-from danon.gate.pair import Measurement, Side, Worker, WorkerError, balanced, pair
+from danon.gate.pair import (
+    Measurement,
+    OutputError,
+    Side,
+    Worker,
+    WorkerError,
+    balanced,
+    content,
+    pair,
+)
 from danon.gate.thresholds import PORTABLE, Threshold, Thresholds, ThresholdsError, Timing
 from danon.gate.trial import Say, Trial
 from danon.measure.case import Case
@@ -39,7 +48,7 @@ many with one processor's matrix products as with another's (docs/log.md)."""
 
 def standing(
     head: Side, thresholds: Thresholds, cases: Sequence[Case], inputs: Path, log: Path,
-    models: Models, *, fingerprint: Mapping[str, str], budget_s: float, say: Say, seed: int = 0,
+    models: Models, *, fingerprint: Mapping[str, str], end: float, say: Say, seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """What became of each case, in their order; arguments as in :func:`against`.
 
@@ -48,22 +57,31 @@ def standing(
         WorkerError: the side does not start, or a worker died.
     """
     _check(thresholds, cases, models)
-    after = facts_of(head, cases, inputs, log, models, say)
-    before: dict[Case, Facts] = {}
-    for case in cases:
-        known = thresholds.cases.get(case.id)
-        if known is None:
-            before[case] = Missing("there is no threshold of it", "removed")
-        else:
-            before[case] = {
-                name: figure for name, figure in known.facts.items()
-                if _counts(name, figure, after[case], thresholds, fingerprint)
-            }  # fmt: skip
-    rows = {case: judged(case, before[case], after[case]) for case in cases}
     timings = {name: known.time for name, known in thresholds.cases.items() if known.time}
 
-    def measure(some: Sequence[Case], turn: int) -> Iterable[tuple[Case, Measurement]]:
-        for case, relative, dense_s in _relative(head, some, inputs, log, seed=turn):
+    def compared(some: Sequence[Case]) -> dict[Case, Row]:
+        after = facts_of(head, some, inputs, log, models, say, end=end)
+        before: dict[Case, Facts] = {}
+        for case in some:
+            known = thresholds.cases.get(case.id)
+            if known is None:
+                before[case] = Missing("there is no threshold of it", "removed")
+            else:
+                before[case] = {
+                    name: figure
+                    for name, figure in known.facts.items()
+                    if _counts(name, figure, after[case], thresholds, fingerprint)
+                }
+        return {case: judged(case, before[case], after[case]) for case in some}
+
+    def measure(
+        some: Sequence[Case], turn: int
+    ) -> Iterator[tuple[Case, Measurement | OutputError]]:
+        for case, found in _relative(head, some, inputs, log, seed=turn, end=end):
+            if isinstance(found, OutputError):
+                yield case, found
+                continue
+            relative, dense_s = found
             accepted = timings[case.id].relative
             slower = math.log(relative / accepted)
             yield case, Measurement(slower, (accepted * dense_s,), (relative * dense_s,))
@@ -78,7 +96,7 @@ def standing(
     return [
         row if row.time_ratio is None
         else replace(row, relative_time=timings[row.case.id].relative * row.time_ratio.value)
-        for row in merged(rows, Trial(measure, budget_s, seed, say, tolerances))
+        for row in decided(cases, compared, Trial(measure, end, seed, say, tolerances))
     ]  # fmt: skip
 
 
@@ -111,11 +129,15 @@ def calibrated(
     for turn in range(pairs):
         both = pair(base, head, running, inputs, log, rounds=ROUNDS, seed=1000 * seed + turn)
         for done, (case, one) in enumerate(both, 1):
+            if isinstance(one, OutputError):
+                raise one
             ratios[case].append(one.log_ratio)
             say(f"against itself, {turn + 1} of {pairs}", done, len(running))
         alone = _relative(side, running, inputs, log, seed=1000 * seed + turn)
-        for done, (case, found, _) in enumerate(alone, 1):
-            relative[case].append(math.log(found))
+        for done, (case, found) in enumerate(alone, 1):
+            if isinstance(found, OutputError):
+                raise found
+            relative[case].append(math.log(found[0]))
             say(f"beside dense attention, {turn + 1} of {pairs}", done, len(running))
     times = {
         case: Timing(
@@ -156,19 +178,26 @@ def _check(thresholds: Thresholds, cases: Sequence[Case], models: Models) -> Non
 
 
 def _relative(
-    side: Side, cases: Sequence[Case], inputs: Path, log: Path, *, seed: int
-) -> Iterator[tuple[Case, float, float]]:
+    side: Side, cases: Sequence[Case], inputs: Path, log: Path, *, seed: int, end: float = math.inf
+) -> Iterator[tuple[Case, tuple[float, float] | OutputError]]:
     """Each case's time over dense attention's, and seconds of that, in one fresh process."""
     order = random.Random(seed)
-    with Worker(side, inputs, log) as worker:
+    with Worker(side, inputs, log, end) as worker:
         for case in order.sample(list(cases), len(cases)):
             sides = {"dense": replace(case, attention=REFERENCE), "case": case}
+            text = content()
             for name, one in sides.items():
-                worker.request("prepare", case=asdict(one), name=name)
+                worker.request("prepare", case=asdict(one), name=name, seed=text)
             found = balanced((worker, "dense"), (worker, "case"), ROUNDS, order)
+            try:
+                for name in sides:
+                    worker.verify(name)
+            except OutputError as error:
+                yield case, error
+            else:
+                yield case, (math.exp(found.log_ratio), median(found.base))
             for name in sides:
                 worker.request("release", name=name)
-            yield case, math.exp(found.log_ratio), median(found.base)
 
 
 def _spread(logs: Sequence[float]) -> float:

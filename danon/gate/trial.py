@@ -10,13 +10,14 @@ from time import perf_counter
 from danon.gate import decide
 from danon.gate.comparison import Finding, Row
 from danon.gate.decide import CONFIRMING, SCREENING, Tolerance, Verdict
-from danon.gate.pair import Measurement
+from danon.gate.pair import Measurement, OutputError, TimeOverError
 from danon.measure.case import Case
 
-__all__ = ["Say", "Trial"]
+__all__ = ["Measure", "Say", "Trial"]
 
-Measure = Callable[[Sequence[Case], int], Iterable[tuple[Case, Measurement]]]
-"""Measures each case once, in processes of its own; the number is a seed."""
+Measure = Callable[[Sequence[Case], int], Iterable[tuple[Case, Measurement | OutputError]]]
+"""Measures each case once, in processes of its own; the number is a seed. It may raise
+TimeOverError."""
 Say = Callable[[str, int, int], object]
 """Hears what is going on: a stage, cases of it done, cases in all."""
 
@@ -26,19 +27,20 @@ class Trial:
     """Measures until every case is decided.
 
     Args:
-        budget_s: seconds after which no new processes begin.
+        end: of ``perf_counter``: nothing is measured later.
         seed: of all orders.
     """
 
     measure: Measure
-    budget_s: float
+    end: float
     seed: int
     say: Say
     tolerances: Mapping[str, Tolerance] = field(default_factory=dict)
 
     def rows(self, cases: Sequence[Case]) -> dict[Case, Row]:
-        """One for each case: same, faster, slower or undecided."""
-        self._start, self._turn = perf_counter(), 0
+        """One for each case: same, faster, slower, failed or undecided."""
+        self._turn, self._over = 0, False
+        self._failed: dict[Case, str] = {}
         first: dict[Case, list[Measurement]] = {case: [] for case in cases}
         suspects = self._screen(first)
         # The decision rests on what did not raise the suspicion.
@@ -49,7 +51,7 @@ class Trial:
             finding: Finding = (
                 "slower" if case in slower else "undecided" if case in undecided else "same"
             )
-            found[case] = self._row(case, second.get(case) or first[case], finding)
+            found[case] = self._row(case, first[case], second.get(case), finding)
         return found
 
     def _screen(self, samples: dict[Case, list[Measurement]]) -> list[Case]:
@@ -57,7 +59,8 @@ class Trial:
         left, suspects = list(samples), list[Case]()
         for look in SCREENING:
             if not self._collect("screening", samples, left, look):
-                return suspects + left
+                return [case for case in suspects + left if case not in self._failed]
+            left = [case for case in left if case not in self._failed]
             for case in list(left):
                 found = decide.screen(
                     _ratios(samples[case]), self._tolerance(case), last=look == SCREENING[-1]
@@ -66,7 +69,7 @@ class Trial:
                     left.remove(case)
                 if found is Verdict.SUSPECT:
                     suspects.append(case)
-        return suspects
+        return [case for case in suspects if case not in self._failed]
 
     def _confirm(
         self, samples: dict[Case, list[Measurement]]
@@ -77,6 +80,7 @@ class Trial:
         for look in CONFIRMING:
             if not self._collect("confirming", samples, list(left.values()), look):
                 break
+            left = {n: case for n, case in left.items() if case not in self._failed}
             found = decide.confirm(
                 {name: _ratios(samples[case]) for name, case in left.items()},
                 {name: self._tolerance(case) for name, case in left.items()},
@@ -90,26 +94,51 @@ class Trial:
         self, stage: str, samples: dict[Case, list[Measurement]], cases: Sequence[Case], count: int
     ) -> bool:
         """Bring each of the cases to so many measurements; False if the time is over before."""
-        while any(len(samples[case]) < count for case in cases):
-            if perf_counter() - self._start > self.budget_s:
-                return False
+        while some := [
+            case for case in cases if case not in self._failed and len(samples[case]) < count
+        ]:
             self._turn += 1
-            some = self.measure(cases, 1000 * self.seed + self._turn)
-            for done, (case, measured) in enumerate(some, 1):
-                samples[case].append(measured)
-                self.say(f"{stage}, round {len(samples[case])}", done, len(cases))
+            self._over = self._over or perf_counter() > self.end
+            try:
+                if self._over:
+                    return False
+                measuring = self.measure(some, 1000 * self.seed + self._turn)
+                for done, (case, measured) in enumerate(measuring, 1):
+                    if isinstance(measured, OutputError):
+                        self._failed[case] = str(measured)
+                        continue
+                    samples[case].append(measured)
+                    self.say(f"{stage}, round {len(samples[case])}", done, len(some))
+            except TimeOverError:
+                self._over = True
         return True
 
-    def _row(self, case: Case, some: Sequence[Measurement], finding: Finding) -> Row:
-        tolerance = self._tolerance(case)
+    def _row(
+        self,
+        case: Case,
+        first: Sequence[Measurement],
+        second: Sequence[Measurement] | None,
+        finding: Finding,
+    ) -> Row:
+        if case in self._failed:
+            return Row(case, "failed", note=self._failed[case])
+        some, tolerance = second or first, self._tolerance(case)
         if len(some) < 2:
             return Row(case, "undecided", pairs=len(some), note="the time was over")
         ratio = decide.slowdown(_ratios(some), tolerance.spread)
+        note = ""
         if finding == "same" and ratio.high < 1 - tolerance.slack:
             finding = "faster"
+        elif finding == "undecided":
+            note = (
+                f"the time was over before new pairs confirmed or denied it ({len(second or ())} "
+                f"of {CONFIRMING[0]} or more)"
+                if self._over
+                else f"{len(some)} pairs vary too much to decide"
+            )
         base = median(seconds for m in some for seconds in m.base)
         head = median(seconds for m in some for seconds in m.head)
-        return Row(case, finding, ratio, len(some), base, head)
+        return Row(case, finding, ratio, len(some), base, head, note=note)
 
     def _tolerance(self, case: Case) -> Tolerance:
         return self.tolerances.get(case.id, Tolerance())

@@ -5,6 +5,9 @@ checkout it imports the registry, AttentionConfig and the streaming interface, n
 speaks JSON, a line each way, over the descriptor it is given. Trained models are the exception:
 the checkout's own ``danon.models`` and ``danon.training`` make them.
 
+The checkout goes on the path behind the standard library and before everything else, once torch
+is imported: neither an installed package nor a file called statistics.py comes in its place.
+
 CPU time of one thread: on shared machines wall time says who else was there.
 """
 
@@ -16,22 +19,54 @@ import importlib.util
 import json
 import math
 import pkgutil
+import random
 import socket
 import sys
 import traceback
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
-from time import process_time
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-NEW = 64
-"""Tokens that are decoded after a context."""
-INSTRUMENTS = Path(__file__).resolve().parent.parent / "measure" / "memory.py"
+GATE = Path(__file__).resolve().parent
+MEMORY = GATE.parent / "measure" / "memory.py"
+BUNDLED = ("baselines", "suites")
+"""Packages that come with danon without being installed: a repository may have its own."""
+
+
+def _instrument(path: Path) -> ModuleType:
+    """A module of this checkout, whatever the other one has under its name."""
+    spec = importlib.util.spec_from_file_location(f"gate_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+calls = _instrument(GATE / "calls.py")
+provenance = _instrument(GATE / "provenance.py")
+memory = _instrument(MEMORY)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case that can be called.
+
+    Attributes:
+        timed: calls of it on inputs that differ.
+        context: draw of what is read before decoding begins.
+    """
+
+    case: dict[str, Any]
+    module: Any
+    timed: Any
+    context: Any
 
 
 class Worker:
@@ -39,32 +74,160 @@ class Worker:
 
     Args:
         inputs: file of q, k, v (B, H, N, D) float32, as long as the longest case.
+        channel: descriptor that only this process may hold open.
     """
 
-    def __init__(self, inputs: Path) -> None:
-        self._inputs: list[Tensor] = torch.load(inputs, mmap=True, weights_only=True)
-        self._calls: dict[str, Callable[[], object]] = {}
-        self._made: dict[str, tuple[torch.nn.Module, tuple[Tensor, ...], dict[str, Any]]] = {}
+    def __init__(self, inputs: Path, channel: int) -> None:
+        self._text: list[Tensor] = torch.load(inputs, mmap=True, weights_only=True)
+        self._channel = channel
+        self._prepared: dict[str, Prepared] = {}
+        self._bundled: dict[str, ModuleType] = {}
+        self._proven: set[str] = set()
 
-    def load(self, targets: list[str]) -> list[str]:
-        """Import every attention of the checkout; returns the registered names."""
+    def load(
+        self, targets: list[str], repository: str, library: str, bundle: str
+    ) -> dict[str, Any]:
+        """Import every attention of the checkout.
+
+        Args:
+            targets: ``file.py:Class`` of the checkout.
+            repository: folder that the checkout is a commit of.
+            library: folder that the danon which runs the gate is imported from.
+            bundle: folder of its baselines and suites.
+
+        Returns:
+            ``attentions``, the registered names, and ``foreign``: of those that are not the
+            checkout's the file that they come from.
+
+        Raises:
+            ImportError: a module is not the checkout's although that has it.
+        """
+        root, repo = Path.cwd(), Path(repository)
+        provenance.put_first([*provenance.import_roots(root, targets, repo), Path(library)])
         attention = importlib.import_module("danon.attention")
-        own(Path.cwd(), Path(str(attention.__file__)))
+        is_danon = (root / "danon" / "__init__.py").is_file()
+        self._allowed = [GATE, MEMORY, Path(bundle) / "suites"]
+        if not is_danon:
+            self._allowed += [Path(str(attention.__file__)).parents[1], Path(bundle) / "baselines"]
+        self._root, self._repository = root, repo
         for module in pkgutil.iter_modules(attention.__path__, "danon.attention."):
             importlib.import_module(module.name)
-        if importlib.util.find_spec("baselines") is not None:
+        if not is_danon:
+            with self._ours():
+                provenance.load_package("baselines", Path(bundle) / "baselines")
+        elif importlib.util.find_spec("baselines") is not None:
             importlib.import_module("baselines")
         registry = importlib.import_module("danon.attention.registry")
         for target in targets:
             registry.load(target)
         if importlib.util.find_spec("danon.attention.variants") is not None:
             importlib.import_module("danon.attention.variants").register()  # tuned settings
+        self._prove()
+        names = list(registry.names())
+        files = {name: provenance.source_of(registry.get(name), root) for name in names}
         gc.collect()
         gc.freeze()  # or each collection before a sample goes through all of torch
-        return list(registry.names())
+        self._witness = calls.Witness(self._computed, [self._channel])
+        return {"attentions": names, "foreign": {n: file for n, file in files.items() if file}}
 
-    def prepare(self, case: dict[str, Any], name: str) -> None:
-        """Build a case and call it once."""
+    def prepare(self, case: dict[str, Any], name: str, seed: int) -> None:
+        """Build a case and call it once.
+
+        Args:
+            seed: of the inputs.
+        """
+        order = random.Random(seed)
+        context = calls.Draw(0, 1 + calls.SCALING * order.uniform(-1, 1), 0)
+        made = self._prepared[name] = self._made(case, context, order)
+        made.timed.seconds(1)
+        self._prove()
+
+    def time(self, name: str, calls: int) -> float:
+        """Call so many times; seconds of CPU a call."""
+        seconds: float = self._prepared[name].timed.seconds(calls)
+        return seconds
+
+    def verify(self, name: str) -> str:
+        """Compute again what one of the timed calls was asked; why it was wrong, or nothing."""
+        made = self._prepared[name]
+        if made.timed.fault or made.timed.kept is None:
+            return str(made.timed.fault)
+        draw, outputs = made.timed.kept
+        request = {"case": made.case, "context": asdict(made.context), "draw": asdict(draw)}
+        try:
+            again = self._witness.outputs(request)
+        except RuntimeError as error:
+            return f"a fresh process cannot repeat a timed call: {error}"
+        found: str = calls.differing(outputs, again, getattr(torch, made.case["dtype"]))
+        return found and (
+            "a timed call returned something else than a fresh process does for the same inputs "
+            f"({found}): it remembers outputs, or draws from another generator than torch's"
+        )
+
+    def facts(self, name: str) -> dict[str, float]:
+        """What is the same every time: bytes, parameters, floating point operations."""
+        made = self._prepared[name]
+        module, case, timed = made.module, made.case, made.timed
+        found = {"parameters": float(sum(p.numel() for p in module.parameters()))}
+        if case["phase"] == "decode":
+            n = case["length"]
+            q, k, v = self._context(case, n + 1, calls.CANON)
+            state = module.init_state(q.shape[0], dtype=q.dtype)
+            state = module.absorb(*(x[:, :, :n] for x in (q, k, v)), state)
+            _, state = module.step(*(x[:, :, n:] for x in (q, k, v)), state)
+            return found | {"state_bytes": float(state.nbytes)}
+
+        def measured(call: Callable[[tuple[Tensor, ...]], int]) -> float:
+            """After a call with other inputs: what it does with these, not what it remembers."""
+            timed.seconds(1)
+            return float(call(timed.inputs.filled(calls.CANON)))
+
+        draws = cycle((timed.inputs.draw(), calls.CANON))  # the first call warms up
+        peak = memory.peak_bytes(
+            lambda: timed.function(timed.inputs.filled(next(draws))), torch.device("cpu")
+        )
+        found["peak_bytes"] = float(peak)
+        if case["phase"] == "forward":
+            return found | {"flops": measured(lambda some: _flops(lambda: timed.function(some)))}
+        found["saved_bytes"] = measured(
+            lambda some: memory.saved_bytes(lambda: module(*some), [*some, *module.parameters()])
+        )
+        # Counting takes a backward() that fills in ``grad``.
+        return found | {
+            "flops": measured(lambda some: _flops(lambda: module(*some).sum().backward()))
+        }
+
+    def breaks(self, name: str) -> dict[str, float]:
+        """Where torch.compile would have to leave the graph."""
+        made = self._prepared[name]
+        torch._dynamo.reset()
+        # Not explain(), which counts graphs: a break before the first operation leaves only one.
+        counted = torch._dynamo.utils.counters["graph_break"]
+        counted.clear()
+        with torch.no_grad():
+            compiled: Callable[..., object] = torch.compile(made.module, backend="eager")
+            compiled(*made.timed.inputs.filled(calls.CANON))
+        return {"graph_breaks": float(sum(counted.values()))}
+
+    def train(self, attention: str, suites: str, place: str) -> None:
+        """Train a small model with an attention and keep its weights there."""
+        with self._ours():
+            _gated(suites).train(attention, Path(place))
+        self._prove()
+
+    def recall(self, attention: str, suites: str, place: str) -> dict[str, float] | str:
+        """What a model with those weights answers, or why they do not fit."""
+        with self._ours():
+            found: dict[str, float] | str = _gated(suites).recall(attention, Path(place))
+        self._prove()
+        return found
+
+    def release(self, name: str) -> None:
+        """Forget a case."""
+        del self._prepared[name]
+
+    def _made(self, case: dict[str, Any], context: Any, order: random.Random) -> Prepared:
+        decoding = case["phase"] == "decode"
         config = importlib.import_module("danon.config").AttentionConfig(
             hidden_size=case["heads"] * case["head_dim"], num_heads=case["heads"], causal=True,
             max_sequence_length=case["length"],
@@ -72,128 +235,54 @@ class Worker:
         kind = importlib.import_module("danon.attention.registry").get(case["attention"])
         torch.manual_seed(0)
         module = kind.build(config).eval()
-        if case["phase"] == "decode" and not hasattr(module, "init_state"):
+        if decoding and not hasattr(module, "init_state"):
             raise NotImplementedError("no streaming form (init_state, absorb, step)")
-        room = case["length"] + (NEW if case["phase"] == "decode" else 0)
-        dtype = getattr(torch, case["dtype"])
-        q, k, v = (x[:, :, :room].to(dtype, copy=True) for x in self._inputs)
-        self._made[name] = module, (q, k, v), case
-        self._calls[name] = call = _call(module, q, k, v, case)
-        call()
+        read = self._context(case, case["length"], context) if decoding else ()
+        inputs = calls.Inputs(
+            self._text,
+            calls.NEW if decoding else case["length"],
+            getattr(torch, case["dtype"]),
+            gradients=case["phase"] == "forward+backward",
+            order=order,
+        )
+        timed = calls.TimedCalls(calls.function_of(module, case, read), inputs)
+        return Prepared(case, module, timed, context)
 
-    def time(self, name: str, calls: int) -> float:
-        """Call so many times; seconds of CPU a call."""
-        call = self._calls[name]
-        gc.collect()
-        gc.disable()
-        try:
-            start = process_time()
-            for _ in range(calls):
-                call()
-            return (process_time() - start) / calls
-        finally:
-            gc.enable()
-
-    def facts(self, name: str) -> dict[str, float]:
-        """What is the same every time: bytes, parameters, floating point operations."""
-        module, (q, k, v), case = self._made[name]
-        memory = _instrument(INSTRUMENTS)
-        cpu = torch.device("cpu")
-        found = {"parameters": float(sum(p.numel() for p in module.parameters()))}
-        if case["phase"] == "decode":
-            n = case["length"]
-            state = module.init_state(q.shape[0], dtype=q.dtype)  # type: ignore[operator]
-            state = module.absorb(*(x[:, :, :n] for x in (q, k, v)), state)  # type: ignore[operator]
-            _, state = module.step(*(x[:, :, n : n + 1] for x in (q, k, v)), state)  # type: ignore[operator]
-            return found | {"state_bytes": float(state.nbytes)}
-        call = _call(module, q, k, v, case)
-        found["peak_bytes"] = float(memory.peak_bytes(call, cpu))
-        if case["phase"] == "forward+backward":
-            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-            known = [*leaves, *module.parameters()]
-            found["saved_bytes"] = float(memory.saved_bytes(lambda: module(*leaves), known))
-        return found | {"flops": float(_flops(_whole(module, q, k, v, case)))}
-
-    def breaks(self, name: str) -> dict[str, float]:
-        """Where torch.compile would have to leave the graph."""
-        module, inputs, _ = self._made[name]
-        torch._dynamo.reset()
-        # Not explain(), which counts graphs: a break before the first operation leaves only one.
-        counted = torch._dynamo.utils.counters["graph_break"]
-        counted.clear()
-        with torch.no_grad():
-            torch.compile(module, backend="eager")(*inputs)
-        return {"graph_breaks": float(sum(counted.values()))}
-
-    def train(self, attention: str, suites: str, place: str) -> None:
-        """Train a small model with an attention and keep its weights there."""
-        _gated(suites).train(attention, Path(place))
-
-    def recall(self, attention: str, suites: str, place: str) -> dict[str, float] | str:
-        """What a model with those weights answers, or why they do not fit."""
-        found: dict[str, float] | str = _gated(suites).recall(attention, Path(place))
+    def _context(self, case: dict[str, Any], tokens: int, draw: Any) -> tuple[Tensor, ...]:
+        """q, k and v of that many tokens, which are not written again."""
+        dtype, order = getattr(torch, case["dtype"]), random.Random(0)
+        inputs = calls.Inputs(self._text, tokens, dtype, gradients=False, order=order)
+        found: tuple[Tensor, ...] = inputs.filled(draw)
         return found
 
-    def release(self, name: str) -> None:
-        """Forget a case."""
-        del self._calls[name], self._made[name]
+    def _computed(self, request: dict[str, Any]) -> list[Tensor | None]:
+        """What a call returns, for :class:`calls.Witness`."""
+        case, context, draw = (
+            request["case"],
+            *(calls.Draw(**request[name]) for name in ("context", "draw")),
+        )
+        made = self._made(case, context, random.Random(0))
+        found: list[Tensor | None] = calls.outputs_of(
+            made.timed.function(made.timed.inputs.filled(draw))
+        )
+        return found
 
+    def _prove(self) -> None:
+        """Raises: ImportError: a module is not the checkout's although that has it."""
+        new = sorted(sys.modules.keys() - self._proven)
+        if wrong := provenance.misplaced(new, self._root, self._repository, self._allowed):
+            raise ImportError(
+                f"{wrong}: both sides would be the same code; put the folder that it is to be "
+                "imported from, in your repository, on PYTHONPATH"
+            )
+        self._proven.update(new)
 
-def own(root: Path, file: Path) -> None:
-    """Raises: ImportError: the checkout has a danon, and another one was imported."""
-    if (root / "danon" / "__init__.py").is_file() and not file.is_relative_to(root.resolve()):
-        raise ImportError(f"danon comes from {file}, not from {root}: how is it installed?")
-
-
-def _call(
-    module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, case: dict[str, Any]
-) -> Callable[[], object]:
-    """What is timed."""
-    if case["phase"] == "decode":
-        return _decoding(module, q, k, v, case["length"])
-    if case["phase"] == "forward":
-
-        def forward() -> object:
-            with torch.no_grad():
-                return module(q, k, v)
-
-        return forward
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    wrt = [*leaves, *(p for p in module.parameters() if p.requires_grad)]
-    g = torch.Generator().manual_seed(0)
-    grad = torch.randn(q.shape, generator=g, dtype=torch.float32).to(q)
-
-    def both() -> object:
-        return torch.autograd.grad(module(*leaves), wrt, grad, allow_unused=True)
-
-    return both
-
-
-def _whole(
-    module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, case: dict[str, Any]
-) -> Callable[[], object]:
-    """The same work as :func:`_call`; counting it takes a backward() that fills in ``grad``."""
-    if case["phase"] == "forward":
-        return _call(module, q, k, v, case)
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    return lambda: module(*leaves).sum().backward()
-
-
-def _decoding(
-    module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, length: int
-) -> Callable[[], object]:
-    """NEW tokens one by one, after the same context every time."""
-    begin = module.init_state(q.shape[0], dtype=q.dtype)  # type: ignore[operator]
-    context = module.absorb(*(x[:, :, :length] for x in (q, k, v)), begin)  # type: ignore[operator]
-    tokens = [tuple(x[:, :, at : at + 1] for x in (q, k, v)) for at in range(length, length + NEW)]
-
-    def steps() -> object:
-        state = context
-        for token in tokens:
-            out, state = module.step(*token, state)  # type: ignore[operator]
-        return out
-
-    return steps
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        """Let ``baselines`` and ``suites`` be danon's, where the checkout is not danon itself."""
+        names = ("suites",) if (self._root / "danon" / "__init__.py").is_file() else BUNDLED
+        with provenance.substituted(names, self._bundled):
+            yield
 
 
 def _flops(call: Callable[[], object]) -> int:
@@ -219,30 +308,19 @@ def _five_products(_: object, q: list[int], k: list[int], *__: object, **___: ob
     return 10 * math.prod(q) * k[2]
 
 
-@cache
 def _gated(suites: str) -> ModuleType:
-    """``suites.gated`` of that folder, whatever the checkout has under the name."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "suites"]:
-        del sys.modules[name]
-    package = sys.modules["suites"] = ModuleType("suites")
-    package.__path__ = [suites]
+    """``suites.gated`` of that folder."""
+    if "suites" not in sys.modules:
+        package = sys.modules["suites"] = ModuleType("suites")
+        package.__path__ = [suites]
     return importlib.import_module("suites.gated")
-
-
-def _instrument(path: Path) -> ModuleType:
-    """A module of this checkout, whatever the other one has under its name."""
-    spec = importlib.util.spec_from_file_location(f"gate_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def main() -> None:
     """Serve until the other end is closed."""
     torch.set_num_threads(1)
     channel = socket.socket(fileno=int(sys.argv[1]))
-    worker = Worker(Path(sys.argv[2]))
+    worker = Worker(Path(sys.argv[2]), channel.fileno())
     with channel.makefile("rw", encoding="utf-8") as lines:
         for line in lines:
             request = json.loads(line)

@@ -78,7 +78,7 @@ def _quotas(membership: Path, mount: Path) -> Iterator[float]:
     """
     if not membership.is_file():
         return
-    for line in membership.read_text().splitlines():
+    for line in membership.read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
+from danon.bench.interruption import interruptible, status_of
 from danon.bench.telling import refuse
 from danon.cluster.connection import ClusterError
 from danon.experiment.runs import UNWRITABLE
@@ -21,33 +20,25 @@ from danon.tuning.study import StudyError
 
 __all__ = ["guarded"]
 
-REFUSED, INTERRUPTED = 2, 130
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM, as a cluster sends it before it takes a machine away, is an interruption."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+REFUSED = 2
 
 
 def guarded(console: Console, run: Callable[[Path], int]) -> int:
     """Errors as one line each; what the study knows is in its storage."""
     with (
         tempfile.TemporaryDirectory(prefix="danon-tune-", ignore_cleanup_errors=True) as scratch,
-        _terminable(),
+        interruptible(),
     ):
         try:
             return run(Path(scratch) / "trials.log")
         except (ValueError, ClusterError, StudyError, StoreError, TrialError) as error:
             refuse(console, str(error))
             return REFUSED
-        except KeyboardInterrupt:
-            refuse(console, "interrupted: the same command goes on with the study")
-            return INTERRUPTED
+        except KeyboardInterrupt as error:
+            refuse(
+                console, f"{str(error) or 'interrupted'}: the same command goes on with the study"
+            )
+            return status_of(error)
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise

@@ -14,7 +14,7 @@ from time import perf_counter
 
 from danon.bench.interpreter import python_command
 from danon.gate.against import ROUNDS
-from danon.gate.pair import Side, WorkerError, pair
+from danon.gate.pair import Measurement, OutputError, Side, WorkerError, pair
 from danon.gate.power.planted import plant, slow_down
 from danon.gate.power.rounds import Round, append, read
 from danon.gate.trial import Say
@@ -65,10 +65,12 @@ def collect(
             slowdown = following(done, WANTED[load]) if ours else 0.0
             head = _head(side, slowdown, ours)
             start = perf_counter()
-            found = {}
+            found = dict[str, Measurement]()
             seed = len(known)
             base = Side("base", side.root)
             for case, one in pair(base, head, timed, inputs, log, rounds=ROUNDS, seed=seed):
+                if isinstance(one, OutputError):
+                    raise one
                 found[case.id] = one
                 say(f"{slowdown:.0%} slower, {load}, round {seed + 1}", len(found), len(timed))
             when, seconds = dt.datetime.now(dt.UTC).isoformat("T", "seconds"), perf_counter()

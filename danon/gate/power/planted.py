@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from danon.attention import registry
+from danon.gate.calls import NEW
 from danon.gate.record import case_of
-from danon.gate.worker import NEW
 
 __all__ = ["disturb", "plant", "slow_down"]
 

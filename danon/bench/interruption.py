@@ -1,0 +1,56 @@
+"""Signals that end a command: as exceptions, so that its folders and processes end with it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["SignalInterrupt", "interruptible", "status_of"]
+
+ENDING = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # Windows has no SIGHUP
+
+
+class SignalInterrupt(KeyboardInterrupt):
+    """Another signal than that of Ctrl-C ends the command.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise :class:`SignalInterrupt` inside the block.
+
+    What follows the first of them is ignored, so that a second one does not end the cleaning up.
+    A signal that is ignored already (``nohup``) stays so.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise SignalInterrupt(number)
+
+    known = {number: signal.getsignal(number) for number in ENDING}
+    before = {n: handler for n, handler in known.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def status_of(error: KeyboardInterrupt) -> int:
+    """Return the exit status of a command that was interrupted: 128 + the signal."""
+    number = error.number if isinstance(error, SignalInterrupt) else signal.SIGINT
+    return 128 + number

@@ -1,0 +1,311 @@
+"""The calls that a worker times: their inputs differ each time, and what one returned is kept.
+
+Loaded by path, like the worker itself, and for the same reason: it imports torch alone. A class
+that remembers its outputs, by the identity, the address or the content of its inputs, is timed
+while it computes, or found out by what it returned.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import os
+import random
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from time import process_time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+__all__ = [
+    "CANON",
+    "NEW",
+    "Draw",
+    "Inputs",
+    "TimedCalls",
+    "Witness",
+    "differing",
+    "function_of",
+    "outputs_of",
+]
+
+NEW = 64
+"""Tokens that are decoded after a context."""
+POOL = 3
+"""Sets of tensors that take turns as the inputs of calls."""
+SCALING = 0.02
+"""The text of a call is multiplied by 1 +- this at most, so that its content never comes again."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 3e-2}
+"""Of a row, over the largest value: the same code on the same inputs rarely differs at all."""
+ODD_ROWS = 0.01
+"""Share of rows that may be beyond it: rounding can turn a choice between two equal scores."""
+
+ANSWERED = 77
+"""Exit status of a witness that has sent its answer; one that code of a user ends has another."""
+
+Function = Callable[[tuple[Tensor, ...]], object]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The inputs of a call in three numbers.
+
+    Attributes:
+        offset: of the first token in the text.
+        factor: that the text is multiplied by.
+        seed: of torch's generator when the call begins.
+    """
+
+    offset: int
+    factor: float
+    seed: int
+
+
+CANON = Draw(0, 1.0, 0)
+"""The inputs that figures which do not vary are of."""
+
+
+class Inputs:
+    """q, k and v (B, H, N, D) of a few tensors that are filled anew for every call.
+
+    Args:
+        text: three tensors (B, H, M, D) float32 that all inputs are cut from, M >= N.
+        tokens: N.
+        gradients: let the tensors ask for gradients.
+        order: draws the content.
+    """
+
+    def __init__(
+        self,
+        text: Sequence[Tensor],
+        tokens: int,
+        dtype: torch.dtype,
+        *,
+        gradients: bool,
+        order: random.Random,
+    ) -> None:
+        self._text, self._tokens, self._order = text, tokens, order
+        shapes = [(*x.shape[:2], tokens, x.shape[3]) for x in text]
+        self._pool = [
+            tuple(torch.empty(s, dtype=dtype, requires_grad=gradients) for s in shapes)
+            for _ in range(POOL)
+        ]
+        self._turn = 0
+
+    def draw(self) -> Draw:
+        """Draw content that no call had before."""
+        order, room = self._order, self._text[0].shape[2] - self._tokens
+        factor = 1 + SCALING * order.uniform(-1, 1)
+        return Draw(order.randint(0, room), factor, order.getrandbits(32))
+
+    def filled(self, draw: Draw) -> tuple[Tensor, ...]:
+        """Fill the tensors whose turn it is, and torch's generator."""
+        self._turn = (self._turn + 1) % POOL
+        tensors = self._pool[self._turn]
+        self._fill(tensors, draw)
+        torch.default_generator.manual_seed(draw.seed)
+        return tensors
+
+    def untouched(self, tensors: tuple[Tensor, ...], draw: Draw) -> bool:
+        """Return whether tensors still have the content that they were filled with."""
+        expected = tuple(torch.empty_like(x) for x in tensors)
+        self._fill(expected, draw)
+        return all(map(torch.equal, tensors, expected))
+
+    @torch.no_grad()
+    def _fill(self, tensors: tuple[Tensor, ...], draw: Draw) -> None:
+        for x, text in zip(tensors, self._text, strict=True):
+            x.copy_(text[:, :, draw.offset : draw.offset + self._tokens]).mul_(draw.factor)
+
+
+def function_of(module: Any, case: dict[str, Any], context: tuple[Tensor, ...]) -> Function:
+    """Return what is timed of a module: a function of the tensors of :class:`Inputs`.
+
+    Args:
+        context: q, k and v of what is read before decoding begins; empty in other phases.
+    """
+    if case["phase"] == "decode":
+        begin = module.init_state(context[0].shape[0], dtype=context[0].dtype)
+        read = module.absorb(*context, begin)
+
+        def decode(tensors: tuple[Tensor, ...]) -> object:
+            state, outputs = read, []
+            for token in zip(*(x.split(1, dim=2) for x in tensors), strict=True):
+                out, state = module.step(*token, state)
+                outputs.append(out)
+            return outputs
+
+        return decode
+    if case["phase"] == "forward":
+
+        def forward(tensors: tuple[Tensor, ...]) -> object:
+            with torch.no_grad():
+                return module(*tensors)
+
+        return forward
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+
+    def both(tensors: tuple[Tensor, ...]) -> object:
+        return torch.autograd.grad(
+            module(*tensors), [*tensors, *parameters], gradient, allow_unused=True
+        )
+
+    shape = (1, case["heads"], case["length"], case["head_dim"])
+    gradient = torch.randn(shape, generator=generator).to(getattr(torch, case["dtype"]))
+    return both
+
+
+@dataclass
+class TimedCalls:
+    """Time a function on inputs that differ from call to call.
+
+    Of all the calls one is drawn, whose outputs are kept.
+
+    Attributes:
+        fault: what a call did that it must not; empty if nothing was noticed.
+        kept: inputs and outputs of the call that was drawn.
+    """
+
+    function: Function
+    inputs: Inputs
+    fault: str = ""
+    kept: tuple[Draw, list[Tensor | None]] | None = None
+    _count: int = 0
+    _chance: random.Random = field(default_factory=random.SystemRandom)
+
+    def seconds(self, calls: int) -> float:
+        """Call so many times; return seconds of CPU a call."""
+        gc.collect()
+        gc.disable()
+        try:
+            return sum(self._once() for _ in range(calls)) / calls
+        finally:
+            gc.enable()
+
+    def _once(self, clock: Callable[[], float] = process_time) -> float:
+        draw = self.inputs.draw()
+        tensors = self.inputs.filled(draw)
+        start = clock()
+        out = self.function(tensors)
+        seconds = clock() - start
+        self._count += 1
+        # Each call is as likely as the others, but for those that see their tensors first.
+        if self._chance.random() * max(self._count - POOL, 1) < 1:
+            self.kept = draw, [None if x is None else x.clone() for x in outputs_of(out)]
+            if not self.inputs.untouched(tensors, draw):
+                self.fault = "it writes into its inputs"
+        return seconds
+
+
+def differing(
+    found: Sequence[Tensor | None], expected: Sequence[Tensor | None], dtype: torch.dtype
+) -> str:
+    """Return how outputs differ by more than rounding, in words; empty if they do not."""
+    if [x is None or x.shape for x in found] != [x is None or x.shape for x in expected]:
+        return "outputs of other shapes"
+    for one, other in zip(found, expected, strict=True):
+        if one is None or other is None or torch.equal(one, other):
+            continue
+        a, b = (x.double().reshape(-1, x.shape[-1] if x.dim() else 1) for x in (one, other))
+        distance = (a - b).abs().amax(1) / b.abs().max().clamp_min(torch.finfo(dtype).tiny)
+        same = ((a == b) | (a.isnan() & b.isnan())).all(1)
+        odd = ~(same | (distance <= TOLERANCE[dtype]))
+        if (share := float(odd.double().mean())) > ODD_ROWS:
+            return (
+                f"{share:.0%} of the rows differ, by up to {float(distance[odd].max()):.2g} of "
+                "the largest value"
+            )
+    return ""
+
+
+class Witness:
+    """A copy of this process as it was before any call, that computes again what was timed.
+
+    Each answer is of a copy of that copy, so that nothing is known to it from one to the next.
+
+    Args:
+        compute: given a request, returns the outputs.
+        closing: descriptors that the copy must not hold open.
+    """
+
+    def __init__(
+        self, compute: Callable[[dict[str, Any]], list[Tensor | None]], closing: Sequence[int]
+    ) -> None:
+        self._end, there = Pipe()
+        if os.fork():
+            there.close()
+            return
+        self._end.close()
+        for descriptor in closing:
+            os.close(descriptor)
+        try:
+            _serve(there, compute)
+        finally:
+            os._exit(0)
+
+    def outputs(self, request: dict[str, Any]) -> list[Tensor | None]:
+        """Return what a fresh process computes.
+
+        Raises:
+            RuntimeError: it could not; says why.
+        """
+        try:
+            self._end.send_bytes(json.dumps(request).encode())
+            packed = self._end.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise RuntimeError("the process that computes again has died") from error
+        answer = torch.load(io.BytesIO(packed), weights_only=True)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        found: list[Tensor | None] = answer["outputs"]
+        return found
+
+
+def _serve(end: Connection, compute: Callable[[dict[str, Any]], list[Tensor | None]]) -> None:
+    """Answer until the other end is closed."""
+    while True:
+        try:
+            request = json.loads(end.recv_bytes())
+        except EOFError:
+            return
+        if (child := os.fork()) == 0:
+            try:
+                answer: dict[str, Any] = {"outputs": compute(request)}
+            except BaseException as error:  # noqa: BLE001  sys.exit() too: the other end says it
+                traceback.print_exc()
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            _send(end, answer)
+            os._exit(ANSWERED)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status != ANSWERED:
+            _send(end, {"error": f"the process ended with status {status}"})
+
+
+def _send(end: Connection, answer: dict[str, Any]) -> None:
+    packed = io.BytesIO()
+    torch.save(answer, packed)
+    end.send_bytes(packed.getvalue())
+
+
+def outputs_of(out: object) -> list[Tensor | None]:
+    """Return the tensors of what a call returned, on their own."""
+    return [None if x is None else x.detach() for x in _tensors(out)]
+
+
+def _tensors(out: object) -> Iterator[Tensor | None]:
+    if out is None or isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, list | tuple):
+        for some in out:
+            yield from _tensors(some)
+    else:
+        raise TypeError(f"returns {type(out).__name__}: must be a tensor, or tensors in a list")
