@@ -35,7 +35,7 @@ MODELS = Path("results") / "recall"
 
 def gate(options: Options, console: Console) -> int:
     """Compare; returns the exit status."""
-    if options.minutes <= 0:
+    if not options.minutes > 0:  # nor not a number
         refuse(console, f"--minutes {options.minutes:g}: must be positive")
         return UNDECIDED
     return guarded(console, lambda: _gate(options, console))

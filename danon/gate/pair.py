@@ -125,7 +125,8 @@ class Worker(Server):
         super().__init__(program, arguments, cwd=side.root, environment=environment, log=log)
         try:
             if math.isfinite(end):
-                self._timer = threading.Timer(seconds, self._expire)
+                wait = min(seconds, threading.TIMEOUT_MAX)
+                self._timer = threading.Timer(wait, self._expire)
                 self._timer.daemon = True
                 self._timer.start()
             loaded = self.request(
