@@ -220,6 +220,16 @@ class TestWorker:
         with pytest.raises(WorkerError, match=r"base: ValueError.*No module named 'nowhere'"):
             Worker(Side("base", repository, ("mine.py:A",)), gate_inputs, tmp_path / "log")
 
+    def test_it_is_ended_when_the_time_is_over(
+        self, repository: Path, tmp_path: Path, gate_inputs: Path
+    ) -> None:
+        (repository / "mine.py").write_text("import time; time.sleep(300)")
+        side, start = Side("base", repository, ("mine.py:A",)), perf_counter()
+        for end in (start + 1, start):
+            with pytest.raises(TimeOverError, match="the time was over"):
+                Worker(side, gate_inputs, tmp_path / "log", end)
+        assert perf_counter() - start < 60
+
 
 @pytest.fixture
 def small(
@@ -262,7 +272,7 @@ class TestGate:
         assert status == 1 and "regression: 1 of 1 cases" in said
         found = json.loads((small / "out" / "gate.json").read_text())
         (row,) = found["rows"]
-        assert row["finding"] == "slower" and row["pairs"] in CONFIRMING
+        assert row["finding"] == "slower and larger" and row["pairs"] in CONFIRMING
         assert 1.3 < row["time_ratio"]["low"] < row["time_ratio"]["high"] < 2.6
         assert {f["name"] for f in row["facts"]} >= {"flops"}
         assert "slower" in (small / "out" / "gate.md").read_text()
@@ -280,6 +290,7 @@ class TestGate:
         assert status == 2 and "could not decide: 1 of 1 cases" in said and "--minutes" in said
         assert "the time was over" in said
 
+    @pytest.mark.slow
     def test_the_limit_ends_what_is_being_measured(self, small: Path) -> None:
         """An attention that takes minutes a call does not make the gate take them."""
         slow = "import time; time.sleep(300)\n        for _ in"

@@ -73,7 +73,7 @@ class TestLayouts:
         package(tmp_path / "head" / "src", work=2)
         assert flops(tmp_path / "head", "src/mypkg/attn.py:MyAttention", gate_inputs) == 2
 
-    @pytest.mark.parametrize("name", ["baselines", "suites"])
+    @pytest.mark.parametrize("name", ["baselines", pytest.param("suites", marks=pytest.mark.slow)])
     def test_a_package_that_has_the_name_of_one_of_ours(
         self, name: str, tmp_path: Path, gate_inputs: Path
     ) -> None:
@@ -86,6 +86,7 @@ class TestLayouts:
             worker.request("prepare", case=asdict(CASE), name="a", seed=1)
             assert worker.request("facts", name="a")["flops"] == 2 * 2 * 2 * 4 * 128 * 128 * 64
 
+    @pytest.mark.slow
     def test_files_named_like_the_standard_library_s(
         self, tmp_path: Path, gate_inputs: Path
     ) -> None:
@@ -113,6 +114,7 @@ class TestRefusals:
         assert str(editable / "mypkg") in said and str(root / "lib" / "mypkg") in said
         assert "both sides would be the same code" in said and "PYTHONPATH" in said
 
+    @pytest.mark.slow
     def test_the_same_with_the_path_of_the_repository_itself_works(
         self, editable: Path, tmp_path: Path, gate_inputs: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -135,6 +137,7 @@ class TestRefusals:
                 Side("head", root), [case], gate_inputs, tmp_path / "log", models, lambda *_: None
             )
 
+    @pytest.mark.slow
     def test_a_class_of_a_file_outside(
         self, editable: Path, tmp_path: Path, gate_inputs: Path
     ) -> None:
@@ -178,6 +181,23 @@ class TestProvenance:
         found = misplaced(root, tmp_path, own)
         assert str(root / "other" / "mypkg") in found
 
+    def test_a_class_is_the_checkout_s_if_it_or_what_it_is_made_of_is(
+        self, loaded: Path, tmp_path: Path
+    ) -> None:
+        core = sys.modules["mypkg.core"].MyAttention
+        mixed = type("Mixed", (core,), {"__module__": "nowhere"})
+        assert provenance.source_of(core, loaded) == provenance.source_of(mixed, loaded) == ""
+        assert provenance.source_of(core, tmp_path / "root") == f"{loaded}/mypkg/core.py"
+
+    def test_the_folders_of_a_side(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        root, repository = tmp_path / "root", tmp_path / "theirs"
+        for folder in (root / "deep" / "down", root / "src", root / "tools", repository / "tools"):
+            package(folder)
+        monkeypatch.syspath_prepend(str(repository / "tools"))
+        target = "deep/down/mypkg/attn.py:MyAttention"
+        found = provenance.import_roots(root, [target, "alone.py:A"], repository)
+        assert found == [root, root / "src", root / "deep" / "down", root / "tools"]
+
     def test_another_danon_than_the_checkout_s(self, tmp_path: Path) -> None:
         shutil.copytree(
             Path(danon.__file__).parent, tmp_path / "danon", ignore=shutil.ignore_patterns("*.pt")
@@ -217,6 +237,7 @@ class TestLinks:
             assert (root / name).resolve() == (root / "mine.py").resolve()
         assert (root / "dangling").is_symlink()
 
+    @pytest.mark.slow
     def test_a_target_that_is_a_link_out_is_the_same_code_twice(
         self, tmp_path: Path, gate_inputs: Path
     ) -> None:
