@@ -170,7 +170,10 @@ def why_unknown() -> str:
             f"git config --global --add safe.directory {root}"
         )
     if "not a git repository" in done.stderr:
-        return f"danon is installed in {here.parents[1]}, which is in no git repository, and nor is this folder"
+        return (
+            f"danon is installed in {here.parents[1]}, which is in no git repository, and nor is "
+            "this folder"
+        )
     return f"the git repository around {root} has no commit that holds danon"
 
 

@@ -160,7 +160,9 @@ def function_of(module: Any, case: dict[str, Any], context: tuple[Tensor, ...]) 
         )
 
     shape = (1, case["heads"], case["length"], case["head_dim"])
-    gradient = torch.randn(shape, generator=generator).to(getattr(torch, case["dtype"]))
+    gradient = torch.randn(shape, generator=generator, dtype=torch.float32).to(
+        getattr(torch, case["dtype"])
+    )
     return both
 
 
