@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from danon.config import AttentionConfig
 from danon.measure.case import Case
 from danon.measure.correctness import check_causal
 from suites.inputs import text_qkv
+from suites.interruption import Interruption
 from suites.profiles import HEAD_DIM, HEADS
+from suites.reasons import located, one_line
 
 __all__ = [
     "REFERENCE",
@@ -26,6 +28,7 @@ __all__ = [
     "configuration",
     "gather",
     "one_line",
+    "oracle_kind",
     "shape_of",
 ]
 
@@ -33,26 +36,37 @@ REFERENCE = "sdpa"
 _TINY = 48
 
 
-def gather(targets: Iterable[str], only: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def gather(
+    targets: Iterable[str], only: Iterable[str], load: Callable[[str], str] = registry.load
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names to measure, the reference first, and those of them that the user brought.
 
     Args:
         targets: registered names, or ``file.py:Class`` / ``module:Class`` to add.
         only: registered names to keep; none keeps all. The reference and the user's own stay.
+        load: makes an attention of a target.
 
     Raises:
-        ValueError: an unknown name, a target that cannot be loaded, or a file in results/tuned
-            that is none of ``danon tune``; says why.
+        ValueError: an unknown name, a target that cannot be loaded, two of one name, or a file in
+            results/tuned that is none of ``danon tune``; says why.
     """
     for module in pkgutil.iter_modules(danon.attention.__path__, "danon.attention."):
         importlib.import_module(module.name)
     importlib.import_module("baselines")
-    own, named = [], []
+    own: dict[str, str] = {}
+    named = []
     for target in targets:
-        if ":" in target:
-            own.append(registry.load(target))
-        else:
+        if ":" not in target:
             named.append(target)
+            continue
+        name = target.rpartition(":")[2]
+        if own.get(name) == target:
+            raise ValueError(f"attention {target!r} is given twice")
+        if name in own:
+            raise ValueError(
+                f"attentions {own[name]!r} and {target!r} are both called {name!r}: rename a class"
+            )
+        own[_loaded(target, load)] = target
     variants.register()  # of one's own, too
     for target in named:
         registry.get(target)
@@ -60,7 +74,17 @@ def gather(targets: Iterable[str], only: Iterable[str]) -> tuple[tuple[str, ...]
     for name in wanted:
         registry.get(name)
     kept = [n for n in registry.names() if not wanted or n in wanted or n in own]
-    return (REFERENCE, *(n for n in kept if n != REFERENCE)), tuple(dict.fromkeys(own))
+    return (REFERENCE, *(n for n in kept if n != REFERENCE)), tuple(own)
+
+
+def _loaded(target: str, load: Callable[[str], str]) -> str:
+    """The name of a target; its module may raise anything while it is imported."""
+    try:
+        return load(target)
+    except (ValueError, Interruption):
+        raise
+    except BaseException as error:
+        raise ValueError(f"attention {target!r} does not import: {located(error)}") from error
 
 
 def shape_of(case: Case) -> AttentionConfig:
@@ -109,6 +133,17 @@ def claims_causal(module: BaseAttention) -> bool:
     return module.config.is_causal and module.causal_capable
 
 
+def oracle_kind(module: BaseAttention) -> str:
+    """What the oracle is: a class that has one of its own need not say that it is a definition.
+
+    One that has none cannot say so.
+    """
+    if type(module).oracle is BaseAttention.oracle:
+        return BaseAttention.oracle_kind
+    stated = module.oracle_kind
+    return "definition" if stated == BaseAttention.oracle_kind else stated
+
+
 def check_contract(name: str, dtypes: Iterable[str], device: str) -> None:
     """Run an attention on a few tokens before anything is measured.
 
@@ -116,46 +151,46 @@ def check_contract(name: str, dtypes: Iterable[str], device: str) -> None:
         ValueError: what it broke, in one line: it raises; wrong shape or dtype; values that are
             not finite; its configuration is causal but the output depends on later tokens.
     """
-    for dtype_name in dtypes:
-        case = Case("contract", name, _TINY, dtype_name, "forward", device, 1, HEADS, HEAD_DIM)
-        dtype = getattr(torch, dtype_name)
-        place = torch.device(device)
+    for dtype in dtypes:
+        case = Case("contract", name, _TINY, dtype, "forward", device, 1, HEADS, HEAD_DIM)
         try:
-            if registry.get(name).unavailable(
-                shape_of(case), length=_TINY, dtype=dtype, device=place, backward=False
-            ):
-                continue
-            module = build(case)
-            q, k, v = (x.to(place, dtype) for x in text_qkv(1, HEADS, _TINY, HEAD_DIM))
-            with torch.no_grad():
-                out = module(q, k, v)
-        except Exception as error:
-            hint = ""
-            if dtype != torch.float32:
-                hint = "; parameters are float32: cast them to q.dtype in forward"
+            breach = _breach(case)
+        except Interruption:
+            raise
+        except BaseException as error:
+            hint = "; parameters are float32: cast them to q.dtype in forward"
             raise ValueError(
-                f"attention {name!r} raised on {_TINY} {dtype_name} tokens: {one_line(error)}{hint}"
+                f"attention {name!r} raised on {_TINY} {dtype} tokens: "
+                f"{located(error, registry.get(name))}{'' if dtype == 'float32' else hint}"
             ) from error
-        if not isinstance(out, torch.Tensor) or out.shape != q.shape or out.dtype != dtype:
-            got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, torch.Tensor) else type(out)
-            raise ValueError(
-                f"attention {name!r} returned {got}: must be {tuple(q.shape)} {dtype}, like q"
-            )
-        if not bool(torch.isfinite(out).all()):
-            raise ValueError(f"attention {name!r} returned values that are not finite")
-        if getattr(module, "config", None) is None:
-            raise ValueError(
-                f"attention {name!r} has no config: its constructor must call "
-                "self.setup_attention(config)"
-            )
-        if claims_causal(module) and (leak := check_causal(module, q, k, v)):
-            raise ValueError(
-                f"attention {name!r} was built with causal=True but is {leak}; if it cannot be "
-                "causal, set its own config to causal=False and say so in semantics"
-            )
+        if breach:
+            raise ValueError(f"attention {name!r} {breach}")
 
 
-def one_line(error: BaseException) -> str:
-    """Type and message, on one line of bearable length."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 300 else text[:297] + "..."
+def _breach(case: Case) -> str:
+    """What an attention breaks of the contract; empty if nothing. Raises whatever it raises."""
+    dtype, place = getattr(torch, case.dtype), torch.device(case.device)
+    if registry.get(case.attention).unavailable(
+        shape_of(case), length=_TINY, dtype=dtype, device=place, backward=False
+    ):
+        return ""
+    module = build(case)
+    q, k, v = (x.to(place, dtype) for x in text_qkv(1, HEADS, _TINY, HEAD_DIM))
+    with torch.no_grad():
+        out = module(q, k, v)
+    if not isinstance(out, torch.Tensor) or out.shape != q.shape or out.dtype != dtype:
+        got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, torch.Tensor) else type(out)
+        return f"returned {got}: must be {tuple(q.shape)} {dtype}, like q"
+    if not bool(torch.isfinite(out).all()):
+        return "returned values that are not finite"
+    if getattr(module, "config", None) is None:
+        return "has no config: its constructor must call self.setup_attention(config)"
+    for said in (type(module).semantics, module.semantics):
+        if not isinstance(said, str):
+            return f"has semantics = {said!r}: must be a str"
+    if claims_causal(module) and (leak := check_causal(module, q, k, v)):
+        return (
+            f"was built with causal=True but is {leak}; if it cannot be causal, set its own "
+            "config to causal=False and say so in semantics"
+        )
+    return ""

@@ -10,6 +10,8 @@ import os
 import socket
 from typing import Any
 
+from suites.interruption import Interruption
+
 __all__ = ["CHANNEL", "Channel"]
 
 CHANNEL = "DANON_CHANNEL"
@@ -26,38 +28,47 @@ class Channel:
 
     def __init__(self) -> None:
         number = os.environ.get(CHANNEL)
+        self._process = os.getpid()
         self._stream = None
         if number is not None:
-            self._stream = socket.socket(fileno=int(number)).makefile("rw", encoding="utf-8")
+            with socket.socket(fileno=int(number)) as line:  # the stream keeps it open
+                self._stream = line.makefile("rw", encoding="utf-8")
+
+    @property
+    def heard(self) -> bool:
+        """Whether there is another side."""
+        return self._stream is not None
 
     def send(self, **event: Any) -> None:
         """Tell, and go on.
 
         Raises:
-            KeyboardInterrupt: the other side has gone; ends the session.
+            Interruption: the other side has gone; ends the session.
         """
         if self._stream is None:
             return
+        if os.getpid() != self._process:  # a copy that what is measured has forked
+            os._exit(1)
         try:
             self._stream.write(json.dumps(event) + "\n")
             self._stream.flush()
-        except ConnectionError:
-            raise KeyboardInterrupt(GONE) from None
+        except (OSError, ValueError):  # what is measured may have closed it, too
+            raise Interruption(GONE) from None
 
     def ask(self, **event: Any) -> dict[str, Any]:
         """Tell, and wait for the answer; without another side the answer is empty.
 
         Raises:
-            KeyboardInterrupt: the other side has gone; ends the session.
+            Interruption: the other side has gone; ends the session.
         """
         if self._stream is None:
             return {}
         self.send(**event)
         try:
             answer = self._stream.readline()
-        except ConnectionError:
+        except (OSError, ValueError):
             answer = ""
         if not answer:
-            raise KeyboardInterrupt(GONE)
+            raise Interruption(GONE)
         values: dict[str, Any] = json.loads(answer)
         return values

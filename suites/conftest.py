@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import tqdm
+from filelock import Timeout
 
+from danon.attention import registry
+from danon.bench.basis import code, digest
 from danon.experiment.runs import Journal
 from danon.measure.alone import alone
-from danon.measure.case import Case
+from danon.measure.case import Case, CaseResult
 from danon.measure.fingerprint import fingerprint
 from danon.measure.integrity import Integrity
+from danon.measure.process_state import ProcessState
 from danon.measure.side_effects import Helpers
 from suites.attentions import check_contract, gather
+from suites.brought import brought
 from suites.channel import Channel
 from suites.guard import limit_memory
+from suites.interruption import interrupt_on_signal
+from suites.isolation import Isolation
 from suites.keeper import Keeper
 from suites.lab import Lab
 from suites.profiles import PROFILES, Profile, visible_profiles
@@ -35,6 +46,8 @@ _cases = pytest.StashKey[dict[str, Case]]()
 _names = pytest.StashKey[tuple[str, ...]]()
 _integrity = pytest.StashKey[Integrity]()
 _answer = pytest.StashKey[dict[str, Any]]()
+_isolation = pytest.StashKey[Isolation]()
+_session = pytest.StashKey[pytest.Session]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,6 +65,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse whatever is wrong before anything is measured."""
     channel = config.stash[_channel] = Channel()
+    config.stash[_isolation] = Isolation(
+        on_trace=lambda case, text: channel.send(event="trace", case=case.id, text=text),
+        on_change=lambda key, text: channel.send(event="note", key=key, text=text),
+    )
+    interrupt_on_signal()
     try:
         _prepare(config)
     except ValueError as error:
@@ -67,25 +85,22 @@ def _prepare(config: pytest.Config) -> None:
         raise ValueError(f"unknown device {device!r}; known: {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch finds no CUDA device here; use --device cpu")
-    integrity = config.stash[_integrity] = Integrity.take("danon.measure", "suites")
-    helpers = Helpers.now()
-    names, own = gather(config.getoption("--danon-attention"), _words(config, "only"))
-    if replaced := integrity.replaced():
-        integrity.restore()
-        targets = ", ".join(config.getoption("--danon-attention"))
-        raise ValueError(
-            f"{targets}: replaces {', '.join(replaced[:3])} while it is loaded; what measures must "
-            "stay as it is"
-        )
+    # What the suites themselves set is there before the first case: it is no attention's change.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    tqdm.tqdm.monitor_interval = 0  # its thread would run beside what is timed
+    config.stash[_integrity] = Integrity.take("danon.measure", "suites")
+    names, own = gather(
+        config.getoption("--danon-attention"), _words(config, "only"), partial(_load, config)
+    )
     for suite in _words(config, "suites"):
         if suite not in SUITES:
             raise ValueError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
     profile = config.stash[_profile] = PROFILES[name]
     dtypes = {d for block in (*profile.speed, *profile.memory) for d in block.dtypes}
     for attention in own:
-        check_contract(attention, sorted(dtypes), device)
-        if left := Helpers.now().since(helpers):
-            raise ValueError(f"attention {attention!r} leaves {left}")
+        with _prepared(config, attention, f"attention {attention!r} is called with a few tokens"):
+            check_contract(attention, sorted(dtypes), device)
+    config.stash[_channel].send(event="prepare", what="the cases are planned")
     one = config.getoption("--danon-one")
     if one and one not in names:
         raise ValueError(f"--danon-one {one!r}: must be one of {', '.join(names)}")
@@ -93,6 +108,26 @@ def _prepare(config: pytest.Config) -> None:
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # or models would be trained on what else is here
         limit_memory()  # CUDA reserves more address space than it uses
+
+
+def _load(config: pytest.Config, target: str) -> str:
+    with _prepared(config, target, f"attention {target!r} is imported"):
+        return registry.load(target)
+
+
+@contextlib.contextmanager
+def _prepared(config: pytest.Config, attention: str, what: str) -> Iterator[None]:
+    """Say what is done with an attention, and set back what it changes in the process."""
+    config.stash[_channel].send(event="prepare", what=what)
+    state, helpers, integrity = ProcessState(), Helpers.now(), config.stash[_integrity]
+    yield
+    faults = [left] if (left := Helpers.now().since(helpers)) else []
+    if replaced := integrity.replaced():
+        integrity.restore()
+        faults.append(f"other functions in place of {', '.join(replaced[:3])}, which measure it")
+    if faults:
+        raise ValueError(f"attention {attention!r} leaves {' and '.join(faults)}")
+    config.stash[_isolation].prepare(attention, state)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -130,16 +165,49 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     device = torch.device(config.getoption("--danon-device"))
     config.stash[_answer] = config.stash[_channel].ask(
         event="plan", cases=plan, attentions=[case.attention for case in cases],
-        fingerprint=fingerprint(device),
+        described=[asdict(case) for case in cases], fingerprint=fingerprint(device),
+        basis=_basis(config, cases),
     )  # fmt: skip
+
+
+def _basis(config: pytest.Config, cases: Sequence[Case]) -> dict[str, str]:
+    """What decides the figures, for a run that goes on."""
+    asked = {
+        "profile": config.getoption("--danon-profile"),
+        "device": config.getoption("--danon-device"),
+        "attentions": ", ".join(config.stash[_names]),
+        "suites": ", ".join(dict.fromkeys(case.suite for case in cases)),
+    }
+    return asked | code() | {f"file {name}": digest(file) for name, file in brought().items()}
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    with alone(item.config.getoption("--danon-device")):
+    channel, lock = item.config.stash[_channel], alone(item.config.getoption("--danon-device"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        channel.send(event="waiting")
+        lock.acquire()
+        channel.send(event="going")
+    try:
         result = yield
-    item.config.stash[_channel].send(event="done", case=_case(item).id)
+    finally:
+        lock.release()
+    channel.send(event="done", case=_case(item).id)
     return result
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    session.config.stash[_session] = session
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say that pytest came to its end: a process that just ends has not."""
+    if (session := config.stash.get(_session, None)) is not None:
+        config.stash[_channel].send(event="finished", status=int(session.exitstatus))
 
 
 def pytest_benchmark_update_machine_info(
@@ -157,12 +225,26 @@ def lab(pytestconfig: pytest.Config) -> Lab:
     def note(text: str) -> None:
         channel.send(event="note", text=text)
 
+    profile, isolation = pytestconfig.stash[_profile], pytestconfig.stash[_isolation]
+
+    def begin(case: Case) -> None:
+        channel.send(
+            event="begin", case=case.id, described=asdict(case), limit_s=profile.limit(case)
+        )
+
+    def keep(result: CaseResult) -> None:
+        channel.ask(event="result", result=result.to_json())
+        if isolation.spoiled and channel.heard:
+            channel.send(event="leaving")
+            os._exit(0)  # threads of an attention would hold a usual exit up
+
     return Lab(
-        pytestconfig.stash[_profile],
-        on_begin=lambda case: channel.send(event="begin", case=case.id),
-        on_result=lambda result: channel.ask(event="result", result=result.to_json()),
+        profile,
+        on_begin=begin,
+        on_result=keep,
         known=Journal(run_dir).results() if run_dir else (),
         keeper=Keeper(Path(run_dir), note) if run_dir else None,
+        isolation=isolation,
         integrity=pytestconfig.stash[_integrity],
     )
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from suites.reasons import message
+
 __all__ = ["limit_memory", "out_of_memory"]
 
 SHARE = 0.8
@@ -43,7 +45,7 @@ def limit_memory() -> int | None:
 
 def out_of_memory(error: BaseException) -> str:
     """What an allocation on the CPU or a GPU wanted and did not get; empty for other errors."""
-    text = str(error)
+    text = message(error)
     if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not (
         isinstance(error, RuntimeError) and "can't allocate memory" in text
     ):

@@ -20,12 +20,12 @@ from danon.measure.paired import measure_pair, measure_single
 from danon.measure.roofline import copy_rate, matmul_rate, matmul_rate_of
 from danon.measure.side_effects import Helpers
 from danon.measure.statistics import fit_exponent
-from suites.attentions import REFERENCE, configuration, one_line, shape_of
+from suites.attentions import REFERENCE, configuration, shape_of
 from suites.bounds import bounds
 from suites.costs import CHECK_CALLS, GRADIENT_CALLS, SELF_CALLS, TIMING_CALLS, Costs
 from suites.examine import UnmeasuredError
 from suites.figures import ratios
-from suites.guard import out_of_memory
+from suites.isolation import Isolation
 from suites.keeper import Keeper
 from suites.lookup import Searcher
 from suites.pretrained import Exam
@@ -62,15 +62,18 @@ class Lab:
         on_result: hears its outcome, as soon as there is one.
         known: outcomes of an interrupted session, which are not measured again.
         keeper: takes the models that are trained.
+        isolation: makes rows of what cases raise; None: one that tells nobody.
         integrity: of what measures; None: it is not watched.
     """
 
     def __init__(
         self, profile: Profile, on_begin: Callable[[Case], object],
         on_result: Callable[[CaseResult], object], known: Iterable[CaseResult] = (),
-        keeper: Keeper | None = None, integrity: Integrity | None = None,
+        keeper: Keeper | None = None, isolation: Isolation | None = None,
+        integrity: Integrity | None = None,
     ) -> None:  # fmt: skip
         self._profile, self._integrity = profile, integrity
+        self._isolation = isolation or Isolation()
         # Found once, and still there: what an attention has left running, by its name.
         self._helpers: dict[str, str] = {}
         self._on_begin, self._on_result = on_begin, on_result
@@ -93,7 +96,7 @@ class Lab:
         """The outcome of a case, measured now if it is not known yet."""
         if case not in self._results:
             self._on_begin(case)
-            self._results[case] = result = self._watched(case)
+            self._results[case] = result = self._isolation.outcome(case, self._watched)
             self._on_result(result)
         return self._results[case]
 
@@ -155,10 +158,6 @@ class Lab:
             )  # fmt: skip
         except UnmeasuredError as reason:
             return _without(case, reason.status, str(reason))
-        except Exception as error:  # noqa: BLE001  its row says so; the others go on
-            if shortage := out_of_memory(error):
-                return _without(case, "over budget", shortage)
-            return _without(case, "failed", one_line(error))
 
     def _unavailable(self, case: Case, *, backward: bool) -> str | None:
         return registry.get(case.attention).unavailable(

@@ -17,6 +17,8 @@ __all__ = ["HEADS", "HEAD_DIM", "PROFILES", "Block", "Profile", "visible_profile
 HEADS, HEAD_DIM = 4, 64
 DENSE_4096_S = 0.07
 """Dense forward pass in float32 on two cores; only the proportions between cases matter."""
+LIMIT, LIMIT_OF_MODELS = 15, 5
+"""A case is given up after so many times the seconds that its profile, or its plan, allows."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,14 @@ class Profile:
         dense_s *= (0.5 if case.dtype != "float32" else 1) * (3.5 if case.phase != "forward" else 1)
         share = self.seconds if case.suite == "speed" else 0.2
         return min(share + 4 * dense_s, self.cap_s)
+
+    def limit(self, case: Case) -> float:
+        """Seconds without an answer after which a case has failed.
+
+        Several times what it may take: another program beside it can slow it down as much.
+        """
+        slack = LIMIT * self.cap_s
+        return LIMIT_OF_MODELS * self.plan(case).cap_s + slack if case.task else slack
 
     def plan(self, case: Case) -> Plan | PretrainedPlan | LookupPlan:
         """What a model of a case is trained by, or asked."""

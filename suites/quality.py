@@ -20,6 +20,7 @@ from danon.training import IGNORED
 from suites.attentions import REFERENCE, configuration
 from suites.corpora import corpus, windows
 from suites.examine import PROBE, UnmeasuredError, costs, examined
+from suites.interruption import Interruption
 from suites.keeper import Keeper
 from suites.learner import attention_of, sized
 from suites.plans import LanguagePlan, Plan, RecallPlan
@@ -56,7 +57,7 @@ class School:
         self._profile = profile
         self._keeper = keeper
         self._verifier = Verifier()
-        self._runs: dict[tuple[str, Plan], list[Run] | Exception] = {}
+        self._runs: dict[tuple[str, Plan], list[Run] | BaseException] = {}
         self._checks: dict[tuple[str, Plan], dict[str, Any]] = {}
 
     def result(self, case: Case) -> CaseResult:
@@ -135,10 +136,12 @@ class School:
         if key not in self._runs:
             try:
                 self._runs[key] = self._train(case, plan, learn)
-            except Exception as reason:  # noqa: BLE001  the other cases of the task fail alike
+            except Interruption:
+                raise
+            except BaseException as reason:  # noqa: BLE001  the other cases of the task fail alike
                 self._runs[key] = reason
         runs = self._runs[key]
-        if isinstance(runs, Exception):
+        if isinstance(runs, BaseException):
             raise runs
         return runs
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from danon.attention.base import BaseAttention
 from danon.measure.case import Case
 from danon.measure.correctness import Oracle, Subject
-from suites.attentions import build
+from suites.attentions import build, oracle_kind
 from suites.inputs import Triple, text_qkv
 
 __all__ = ["Specimen"]
@@ -77,7 +77,7 @@ class Specimen:
         margin: Callable[..., Tensor] | None = getattr(module, "oracle_margin", None)
         undecided = None if margin is None else _without_mask(margin)
         return Subject(
-            self.attend, oracle, module.oracle_kind, self.parameters, oracle_parameters, undecided
+            self.attend, oracle, oracle_kind(module), self.parameters, oracle_parameters, undecided
         )
 
     def _forward(self) -> object:

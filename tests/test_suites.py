@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -115,6 +117,13 @@ class Session:
         return {b["param"]: b for b in found}
 
 
+def reported(child: Child) -> Iterator[dict[str, Any]]:
+    """What the suites report, until they end."""
+    with contextlib.suppress(EOFError):
+        while (event := child.event(None)) is not None:
+            yield event
+
+
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     scratch = tmp_path_factory.mktemp("suites")
@@ -124,7 +133,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     child = Child(["--danon-profile=smoke", "--danon-only=flash-attn", *brought], scratch)
     planned: list[str] = []
     results = {}
-    for event in child.events():
+    for event in reported(child):
         if event["event"] == "plan":
             planned = [identifier for identifier, _ in event["cases"]]
             child.answer(run=None)
@@ -209,8 +218,9 @@ class TestSession:
         short = session.results["speed/Short/N64/float32/forward/cpu"]
         long = session.results["speed/Short/N128/float32/forward/cpu"]
         assert short.status == "measured"
+        line = 1 + OWN[: OWN.index("raise RuntimeError")].count("\n")
         assert (long.status, long.reason) == (
-            "failed", "RuntimeError: takes no more than 100 tokens",
+            "failed", f"RuntimeError: takes no more than 100 tokens (own.py:{line})",
         )  # fmt: skip
         assert session.results["scaling/Short/N0/float32/forward/cpu"].status == "failed"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from torch import nn
@@ -17,6 +20,8 @@ from danon.attention.base import BaseAttention
 __all__ = ["get", "load", "names", "register"]
 
 _TABLE: dict[str, type[BaseAttention]] = {}
+_VERSIONS: dict[str, tuple[int, int]] = {}
+"""Of files that are imported: time of the last change and size."""
 _T = TypeVar("_T", bound=type[BaseAttention])
 
 
@@ -31,12 +36,19 @@ def register(name: str) -> Callable[[_T], _T]:
 
     def add(cls: _T) -> _T:
         known = _TABLE.get(name)
-        if known is not None and known.__qualname__ != cls.__qualname__:
-            raise ValueError(f"attention {name!r} is already registered: {known!r}")
+        if known is not None and _source(known) != _source(cls):
+            raise ValueError(
+                f"attention {name!r} is already registered: {known!r}; give {cls!r} another name"
+            )
         _TABLE[name] = cls
         return cls
 
     return add
+
+
+def _source(cls: type) -> tuple[str, str]:
+    """What tells a class from another one, and not from itself imported again."""
+    return cls.__module__, cls.__qualname__
 
 
 def names() -> tuple[str, ...]:
@@ -78,16 +90,11 @@ def load(target: str) -> str:
     if folder not in sys.path:
         sys.path.append(folder)
     try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(f"danon_user_{path.stem}", path)
-            assert spec is not None and spec.loader is not None  # a file that ends in .py
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # dataclasses and pickling look classes up here
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-    except Exception as error:
-        raise ValueError(f"attention {target!r} does not import: {error!r}") from error
+        module = _imported(path) if place.endswith(".py") else importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        raise ValueError(f"attention {target!r} does not import: {error!r} ({where})") from error
     cls = getattr(module, attr, None)
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         classes = [
@@ -108,6 +115,24 @@ def load(target: str) -> str:
         )
     register(attr)(cls)
     return attr
+
+
+def _imported(path: Path) -> ModuleType:
+    """A file as a module, executed once until it changes: its classes share what it holds."""
+    name, version = f"danon_user_{path.stem}", (path.stat().st_mtime_ns, path.stat().st_size)
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ != str(path):  # one of the same name elsewhere
+        name += f"_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+        known = sys.modules.get(name)
+    if known is not None and _VERSIONS.get(name) == version:
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a file that ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look classes up here
+    spec.loader.exec_module(module)
+    _VERSIONS[name] = version
+    return module
 
 
 def _takes_one_config(cls: type[BaseAttention]) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import select
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +23,9 @@ CHANNEL = "DANON_CHANNEL"  # the suites look for it under this name
 FOREIGN = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
 """Variables that would change this pytest, meant for tests of the user's own."""
 PATIENCE_S = 5.0
+TICK_S = 0.5
+"""Between looks whether a silent process has ended."""
+HEARD_BYTES = 65536
 _FINISHED = (0, 1, 5)  # pytest: all passed, some failed, nothing to run
 
 
@@ -46,13 +52,13 @@ class Child:
             "-c", str(suites / "pytest.ini"), "--rootdir", str(suites), str(suites),
             "--benchmark-json", str(self.benchmark), *options,
         )  # fmt: skip
-        with there, self.log.open("wb") as log:
+        self._logged = self.log.stat().st_size if self.log.exists() else 0
+        with there, self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=environment, pass_fds=(there.fileno(),), start_new_session=True,
             )  # fmt: skip
-        self._stream = here.makefile("rw", encoding="utf-8")
-        here.close()  # the stream keeps it open
+        self._line, self._unread = here, b""
 
     def __enter__(self) -> Self:
         return self
@@ -62,22 +68,58 @@ class Child:
             self.stop()
         self.wait()
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """What the suites report, until they end."""
+    def event(self, limit_s: float | None) -> dict[str, Any] | None:
+        """The next report of the suites.
+
+        Args:
+            limit_s: seconds to wait for it; None waits until the process has ended.
+
+        Returns:
+            None: there was none within the limit.
+
+        Raises:
+            EOFError: the process has ended, or what it says is no report.
+        """
+        deadline = math.inf if limit_s is None else time.monotonic() + limit_s
+        while b"\n" not in self._unread:
+            wait_s = min(TICK_S, deadline - time.monotonic())
+            if wait_s <= 0:
+                return None
+            self._hear(wait_s)
+        line, _, self._unread = self._unread.partition(b"\n")
         try:
-            for line in self._stream:
-                event: dict[str, Any] = json.loads(line)
-                yield event
-        except (ConnectionError, json.JSONDecodeError):
-            return  # it died in the middle of a line: its exit status says how
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            raise EOFError(f"no report: {line[:80]!r}")
+        return event
+
+    def _hear(self, wait_s: float) -> None:
+        ended = self._process.poll() is not None  # before: what it said last is there by now
+        if select.select([self._line], [], [], wait_s)[0]:
+            try:
+                heard = self._line.recv(HEARD_BYTES)
+            except ConnectionError as error:
+                raise EOFError(str(error)) from error
+            if not heard:
+                raise EOFError("the line is closed")
+            self._unread += heard
+        elif ended:  # what it has started itself may still hold the line
+            raise EOFError("the process has ended")
 
     def answer(self, **values: Any) -> None:
         """Let the suites go on after a ``plan`` or a ``result``."""
-        try:
-            self._stream.write(json.dumps(values) + "\n")
-            self._stream.flush()
-        except ConnectionError:
-            return  # it died meanwhile; events() ends next
+        with contextlib.suppress(ConnectionError):  # it died meanwhile; event() says so next
+            self._line.sendall(json.dumps(values).encode() + b"\n")
+
+    def abort(self) -> None:
+        """End a process that does not answer; its log then has the Python line that it was at."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGABRT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE_S)
+        self._signal(signal.SIGKILL)
 
     def stop(self) -> None:
         """End the process and what it started; safe to call from a signal handler."""
@@ -90,9 +132,14 @@ class Child:
         except subprocess.TimeoutExpired:
             self._signal(signal.SIGKILL)
             status = self._process.wait()
-        with contextlib.suppress(OSError):  # of an answer that it did not live to read
-            self._stream.close()
+        self._signal(signal.SIGKILL)  # what it has started ends with it
+        self._line.close()
         return status
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended, even if it is silent for good."""
+        return self._process.poll() is None
 
     @staticmethod
     def finished(status: int) -> bool:
@@ -100,13 +147,14 @@ class Child:
         return status in _FINISHED
 
     def tail(self, lines: int = 15) -> str:
-        """The last of what pytest printed."""
-        return "\n".join(
-            self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-        )
+        """The last of what this process printed."""
+        with self.log.open("rb") as log:
+            log.seek(self._logged)
+            printed = log.read().decode(errors="replace")
+        return "\n".join(printed.splitlines()[-lines:])
 
     def _signal(self, number: signal.Signals) -> None:
         try:
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            return  # has ended already
+        except (ProcessLookupError, PermissionError):
+            return  # has ended already, and its number may be another's

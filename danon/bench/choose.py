@@ -18,6 +18,7 @@ from danon.bench.telling import pass_over
 from danon.config import TUNED
 from danon.experiment import frame, words
 from danon.experiment.choice import Choice, Option, choose
+from danon.experiment.remarks import MARK, doubtful
 from danon.experiment.runs import readable_runs
 from danon.measure.fingerprint import fingerprint
 
@@ -72,6 +73,10 @@ def answer(
         console.print(how, highlight=False, markup=False, soft_wrap=True)
     if found.options:
         console.print(_table(found, length))
+    for option in (option for option in found.options if option.remarks):
+        last = "; not recommended" if doubtful(option.remarks) else ""
+        why = f"{MARK} {option.attention}: {'; '.join(r.text for r in option.remarks)}{last}"
+        console.print(Text(why, style="yellow"), soft_wrap=True)
     for line in _doubts(found):
         console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     for what in found.missing if found.costs else ():
@@ -178,7 +183,7 @@ def _table(found: Choice, length: int) -> Table:
     for option in found.options:
         known = not math.isnan(option.peak)
         cells = [
-            option.attention,
+            f"{option.attention} {MARK}" if option.remarks else option.attention,
             words.times(option.speedup),
             words.interval(option.speedup),
             words.bytes_text(option.peak),

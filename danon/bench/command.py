@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,9 +12,9 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
-from danon.bench.child import Child
 from danon.bench.progress import Display
-from danon.bench.session import REFUSED, Options, Session
+from danon.bench.session import REFUSED, Options, ResumeError, Session
+from danon.bench.supervisor import Supervisor
 from danon.cluster.connection import ClusterError, check_engine
 from danon.experiment.runs import UNWRITABLE
 
@@ -26,7 +25,7 @@ def bench(options: Options, console: Console) -> int:
     """Run the suites.
 
     Returns:
-        Exit status: 0; 1 when a case failed; 2 when nothing could be measured; 74 when the results
+        Exit status: 0; 1 when a case failed; 2 when not all could be measured; 74 when the results
         cannot be written; 128 + the signal that ended it.
     """
     session = Session(options, console)
@@ -39,9 +38,11 @@ def bench(options: Options, console: Console) -> int:
             return _spread(session, options, console)
         with (
             tempfile.TemporaryDirectory(prefix="danon-") as scratch,
-            Child(options.arguments(), Path(scratch)) as child,
+            Supervisor(options.arguments(), Path(scratch)) as suites,
         ):
-            return _measured(session, child, console)
+            return _measured(session, suites, console)
+    except ResumeError as error:
+        return _refused(console, str(error))
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
@@ -54,32 +55,35 @@ def _spread(session: Session, options: Options, console: Console) -> int:
     with stopping(lambda: None) as stopped:
         try:
             return spread(session, options, console, stopped)
-        except ClusterError as error:
+        except (ClusterError, ResumeError) as error:
             return _refused(console, str(error))
 
 
-def _measured(session: Session, child: Child, console: Console) -> int:
-    with stopping(child.stop) as stopped, Display(console) as display:
-        for event in child.events():
+def _measured(session: Session, suites: Supervisor, console: Console) -> int:
+    with stopping(suites.stop) as stopped, Display(console) as display:
+        for event in suites.events():
             if event["event"] == "plan":
-                run_dir = session.open(event["fingerprint"])
+                planned = [case for case, _ in event["cases"]]
+                session.open(event["fingerprint"], event["basis"], planned)
                 display.plan(event["cases"])
-                child.answer(run=os.fspath(run_dir.resolve()))
+                assert session.journal is not None
+                suites.go(session.journal)
                 continue
             session.handle(event, display)
             if event["event"] == "result":
-                child.answer()
-        status = child.wait()
-    signalled = stopped[0] if stopped else -status if status < 0 else 0
+                suites.stored()
+    signalled = stopped[0] if stopped else 0
     if session.refusal:
         return _refused(console, session.refusal)
     if session.journal is None and not signalled:
-        console.print(child.tail(), markup=False)
-        return _refused(console, "the suites ended before they measured anything")
-    unfinished = ""
-    if session.journal and not Child.finished(status):
-        unfinished = f"pytest ended with status {status}: {session.journal.run_dir}/pytest.log"
-    return session.close((child.log, child.benchmark), unfinished, signalled)
+        console.print(suites.tail(), markup=False)
+        return _refused(
+            console, f"the suites ended before they measured anything: {suites.failure}"
+        )
+    if session.journal is None or not suites.failure:
+        return session.close(suites.files, "", signalled)
+    unfinished = f"{suites.failure}; see {session.journal.run_dir}/pytest.log; --resume goes on"
+    return session.close(suites.files, unfinished, signalled, status="KILLED")
 
 
 def _refused(console: Console, reason: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,17 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from danon.bench import attempts
+from danon.bench.basis import differences
 from danon.bench.progress import Display
 from danon.bench.telling import pass_over
-from danon.experiment import report, scoreboard
+from danon.experiment import failures, report, scoreboard
 from danon.experiment.export import write_results
 from danon.experiment.record import Recorder
 from danon.experiment.runs import (
     UNKNOWN,
     Journal,
+    RecordedRun,
     RunInfo,
     RunStatus,
     recorded_runs,
@@ -29,10 +32,14 @@ from danon.experiment.runs import (
 )
 from danon.measure.case import CaseResult
 
-__all__ = ["REFUSED", "Options", "Session"]
+__all__ = ["REFUSED", "Options", "ResumeError", "Session"]
 
 REFUSED = 2
 SEED = 0
+
+
+class ResumeError(ValueError):
+    """A killed run cannot go on; says what differs."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Options:
         only: registered names to keep, comma separated; empty keeps all.
         suites: to run, comma separated; empty runs all.
         results: folder of all runs.
-        resume: go on with the last killed run of the same commit, profile and machine.
+        resume: go on with the last killed run; all that decides figures must be as it was.
         command: as typed, for the record.
         engine: ``local``, or ``ray`` with the ``address`` of a cluster; empty starts one here.
     """
@@ -85,21 +92,30 @@ class Session:
         self.journal: Journal | None = None
         self._recorder: Recorder | None = None
         self._fresh: set[str] = set()
-        self._notes: list[str] = []
+        self._notes: dict[str, str] = {}
+        self._planned: list[str] = []
+        self._traces: dict[str, str] = {}
 
     def handle(self, event: dict[str, Any], display: Display) -> None:
-        """One of refused, begin, note, done and result; a plan is for :meth:`open`."""
+        """One of refused, begin, note, done, trace and result; a plan is for :meth:`open`."""
         kind = event["event"]
         if kind == "refused":
             self.refusal = event["reason"]
         elif kind == "begin":
             display.begin(event["case"])
         elif kind == "note":
-            self._notes.append(event["text"])
+            # A process after another says some things again.
+            self._notes.setdefault(event.get("key", event["text"]), event["text"])
         elif kind == "done":
             display.done(event["case"], reused=event["case"] not in self._fresh)
+        elif kind == "trace":
+            self._traces[event["case"]] = event["text"]
         else:
-            self.keep(CaseResult.from_json(event["result"]))
+            result = CaseResult.from_json(event["result"])
+            self.keep(result)
+            if trace := event.get("trace") or self._traces.pop(result.case.id, ""):
+                assert self.journal is not None
+                failures.write(self.journal.run_dir, result.case, trace)
 
     def keep(self, result: CaseResult) -> None:
         """Store an outcome; it is on disk when this returns."""
@@ -128,7 +144,7 @@ class Session:
             if file.is_file():
                 shutil.move(file, run_dir / file.name)
         write_results(results, info, run_dir)
-        for note in self._notes:
+        for note in self._notes.values():
             say(f"[yellow]{escape(note)}", soft_wrap=True)
         if signalled:
             say(f"[yellow]{escape(self._recorder.finish('KILLED'))}", soft_wrap=True)
@@ -136,6 +152,10 @@ class Session:
                 f"Stopped: {len(results)} cases stay in {run_dir}; --resume goes on", soft_wrap=True
             )
             return 128 + signalled
+        rows = {result.case.id for result in results}
+        missing = [case for case in self._planned if case not in rows]
+        if missing and not unfinished:
+            unfinished = f"{len(missing)} of {len(self._planned)} planned cases have no outcome"
         report.write_report(results, info, run_dir / "report.html")
         recorded = self._recorder.finish(status if unfinished else "FINISHED")
         scoreboard.render(results, info, self._console)
@@ -143,12 +163,16 @@ class Session:
         say(f"Figures   {run_dir / 'results.json'}", soft_wrap=True, highlight=False)
         say(f"MLflow    {escape(recorded)}", soft_wrap=True, highlight=False)
         say("          `nox -s ui` opens it", highlight=False)
-        if unfinished:
-            say(f"[bold red]danon bench:[/] {escape(unfinished)}", soft_wrap=True)
-            return REFUSED
         failed = [r for r in results if r.status == "failed"]
         for result in failed:
             say(f"[red]failed[/] {result.case.id}: {escape(result.reason)}", soft_wrap=True)
+        if (run_dir / failures.FOLDER).is_dir():
+            say(f"Failures  {run_dir / failures.FOLDER}", soft_wrap=True, highlight=False)
+        for case in missing:
+            say(f"[red]no outcome[/] {case}", soft_wrap=True)
+        if unfinished:
+            say(f"[bold red]danon bench:[/] {escape(unfinished)}", soft_wrap=True)
+            return REFUSED
         return 1 if failed else 0
 
     def unwritten(self, error: OSError) -> int:
@@ -162,10 +186,24 @@ class Session:
                 )  # fmt: skip
         return os.EX_IOERR
 
-    def open(self, fingerprint: dict[str, Any]) -> Path:
-        """Make the run's folder, or take that of a killed run; says where things are recorded."""
+    def open(
+        self,
+        fingerprint: dict[str, Any],
+        basis: Mapping[str, str] | None = None,
+        planned: Iterable[str] = (),
+    ) -> Path:
+        """Make the run's folder, or take that of a killed run; says where things are recorded.
+
+        Args:
+            basis: what decides the figures, by name.
+            planned: cases that are to have a row in the end.
+
+        Raises:
+            ResumeError: there is a killed run, but it was measured with something else.
+        """
         options, say = self._options, self._console.print
-        info = RunInfo.capture(options.profile, SEED, options.command, fingerprint)
+        info = RunInfo.capture(options.profile, SEED, options.command, fingerprint, basis)
+        self._planned = list(planned)
         old = _killed(options, info, self._console) if options.resume else None
         if old is not None:
             self.journal, info = old, old.info()
@@ -173,7 +211,7 @@ class Session:
             say(f"Going on with {info.run_id}: {len(old.results())} cases are measured already")
         else:
             if options.resume:
-                say("Nothing to resume: no killed run of this commit, profile and machine")
+                say("Nothing to resume: no run was killed")
             self.journal = Journal.create(options.results, info)
         if info.commit == UNKNOWN:
             say(f"[yellow]The commit is recorded as unknown:[/] {escape(why_unknown())}")
@@ -181,25 +219,58 @@ class Session:
             say("[dim]This checkout has changes that no commit holds.[/]")
         self._recorder = Recorder(info, self.journal)
         say(escape(self._recorder.start()), soft_wrap=True, highlight=False)
+        known = {result.case for result in self.journal.results()}
+        case = attempts.fatal(self.journal.run_dir)
+        if case is not None and case not in known:
+            reason = f"the bench as a whole was killed at this case {attempts.MOST} times"
+            self.keep(CaseResult(case, "failed", reason))
         return self.journal.run_dir
 
 
 def _killed(options: Options, info: RunInfo, console: Console) -> Journal | None:
-    """The last one to go on with; says which cannot be read.
+    """The last killed run that was measured with what there is now; None: none was killed.
+
+    Says which runs cannot be read.
+
+    Raises:
+        ResumeError: there are some, but none of them was; says what differs from the last one.
+    """
+    refusal = ""
+    for run in recorded_runs(options.results, partial(pass_over, console)):
+        if run.status != "KILLED":
+            continue
+        different = _differences(options, run, info)
+        if not different:
+            return Journal(run.run_dir)
+        refusal = refusal or (
+            f"--resume: {run.info.run_id} was not measured with the same: "
+            f"{'; '.join(different)}. Without --resume a new run begins"
+        )
+    if refusal:
+        raise ResumeError(refusal)
+    return None
+
+
+def _differences(options: Options, run: RecordedRun, info: RunInfo) -> list[str]:
+    """What decides figures and is not as it was in a run.
 
     On a cluster each machine goes on with what its like has measured, if it was on that device;
     here all must be of this one.
     """
-    for run in recorded_runs(options.results, partial(pass_over, console)):
-        old = run.info
-        if (old.commit, old.profile) != (info.commit, info.profile) or run.status != "KILLED":
-            continue
-        machines = (r.place.get("machine", old.fingerprint) for r in run.results)
-        here = [old.fingerprint, *machines]
-        if options.engine == "ray":
-            fits = old.fingerprint.get("device") == info.fingerprint["device"]
-        else:
-            fits = all(machine == info.fingerprint for machine in here)
-        if fits:
-            return Journal(run.run_dir)
-    return None
+    old = run.info
+    found = differences({"profile": old.profile}, {"profile": info.profile})
+    found += differences(old.basis, info.basis)
+    found += differences(old.versions, info.versions)
+    machines = [r.place.get("machine", old.fingerprint) for r in run.results]
+    machines.insert(0, old.fingerprint)
+    if options.engine == "ray":
+        machines, here = (
+            [{"device": old.fingerprint.get("device")}],
+            {"device": info.fingerprint["device"]},
+        )
+    else:
+        here = {name: x for name, x in info.fingerprint.items() if name != "id"}
+    for machine in machines:
+        there = {name: x for name, x in machine.items() if name != "id"}
+        found += differences(there, here)
+    return list(dict.fromkeys(found))

@@ -51,7 +51,8 @@ def spread(session: Session, options: Options, console: Console, stopped: Sequen
             return 128 + stopped[0]
         if plan.refusal:
             raise ClusterError(plan.refusal)
-        session.open(plan.event["fingerprint"])
+        planned = [case for case, _ in plan.event["cases"]]
+        session.open(plan.event["fingerprint"], plan.event["basis"], planned)
         why = ""
         with Display(console) as display:
             work = _Units(session, options, plan.event, display, tell)
@@ -154,7 +155,8 @@ class _Units:
             if result.case.attention == attention:  # dense attention has its own row
                 for kept, files in event["models"]:
                     _store(self._journal.run_dir, kept, files)
-                self._session.keep(replace(result, place=event["place"]))
+                placed = replace(result, place=event["place"])
+                self._session.handle({**event, "result": placed.to_json()}, self._display)
         elif event["event"] == "done":
             if event["case"] not in self._seen:
                 self._seen.add(event["case"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from danon.bench.child import Child
+from danon.bench.supervisor import Supervisor
 from danon.cluster.hand import Place
 from danon.experiment.kept import Kept
 from danon.experiment.runs import Journal, RunInfo
@@ -21,42 +21,43 @@ class _Suites:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = tuple(arguments)
-        self._child: Child | None = None
+        self._suites: Supervisor | None = None
         self._stopped = False
 
     def stop(self) -> None:
         self._stopped = True
-        if self._child is not None:
-            self._child.stop()
+        if self._suites is not None:
+            self._suites.stop()
 
     def events(self, place: Place) -> Iterator[dict[str, Any]]:
         with (
             tempfile.TemporaryDirectory(prefix="danon-", ignore_cleanup_errors=True) as scratch,
-            Child(self._arguments, Path(scratch)) as child,
+            Supervisor(self._arguments, Path(scratch)) as suites,
         ):
-            self._child = child
+            self._suites = suites
             if self._stopped:
-                child.stop()
-            yield from self._told(child, Path(scratch), place)
-            status = child.wait()
-            files = {
-                file.name: file.read_bytes() for file in (child.log, child.benchmark)
-                if file.is_file()
-            }  # fmt: skip
-            yield {"event": "ended", "status": status, "tail": child.tail(), "files": files}
+                suites.stop()
+            yield from self._told(suites, Path(scratch), place)
+            files = {file.name: file.read_bytes() for file in suites.files if file.is_file()}
+            yield {
+                "event": "ended",
+                "status": suites.status,
+                "tail": suites.failure or suites.tail(),
+                "files": files,
+            }
 
-    def _told(self, child: Child, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
-        yield from child.events()
+    def _told(self, suites: Supervisor, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
+        yield from suites.events()
 
 
 class Question(_Suites):
     """What there is to measure."""
 
-    def _told(self, child: Child, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
-        for event in child.events():
+    def _told(self, suites: Supervisor, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
+        for event in suites.events():
             yield event
             if event["event"] == "plan":
-                child.stop()
+                suites.stop()
 
 
 class Unit(_Suites):
@@ -76,21 +77,22 @@ class Unit(_Suites):
         super().__init__((*arguments, f"--danon-one={attention}"))
         self.attention, self._info, self._known = attention, info, tuple(known)
 
-    def _told(self, child: Child, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
+    def _told(self, suites: Supervisor, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
         journal = Journal.create(scratch, self._info)
         machine: dict[str, Any] = {}
         sent: set[Path] = set()
-        for event in child.events():
+        for event in suites.events():
             if event["event"] == "plan":
                 machine = event["fingerprint"]
                 for result in self._known:
                     if result.place.get("machine", self._info.fingerprint) == machine:
                         journal.append(result)
-                child.answer(run=str(journal.run_dir))
+                suites.go(journal)
             elif event["event"] == "result":
+                journal.append(CaseResult.from_json(event["result"]))  # for a process after this
                 yield {**event, "place": {**place, "machine": machine},
                        "models": list(_models(journal.run_dir, sent))}  # fmt: skip
-                child.answer()
+                suites.stored()
             else:
                 yield event
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import danon
-from danon.bench.interpreter import bundle
+from danon.bench.basis import code
 from danon.experiment.runs import commit_of
 
 __all__ = ["Installed", "installed", "misfit"]
 
-SUFFIXES = (".py", ".json", ".pt")
-"""Of what figures hang on: code, tables, weights of a model that is asked."""
 Installed = dict[str, str]
 """Facts of :func:`installed`; it travels between versions of danon, so it is plain."""
 
@@ -25,15 +24,12 @@ def installed(folder: str, files: Sequence[str]) -> Installed:
     Args:
         folder: that relative ``files`` are looked for in.
     """
-    root, package = bundle(), Path(danon.__file__).resolve().parent
-    hashed = hashlib.sha256()
-    for place in (package, root / "suites", root / "baselines"):
-        for source in sorted(place.glob("**/*")):
-            inside = source.relative_to(place).parts
-            if source.suffix in SUFFIXES and "_bundle" not in inside:
-                name = f"{place.name}/{source.relative_to(place).as_posix()}"
-                hashed.update(name.encode() + b"\0" + source.read_bytes())
-    facts = {"version": danon.__version__, "commit": commit_of()[0], "code": hashed.hexdigest()}
+    digests = json.dumps(code(), sort_keys=True).encode()
+    facts = {
+        "version": danon.__version__,
+        "commit": commit_of()[0],
+        "code": hashlib.sha256(digests).hexdigest(),
+    }
     for file in files:
         there = Path(os.path.join(folder, file))  # noqa: PTH118  an absolute one stays
         content = there.read_bytes() if there.is_file() else None

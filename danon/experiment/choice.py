@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from danon.experiment import configuration, frame, places, quality, words
 from danon.experiment.frame import REFERENCE, Figure, View
 from danon.experiment.quality import LOOKUP
+from danon.experiment.remarks import Remark, doubtful, remarks
 from danon.measure.machines import comparable, similar
 from danon.measure.proportions import difference_interval
 
@@ -48,6 +49,7 @@ class Option:
         finding: what the score says of these settings at this length.
         doubts: why the score does not tell, in words.
         other_settings: the score is not known to be of these settings.
+        remarks: what a reader must know; some are doubts, and then it is not recommended.
     """
 
     attention: str
@@ -60,6 +62,7 @@ class Option:
     finding: Finding = "not measured"
     doubts: tuple[str, ...] = ()
     other_settings: bool = False
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -72,7 +75,7 @@ class Choice:
     """The answer and what it rests on.
 
     Attributes:
-        best: the fastest that fits and is as good; None if there is none.
+        best: the fastest that fits, is as good and not in doubt; None if there is none.
         options: all with a speed at this length, the fastest first.
         missing: what is not measured, in words.
         costs: the run that speed and memory come from.
@@ -182,6 +185,9 @@ def choose(
         )
     costs = max(found, key=lambda some: some.rank)
     judged, options = _judged(costs, tasks, length)
+    asked = {costs.info.run_id, *([judged[0].run_id] if judged else [])}
+    said = remarks(r for run, results in known if run.run_id in asked for r in results)
+    options = [replace(option, remarks=said.get(option.attention, ())) for option in options]
     seen = dict.fromkeys(r.case.attention for _, results in known for r in results)
     measured = {option.attention for option in options}
     lacking = {
@@ -190,7 +196,8 @@ def choose(
         task: [o.attention for o in options if o.score is None],
     }
     missing = [f"{what}: {', '.join(of)}" for what, of in lacking.items() if of]
-    best = next((option for option in options if option.fits and option.good), None)
+    sure = [option for option in options if not doubtful(option.remarks)]
+    best = next((option for option in sure if option.fits and option.good), None)
     return Choice(
         best,
         options,

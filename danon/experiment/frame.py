@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import pandas as pd
 
 from danon.experiment import configuration, words
+from danon.experiment.remarks import Remark, doubtful, far
 from danon.measure.case import Case
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ class Row:
         error: relative, against dense, at the headline length.
         settings: digests of the configurations that its speed was measured with: one, unless the
             settings have changed while the run was resumed.
+        remarks: what a reader must know of its figures.
     """
 
     attention: str
@@ -214,12 +216,18 @@ class Row:
     exponent: Figure = Figure(math.nan)
     error: float = math.nan
     settings: frozenset[str] = frozenset()
+    remarks: tuple[Remark, ...] = ()
 
-    def standing(self, headline: int) -> tuple[bool, float]:
-        """Sorts rows: by speed-up at the headline length, those without one last."""
+    def standing(self, headline: int) -> tuple[bool, bool, float]:
+        """Sorts rows: by speed-up at the headline length, those without one last.
+
+        What is in doubt comes after all others, however fast.
+        """
+        sure = not doubtful(self.remarks)
         if headline in self.speedups:
-            return True, self.speedups[headline].value
-        return False, max((figure.value for figure in self.speedups.values()), default=0.0)
+            return sure, True, self.speedups[headline].value
+        longest = max((figure.value for figure in self.speedups.values()), default=0.0)
+        return sure, False, longest
 
 
 @dataclass(frozen=True)
@@ -240,8 +248,18 @@ class Board:
     rows: tuple[Row, ...]
 
 
-def board(frame: pd.DataFrame, view: View, command: str) -> Board:
-    """The scoreboard of a view, fastest first."""
+def board(
+    frame: pd.DataFrame,
+    view: View,
+    command: str,
+    remarks: Mapping[str, tuple[Remark, ...]] | None = None,
+) -> Board:
+    """The scoreboard of a view, fastest first.
+
+    Args:
+        remarks: of :func:`danon.experiment.remarks.remarks`.
+    """
+    known = remarks or {}
     mine = view.of(frame)
     mine = mine[mine["suite"] != "bounds"]
     curves = Curves(mine)
@@ -268,6 +286,7 @@ def board(frame: pd.DataFrame, view: View, command: str) -> Board:
             return figure_at(headline, suite, metric).value
 
         stated = mine[(mine["attention"] == attention) & (mine["semantics"] != "")]["semantics"]
+        error = at_headline("speed", "error_vs_dense")
         return Row(
             attention=attention,
             role=role(attention, command),
@@ -277,8 +296,9 @@ def board(frame: pd.DataFrame, view: View, command: str) -> Board:
             roofline=at_headline("speed", "roofline_fraction"),
             peak=at_headline("memory", "peak_bytes"),
             exponent=figure_at(0, "scaling", "time_exponent"),
-            error=at_headline("speed", "error_vs_dense"),
+            error=error,
             settings=frozenset(timed.values()),
+            remarks=(*known.get(attention, ()), *far(error)),
         )
 
     rows = [row(attention) for attention in dict.fromkeys(measured["attention"])]

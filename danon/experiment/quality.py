@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from danon.experiment import configuration, words
 from danon.experiment.frame import Figure, figure, role, speedup
+from danon.experiment.remarks import Remark, doubtful, remarks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from danon.experiment.frame import Role
     from danon.measure.case import CaseResult
@@ -91,11 +92,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One attention in a task: length -> score."""
+    """One attention in a task: length -> score.
+
+    Attributes:
+        remarks: what a reader must know of its figures.
+    """
 
     attention: str
     role: Role
     scores: dict[int, Score]
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,11 +188,12 @@ class Task:
         """The Pareto front: no other is as good in quality and all costs, and better in one.
 
         By the figures alone, whatever their intervals; those of a point are of one case.
+        What is in doubt is not on it, and takes nobody's place there.
         """
         points = {
             row.attention: (self.loss(score), *map(score.cost, costs))
             for row in self.rows
-            if (score := row.scores.get(length))
+            if not doubtful(row.remarks) and (score := row.scores.get(length))
         }
         return frozenset(
             name for name, mine in points.items()
@@ -204,7 +211,8 @@ def tasks(results: Sequence[CaseResult], command: str) -> list[Task]:
         if result.case.suite in SUITES and result.status == "measured":
             found.setdefault((result.case.suite, result.case.task), []).append(result)
     keys = sorted(found, key=lambda key: SUITES.index(key[0]))
-    made = (_task(suite, name, found[suite, name], command) for suite, name in keys)
+    said = remarks(results)
+    made = (_task(suite, name, found[suite, name], command, said) for suite, name in keys)
     return [task for task in made if task.rows]
 
 
@@ -223,7 +231,13 @@ def attentions(among: Sequence[Task]) -> dict[str, Role]:
     return {name: found[name] for name in sorted(found, key=standing)}
 
 
-def _task(suite: str, name: str, results: Sequence[CaseResult], command: str) -> Task:
+def _task(
+    suite: str,
+    name: str,
+    results: Sequence[CaseResult],
+    command: str,
+    said: Mapping[str, tuple[Remark, ...]],
+) -> Task:
     metric, higher = METRICS[suite, name if suite == "pretrained" else ""]
     scores: dict[str, dict[int, Score]] = {}
     for result in sorted(results, key=lambda r: r.case.length):
@@ -231,7 +245,7 @@ def _task(suite: str, name: str, results: Sequence[CaseResult], command: str) ->
         if math.isfinite(score.quality.value):
             scores.setdefault(result.case.attention, {})[result.case.length] = score
     lengths = tuple(sorted({n for found in scores.values() for n in found}))
-    rows = [Row(a, role(a, command), found) for a, found in scores.items()]
+    rows = [Row(a, role(a, command), found, said.get(a, ())) for a, found in scores.items()]
     task = Task(suite, name, metric, higher, lengths, ())
 
     def standing(row: Row) -> tuple[float, ...]:

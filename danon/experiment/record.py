@@ -114,6 +114,8 @@ class _Tree:
         tags = {done: digest, **_status_tags(child.tags, result)}
         if result.place:
             tags["danon.place"] = json.dumps(result.place, sort_keys=True)
+        if result.notes:
+            tags["danon.notes"] = json.dumps(result.notes, sort_keys=True)[:REASON_LENGTH]
         params = []
         if result.semantics and not child.semantics:
             params.append(Param("semantics", _semantics(result)))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import jinja2
 from markupsafe import Markup
 
-from danon.experiment import bounds, frame, places, quality, words
+from danon.experiment import bounds, failures, frame, places, quality, words
 from danon.experiment.alarms import Alarms, Panel, alarms
+from danon.experiment.remarks import remarks
 from danon.experiment.runs import replace_file
 from danon.experiment.settled import settled
 from danon.experiment.styles import styles
@@ -59,7 +60,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         origin=frame.origin(info),
         machines=places.machines(results, info),
         fingerprints=places.fingerprints(results, info),
-        boards=[frame.board(data, view, info.command) for view in views],
+        boards=[frame.board(data, view, info.command, remarks(results)) for view in views],
         tasks=tasks,
         bounds=found,
         bounds_section=_section("bounds.html", environment, bool(found), bounds=found),
@@ -68,6 +69,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
             "alarms.html", environment, bool(errs or errs_trouble), found=errs, trouble=errs_trouble
         ),
         absences=frame.absences(data),
+        failures=failures.read(path.parent, results),
         checks=frame.check_rows(data).to_dict("records"),
         counts=data["status"].value_counts().to_dict(),
         payload={

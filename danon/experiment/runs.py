@@ -14,7 +14,7 @@ import platform
 import secrets
 import socket
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -81,6 +81,7 @@ class RunInfo:
         fingerprint: the machine. Absolute times compare only where it is equal.
         versions: installed package -> version.
         command: as it was typed.
+        basis: what decides the figures besides, by name; digests where it is code.
     """
 
     run_id: str
@@ -92,11 +93,19 @@ class RunInfo:
     profile: str
     seed: int
     command: str
+    basis: dict[str, str] = dataclasses.field(default_factory=dict)
 
     __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     @classmethod
-    def capture(cls, profile: str, seed: int, command: str, fingerprint: dict[str, Any]) -> Self:
+    def capture(
+        cls,
+        profile: str,
+        seed: int,
+        command: str,
+        fingerprint: dict[str, Any],
+        basis: Mapping[str, str] | None = None,
+    ) -> Self:
         """Describe the invocation that starts now."""
         now = dt.datetime.now(dt.UTC)
         commit, dirty = commit_of()
@@ -110,6 +119,7 @@ class RunInfo:
             profile=profile,
             seed=seed,
             command=command,
+            basis=dict(basis or {}),
         )
 
 

@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from danon.experiment import bounds, frame, places, quality, words
+from danon.experiment.remarks import MARK, Remark, doubtful, remarks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -101,7 +102,8 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
     console.print(escape(frame.origin(info)), style="dim", highlight=False)
     for machine in places.machines(results, info):
         console.print(escape(machine), style="dim", highlight=False)
-    boards = [frame.board(data, view, info.command) for view in frame.views(data)]
+    said = remarks(results)
+    boards = [frame.board(data, view, info.command, said) for view in frame.views(data)]
     tasks = quality.tasks(results, info.command)
     for shown in boards:
         console.print(f"\n[bold]{_title(shown)}[/]", highlight=False)
@@ -113,10 +115,11 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
             _print_semantics(boards, console)
     for kind in (TRAINED, PRETRAINED, LOOKUP):
         if some := [task for task in tasks if _kind(task) is kind]:
-            _print_quality(some, kind, console)
+            _print_quality(some, kind, console, said)
     found = bounds.bounds(results, info.command)
     if found:
         _print_bounds(found, console)
+    _print_remarks(boards, said, console)
     if not (boards or tasks or found):
         console.print("\nNo case has figures.")
     _print_absences(frame.absences(data), console)
@@ -161,7 +164,7 @@ def _table(shown: frame.Board, tasks: Sequence[quality.Task], width: int) -> Tab
         table.add_column(f"{task.name[:NAME]}{_at(task.headline)}", justify="right", no_wrap=True)
     for row in shown.rows:
         style = STYLES[row.role]
-        cells = [Text(row.attention)]
+        cells = [_name(row.attention, row.remarks)]
         if wide:
             cells.append(Text(row.semantics, style="dim"))
         for length in lengths:
@@ -220,6 +223,23 @@ def _lengths(shown: frame.Board, room: int) -> list[int]:
     return sorted(dict.fromkeys([*first, *others][:count]))
 
 
+def _name(attention: str, said: Sequence[Remark]) -> Text:
+    return Text(f"{attention} {MARK}" if said else attention)
+
+
+def _print_remarks(
+    boards: Sequence[frame.Board], said: Mapping[str, tuple[Remark, ...]], console: Console
+) -> None:
+    """What the marks at names stand for."""
+    found = {name: dict.fromkeys(some) for name, some in said.items()}
+    for row in (row for shown in boards for row in shown.rows if row.remarks):
+        found.setdefault(row.attention, {}).update(dict.fromkeys(row.remarks))
+    for name, some in found.items():
+        last = "; never marked as the best" if doubtful(some) else ""
+        text = f"{MARK} {name}: {'; '.join(remark.text for remark in some)}{last}."
+        console.print(Text(text, style="yellow"), soft_wrap=True)
+
+
 def _print_semantics(boards: Sequence[frame.Board], console: Console) -> None:
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
@@ -236,7 +256,12 @@ def _quality(task: quality.Task, attention: str, length: int) -> str:
     return task.write(score.quality.value) if score else words.NOTHING
 
 
-def _print_quality(tasks: Sequence[quality.Task], kind: _Kind, console: Console) -> None:
+def _print_quality(
+    tasks: Sequence[quality.Task],
+    kind: _Kind,
+    console: Console,
+    said: Mapping[str, tuple[Remark, ...]],
+) -> None:
     """One table of some tasks; the costs of an attention are those at their longest length."""
     chief = max(tasks, key=lambda task: task.headline)
     at, wide = _at(chief.headline), console.width >= WIDE
@@ -263,7 +288,7 @@ def _print_quality(tasks: Sequence[quality.Task], kind: _Kind, console: Console)
     marked = False
     for name, role in standing.items():
         cost = chief.score(name, chief.headline)
-        cells = [Text(name)]
+        cells = [_name(name, said.get(name, ()))]
         if wide:
             cells.append(Text(cost.semantics if cost else "", style="dim"))
         cells.append(Text(words.share(cost.share) if cost else words.NOTHING))

@@ -71,6 +71,8 @@ class CaseResult:
         curves: figures along something else than length, as points [x, y]: ``bits_by_tokens`` ...
         place: the machine of a cluster that measured: ``host``, ``node``, and its fingerprint as
             ``machine``; empty where it is that of the run.
+        notes: what the attention changed in the process that measured it, and was set back:
+            setting -> how.
     """
 
     case: Case
@@ -83,14 +85,16 @@ class CaseResult:
     config: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     place: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     def values(self) -> dict[str, Any]:
-        """As plain data; without a place as before there were any, so that digests stay."""
+        """As plain data; without a place or notes as before there were any: digests stay."""
         values = dataclasses.asdict(self)
-        if not self.place:
-            del values["place"]
+        for name in ("place", "notes"):
+            if not values[name]:
+                del values[name]
         return values
 
     def to_json(self) -> str:

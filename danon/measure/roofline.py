@@ -36,13 +36,20 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, samples: int = 4) -
 
 
 def matmul_rate_of(flops: float, device: torch.device, dtype: torch.dtype) -> float:
-    """The best rate of matrix products with about so many FLOPs, in FLOP/s.
+    """The best rate of matrix products with up to about so many FLOPs, in FLOP/s.
 
-    Short calls on a busy machine are compared with calls as short.
+    Short calls on a busy machine are compared with products that are as short, repeated. Larger ones
+    are left out once they take long.
     """
-    size = min(max(round((flops / 2) ** (1 / 3)), 64), _LARGEST)
-    a = torch.ones(size, size, dtype=dtype, device=device)
-    return float(2 * size**3 / min(_seconds(a) for _ in range(_REPEATED)))
+    rate, size, start = 0.0, 64, time.perf_counter()
+    while True:
+        a = torch.ones(size, size, dtype=dtype, device=device)
+        rate = max(rate, 2 * size**3 / min(_seconds(a) for _ in range(_REPEATED)))
+        size *= 2
+        if 2 * size**3 > 2 * flops or size > _LARGEST:
+            return rate
+        if time.perf_counter() - start > _PRODUCT_S:
+            return rate
 
 
 def copy_rate(like: torch.Tensor, *, samples: int = _REPEATED) -> float:

@@ -1,0 +1,310 @@
+"""Runs the suites to their end, in as many processes as that takes."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sysconfig
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from danon.bench import attempts
+from danon.bench.child import PATIENCE_S, Child
+from danon.experiment.runs import Journal
+from danon.measure.case import Case, CaseResult
+
+__all__ = ["Supervisor"]
+
+START_LIMIT_S = 600.0
+"""Until pytest has imported torch and the suites; many at once on a slow disk take minutes."""
+PREPARE_LIMIT_S = 600.0
+"""For the import of an attention, which may compile, its contract check, the plan, and from case
+to case."""
+EXIT_LIMIT_S = 20.0
+"""For a process that is through with all cases."""
+DEATHS = 3
+"""Of processes, after which an attention is not tried again."""
+LINES = 100
+"""Of a dead process's log that are kept with its case."""
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A case that has begun, and the seconds that it may be silent."""
+
+    case: Case
+    limit_s: float
+
+
+class Supervisor:
+    """The suites; a process that dies or does not answer is replaced, and its case has failed.
+
+    A context manager.
+
+    Args:
+        options: ``--danon-...`` options of the suites.
+        scratch: folder for ``pytest.log`` and ``benchmark.json``.
+
+    Attributes:
+        failure: why not all was measured; empty if it was.
+        status: of the last process.
+    """
+
+    def __init__(self, options: Sequence[str], scratch: Path) -> None:
+        self._options, self._scratch = tuple(options), scratch
+        self._child: Child | None = None
+        self._listening: Child | None = None
+        self._journal: Journal | None = None
+        self._planned: tuple[Case, ...] = ()
+        self._rows: set[str] = set()
+        self._done: set[str] = set()
+        self._deaths: Counter[str] = Counter()
+        self._stopped = self._through = False
+        self.failure = ""
+        self.status = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._child is not None:
+            self._child.__exit__(kind, error, trace)
+        if self._journal is not None:
+            attempts.end(self._journal.run_dir)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What the suites report, as if one process had measured it all.
+
+        A ``plan`` is to be followed by :meth:`go`, a ``result`` by :meth:`stored`. A case whose
+        process died is a ``result``, too, with the last of its log as ``trace``.
+        """
+        while not self._over:
+            kills = _memory_kills()
+            with Child(self._options, self._scratch) as child:
+                self._child = self._listening = child
+                if self._stopped:
+                    child.stop()
+                life = _Life()
+                yield from self._heard(child, life)
+                status = child.wait()
+            self._listening = None
+            if self._through:
+                return
+            self.status = status
+            yield from self._bury(child, life, memory=_memory_kills() > kills)
+
+    def go(self, journal: Journal) -> None:
+        """Let the suites measure what the journal of the run does not have yet."""
+        self._journal = journal
+        self._rows = {result.case.id for result in journal.results()}
+        self._answer(run=str(journal.run_dir.resolve()))
+
+    def stored(self) -> None:
+        """Let the suites go on after a result."""
+        self._answer()
+
+    def stop(self) -> None:
+        """End the suites; safe to call from a signal handler."""
+        self._stopped = True
+        if self._child is not None:
+            self._child.stop()
+
+    @property
+    def _over(self) -> bool:
+        """Whether no process is to be started any more."""
+        return self._through or self._stopped or bool(self.failure)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What the suites leave: pytest's log and pytest-benchmark's figures."""
+        return () if self._child is None else (self._child.log, self._child.benchmark)
+
+    def tail(self) -> str:
+        """The last of what the last process printed."""
+        return "" if self._child is None else self._child.tail()
+
+    def _answer(self, **values: Any) -> None:
+        if self._listening is not None:  # nobody waits for it where a process has died
+            self._listening.answer(**values)
+
+    def _heard(self, child: Child, life: _Life) -> Iterator[dict[str, Any]]:
+        """Forward what a process reports until it ends, and end it if it is silent for too long."""
+        while not life.over:
+            try:
+                event = child.event(life.limit_s)
+            except EOFError:
+                break
+            if event is None:
+                life.silent = True
+                child.abort()
+                break
+            life.hear(event)
+            if event["event"] == "plan":
+                self._planned = tuple(Case(**values) for values in event["described"])
+                if self._journal is not None:  # of an earlier process
+                    self.go(self._journal)
+                    continue
+            elif event["event"] == "begin" and self._journal is not None:
+                attempts.begin(self._journal.run_dir, life.cases[-1].case)
+            elif event["event"] == "result":
+                self._rows.add(CaseResult.from_json(event["result"]).case.id)
+            elif event["event"] == "finished":
+                self.status, self._through = event["status"], Child.finished(event["status"])
+            elif event["event"] == "refused":
+                self._through = True
+            elif event["event"] == "done":
+                if event["case"] in self._done:
+                    continue
+                self._done.add(event["case"])
+            if event["event"] not in _OWN:
+                yield event
+        if not life.silent and not self._stopped:
+            life.mute = _lives_on(child, EXIT_LIMIT_S if life.over else PATIENCE_S)
+            if life.mute:
+                child.abort()
+
+    def _bury(self, child: Child, life: _Life, *, memory: bool) -> Iterator[dict[str, Any]]:
+        """What becomes of the case that a process died at."""
+        if life.leaving or self._stopped:
+            return
+        how, log = life.how(self.status, memory=memory), child.tail(LINES)
+        if where := _last_line(log):
+            how = f"{how} ({where})"
+        if self._journal is None or life.planning:
+            self.failure = f"{life.what}: {how}"
+            return
+        if life.cases:
+            died = life.cases[-1].case
+            attention = died.attention
+            yield from self._row(died, how, f"{died.id}: {how}\n\n{log}\n")
+        else:
+            attention = life.last.attention if life.last else ""
+            between = f"after {life.last.id}" if life.last else "before the first case"
+            yield {
+                "event": "note",
+                "text": f"The process that measures was replaced {between}: {how}",
+            }
+        self._deaths[attention] += 1
+        if self._deaths[attention] < DEATHS:
+            return
+        left = [c for c in self._planned if c.id not in self._rows and c.attention == attention]
+        if not left and not life.cases:
+            self.failure = how
+        for case in left:
+            again = f"not tried: the process ended {DEATHS} times with this attention, last: {how}"
+            yield from self._row(case, again, "")
+
+    def _row(self, case: Case, reason: str, trace: str) -> Iterator[dict[str, Any]]:
+        self._rows.add(case.id)
+        self._done.add(case.id)
+        result = CaseResult(case, "failed", reason)
+        yield {"event": "result", "result": result.to_json(), "trace": trace}
+        yield {"event": "done", "case": case.id}
+
+
+_OWN = ("prepare", "waiting", "going", "leaving", "finished")
+"""Reports that are for the supervisor alone."""
+
+
+class _Life:
+    """Where a process is, by what it has reported.
+
+    Attributes:
+        what: it does, in words, while no case has begun.
+        cases: that have begun and have no result, the outermost first.
+        last: the case that had a result last.
+        limit_s: seconds that it may be silent; None: any.
+        planning: there is no plan yet.
+        leaving: it ends because it could not set something back, and says so.
+        over: nothing more is to come.
+        silent: it said nothing for too long.
+        mute: it goes on, but its line is closed.
+    """
+
+    def __init__(self) -> None:
+        self.what = "the suites are started"
+        self.cases: list[_Running] = []
+        self.last: Case | None = None
+        self.limit_s: float | None = START_LIMIT_S
+        self.planning = True
+        self.leaving = self.over = self.silent = self.mute = False
+        self._exit_status: int | None = None
+
+    def hear(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "prepare":
+            self.what = event["what"]
+        elif kind == "plan":
+            self.planning = False
+        elif kind == "begin":
+            self.cases.append(_Running(Case(**event["described"]), event["limit_s"]))
+        elif kind == "result":
+            self.last = CaseResult.from_json(event["result"]).case
+            self.cases = [running for running in self.cases if running.case != self.last]
+        elif kind == "leaving":
+            self.leaving = True
+        elif kind == "finished":
+            self.over, self._exit_status = True, event["status"]
+        self.limit_s = self.cases[-1].limit_s if self.cases else PREPARE_LIMIT_S
+        if kind == "waiting":  # for another bench, which may take as long as it likes
+            self.limit_s = None
+
+    def how(self, status: int, *, memory: bool) -> str:
+        """How it ended, in words.
+
+        Args:
+            status: of the process.
+            memory: the system has ended some process for memory meanwhile.
+        """
+        if self.silent:
+            return f"no answer within {self.limit_s:.0f} s"
+        if self.mute:
+            return "the process closed its line to the command"
+        if self._exit_status is not None:
+            return f"pytest ended with status {self._exit_status}"
+        if status >= 0:
+            return f"the process ended itself with status {status}"
+        name = signal.Signals(-status).name
+        if -status == signal.SIGKILL and memory:
+            return f"the process was killed for memory ({name})"
+        return f"the process died by {name}"
+
+
+def _lives_on(child: Child, seconds: float) -> bool:
+    """Whether a process that says nothing more has not ended after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while child.running and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return child.running
+
+
+def _last_line(log: str) -> str:
+    """The line of Python that a process died at, if its log has it: none of an installed package.
+
+    Python's faulthandler writes the stack of a signal that ends a process, the last call first.
+    """
+    _, _, stack = log.rpartition("(most recent call first):")
+    places = re.findall(r'^  File "([^"]+)", line (\d+) in', stack, flags=re.MULTILINE)
+    packages = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+    own = (f"{Path(file).name}:{line}" for file, line in places if not file.startswith(packages))
+    return next(own, "")
+
+
+def _memory_kills() -> int:
+    """Processes that the system has ended for memory so far, of this container or the machine."""
+    count = 0
+    for place in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
+        if place.is_file():
+            words = (line.split() for line in place.read_text().splitlines())
+            count += sum(int(word[1]) for word in words if word[0] == "oom_kill")
+    return count
