@@ -38,8 +38,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, samples: int = 4) -
 def matmul_rate_of(flops: float, device: torch.device, dtype: torch.dtype) -> float:
     """The best rate of matrix products with up to about so many FLOPs, in FLOP/s.
 
-    Short calls on a busy machine are compared with products that are as short, repeated. Larger ones
-    are left out once they take long.
+    Short calls on a busy machine are compared with products that are as short, repeated. Larger
+    ones are left out once they take long.
     """
     rate, size, start = 0.0, 64, time.perf_counter()
     while True:
