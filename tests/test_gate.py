@@ -494,3 +494,17 @@ class TestTrial:
         rows, calls = self.of({"a": 0.005, "b": -0.1})
         assert [r.finding for r in rows] == ["same", "faster"]
         assert len(calls) == SCREENING[0]
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy tails", "spikes"])
+def test_the_interval_covers_if_the_spread_is_as_calibrated(kind: str) -> None:
+    draw, spread = np.random.default_rng(2), 0.012
+    for pairs in (*decide.SCREENING, *decide.CONFIRMING):
+        size = (300, pairs)
+        noise = draw.normal(0, 1, size)
+        if kind == "heavy tails":
+            noise = draw.standard_t(3, size) / 3**0.5
+        if kind == "spikes":
+            noise = (noise + draw.normal(0, 4, size) * (draw.random(size) < 0.1)) / 2.6**0.5
+        found = [decide.estimate((spread * row).tolist(), spread) for row in noise]
+        assert np.mean([one.low <= 0 <= one.high for one in found]) >= 0.92  # 0.95 within noise

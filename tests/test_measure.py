@@ -31,9 +31,18 @@ from danon.measure.correctness import (
 from danon.measure.fingerprint import fingerprint
 from danon.measure.memory import peak_bytes, saved_bytes
 from danon.measure.paired import measure_pair, measure_single
-from danon.measure.statistics import FEWEST_ROUNDS, fit_exponent, median_interval
+from danon.measure.statistics import (
+    FEWEST_ROUNDS,
+    MISSED_PER_LOOK,
+    fit_exponent,
+    median_interval,
+    next_look,
+    samples_outside,
+)
 
 CPU = torch.device("cpu")
+SPIKY_MEDIAN = 0.0043
+"""Median of the noise with spikes below, from ten million draws."""
 
 
 class TestMedianInterval:
@@ -49,11 +58,48 @@ class TestMedianInterval:
         samples = np.random.default_rng(0).normal(size=20).tolist()
         assert median_interval(samples) == median_interval(samples)
 
-    def test_covers_the_median_about_as_often_as_it_says(self) -> None:
-        draw = np.random.default_rng(1)
-        intervals = [median_interval(draw.normal(size=15).tolist()) for _ in range(200)]
-        covered = np.mean([i.low <= 0 <= i.high for i in intervals])
-        assert 0.88 <= covered <= 0.99
+    def test_holds_at_every_stopping_point_whatever_the_noise(self) -> None:
+        """Exact: how many of n samples lie below the median is binomial for every distribution."""
+        looks = [next_look(0)]
+        while looks[-1] < 400:
+            looks.append(next_look(looks[-1]))
+        below = np.array([1.0])  # chance of each count, of those not missed at a look before
+        missed = worst = 0.0
+        for size in range(1, 400):
+            below = np.convolve(below, (0.5, 0.5))
+            if size < FEWEST_ROUNDS:
+                continue
+            ends = samples_outside(size) + 1
+            now = below[:ends].sum() + below[len(below) - ends :].sum()
+            worst = max(worst, missed + now)
+            if size in looks:
+                missed += now
+                below[:ends] = below[len(below) - ends :] = 0.0
+        assert 0.045 < worst < 0.051
+        fixed = [2 * sum(math.comb(n, i) for i in range(samples_outside(n) + 1)) / 2**n
+                 for n in (8, 12, 100, 1000)]  # fmt: skip
+        assert max(fixed) <= MISSED_PER_LOOK
+
+    @pytest.mark.parametrize("kind", ["normal", "heavy tails", "spikes"])
+    def test_covers_in_simulated_timings(self, kind: str) -> None:
+        draw = np.random.default_rng(5)
+        covered = []
+        for _ in range(1500):
+            noise = draw.normal(0, 0.05, 120)
+            middle = 0.0
+            if kind == "heavy tails":
+                noise = 0.03 * draw.standard_t(2, 120)
+            if kind == "spikes":
+                noise = draw.exponential(0.5, 120) * (draw.random(120) < 0.15) + 0.4 * noise
+                middle = SPIKY_MEDIAN
+            last, size = int(draw.integers(FEWEST_ROUNDS, 120)), FEWEST_ROUNDS
+            while True:
+                found = median_interval(noise[:size].tolist())
+                if size == last or (found.high - found.low) / 2 <= 0.02:
+                    break
+                size = min(next_look(size), last)
+            covered.append(found.low <= middle <= found.high)
+        assert np.mean(covered) >= 0.945
 
     @pytest.mark.parametrize("samples", [[], [1.0, math.nan]])
     def test_refuses_nothing_and_nan(self, samples: list[float]) -> None:

@@ -18,7 +18,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from danon.measure.statistics import FEWEST_ROUNDS, Estimate, median_interval
+from danon.measure.statistics import FEWEST_ROUNDS, Estimate, median_interval, next_look
 
 __all__ = ["Paired", "Single", "TimedCall", "measure_pair", "measure_single"]
 
@@ -27,7 +27,6 @@ SAMPLE_S = 0.02
 
 SHORTEST_S = 1e-9
 """Resolution of the clock: no call is said to take less."""
-_GROWTH = 1.25  # the interval is looked at after 6, 8, 10, 13 ... rounds: it costs milliseconds
 Call = Callable[[], object]
 
 
@@ -159,11 +158,11 @@ def _rounds(
                 continue
             logs = np.log(np.asarray(samples))
             statistic = logs[0] - logs[1] if len(sides) == 2 else logs[0]
-            interval = median_interval(statistic.tolist(), seed=seed)
+            interval = median_interval(statistic.tolist())
             narrow = rounds >= FEWEST_ROUNDS and (interval.high - interval.low) / 2 <= width
             if narrow or over:
                 return _Rounds(samples, interval, narrow)
-            look_at = math.ceil(rounds * _GROWTH)
+            look_at = next_look(rounds)
     finally:
         if collecting:
             gc.enable()
