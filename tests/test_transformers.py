@@ -15,6 +15,7 @@ from torch import Tensor
 transformers = pytest.importorskip("transformers")
 
 from danon.config import ConfigError  # noqa: E402
+from danon.integrations.hf_cache import claim  # noqa: E402
 from danon.integrations.hf_layer import LayerAttention  # noqa: E402
 from danon.integrations.transformers import StreamLayer, attach, register  # noqa: E402
 
@@ -448,10 +449,12 @@ def test_a_step_that_failed_between_layers_is_noticed(monkeypatch: pytest.Monkey
 
 
 def test_keys_that_do_not_arrive_are_noticed() -> None:
-    layer = StreamLayer()
-    keys, values = layer.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
+    cache = transformers.DynamicCache()
+    claim(cache, 0)
+    keys, values = cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 0)
+    claim(cache, 0)
     with pytest.raises(ValueError, match="never reached danon attention"):
-        layer.update(keys, values)
+        cache.update(keys, values, 0)
 
 
 def test_without_transformers_the_error_names_the_extra() -> None:

@@ -98,3 +98,12 @@ def test_caches_of_inference_mode_go_on_outside(mechanism: str) -> None:
     model = build("llama", mechanism, SMALL[mechanism])
     got = [output(model, ids[:, i : i + 1], past_key_values=cache) for i in range(50, 60)]
     torch.testing.assert_close(torch.cat(got, 1), output(model, ids)[:, 50:], rtol=0, atol=5e-4)
+
+
+def test_cache_of_danon_attention_is_not_continued_by_another() -> None:
+    _, cache = filled("msra")
+    with pytest.raises(ValueError, match="a danon state of 50 tokens and no keys, which another"):
+        output(build("llama"), tokens(ROWS)[:, 50:51], past_key_values=cache)
+    model, _ = filled("dala")
+    with pytest.raises(ValueError, match="state is of MSRA: must be of DALA"):
+        output(model, tokens(ROWS)[:, 50:51], past_key_values=cache)

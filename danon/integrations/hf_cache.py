@@ -34,7 +34,7 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
         self.before = before
         self.state: StreamState | None = None
         self.length = 0
-        self.pending = self.closed = False
+        self.claimed = self.pending = self.closed = False
 
     @property
     def nbytes(self) -> int:
@@ -49,12 +49,17 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
                 "the keys that the model cached before never reached danon attention: a model that "
                 "changes its keys after caching them cannot be served with a cache; use_cache=False"
             )
+        if not self.claimed:
+            raise ValueError(
+                f"this cache holds a danon state of {self.length} tokens and no keys, which "
+                "another attention cannot continue: begin a new cache"
+            )
         if self.closed:
             raise ValueError(
                 "this cache was begun with gradients, of which a stream state has none: fill and "
                 "continue caches under torch.no_grad()"
             )
-        self.pending = True
+        self.claimed, self.pending = False, True
         keys = key_states.view_as(key_states)  # a new object: the tag stays off the model's own
         setattr(keys, TAG, self)
         return keys, value_states
@@ -106,7 +111,7 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
 
     def reset(self) -> None:
         self.state, self.length = None, 0
-        self.pending = self.closed = False
+        self.claimed = self.pending = self.closed = False
 
     def offload(self) -> None:
         raise ValueError("a danon stream state is not offloaded: it is small and stays in place")
@@ -150,7 +155,7 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
 
 
 def claim(cache: Cache, index: int) -> None:
-    """Make layer ``index`` of an empty dynamic cache a :class:`StreamLayer`, if it is none yet.
+    """Make layer ``index`` of a cache a :class:`StreamLayer`, and let it take the next keys.
 
     Raises:
         ValueError: a cache of another kind, or one filled by another attention.
@@ -162,6 +167,7 @@ def claim(cache: Cache, index: int) -> None:
             cache.layers.append(cache.layer_class_to_replicate())
     layer = cache.layers[index]
     if isinstance(layer, StreamLayer):
+        layer.claimed = True
         return
     if type(layer) is not DynamicLayer:
         raise ValueError(
@@ -174,7 +180,9 @@ def claim(cache: Cache, index: int) -> None:
             "which danon attention cannot continue: begin a new cache"
         )
     before = cache.layers[index - 1] if index else None
-    cache.layers[index] = StreamLayer(before if isinstance(before, StreamLayer) else None)
+    claimed = StreamLayer(before if isinstance(before, StreamLayer) else None)
+    claimed.claimed = True
+    cache.layers[index] = claimed
 
 
 def taken(key: Tensor) -> StreamLayer | None:
