@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baselines._memory import memory_reason
 from baselines._parts import quiet_import
-from danon.attention.base import BaseAttention
+from danon.attention.base import BaseAttention, without_autocast
 from danon.attention.first_order import first_order_only
 from danon.attention.padding import right_padded
 from danon.config import AttentionConfig
@@ -45,6 +45,7 @@ class Adapter(BaseAttention):
         super().__init__()
         self.setup_attention(shape)
 
+    @without_autocast
     @right_padded
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; the contract of :meth:`BaseAttention.forward`.

@@ -106,7 +106,7 @@ class AttentionConfig(Config):
             beyond about 6 * rope_theta tokens; models of long inputs take 1e6 or more.
         gradient_checkpointing: recompute each block in the backward pass.
         kernel: attention kernel of every branch, a name of :mod:`danon.attention.kernels`;
-            ``auto`` follows the rule stated there.
+            ``auto`` follows the rule stated there. Only ``dense`` has second derivatives.
     """
 
     hidden_size: int = 768

@@ -92,14 +92,28 @@ def test_a_bias_in_the_default_dtype_is_found(
         assert_default_changes_nothing(trained(OURS["msra causal"]()), default_dtype)
 
 
-@pytest.mark.parametrize("default_dtype", [torch.float16], indirect=True)
-@pytest.mark.parametrize("name", OTHERS)
-def test_the_default_dtype_changes_no_baseline(name: str, default_dtype: torch.dtype) -> None:
+def baseline(name: str) -> BaseAttention:
+    """The baseline, or a skip that says why it does not run here."""
     shape = AttentionConfig(hidden_size=32, num_heads=2, causal=True, max_sequence_length=N)
     kind, cpu = registry.get(name), torch.device("cpu")
     if why := kind.unavailable(shape, length=N, dtype=torch.float32, device=cpu, backward=True):
         pytest.skip(why)
-    module = kind.build(shape).train()
+    return kind.build(shape)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_autocast_leaves_a_baseline_alone(name: str) -> None:
+    module = baseline(name).eval()
+    x = make_inputs(module, N)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = module(*x)
+    assert inside.dtype == torch.float32 and torch.equal(inside, module(*x))
+
+
+@pytest.mark.parametrize("default_dtype", [torch.float16], indirect=True)
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_default_dtype_changes_no_baseline(name: str, default_dtype: torch.dtype) -> None:
+    module = baseline(name).train()
     want = results(module, padded=False)
     torch.set_default_dtype(default_dtype)
     for a, b in zip(want, results(module, padded=False), strict=True):
