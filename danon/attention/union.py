@@ -31,7 +31,7 @@ __all__ = ["Call", "Profile", "Source", "observe", "observer", "union"]
 
 NO_SECOND = (
     "second derivatives through attention kernels: there are none; build the attention with "
-    "kernel='dense', which has them, or differentiate its oracle(q, k, v, mask)"
+    "kernel='dense', which has them (not compiled), or differentiate its oracle(q, k, v, mask)"
 )
 
 _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
