@@ -163,6 +163,8 @@ def test_bad_input_is_named() -> None:
            f"eos_token_id = {re.escape(repr(n))}: must be an integer in "
            r"\[0, vocab_size = 50\), a sequence of them, or None")
           for n in (-1, 50, 1.0, True, [], [3, 50], [3, "4"], "3")),
+        *((lambda n=n: model.init_state(n), f"batch = {n!r}: must be an integer >= 1")
+          for n in (0, 2.0, True)),
         (lambda: model.generate(prompt, 1, generator=7),
          "generator = 7: must be a torch.Generator on cpu or None"),
         *((lambda run=run: run(prompt[:0]), r"input_ids has shape \(0, 10\): must be \(B, N\)")

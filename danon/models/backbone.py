@@ -126,8 +126,9 @@ class Backbone(nn.Module):
         """The state before the first token, for ``batch`` sequences of whatever lengths.
 
         Raises:
-            ValueError: a mixer that cannot stream, or one that is not causal.
+            ValueError: a mixer that cannot stream or is not causal, or a batch below 1.
         """
+        _require(_is_integer(batch, 1), "batch", batch, "an integer >= 1")
         return ModelState(tuple(
             layer.streaming().init_state(
                 batch, dtype=self.embed.weight.dtype, device=self.embed.weight.device
