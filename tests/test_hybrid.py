@@ -40,6 +40,7 @@ from danon.testing import (
 class TestSelect(AttentionContract):
     lengths = (17, 90)
     half_lengths = (61,)
+    select_length: int | None = None
 
     @pytest.fixture(autouse=True)
     def _records(self, tmp_path: Path) -> None:
@@ -48,7 +49,19 @@ class TestSelect(AttentionContract):
     def make(self, causal: bool, num_kv_heads: int = 4) -> SuperHybrid:
         # Causal: chooses for 50 tokens, MSRA; else MSRA or DALA by the length of the input.
         return hybrid("select", causal, num_kv_heads, measurements=self.measurements,
-                      max_sequence_length=50)  # fmt: skip
+                      max_sequence_length=50, select_length=self.select_length)  # fmt: skip
+
+    def test_a_padded_row_gets_what_it_gets_alone(self) -> None:
+        self.select_length = 103
+        super().test_a_padded_row_gets_what_it_gets_alone()
+
+    def test_without_a_length_to_choose_for_that_of_the_padded_input_decides(self) -> None:
+        module = self.trained(False)
+        q, k, v, _ = make_inputs(module, 103)
+        mask = torch.arange(103).expand(2, -1) < 61
+        chosen = module.members[module.choice(103).name]
+        assert module.choice(103).name != module.choice(61).name
+        assert torch.equal(module(q, k, v, mask), chosen(q, k, v, mask))
 
 
 class TestBlend(AttentionContract):
