@@ -114,6 +114,18 @@ class TestRefusals:
         assert str(editable / "mypkg") in said and str(root / "lib" / "mypkg") in said
         assert "both sides would be the same code" in said and "PYTHONPATH" in said
 
+    def test_a_module_that_is_imported_in_a_call(
+        self, editable: Path, tmp_path: Path, gate_inputs: Path
+    ) -> None:
+        package(editable)
+        root = tmp_path / "head"
+        package(root / "lib")
+        late = "import mypkg.core\n        for _ in"
+        (root / "bench.py").write_text(MINE.format(work=1).replace("for _ in", late))
+        side, models = Side("head", root, ("bench.py:MyAttention",)), Models(root, root)
+        with pytest.raises(ForeignError, match=r"head: mypkg\S* is loaded from .*/original/lib/"):
+            facts_of(side, [CASE], gate_inputs, tmp_path / "log", models, lambda *_: None)
+
     @pytest.mark.slow
     def test_the_same_with_the_path_of_the_repository_itself_works(
         self, editable: Path, tmp_path: Path, gate_inputs: Path, monkeypatch: pytest.MonkeyPatch

@@ -157,6 +157,7 @@ def _facts(worker: Worker, case: Case, models: Models) -> Facts:
     if compiled(case):
         found |= worker.request("breaks", name=case.id)
     worker.verify(case.id)
+    worker.prove()  # once more: a call may import something
     worker.request("release", name=case.id)
     return found
 
@@ -169,6 +170,7 @@ def _recall(worker: Worker, case: Case, models: Models) -> Facts:
     elif not place.exists():
         return Missing(f"there is no trained model, {place.name}", "not measured")
     found: dict[str, float] | str = worker.request("recall", **models.request(case))
+    worker.prove()
     if isinstance(found, str):  # with other parameters it would be another model
         return Missing(f"{worker.side.name}: {found}", "not measured")
     return found

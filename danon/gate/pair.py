@@ -136,6 +136,7 @@ class Worker(Server):
                 library=str(Path(danon.__file__).resolve().parents[1]),
                 bundle=str(bundle()),
             )
+            self.prove()
         except BaseException:
             self.close()
             raise
@@ -168,6 +169,18 @@ class Worker(Server):
                 f"{self.side.name}: {attention} comes from {file}, not from the commit in "
                 f"{self.side.root}: both sides would be the same code; name one of the repository, "
                 "--attention file.py:Class"
+            )
+
+    def prove(self) -> None:
+        """Raise unless all that the process has imported is the side's own, as far as it has it.
+
+        Raises:
+            ForeignError: it is not.
+        """
+        if reason := self.request("prove"):
+            raise ForeignError(
+                f"{self.side.name}: {reason}: both sides would be the same code; put the folder "
+                "that it is to be imported from, in your repository, on PYTHONPATH"
             )
 
     def verify(self, name: str) -> None:

@@ -98,9 +98,6 @@ class Worker:
         Returns:
             ``attentions``, the registered names, and ``foreign``: of those that are not the
             checkout's the file that they come from.
-
-        Raises:
-            ImportError: a module is not the checkout's although that has it.
         """
         root, repo = Path.cwd(), Path(repository)
         provenance.put_first([*provenance.import_roots(root, targets, repo), Path(library)])
@@ -122,13 +119,19 @@ class Worker:
             registry.load(target)
         if importlib.util.find_spec("danon.attention.variants") is not None:
             importlib.import_module("danon.attention.variants").register()  # tuned settings
-        self._prove()
         names = list(registry.names())
         files = {name: provenance.source_of(registry.get(name), root) for name in names}
         gc.collect()
         gc.freeze()  # or each collection before a sample goes through all of torch
         self._witness = calls.Witness(self._computed, [self._channel])
         return {"attentions": names, "foreign": {n: file for n, file in files.items() if file}}
+
+    def prove(self) -> str:
+        """Which module is not the checkout's although that has it, of all that are imported."""
+        new = sorted(sys.modules.keys() - self._proven)
+        self._proven.update(new)
+        found: str = provenance.misplaced(new, self._root, self._repository, self._allowed)
+        return found
 
     def prepare(self, case: dict[str, Any], name: str, seed: int) -> None:
         """Build a case and call it once.
@@ -140,7 +143,6 @@ class Worker:
         context = calls.Draw(0, 1 + calls.SCALING * order.uniform(-1, 1), 0)
         made = self._prepared[name] = self._made(case, context, order)
         made.timed.seconds(1)
-        self._prove()
 
     def time(self, name: str, calls: int) -> float:
         """Call so many times; seconds of CPU a call."""
@@ -213,13 +215,11 @@ class Worker:
         """Train a small model with an attention and keep its weights there."""
         with self._ours():
             _gated(suites).train(attention, Path(place))
-        self._prove()
 
     def recall(self, attention: str, suites: str, place: str) -> dict[str, float] | str:
         """What a model with those weights answers, or why they do not fit."""
         with self._ours():
             found: dict[str, float] | str = _gated(suites).recall(attention, Path(place))
-        self._prove()
         return found
 
     def release(self, name: str) -> None:
@@ -266,16 +266,6 @@ class Worker:
             made.timed.function(made.timed.inputs.filled(draw))
         )
         return found
-
-    def _prove(self) -> None:
-        """Raises: ImportError: a module is not the checkout's although that has it."""
-        new = sorted(sys.modules.keys() - self._proven)
-        if wrong := provenance.misplaced(new, self._root, self._repository, self._allowed):
-            raise ImportError(
-                f"{wrong}: both sides would be the same code; put the folder that it is to be "
-                "imported from, in your repository, on PYTHONPATH"
-            )
-        self._proven.update(new)
 
     @contextmanager
     def _ours(self) -> Iterator[None]:
