@@ -318,6 +318,11 @@ def test_a_board_has_quality_of_its_own_settings_only(info: RunInfo) -> None:
         lines = shown(results, info, 110)
         (row, *_) = [line.split() for line in lines if line.startswith("ucsa ")]
         assert row[-3:] == ["other", "other", found] and row[-6] == mib
+    longer = looked_up("ucsa", 0.27)
+    longer = replace(longer, case=replace(longer.case, length=16384))
+    lines = shown([*timed(), looked_up("ucsa", 0.61), longer], info, 110)
+    (row, *_) = [line.split() for line in lines if line.startswith("ucsa ")]
+    assert row[-1] == "61%", "at the length that the row's other figures are of"
     results = [*timed(), looked_up("ucsa", 0.61, semantics="at half size")]
     lines = shown(results, info, 110)
     assert next(line for line in lines if line.startswith("ucsa ")).split()[-1] == "other"

@@ -144,9 +144,9 @@ def _table(shown: frame.Board, tasks: Sequence[quality.Task], width: int) -> Tab
     head = shown.headline
     at = _at(head)
     wide = width >= WIDE
-    hardest = _on_boards(tasks)
-    room = width - (118 if wide else 82) - QUALITY_COLUMN * len(hardest)
-    rates = not hardest or room >= -2  # quality may take their place: the report has them too
+    judged = [(t, head if head in t.lengths else t.headline) for t in _on_boards(tasks)]
+    room = width - (118 if wide else 82) - QUALITY_COLUMN * len(judged)
+    rates = not judged or room >= -2  # quality may take their place: the report has them too
     lengths = _lengths(shown, room)
     table.add_column("\nattention", no_wrap=True, max_width=18)
     if wide:
@@ -160,8 +160,8 @@ def _table(shown: frame.Board, tasks: Sequence[quality.Task], width: int) -> Tab
         table.add_column(f"{name}{at}", justify="right", no_wrap=True)
     table.add_column("time\n~ N^", justify="right", no_wrap=True)
     table.add_column(f"error{at}", justify="right", no_wrap=True)
-    for task in hardest:
-        table.add_column(f"{task.name[:NAME]}{_at(task.headline)}", justify="right", no_wrap=True)
+    for task, n in judged:
+        table.add_column(f"{task.name[:NAME]}{_at(n)}", justify="right", no_wrap=True)
     for row in shown.rows:
         style = STYLES[row.role]
         cells = [_name(row.attention, row.remarks)]
@@ -180,7 +180,7 @@ def _table(shown: frame.Board, tasks: Sequence[quality.Task], width: int) -> Tab
             Text(words.bytes_text(row.peak)),
             Text(f"{exponent:.2f}" if math.isfinite(exponent) else words.NOTHING),
             Text(words.error_text(row.error)),
-            *(Text(_quality_on_board(task, row)) for task in hardest),
+            *(Text(_quality_on_board(task, row, n)) for task, n in judged),
         ]
         table.add_row(*cells, style=style)
     return table
@@ -193,9 +193,9 @@ def _on_boards(tasks: Sequence[quality.Task]) -> list[quality.Task]:
     return [task for task in found if task]
 
 
-def _quality_on_board(task: quality.Task, row: frame.Row) -> str:
+def _quality_on_board(task: quality.Task, row: frame.Row, length: int) -> str:
     """Return the figure of the row's own settings, or that only others were judged."""
-    score = task.score(row.attention, task.headline)
+    score = task.score(row.attention, length)
     if score is None:
         return words.NOTHING
     own = row.role == "reference" or (score.settings and score.settings in row.settings)
