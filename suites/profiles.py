@@ -90,7 +90,11 @@ class Profile:
                         yield _case("scaling", name, 0, dtype, block.phase, device)
         for name in attentions:
             for plan in self._plans:
-                yield from plan.cases(name, device)
+                # Lookups are of the settings that speed is measured with, so where speed is.
+                timed = isinstance(plan, LookupPlan)
+                for case in plan.cases(name, device):
+                    if not timed or self._tells(name, case.length):
+                        yield case
 
     def weight(self, case: Case) -> float:
         """Seconds expected of a case, roughly: for the progress bar."""
