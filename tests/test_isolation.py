@@ -13,13 +13,16 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch.nn import functional as F
 
 from danon.attention import registry
 from danon.attention.base import BaseAttention
@@ -81,6 +84,7 @@ class TestProcessState:
             ("functions", lambda: setattr(torch, "softmax", len)),
             ("functions", lambda: setattr(time, "perf_counter", time.time)),
             ("functions", lambda: setattr(torch.Tensor, "softmax", len)),
+            ("functions", lambda: setattr(F, "scaled_dot_product_attention", F.softmax)),
         ],
     )
     def test_a_change_is_told_and_set_back(
@@ -106,6 +110,25 @@ class TestProcessState:
         made = torch.zeros(2, requires_grad=True) * 2
         assert (made.device.type, made.dtype, made.requires_grad) == ("cpu", torch.float32, True)
 
+    def test_what_a_package_wraps_is_no_change(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(F, "gelu", F.gelu)  # set back after the test
+        state = ProcessState()
+
+        def wrapped(x: torch.Tensor) -> torch.Tensor:
+            return x
+
+        wrapped.__code__ = wrapped.__code__.replace(co_filename=f"{np.__path__[0]}/wrap.py")
+        F.gelu = wrapped  # type: ignore[assignment]
+        assert not state.restore().told and F.gelu is wrapped
+
+    def test_what_torch_cannot_name_is_set_back_too(self) -> None:
+        state = ProcessState()
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        told = state.restore().told
+        assert told["torch's backends"] == "mkldnn.matmul"
+        assert told["float32 matmul precision"] == "reading it raises RuntimeError"
+        assert torch.get_float32_matmul_precision() == "highest"
+
     def test_random_numbers_are_drawn_again_without_a_word(self) -> None:
         state = ProcessState()
         first = torch.rand(3)
@@ -124,6 +147,19 @@ class TestProcessState:
         assert changes.told == {"running threads": "left over"}
         assert changes.lasting == ("running threads",)
         assert not state.restore().told
+
+    def test_a_worker_without_work_is_no_running_thread(self) -> None:
+        state = ProcessState()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(int).result()
+            deadline = time.monotonic() + 10
+            while state.restore().told and time.monotonic() < deadline:
+                time.sleep(0.01)  # until it waits
+            assert not state.restore().told
+            end = threading.Event()
+            pool.submit(end.wait)
+            assert "running threads" in state.restore().told
+            end.set()
 
     def test_harmless_settings_are_settings(self) -> None:
         assert {setting.name for setting in process_state._SETTINGS} >= HARMLESS

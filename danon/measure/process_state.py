@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import contextlib
 import gc
 import locale
@@ -33,8 +34,8 @@ TOLD = 3
 """Names of what has changed in a collection; further ones are counted."""
 SEED = "torch's seed"
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep  # noqa: PTH120  compared with names of files
 _PACKAGES = tuple(sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib"))
+_WORKER = concurrent.futures.thread._worker.__code__
 _REFUSALS = (RuntimeError, OSError, ValueError, locale.Error)
 _guards: list[object] = []  # modes that are entered again and never left
 
@@ -82,14 +83,14 @@ class ProcessState:
             What it was. Random generators are set back without a word.
         """
         now = {setting.name: _read(setting) for setting in _SETTINGS}
-        changed = [s for s in _SETTINGS if not _equal(self._values[s.name], now[s.name])]
-        said = {s.name: s.told(self._values[s.name], now[s.name]) for s in changed}
+        changed = [s for s in _SETTINGS if self._values[s.name] != now[s.name]]
+        said = {s.name: _told(s, self._values[s.name], now[s.name]) for s in changed}
         for setting in changed:
             if setting.write is not None:
                 with contextlib.suppress(*_REFUSALS):  # told as lasting
                     setting.write(self._values[setting.name])
         told = {name: words for name, words in said.items() if words}
-        lasting = (s for s in changed if not _equal(self._values[s.name], _read(s)))
+        lasting = (s for s in changed if self._values[s.name] != _read(s))
         return Changes(told, tuple(s.name for s in lasting if s.name in told))
 
 
@@ -97,13 +98,25 @@ def _read(setting: Setting) -> Any:
     try:
         return setting.read()
     except _REFUSALS as error:  # torch refuses to name what is set in two ways
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:60]}"
+        return _Unreadable(type(error).__name__)
 
 
-def _equal(before: Any, now: Any) -> bool:
-    if isinstance(before, Tensor) and isinstance(now, Tensor):
-        return torch.equal(before, now)
-    return bool(before == now)
+@dataclass(frozen=True)
+class _Unreadable:
+    """In the place of a value.
+
+    Attributes:
+        error: that reading it raised.
+    """
+
+    error: str
+
+
+def _told(setting: Setting, before: Any, now: Any) -> str:
+    for value in (before, now):
+        if isinstance(value, _Unreadable):
+            return f"reading it raises {value.error}"
+    return setting.told(before, now)
 
 
 def _word(value: object) -> str:
@@ -415,8 +428,18 @@ def _affinity() -> set[int]:
 
 
 def _threads() -> dict[int, str]:
-    """Python's threads that are alive, names by identifier."""
-    return {t.ident: t.name for t in threading.enumerate() if t.is_alive() and t.ident is not None}
+    """Python's threads that are alive, names by identifier, but not workers that have no work.
+
+    Compilers of torch leave such a pool behind.
+    """
+    frames = sys._current_frames()
+    found = {}
+    for thread in threading.enumerate():
+        frame = frames.get(thread.ident or 0)
+        idle = frame is not None and frame.f_code is _WORKER
+        if thread.is_alive() and thread.ident is not None and not idle:
+            found[thread.ident] = thread.name
+    return found
 
 
 def _more_threads(before: dict[int, str], now: dict[int, str]) -> str:
@@ -455,8 +478,11 @@ class _Functions:
     __hash__ = None  # type: ignore[assignment]
 
     def patched(self, other: _Functions) -> Iterator[str]:
+        known = set(map(id, self.found.values()))
         for name, value in self.found.items():
-            if (new := other.found.get(name)) is not value and not _of_torch(new):
+            new = other.found.get(name)
+            # One known function in the place of another is nobody's wrapper.
+            if new is not value and (id(new) in known or not _of_package(new)):
                 yield name
         for name in other.found.keys() - self.found.keys():  # hides a method that it inherits
             place, _, attribute = name.rpartition(".")
@@ -464,12 +490,12 @@ class _Functions:
                 yield name
 
 
-def _of_torch(value: Any) -> bool:
-    """Whether torch itself has put it there: what it imports late replaces some functions."""
+def _of_package(value: Any) -> bool:
+    """Whether it is of an installed package: some wrap functions of torch, as torch does late."""
     if isinstance(value, FunctionType):
-        return value.__code__.co_filename.startswith(_TORCH)
+        return value.__code__.co_filename.startswith(_PACKAGES)
     module = sys.modules.get(value.__module__) if isinstance(value, type) else None
-    return str(getattr(module, "__file__", "")).startswith(_TORCH)
+    return str(getattr(module, "__file__", "")).startswith(_PACKAGES)
 
 
 def _told_functions(before: _Functions, now: _Functions) -> str:
