@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import danon
-from danon import tuned
-from danon.bench.child import bundle
+from danon.bench.interpreter import bundle
+from danon.experiment.project import results_folder, shipped_results
 
 __all__ = ["code", "differences", "digest"]
 
@@ -35,7 +35,8 @@ def code() -> dict[str, str]:
         "code of danon": package,
         "code of the suites": root / "suites",
         "code of the baselines": root / "baselines",
-        "tuned settings": tuned.folder(),
+        "tuned settings": shipped_results("tuned"),
+        "your own tuned settings": results_folder("tuned"),
     }
     found = {}
     for name, place in places.items():

@@ -187,7 +187,7 @@ def choose(
     judged, options = _judged(costs, tasks, length)
     asked = {costs.info.run_id, *([judged[0].run_id] if judged else [])}
     said = remarks(r for run, results in known if run.run_id in asked for r in results)
-    options = [replace(option, remarks=said.get(option.attention, ())) for option in options]
+    options = tuple(replace(option, remarks=said.get(option.attention, ())) for option in options)
     seen = dict.fromkeys(r.case.attention for _, results in known for r in results)
     measured = {option.attention for option in options}
     lacking = {
