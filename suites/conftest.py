@@ -111,6 +111,7 @@ def _prepare(config: pytest.Config) -> None:
 
 
 def _load(config: pytest.Config, target: str) -> str:
+    registry.make_importable(target)  # for good: what it imports later is there, too
     with _prepared(config, target, f"attention {target!r} is imported"):
         return registry.load(target)
 

@@ -68,6 +68,14 @@ def get(name: str) -> type[BaseAttention]:
         raise ValueError(f"unknown attention {name!r}; known: {', '.join(_TABLE)}") from None
 
 
+def make_importable(target: str) -> None:
+    """Make the folder of a target the last one on the path of imports, where :func:`load` looks."""
+    place = target.rpartition(":")[0]
+    folder = str(Path(place).resolve().parent if place.endswith(".py") else Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
 def load(target: str) -> str:
     """Import ``path/to/file.py:Class`` or ``package.module:Class`` and register the class.
 
@@ -86,9 +94,7 @@ def load(target: str) -> str:
     path = Path(place).resolve()
     if place.endswith(".py") and not path.is_file():
         raise ValueError(f"attention {target!r}: no such file {path}")
-    folder = str(path.parent if place.endswith(".py") else Path.cwd())
-    if folder not in sys.path:
-        sys.path.append(folder)
+    make_importable(target)
     try:
         module = _imported(path) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as error:
