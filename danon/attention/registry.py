@@ -17,7 +17,7 @@ from torch import nn
 
 from danon.attention.base import BaseAttention
 
-__all__ = ["get", "load", "names", "register"]
+__all__ = ["get", "load", "make_importable", "names", "register"]
 
 _TABLE: dict[str, type[BaseAttention]] = {}
 _VERSIONS: dict[str, tuple[int, int]] = {}

@@ -35,7 +35,7 @@ SCORE_COLUMN, RANGE_COLUMN, TRAINING_COLUMN = 7, 9, 9
 LEGEND = (
     "Speed-up: time of dense attention (sdpa) / own time, both measured alternately in this run; "
     "[95 % interval]. ~ extrapolated: dense was not run at that length. ? the time budget ended "
-    "before the interval was narrow; with fewer than eight rounds it is their range, and says less. "
+    "before the interval was narrow; of fewer than eight rounds it is the range, and says less. "
     "GFLOP/s: useful work. Roof: share of the matmul rate measured in this run. N^: fitted "
     "exponent of time. Error: relative, against dense. Decode: one more token after so many; MiB "
     "of the state. Times compare only between equal fingerprints."
