@@ -12,6 +12,7 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
+from danon.bench.interruption import ENDING
 from danon.bench.progress import Display
 from danon.bench.session import REFUSED, Options, ResumeError, Session
 from danon.bench.supervisor import Supervisor
@@ -93,7 +94,7 @@ def _refused(console: Console, reason: str) -> int:
 
 @contextlib.contextmanager
 def stopping(end: Callable[[], object]) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end what measures; what it had measured is then written as usual."""
+    """Ctrl-C, SIGTERM and SIGHUP end what measures; what it had measured is written as usual."""
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -101,7 +102,10 @@ def stopping(end: Callable[[], object]) -> Iterator[list[int]]:
         end()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C insists
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    known = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    before = {n: handler for n, handler in known.items() if handler is not signal.SIG_IGN}  # nohup
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield received
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["SignalInterrupt", "interruptible", "status_of"]
+__all__ = ["ENDING", "SignalInterrupt", "interruptible", "status_of"]
 
 ENDING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
