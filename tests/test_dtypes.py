@@ -89,7 +89,7 @@ def test_a_bias_in_the_default_dtype_is_found(
 
     monkeypatch.setattr(place, "hide", lambda seen: torch.where(seen, 0.0, place.HIDDEN))
     with pytest.raises(AssertionError):
-        assert_default_changes_nothing(trained(OURS["msra causal"]()), default_dtype)
+        assert_default_changes_nothing(trained(OURS["msra both sides"]()), default_dtype)
 
 
 def baseline(name: str) -> BaseAttention:

@@ -30,6 +30,8 @@ def unspecified(source: str) -> Iterator[int]:
         if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        if name == "read_text" and node.args:  # an encoding, or a file of a distribution: UTF-8
+            continue
         text = any(
             k.arg in ("text", "universal_newlines")
             and isinstance(k.value, ast.Constant)

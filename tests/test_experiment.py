@@ -587,7 +587,7 @@ def test_a_checkout_at_any_path_is_recorded_with_its_files(
 def test_what_mlflow_refuses_costs_only_itself(
     sqlite: str, journal: Journal, info: RunInfo
 ) -> None:
-    odd = measured("sdpa", 1024, **{"rate+": 1.0, "none": None})  # type: ignore[arg-type]
+    odd = measured("sdpa", 1024, **{"rate+": 1.0, "a=b": 2.0})
     recorder = Recorder(info, journal)
     recorder.start()
     for result in (odd, measured("sdpa", 4096)):
@@ -595,13 +595,13 @@ def test_what_mlflow_refuses_costs_only_itself(
         recorder.log(result)
     said = recorder.finish("FINISHED")
     assert said.startswith("Recorded 2 cases")
-    assert "MLflow refuses forward.float32.none = None (" in said
+    assert "forward.float32.a=b = 2.0 (" in said
     assert "forward.float32.rate+ = 1.0 (" in said
     points = [(n, n / 1e6) for n in LENGTHS]
     assert history(sqlite, info, "sdpa", "forward.float32.time_s") == points
     _, (child,) = runs_of(sqlite, info)
     refused = {name for name in child.data.tags if name.startswith("danon.refused.")}
-    assert refused == {f"danon.refused.forward_float32_{name}" for name in ("rate_", "none")}
+    assert refused == {f"danon.refused.forward_float32_{name}" for name in ("rate_", "a_b")}
     assert upload(journal.run_dir).startswith("0 of 2 cases were new")
 
 

@@ -38,5 +38,5 @@ def _read(run_dir: Path) -> tuple[Case | None, int]:
     file = run_dir / FILE
     if not file.is_file():
         return None, 0
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     return Case(**content["case"]), content["times"]

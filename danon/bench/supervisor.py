@@ -305,6 +305,6 @@ def _memory_kills() -> int:
     count = 0
     for place in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
         if place.is_file():
-            words = (line.split() for line in place.read_text().splitlines())
+            words = (line.split() for line in place.read_text(encoding="utf-8").splitlines())
             count += sum(int(word[1]) for word in words if word[0] == "oom_kill")
     return count

@@ -171,7 +171,9 @@ def why_unknown() -> str:
     root = here.parents[2]
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
     except OSError:
         return "git is not installed"
     if "dubious ownership" in done.stderr:
@@ -218,6 +220,8 @@ class _StoredOwner:
 
     host: str
     pid: int
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "ignore"}
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,10 @@ def _quota(folder: Path) -> Iterator[float]:
     """Yield the processors that one control group may use, if it is limited."""
     try:
         if (both := folder / "cpu.max").is_file():  # version 2
-            quota, period = both.read_text().split()
+            quota, period = both.read_text(encoding="utf-8").split()
         else:
-            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text().strip()
+            quota = (folder / "cpu.cfs_quota_us").read_text(encoding="utf-8").strip()
+            period = (folder / "cpu.cfs_period_us").read_text(encoding="utf-8").strip()
     except OSError:
         return
     if quota not in ("max", "-1"):
