@@ -131,7 +131,14 @@ class Comparison:
             ValueError: it is no comparison, or one of another danon.
         """
         try:
-            return TypeAdapter(cls).validate_json(place.read_bytes())
+            values = TypeAdapter(dict[str, Any]).validate_json(place.read_bytes())
+            for row in values.get("rows", ()):  # for readers of the file; the case has it anyway
+                row["case"].pop("id", None)
+            return TypeAdapter(cls).validate_python(values)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{place} is no comparison of this danon, run the gate again: rows: {error!r}"
+            ) from error
         except ValidationError as error:
             raise ValueError(
                 f"{place} is no comparison of this danon, run the gate again: "

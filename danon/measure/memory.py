@@ -11,17 +11,30 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from danon.measure.paired import Call, TimedCall
-
 __all__ = ["hidden_memory", "peak_bytes", "saved_bytes", "traced_peak"]
+
+Call = Callable[[], object]
+
+
+class TimedCall(Protocol):
+    """As in :mod:`danon.measure.paired`; the gate loads this file alone, by its path."""
+
+    @property
+    def run(self) -> Call: ...
+
+    @property
+    def before(self) -> Callable[[], object]: ...
+
+    @property
+    def after(self) -> Callable[[object], object]: ...
+
 
 UNSEEN_BYTES = 64 * 2**20
 UNSEEN_FACTOR = 8
@@ -53,24 +66,29 @@ def peak_bytes(
     """
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device = {device}: must be cpu or cuda")
-    call = fn if isinstance(fn, TimedCall) else TimedCall(fn)
-    call.before()
-    call.run()
-    call.before()
+    run = cast("Call", getattr(fn, "run", fn))
+    before, after = getattr(fn, "before", _nothing), getattr(fn, "after", _nothing)
+    before()
+    run()
+    before()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        result = call.run()
+        live = torch.cuda.memory_allocated(device)
+        result = run()
         torch.cuda.synchronize(device)
-        peak = torch.cuda.max_memory_allocated(device) - before
+        peak = torch.cuda.max_memory_allocated(device) - live
         peak = max(peak - sum(_storages(_tensors(returned(result))).values()), 0)
     else:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-            result = call.run()
+            result = run()
         peak = _peak(_memory_events(trace), set(_storages(_tensors(returned(result)))))
-    call.after(result)
+    after(result)
     return peak
+
+
+def _nothing(*_: object) -> None:
+    """What happens around a plain function."""
 
 
 def hidden_memory(
@@ -88,6 +106,8 @@ def hidden_memory(
         peak: from :func:`peak_bytes`.
         inputs: of the call.
     """
+    from torch._dynamo.exc import TorchDynamoException  # seconds to import
+
     call.before()
     resident = _ResidentPeak() if device.type == "cpu" and sys.platform == "linux" else None
     result = call.run()
