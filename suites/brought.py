@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import danon
-from danon.bench.child import bundle
+from danon.bench.interpreter import bundle
 from suites.reasons import libraries
 
 __all__ = ["brought"]

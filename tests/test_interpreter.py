@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,9 @@ def test_the_suites_begin_in_a_folder_of_misleading_names(misleading: Path, targ
     scratch.mkdir()
     options = ("--danon-profile=smoke", "--danon-suites=speed", f"--danon-attention={target}")
     with Child(options, scratch) as child:
-        event = next(child.events(), {})
+        event: dict[str, Any] = {"event": "prepare"}
+        while event.get("event") == "prepare":
+            event = child.event(60.0) or {}
         child.stop()
         child.wait()
         said = child.tail()

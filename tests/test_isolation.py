@@ -109,6 +109,9 @@ class TestProcessState:
         assert {"inference mode", "grad mode"} <= set(changes.told) and not changes.lasting
         made = torch.zeros(2, requires_grad=True) * 2
         assert (made.device.type, made.dtype, made.requires_grad) == ("cpu", torch.float32, True)
+        del mode  # it sets back what was before it, once it is collected
+        gc.collect()
+        torch.set_grad_enabled(True)
 
     def test_what_a_package_wraps_is_no_change(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(F, "gelu", F.gelu)  # set back after the test

@@ -133,7 +133,9 @@ def test_own_settings_are_rows_beside_those_that_come_with_danon(below: Path, ta
     assert "msra-memory" in names
     shape = AttentionConfig(hidden_size=32, num_heads=4, max_sequence_length=64)
     assert registry.get("msra-memory").build(shape).config.window == 64
-    rows = settled.settled(["msra-memory"], below / "results" / "runs" / "a" / "report.html")
+    case = Case("speed", "msra-memory", 64, "float32", "forward")
+    measured = CaseResult(case, "measured", config={"window": 64})
+    rows = settled.settled([measured], below / "results" / "runs" / "a" / "report.html")
     assert {row.study for row in rows} == {"ours for memory", str(shipped.provenance["study"])}
 
 
@@ -158,11 +160,11 @@ def test_how_to_build_own_settings(below: Path) -> None:
             case = Case(suite, name, 1024, "float32", "forward")
             config = {"window": 64} if name != "sdpa" else {}
             journal.append(CaseResult(case, "measured", metrics=metrics, config=config))
-        case = Case("language", name, 1024, "float32", "training", task="code")
-        figures, config = {"bits_per_byte": 2.0}, {"window": 64} if name != "sdpa" else {}
-        journal.append(CaseResult(case, "measured", metrics=figures, config=config))
+        case = Case("pretrained", name, 1024, "float32", "forward", task="lookup")
+        right = {"accuracy": 0.99, "answers": 4096.0, "lost_answers": 0.0, "gained_answers": 0.0}
+        journal.append(CaseResult(case, "measured", metrics=right, config=config))
     console = Console(record=True, width=200, file=io.StringIO())
-    assert answer((below / "results" / "runs",), 1024, 1.0, "code", "forward", console) == 0
+    assert answer((below / "results" / "runs",), 1024, 1.0, "lookup", "forward", console) == 0
     said = console.export_text()
     assert 'MSRAConfig.tuned("speed", source=Path("../../results/tuned"), ...)' in said
 

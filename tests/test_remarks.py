@@ -98,10 +98,16 @@ class TestRemarks:
     def test_choose_does_not_recommend_them(self, found: list[CaseResult], tmp_path: Path) -> None:
         info = RunInfo.capture("quick", 0, "danon bench", {"id": "a"})
         journal = Journal.create(tmp_path, info)
+        same = {"size": 16}  # of one configuration, or there would be no verdict
         for result in found:
-            journal.append(result)
+            if not result.case.task:
+                journal.append(replace(result, config=same))
+        right = {"accuracy": 0.99, "answers": 4096.0, "lost_answers": 0.0, "gained_answers": 0.0}
+        for name in dict.fromkeys(result.case.attention for result in found):
+            case = Case("pretrained", name, 16384, "float32", "forward", heads=1, task="lookup")
+            journal.append(CaseResult(case, "measured", metrics=right, config=same))
         console = Console(record=True, width=160, file=io.StringIO())
-        assert answer((tmp_path,), 16384, 1.0, "mqar", "forward", console) == 0
+        assert answer((tmp_path,), 16384, 1.0, "lookup", "forward", console) == 0
         said = console.export_text()
         assert said.startswith("Polite: 2.00 times as fast")
         assert f"† Zeros: {UNCHECKED}; not recommended" in said
