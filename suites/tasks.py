@@ -17,7 +17,7 @@ from danon.training import IGNORED
 __all__ = ["Copying", "Induction", "Lookup", "Needle", "Recall", "Task"]
 
 GAP_POWER = 0.1
-"""Exponent of the power law of gaps between a pair and its query."""
+"""a of the law s^(a - 1) by which keys draw their places behind the pairs; zoology has 0.01."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,11 @@ class Task(ABC):
 class Recall(Task):
     """Multi-query associative recall (Arora et al. 2023, "Zoology"); items are pairs.
 
-    First come pairs of a key and its value, each key once; then each key is asked for once, at a
-    gap drawn from a power law, and the answer at its place is its value. Everything else is random
-    tokens. Half of the vocabulary are keys, the other half values.
+    First come P pairs of a key and its value, each key once; then each key is asked for once, and
+    the answer at its place is its value. Every second token behind the pairs is a place: the s-th
+    one is drawn, without repetition, in proportion to s^(GAP_POWER - 1). With 4 P tokens all places
+    are taken. Everything else is random tokens. Half of the vocabulary are keys, the other half
+    values.
     """
 
     name = "mqar"

@@ -97,6 +97,26 @@ def test_recall_asks_for_every_key_once_and_mostly_soon() -> None:
     assert float((at < 96).float().mean()) > 0.3 and float((at > 480).float().mean()) > 0.1
 
 
+@pytest.mark.parametrize(
+    ("task", "near", "quantiles"),
+    [(Recall(256, 32, 512), 0.5, (80, 198)), (Recall(1024, 256), 0.25, (500, 786))],
+)
+def test_recall_asks_where_the_page_says(
+    task: Recall, near: float, quantiles: tuple[int, int]
+) -> None:
+    """docs/measurement.md: share of keys in the first quarter of the places, and distances."""
+    ids, answers = task.examples(100, 0)
+    P, places = task.items, (task.length - 2 * task.items) // 2
+    at = (answers != -100).nonzero()[:, 1].view(100, P)
+    pairs = ids[:, None, : 2 * P : 2] == ids.gather(1, at)[:, :, None]
+    distance = (at - 2 * pairs.int().argmax(2)).double()
+    assert float(((at - 2 * P) // 2 < places / 4).float().mean()) == pytest.approx(near, abs=0.02)
+    found = distance.quantile(torch.tensor([0.5, 0.95]).double())
+    assert found.tolist() == pytest.approx(quantiles, rel=0.03)
+    if task.length == 4 * P:
+        assert (at == torch.arange(2 * P, task.length, 2)).all()
+
+
 def test_lookup_asks_over_any_distance() -> None:
     ids, answers = Lookup(1024, 64, 512).examples(64, 0)
     gaps = []
