@@ -80,7 +80,7 @@ class UCSA(StreamingAttention):
     cut of a tree whose leaves pool ``leaf`` tokens and whose nodes pool ``fanout`` nodes:
 
     - Queries come in blocks of ``query_block``. The block *before* (its own block when
-      bidirectional) narrows the tree: from the coarsest level with at most ``candidate_blocks``
+      bidirectional) narrows the tree: from the finest level with at most ``candidate_blocks``
       nodes down, the nodes with the largest softmax mass are replaced by their children; the
       others stay as coarse entries. A node that reaches into the near window is always split.
       Every fourth query of that block votes.
