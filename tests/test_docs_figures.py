@@ -142,6 +142,10 @@ def settings(name: str, *fields: str) -> list[float]:
     return [tuned(name)["settings"][field] for field in fields]
 
 
+def origin(name: str, *fields: str) -> list[float]:
+    return [tuned(name)["provenance"][field] for field in fields]
+
+
 def times(name: str) -> list[float]:
     cases = json.loads((RESULTS / "thresholds.json").read_text())["cases"].values()
     return [x["time"][name] for x in cases if x.get("time")]
@@ -313,6 +317,11 @@ LOG: list[Quote] = [
 ]
 
 TUNING: list[Quote] = [
+    ("60 trials and 22 repeats", lambda: origin("msra", "trials", "repeats")),
+    ("60 trials and 22 repeats", lambda: origin("ucsa", "trials", "repeats")),
+    ("60 trials and 22 repeats", lambda: origin("dala", "trials", "repeats")),
+    ("choices in 50 trials", lambda: origin("super-hybrid", "trials")),
+    ("`--trials 30`, e1d1ff0,", lambda: origin("msra-architecture", "trials")),
     (
         "| MSRA | 0.745 [0.74, 0.75] | 1.85 | 0.97 | 0.146, 0.44 | window 4096, 256 first tokens",
         lambda: [*row_of_study("msra"), *settings("msra", "window", "global_tokens")],
@@ -401,6 +410,7 @@ MEASUREMENT: list[Quote] = [
             ],
         ],
     ),
+    ("A quick run keeps 16 models", lambda: [trained("cpu-quick-amx")]),
     (
         "off_matrix 0.02",
         lambda: [case("cpu-quick-amx", "bounds", "nsa", 1024)["metrics"]["off_matrix"]],
