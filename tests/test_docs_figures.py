@@ -447,7 +447,8 @@ def disagreements(text: str, values: list[float]) -> list[str]:
 
 @pytest.mark.parametrize(("document", "text", "values"), QUOTED)
 def test_quoted_figure(document: str, text: str, values: Callable[[], list[float]]) -> None:
-    assert flat(text) in flat((ROOT / document).read_text()), f"{document} does not say this"
+    said = flat(text) in flat((ROOT / document).read_text())
+    assert said, f"{document} does not say {text!r}"
     wrong = disagreements(text, values())
     assert not wrong, f"{document}, {text!r}: {'; '.join(wrong)}"
 
