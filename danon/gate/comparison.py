@@ -132,13 +132,12 @@ class Comparison:
         """
         try:
             values = TypeAdapter(dict[str, Any]).validate_json(place.read_bytes())
-            for row in values.get("rows", ()):  # for readers of the file; the case has it anyway
-                row["case"].pop("id", None)
+            rows = values.get("rows")
+            for row in rows if isinstance(rows, list) else ():
+                case = row.get("case") if isinstance(row, dict) else None
+                if isinstance(case, dict):
+                    case.pop("id", None)  # written for people: it is made of the rest
             return TypeAdapter(cls).validate_python(values)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{place} is no comparison of this danon, run the gate again: rows: {error!r}"
-            ) from error
         except ValidationError as error:
             raise ValueError(
                 f"{place} is no comparison of this danon, run the gate again: "
