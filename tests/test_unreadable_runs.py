@@ -30,15 +30,18 @@ KINDS = {"sdpa": (1.0, 0.99), "ucsa": (0.5, 0.99)}  # time over dense, right ans
 def record(root: Path, *, status: str = "FINISHED") -> Journal:
     """A run in which UCSA is twice as fast as dense attention and as good."""
     journal = Journal.create(root, RunInfo.capture("quick", 0, "danon bench", MACHINE))
+    same = {"size": 16}  # of one configuration, or there would be no verdict
     for name, (ratio, right) in KINDS.items():
         case = Case("speed", name, 1024, "float32", "forward")
         interval = {"time_ratio_low": 0.9 * ratio, "time_ratio_high": 1.1 * ratio}
         figures = {"time_s": ratio, "time_ratio": ratio, **interval}
-        journal.append(CaseResult(case, "measured", metrics=figures))
+        journal.append(CaseResult(case, "measured", metrics=figures, config=same))
         case = Case("memory", name, 1024, "float32", "forward")
-        journal.append(CaseResult(case, "measured", metrics={"peak_bytes": 1e6}))
-        case = Case("recall", name, 256, "float32", "training", task="mqar")
-        journal.append(CaseResult(case, "measured", metrics={"accuracy": right}))
+        journal.append(CaseResult(case, "measured", metrics={"peak_bytes": 1e6}, config=same))
+        case = Case("pretrained", name, 1024, "float32", "forward", heads=1, task="lookup")
+        answers = {"answers": 4096.0, "lost_answers": 0.0, "gained_answers": 0.0}
+        figures = {"accuracy": right, **answers}
+        journal.append(CaseResult(case, "measured", metrics=figures, config=same))
     journal.set_status(status)  # type: ignore[arg-type]
     return journal
 
@@ -146,7 +149,7 @@ def danon(*arguments: object) -> Result:
 
 
 def choose(runs: Path) -> Result:
-    asked = ("--length", 1024, "--memory-gb", 1, "--task", "mqar")
+    asked = ("--length", 1024, "--memory-gb", 1, "--task", "lookup")
     return danon("choose", "--results", runs, *asked)
 
 
@@ -181,7 +184,7 @@ def test_beside_others_it_is_passed_over(damaged: tuple[Path, str]) -> None:
     record(place.parent)
     done = choose(place.parent)
     assert done.exit_code == 0 and f"passed over: {said}" in done.output
-    assert "ucsa: 2.00 times as fast" in done.output
+    assert "ucsa: 2.00" in done.output and "times as fast" in done.output, done.output
 
 
 @pytest.mark.parametrize("damaged", ["cut-off run", "ratio of 0"], indirect=True)
