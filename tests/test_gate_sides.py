@@ -40,7 +40,9 @@ def editable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on the path of every Python that is started, as an editable install puts it."""
     folder = tmp_path / "original" / "lib"
     folder.mkdir(parents=True)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(folder), os.environ["PYTHONPATH"])))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    )
     return folder
 
 
