@@ -44,9 +44,8 @@ class TimedAttention:
         buffers = (self._inputs.q, self._inputs.k, self._inputs.v)
         self._leaves = [x.detach().requires_grad_(self._backward) for x in buffers]
         self._parameters = list(specimen.parameters.values())
-        generator = torch.Generator().manual_seed(0)
         # (B, H, N, D), dense: every row of every timed call has to have a backward pass.
-        self._upstream = torch.randn(specimen.q.shape, generator=generator).to(specimen.q)
+        self._upstream = specimen.upstream() if self._backward else specimen.q
         self._variation: Variation | None = None
         self._spot_checks = SpotChecks(
             self._inputs, **({"calls": FEWEST_CHECKED} if self._backward else {})

@@ -255,6 +255,20 @@ class TestHiddenMemory:
         assert "works in 0.2 MiB that it keeps between calls" in found
         assert self.find(lambda: torch.empty(256, 256).copy_(x).exp_() @ kept, x) == ""
 
+    def test_compiled_code_is_left_alone(self) -> None:
+        """Watched, it would be compiled anew and without its kernels, for good."""
+        graphs = []
+
+        def count(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+            graphs.append(graph)
+            return graph.forward
+
+        x, kept = torch.randn(256, 256), torch.empty(256, 256)
+        compiled = torch.compile(lambda: torch.matmul(x, x, out=kept).exp(), backend=count)
+        assert self.find(compiled, x) == ""
+        compiled()
+        assert len(graphs) == 1
+
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     def test_memory_outside_the_allocator(self) -> None:
         def run() -> Tensor:

@@ -87,6 +87,10 @@ def peak_bytes(
     return peak
 
 
+_COMPILED = "Torch-Compiled Region"
+"""Begins the names of the events that compiled code leaves in a trace."""
+
+
 def _nothing(*_: object) -> None:
     """What happens around a plain function."""
 
@@ -96,9 +100,9 @@ def hidden_memory(
 ) -> str:
     """Why :func:`peak_bytes` is not all that a call needs, in one line; empty if it is.
 
-    Two more calls are made. On the CPU of a Linux system the first one shows the process's own
+    Three more calls are made. On the CPU of a Linux system the first one shows the process's own
     peak; what is left of it beyond the traced one was not allocated by PyTorch in this thread.
-    Blocks that the C library had kept from an earlier call are not seen. The second shows what a
+    Blocks that the C library had kept from an earlier call are not seen. The last shows what a
     call writes into memory that it has kept from the one before; what torch.compile runs cannot be
     watched so.
 
@@ -106,8 +110,6 @@ def hidden_memory(
         peak: from :func:`peak_bytes`.
         inputs: of the call.
     """
-    from torch._dynamo.exc import TorchDynamoException  # seconds to import
-
     call.before()
     resident = _ResidentPeak() if device.type == "cpu" and sys.platform == "linux" else None
     result = call.run()
@@ -119,18 +121,25 @@ def hidden_memory(
             f"takes {grown / 2**20:,.0f} MiB of the process, of which PyTorch's allocator knows "
             f"{visible / 2**20:,.0f} MiB"
         )
-    call.before()
-    try:
-        with _Writes() as writes:
-            call.run()
-    except (NotImplementedError, TorchDynamoException):
+    if _runs_compiled_code(call):  # a mode would make it compile anew, without its kernels
         return ""
+    call.before()
+    with _Writes() as writes:
+        call.run()
     if writes.bytes > SCRATCH_SHARE * sum(_storages(inputs).values()):
         return (
             f"works in {writes.bytes / 2**20:,.1f} MiB that it keeps between calls, which its peak "
             "does not show"
         )
     return ""
+
+
+def _runs_compiled_code(call: TimedCall) -> bool:
+    """Whether a call runs what torch.compile has made."""
+    call.before()
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        call.run()
+    return any(event.name.startswith(_COMPILED) for event in trace.events() or ())
 
 
 class _ResidentPeak:

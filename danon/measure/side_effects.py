@@ -16,6 +16,8 @@ __all__ = ["Helpers"]
 
 _COMPILER = "torch/_inductor"
 """In the command of the processes that torch.compile keeps."""
+_PROGRESS_BAR = "tqdm_monitor"
+"""Name of a thread that wakes every ten seconds to look at progress bars."""
 _POOL = concurrent.futures.thread.__file__
 """Where a thread of a pool waits for work."""
 
@@ -49,7 +51,9 @@ class Helpers:
         threads = {
             thread.ident: thread.name
             for thread in threading.enumerate()
-            if thread.ident in frames and frames[thread.ident].f_code.co_filename != _POOL
+            if thread.ident in frames
+            and frames[thread.ident].f_code.co_filename != _POOL
+            and thread.name != _PROGRESS_BAR
         }
         return cls(threads, processes)
 
