@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,10 +54,11 @@ class TestVariedInputs:
 
     def test_memory_stays(self) -> None:
         inputs = VariedInputs(*qkv())
-        addresses = {
-            (inputs.change() and 0, inputs.q.data_ptr(), inputs.v.data_ptr()) for _ in "ab"
-        }
-        assert len({address[1:] for address in addresses}) == 1
+        addresses = set()
+        for _ in range(2):
+            inputs.change()
+            addresses.add((inputs.q.data_ptr(), inputs.k.data_ptr(), inputs.v.data_ptr()))
+        assert len(addresses) == 1
 
     def test_logits_are_those_of_the_rotated_text(self) -> None:
         q, k, v = qkv()
@@ -155,12 +157,17 @@ def test_output_fault_of_a_right_one() -> None:
     assert output_fault(torch.zeros_like(q), (q, k, v)) == ""
 
 
-def test_poison_reaches_memory_that_was_an_output() -> None:
-    right = torch.randn(1, 4, 4096, 64)
-    freed = [right.clone() for _ in range(3)]
+def test_poison_reaches_memory_that_was_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Or torch itself would fill what is new, as in all tests.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    right = torch.randn(1, 4, 16, 8)
+    freed = right.clone()
+    address = freed.data_ptr()
     del freed
     poison_free_memory(right)
-    assert not torch.equal(torch.empty_like(right), right)
+    found = [torch.empty_like(right) for _ in range(8)]
+    (block,) = (x for x in found if x.data_ptr() == address)
+    assert float(block.isnan().double().mean()) > 0.9  # the C library writes into freed blocks
 
 
 class TestCalls:
@@ -268,6 +275,16 @@ class TestHiddenMemory:
         assert self.find(compiled, x) == ""
         compiled()
         assert len(graphs) == 1
+
+    def test_where_the_process_may_not_look_at_itself(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(Path, "write_text", refuse)
+        x = torch.randn(64, 64)
+        assert self.find(lambda: x @ x, x) == ""
 
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     def test_memory_outside_the_allocator(self) -> None:

@@ -7,11 +7,10 @@ keeps for the next one to work in, is no part of it (:func:`hidden_memory`).
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -100,18 +99,18 @@ def hidden_memory(
 ) -> str:
     """Why :func:`peak_bytes` is not all that a call needs, in one line; empty if it is.
 
-    Three more calls are made. On the CPU of a Linux system the first one shows the process's own
-    peak; what is left of it beyond the traced one was not allocated by PyTorch in this thread.
-    Blocks that the C library had kept from an earlier call are not seen. The last shows what a
-    call writes into memory that it has kept from the one before; what torch.compile runs cannot be
-    watched so.
+    Three more calls are made. The first one shows the process's own peak, on the CPU of a Linux
+    system that allows it; what is left of it beyond the traced one was not allocated by PyTorch in
+    this thread. Blocks that the C library had kept from an earlier call are not seen. The last one
+    shows what a call writes into memory that it has kept from the one before; what torch.compile
+    runs cannot be watched so.
 
     Args:
         peak: from :func:`peak_bytes`.
         inputs: of the call.
     """
     call.before()
-    resident = _ResidentPeak() if device.type == "cpu" and sys.platform == "linux" else None
+    resident = _ResidentPeak.begin() if device.type == "cpu" else None
     result = call.run()
     grown = 0 if resident is None else resident.grown()
     visible = peak + sum(_storages(_tensors(result)).values())
@@ -146,8 +145,16 @@ class _ResidentPeak:
     """Growth of this process's resident memory since now, at its largest."""
 
     def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
         self._before = self._status("VmRSS")
+
+    @classmethod
+    def begin(cls) -> Self | None:
+        """Let the peak begin anew; None where the system has none, or does not let us."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:  # not Linux, or a container without the right to
+            return None
+        return cls()
 
     def grown(self) -> int:
         return self._status("VmHWM") - self._before
