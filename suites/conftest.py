@@ -20,11 +20,11 @@ from danon.attention import registry
 from danon.bench.basis import code, digest
 from danon.experiment.runs import Journal
 from danon.measure.alone import alone
+from danon.measure.background_work import BackgroundWork
 from danon.measure.case import Case, CaseResult
 from danon.measure.fingerprint import fingerprint
 from danon.measure.integrity import Integrity
 from danon.measure.process_state import ProcessState
-from danon.measure.side_effects import Helpers
 from suites.attentions import check_contract, gather
 from suites.brought import brought
 from suites.channel import Channel
@@ -120,9 +120,9 @@ def _load(config: pytest.Config, target: str) -> str:
 def _prepared(config: pytest.Config, attention: str, what: str) -> Iterator[None]:
     """Say what is done with an attention, and set back what it changes in the process."""
     config.stash[_channel].send(event="prepare", what=what)
-    state, helpers, integrity = ProcessState(), Helpers.now(), config.stash[_integrity]
+    state, background, integrity = ProcessState(), BackgroundWork.now(), config.stash[_integrity]
     yield
-    faults = [left] if (left := Helpers.now().since(helpers)) else []
+    faults = [left] if (left := BackgroundWork.now().since(background)) else []
     if replaced := integrity.replaced():
         integrity.restore()
         faults.append(f"other functions in place of {', '.join(replaced[:3])}, which measure it")

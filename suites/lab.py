@@ -13,12 +13,12 @@ import torch
 from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.attention.stream import StreamingAttention
+from danon.measure.background_work import BackgroundWork
 from danon.measure.case import Case, CaseResult, Status
 from danon.measure.integrity import Integrity
 from danon.measure.memory import hidden_memory, peak_bytes, saved_bytes
 from danon.measure.paired import measure_pair, measure_single
 from danon.measure.roofline import copy_rate, matmul_rate, matmul_rate_of
-from danon.measure.side_effects import Helpers
 from danon.measure.statistics import fit_exponent
 from suites.attentions import REFERENCE, configuration, shape_of
 from suites.bounds import bounds
@@ -75,7 +75,7 @@ class Lab:
         self._profile, self._integrity = profile, integrity
         self._isolation = isolation or Isolation()
         # Found once, and still there: what an attention has left running, by its name.
-        self._helpers: dict[str, str] = {}
+        self._left_running: dict[str, str] = {}
         self._on_begin, self._on_result = on_begin, on_result
         self._results = {result.case: result for result in known}
         self._verifier = Verifier()
@@ -109,12 +109,14 @@ class Lab:
 
     def _watched(self, case: Case) -> CaseResult:
         """The outcome, unless the attention did what no figure of it can be believed after."""
-        before = Helpers.now()
+        before = BackgroundWork.now()
         result = self._outcome(case)
-        if not case.task and (left := Helpers.now().since(before)):
-            self._helpers.setdefault(case.attention, left)
+        if not case.task and (left := BackgroundWork.now().since(before)):
+            self._left_running.setdefault(case.attention, left)
         reasons = (
-            [f"leaves {self._helpers[case.attention]}"] if case.attention in self._helpers else []
+            [f"leaves {self._left_running[case.attention]}"]
+            if case.attention in self._left_running
+            else []
         )
         if self._integrity is not None and (names := self._integrity.replaced()):
             self._integrity.restore()
@@ -327,13 +329,15 @@ class Lab:
         stream.read()
         self._reading[case.attention, case.dtype] = case.length, perf_counter() - start
         metrics = {"error_vs_dense": stream.error_vs_dense()}
-        once = stream.call
+        once = stream.timed_call()
         once.before()
         once.run()  # a state may hold other things while it decodes
         metrics["state_bytes"] = float(stream.state.nbytes)
         budget, width = self._profile.seconds, self._profile.width
         if case.attention == REFERENCE:
-            single = measure_single(stream.call, stream.device, budget_s=budget, width=width)
+            single = measure_single(
+                stream.timed_call(), stream.device, budget_s=budget, width=width
+            )
             samples = {"candidate_s": list(single.samples)}
             seconds = median(single.samples)
             metrics |= {"time_ratio": 1.0, "time_ratio_low": 1.0, "time_ratio_high": 1.0,
@@ -343,8 +347,8 @@ class Lab:
             dense = Stream(replace(case, attention=REFERENCE), beside=stream)
             dense.read()
             pair = measure_pair(
-                stream.call, dense.call, stream.device, budget_s=budget, width=width,
-                seed=case.length,
+                stream.timed_call(), dense.timed_call(), stream.device, budget_s=budget,
+                width=width, seed=case.length,
             )  # fmt: skip
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
             metrics |= ratios(pair)

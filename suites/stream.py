@@ -75,9 +75,8 @@ class Stream:
         """Read the context."""
         self.state = self._absorb(self.case.length)
 
-    @property
-    def call(self) -> TimedCall:
-        """What is timed: one more token, drawn from the text."""
+    def timed_call(self) -> TimedCall:
+        """Begin a timing, of which tokens are kept: each call reads one more token of the text."""
         self._start, self._untimed, self._kept = self.state, len(self._read), []
         return TimedCall(self._one_more, self._draw, self._observe)
 

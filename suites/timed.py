@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from danon.measure.correctness import check_gradients, check_rows, relative_error
+from danon.measure.correctness import check_gradients, check_rows, decided_rows, relative_error
 from danon.measure.paired import TimedCall
 from danon.measure.spot_checks import KeptCall, SpotChecks
 from danon.measure.varied_inputs import Variation, VariedInputs
@@ -122,9 +122,7 @@ class TimedAttention:
         assert self._tolerance is not None
         specimen, inputs = self._specimen, self._inputs.of(kept.variation)
         subject = specimen.subject()
-        rows = kept.rows
-        if subject.undecided is not None:
-            rows = rows[~subject.undecided(*inputs, rows).detach().to(rows.device)]
+        rows = kept.rows[decided_rows(subject, inputs, kept.rows)]
         if not len(rows):
             return ""
         # As large as all other rows together: little is lost in the difference.

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from danon.measure import paired
-from danon.measure.correctness import check_rows, output_fault, poison_free_memory
+from danon.measure.background_work import BackgroundWork
+from danon.measure.correctness import POISONED, check_rows, output_fault, poison_free_memory
 from danon.measure.integrity import Integrity
 from danon.measure.memory import hidden_memory, peak_bytes
 from danon.measure.paired import TimedCall, measure_pair, measure_single
 from danon.measure.roofline import copy_rate
-from danon.measure.side_effects import Helpers
 from danon.measure.spot_checks import SpotChecks
 from danon.measure.varied_inputs import VariedInputs
 
@@ -161,13 +161,14 @@ def test_poison_reaches_memory_that_was_an_output(monkeypatch: pytest.MonkeyPatc
     # Or torch itself would fill what is new, as in all tests.
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     right = torch.randn(1, 4, 16, 8)
-    freed = right.clone()
-    address = freed.data_ptr()
+    freed = [right.clone() for _ in range(POISONED)]
+    addresses = {x.data_ptr() for x in freed}
     del freed
     poison_free_memory(right)
-    found = [torch.empty_like(right) for _ in range(8)]
-    (block,) = (x for x in found if x.data_ptr() == address)
-    assert float(block.isnan().double().mean()) > 0.9  # the C library writes into freed blocks
+    found = [torch.empty_like(right) for _ in range(POISONED)]
+    again = [x.isnan().double().mean() for x in found if x.data_ptr() in addresses]
+    # The C library writes a little into freed blocks, and may cut some of them otherwise.
+    assert again and max(again) > 0.9
 
 
 class TestCalls:
@@ -219,31 +220,32 @@ class TestIntegrity:
         assert Integrity.take("danon.measure", "suites").replaced() == []
 
 
-class TestHelpers:
+class TestBackgroundWork:
     def test_threads(self) -> None:
-        before, done = Helpers.now(), threading.Event()
+        before, done = BackgroundWork.now(), threading.Event()
         thread = threading.Thread(target=done.wait, name="late")
         thread.start()
-        assert Helpers.now().since(before) == "a thread that goes on after the call: late"
+        assert BackgroundWork.now().since(before) == "a thread that goes on after the call: late"
         done.set()
         thread.join()
-        assert Helpers.now().since(before) == ""
+        assert BackgroundWork.now().since(before) == ""
 
     def test_an_idle_pool_is_none(self) -> None:
-        before = Helpers.now()
+        before = BackgroundWork.now()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             pool.submit(int).result()
             time.sleep(0.05)
-            assert Helpers.now().since(before) == ""
+            assert BackgroundWork.now().since(before) == ""
 
     def test_processes(self) -> None:
-        before = Helpers.now()
+        before = BackgroundWork.now()
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-            assert f"a process that goes on after the call: {child.pid}" in Helpers.now().since(
-                before
+            assert (
+                f"a process that goes on after the call: {child.pid}"
+                in BackgroundWork.now().since(before)
             )
             child.communicate(b"\n")
-        assert Helpers.now().since(before) == ""
+        assert BackgroundWork.now().since(before) == ""
 
 
 class TestHiddenMemory:

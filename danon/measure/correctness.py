@@ -25,6 +25,7 @@ __all__ = [
     "check_causal",
     "check_gradients",
     "check_rows",
+    "decided_rows",
     "dense_rows",
     "output_fault",
     "poison_free_memory",
@@ -193,7 +194,7 @@ def check_case(
         tolerance: from :func:`tolerances`; a parameter's gradient is allowed the largest of them.
     """
     sampled = len(rows)
-    rows = rows[_decided(subject, (q, k, v), rows)]
+    rows = rows[decided_rows(subject, (q, k, v), rows)]
     undecided = sampled - len(rows)
 
     def outcome(ok: bool, error: float, tolerance: float, worst: str, reason: str) -> Check:
@@ -248,7 +249,7 @@ def check_rows(
     Returns:
         Why the output is wrong, in one line; empty if it is right.
     """
-    kept = _decided(subject, inputs, rows)
+    kept = decided_rows(subject, inputs, rows)
     if not bool(kept.any()):
         return ""
     with torch.no_grad():
@@ -292,7 +293,7 @@ def check_gradients(
     )
 
 
-def _decided(subject: Subject, inputs: Sequence[Tensor], rows: Tensor) -> Tensor:
+def decided_rows(subject: Subject, inputs: Sequence[Tensor], rows: Tensor) -> Tensor:
     """(R,) bool: rows that the oracle can judge."""
     if subject.undecided is None:
         return torch.ones(len(rows), dtype=torch.bool, device=rows.device)

@@ -62,11 +62,6 @@ class SpotChecks:
         self._calls = 0
         self._kept: list[KeptCall] = []
 
-    @property
-    def calls(self) -> int:
-        """How many there were."""
-        return self._calls
-
     def observe(
         self, variation: Variation, output: object, gradients: tuple[Tensor | None, ...] = ()
     ) -> None:

@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import Self
 
-__all__ = ["Helpers"]
+__all__ = ["BackgroundWork"]
 
 _COMPILER = "torch/_inductor"
 """In the command of the processes that torch.compile keeps."""
@@ -23,7 +23,7 @@ _POOL = concurrent.futures.thread.__file__
 
 
 @dataclass(frozen=True)
-class Helpers:
+class BackgroundWork:
     """Those of this process at one moment.
 
     Attributes:
@@ -57,7 +57,7 @@ class Helpers:
         }
         return cls(threads, processes)
 
-    def since(self, before: Helpers) -> str:
+    def since(self, before: BackgroundWork) -> str:
         """What is new, in a few words; empty if nothing is."""
         threads = [self.threads[i] for i in sorted(self.threads.keys() - before.threads.keys())]
         processes = [
