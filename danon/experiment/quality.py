@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from danon.experiment import configuration, words
 from danon.experiment.frame import Figure, figure, role, speedup
+from danon.experiment.pretrained_tasks import PRETRAINED
 from danon.experiment.remarks import Remark, doubtful, remarks
 
 if TYPE_CHECKING:
@@ -31,12 +32,6 @@ TEXTS = {
     "code": "Python's standard library",
     "shakespeare": "Shakespeare's plays",
     "genome": "the genome of Escherichia coli, a byte a base",
-}
-PRETRAINED = {
-    "text": "perplexity of the second half of a text",
-    "passkey": "numbers hidden in a text, asked for at its end",
-    "adapted": "perplexity of that text after a short training on others",
-    "lookup": "keys read anywhere before, by a small model that has learned to look them up",
 }
 LOOKUP = "lookup"
 """The task whose attentions have the settings that speed is measured with."""

@@ -10,6 +10,7 @@ import datetime as dt
 import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from danon.experiment.pretrained_tasks import PRETRAINED
 from danon.measure.case import SCHEMA, CaseResult
 
 if TYPE_CHECKING:
@@ -106,8 +107,6 @@ def check_date(started: str, where: object) -> None:
 
 def check_tasks(results: Sequence[CaseResult], where: object) -> None:
     """Raises: SchemaError: nobody here knows what a task is judged by."""
-    from danon.experiment.quality import PRETRAINED  # brings pandas: too much to measure beside
-
     for result in results:
         case = result.case
         if case.suite == "pretrained" and case.task not in PRETRAINED:
