@@ -26,7 +26,6 @@ from danon.measure.fingerprint import fingerprint
 from danon.measure.integrity import Integrity
 from danon.measure.process_state import ProcessState
 from suites.attentions import check_contract, gather
-from suites.brought import brought
 from suites.channel import Channel
 from suites.guard import limit_memory
 from suites.interruption import interrupt_on_signal
@@ -35,6 +34,7 @@ from suites.keeper import Keeper
 from suites.lab import Lab
 from suites.profiles import PROFILES, Profile, visible_profiles
 from suites.replay import replay
+from suites.user_files import imported_user_files
 
 DEVICES = ("cpu", "cuda")
 SUITES = (
@@ -179,7 +179,11 @@ def _basis(config: pytest.Config, cases: Sequence[Case]) -> dict[str, str]:
         "attentions": ", ".join(config.stash[_names]),
         "suites": ", ".join(dict.fromkeys(case.suite for case in cases)),
     }
-    return asked | code() | {f"file {name}": digest(file) for name, file in brought().items()}
+    return (
+        asked
+        | code()
+        | {f"file {name}": digest(file) for name, file in imported_user_files().items()}
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -235,7 +239,7 @@ def lab(pytestconfig: pytest.Config) -> Lab:
 
     def keep(result: CaseResult) -> None:
         channel.ask(event="result", result=result.to_json())
-        if isolation.spoiled and channel.heard:
+        if isolation.needs_new_process and channel.heard:
             channel.send(event="leaving")
             os._exit(0)  # threads of an attention would hold a usual exit up
 

@@ -24,7 +24,7 @@ class _Open:
 
     case: Case
     state: ProcessState
-    told: dict[str, str] = field(default_factory=dict)
+    described: dict[str, str] = field(default_factory=dict)
 
 
 class Isolation:
@@ -35,7 +35,7 @@ class Isolation:
         on_change: hears what an attention changed in the process: in short, and in full.
 
     Attributes:
-        spoiled: a case has left something that only a new process is without.
+        needs_new_process: a case has left something that only a new process is without.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Isolation:
         self._on_trace, self._on_change = on_trace, on_change
         self._told: set[tuple[str, str]] = set()
         self._open: list[_Open] = []
-        self.spoiled = False
+        self.needs_new_process = False
 
     def outcome(self, case: Case, measure: Callable[[Case], CaseResult]) -> CaseResult:
         """Measure a case; it may need others, which find the process as this one found it.
@@ -72,15 +72,15 @@ class Isolation:
             self._open.pop()
             self._restore(mine)
         self._check_device(case)
-        return replace(result, notes=result.notes | mine.told) if mine.told else result
+        return replace(result, notes=result.notes | mine.described) if mine.described else result
 
     def _restore(self, mine: _Open) -> None:
         changes = mine.state.restore()
         if mine.case.task:
-            changes.told.pop(SEED, None)  # training sets it
-        mine.told |= changes.told
+            changes.described.pop(SEED, None)  # training sets it
+        mine.described |= changes.described
         self._report(mine.case.attention, changes, "the process is replaced")
-        self.spoiled |= bool(changes.lasting)
+        self.needs_new_process |= bool(changes.unrestored)
 
     def prepare(self, attention: str, state: ProcessState) -> None:
         """Set back what the import or the contract check of an attention has changed.
@@ -95,10 +95,10 @@ class Isolation:
         Args:
             lasting: what becomes of what could not be set back.
         """
-        for name, words in changes.told.items():
+        for name, words in changes.described.items():
             if (attention, name) not in self._told:
                 self._told.add((attention, name))
-                after = lasting if name in changes.lasting else "set back"
+                after = lasting if name in changes.unrestored else "set back"
                 key = f"{attention} changed {name}"
                 self._on_change(key, f"{key} ({words}): {after}")
 
@@ -116,6 +116,6 @@ class Isolation:
         try:
             torch.cuda.synchronize()
         except RuntimeError as error:
-            self.spoiled = True
+            self.needs_new_process = True
             key = f"{case.attention} broke the CUDA context"
             self._on_change(key, f"{key} ({one_line(error)}): the process is replaced")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from danon.gate.calls import CANON, Draw, Inputs, TimedCalls, differing
+from danon.gate.calls import FIXED_DRAW, Draw, Inputs, TimedCalls, differing
 from danon.gate.pair import OutputError, Side, Worker
 from danon.measure.case import Case
 
@@ -192,7 +192,7 @@ class TestInputs:
         draw = Draw(5, 1.01, 7)
         first = [x.clone() for x in some.filled(draw)]
         noise = torch.rand(3)
-        some.filled(CANON)
+        some.filled(FIXED_DRAW)
         assert all(map(torch.equal, first, some.filled(draw)))
         assert torch.equal(noise, torch.rand(3))
 

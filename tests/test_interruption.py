@@ -73,7 +73,7 @@ def test_a_command_that_is_ended_leaves_nothing(
     children: int,
     number: signal.Signals,
 ) -> None:
-    """While its workers measure: a worker of the gate and its witness, the process of a study."""
+    """While its workers measure: a worker of the gate and its copy, the process of a study."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     process = subprocess.Popen(

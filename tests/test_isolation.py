@@ -31,7 +31,7 @@ from danon.bench import supervisor as module
 from danon.bench.command import bench
 from danon.bench.progress import Display
 from danon.bench.session import Options, ResumeError, Session
-from danon.bench.supervisor import DEATHS, Supervisor
+from danon.bench.supervisor import MAX_EXITS, Supervisor
 from danon.bench.unit import Unit
 from danon.experiment import failures
 from danon.experiment.remarks import HARMLESS
@@ -94,9 +94,9 @@ class TestProcessState:
         state = ProcessState()
         change()
         changes = state.restore()
-        assert name in changes.told
-        assert not changes.lasting
-        assert not state.restore().told, "it is as it was"
+        assert name in changes.described
+        assert not changes.unrestored
+        assert not state.restore().described, "it is as it was"
 
     def test_every_change_at_once(self) -> None:
         state = ProcessState()
@@ -106,7 +106,7 @@ class TestProcessState:
         mode = torch.inference_mode()
         mode.__enter__()
         changes = state.restore()
-        assert {"inference mode", "grad mode"} <= set(changes.told) and not changes.lasting
+        assert {"inference mode", "grad mode"} <= set(changes.described) and not changes.unrestored
         made = torch.zeros(2, requires_grad=True) * 2
         assert (made.device.type, made.dtype, made.requires_grad) == ("cpu", torch.float32, True)
         del mode  # it sets back what was before it, once it is collected
@@ -122,12 +122,12 @@ class TestProcessState:
 
         wrapped.__code__ = wrapped.__code__.replace(co_filename=f"{np.__path__[0]}/wrap.py")
         F.gelu = wrapped  # type: ignore[assignment]
-        assert not state.restore().told and F.gelu is wrapped
+        assert not state.restore().described and F.gelu is wrapped
 
     def test_what_torch_cannot_name_is_set_back_too(self) -> None:
         state = ProcessState()
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-        told = state.restore().told
+        told = state.restore().described
         assert told["torch's backends"] == "mkldnn.matmul"
         assert told["float32 matmul precision"] == "reading it raises RuntimeError"
         assert torch.get_float32_matmul_precision() == "highest"
@@ -135,7 +135,7 @@ class TestProcessState:
     def test_random_numbers_are_drawn_again_without_a_word(self) -> None:
         state = ProcessState()
         first = torch.rand(3)
-        assert not state.restore().told
+        assert not state.restore().described
         assert torch.equal(first, torch.rand(3))
 
     def test_a_thread_that_goes_on_cannot_be_set_back(self) -> None:
@@ -147,21 +147,21 @@ class TestProcessState:
         finally:
             end.set()
             thread.join()
-        assert changes.told == {"running threads": "left over"}
-        assert changes.lasting == ("running threads",)
-        assert not state.restore().told
+        assert changes.described == {"running threads": "left over"}
+        assert changes.unrestored == ("running threads",)
+        assert not state.restore().described
 
     def test_a_worker_without_work_is_no_running_thread(self) -> None:
         state = ProcessState()
         with ThreadPoolExecutor(1) as pool:
             pool.submit(int).result()
             deadline = time.monotonic() + 10
-            while state.restore().told and time.monotonic() < deadline:
+            while state.restore().described and time.monotonic() < deadline:
                 time.sleep(0.01)  # until it waits
-            assert not state.restore().told
+            assert not state.restore().described
             end = threading.Event()
             pool.submit(end.wait)
-            assert "running threads" in state.restore().told
+            assert "running threads" in state.restore().described
             end.set()
 
     def test_harmless_settings_are_settings(self) -> None:
@@ -264,7 +264,7 @@ def test_what_lasts_from_an_import_replaces_no_process() -> None:
     thread.start()
     isolation.prepare("Mine", state)
     assert said == ["Mine changed running threads (of a library): stays for the whole run"]
-    assert not isolation.outcome(CASE, measured).notes and not isolation.spoiled
+    assert not isolation.outcome(CASE, measured).notes and not isolation.needs_new_process
     end.set()
     thread.join()
 
@@ -274,7 +274,7 @@ def test_what_lasts_from_an_import_replaces_no_process() -> None:
         return measured(case)
 
     assert isolation.outcome(CASE, measure).notes == {"running threads": "left over"}
-    assert isolation.spoiled and said[-1].endswith("(left over): the process is replaced")
+    assert isolation.needs_new_process and said[-1].endswith("(left over): the process is replaced")
     end.set()
 
 
@@ -521,10 +521,10 @@ class TestSupervisor:
 
     def test_an_attention_that_dies_always_is_not_tried_for_ever(self, run: Any) -> None:
         mine = [case for case in CASES if case.attention == "a"]
-        scripts = [([plan(), begin(case)], -signal.SIGSEGV) for case in mine[:DEATHS]]
+        scripts = [([plan(), begin(case)], -signal.SIGSEGV) for case in mine[:MAX_EXITS]]
         _, _, journal = run(*scripts, ([plan(), FINISHED], 0))
-        last = self.row(journal, mine[DEATHS])
-        assert last.reason.startswith(f"not tried: the process ended {DEATHS} times with this")
+        last = self.row(journal, mine[MAX_EXITS])
+        assert last.reason.startswith(f"not tried: the process ended {MAX_EXITS} times with this")
         assert {result.case.attention for result in journal.results()} == {"a"}
 
     def test_before_there_is_a_plan_nothing_is_measured(self, run: Any) -> None:
@@ -542,18 +542,18 @@ class TestSupervisor:
         assert {result.status for result in journal.results()} == {"measured"}
 
     def test_death_between_cases_is_said_and_bounded(self, run: Any) -> None:
-        scripts = [([plan(), *through(CASES[0])], -signal.SIGSEGV) for _ in range(DEATHS)]
+        scripts = [([plan(), *through(CASES[0])], -signal.SIGSEGV) for _ in range(MAX_EXITS)]
         suites, heard, journal = run(*scripts, ([plan(), FINISHED], 0))
         assert any("was replaced after speed/a/N64" in event.get("text", "") for event in heard)
         assert self.row(journal, CASES[0]).status == "measured"
         assert self.row(journal, CASES[2]).status == "failed"
 
     def test_who_waits_for_another_bench_may_wait(self) -> None:
-        life = module._Life()
-        life.hear({"event": "waiting"})
-        assert life.limit_s is None
-        life.hear({"event": "going"})
-        assert life.limit_s == module.PREPARE_LIMIT_S
+        progress = module._ProcessProgress()
+        progress.hear({"event": "waiting"})
+        assert progress.limit_s is None
+        progress.hear({"event": "going"})
+        assert progress.limit_s == module.PREPARE_LIMIT_S
 
     def test_a_limit_is_several_times_what_a_case_may_take(self) -> None:
         profile = PROFILES["quick"]
@@ -732,13 +732,13 @@ class Watches(Base):
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("no_store")
 def test_a_bench_of_fatal_attentions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Impatient(module._Life):
+    class Impatient(module._ProcessProgress):
         def hear(self, event: dict[str, Any]) -> None:
             super().hear(event)
             if self.cases and self.cases[-1].case.attention == "Hangs":
                 self.limit_s = 5.0
 
-    monkeypatch.setattr(module, "_Life", Impatient)
+    monkeypatch.setattr(module, "_ProcessProgress", Impatient)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("DANON_TEST_THREADS", "1")
     own = tmp_path / "fatal.py"

@@ -27,7 +27,7 @@ PREPARE_LIMIT_S = 600.0
 to case."""
 EXIT_LIMIT_S = 20.0
 """For a process that is through with all cases."""
-DEATHS = 3
+MAX_EXITS = 3
 """Of processes, after which an attention is not tried again."""
 LINES = 100
 """Of a dead process's log that are kept with its case."""
@@ -63,7 +63,7 @@ class Supervisor:
         self._planned: tuple[Case, ...] = ()
         self._rows: set[str] = set()
         self._done: set[str] = set()
-        self._deaths: Counter[str] = Counter()
+        self._exits: Counter[str] = Counter()
         self._stopped = self._through = False
         self.failure = ""
         self.status = 0
@@ -94,14 +94,14 @@ class Supervisor:
                 self._child = self._listening = child
                 if self._stopped:
                     child.stop()
-                life = _Life()
-                yield from self._heard(child, life)
+                progress = _ProcessProgress()
+                yield from self._forwarded(child, progress)
                 status = child.wait()
             self._listening = None
             if self._through:
                 return
             self.status = status
-            yield from self._bury(child, life, memory=_memory_kills() > kills)
+            yield from self._record_exit(child, progress, memory=_memory_kills() > kills)
 
     def go(self, journal: Journal) -> None:
         """Let the suites measure what the journal of the run does not have yet."""
@@ -137,25 +137,25 @@ class Supervisor:
         if self._listening is not None:  # nobody waits for it where a process has died
             self._listening.answer(**values)
 
-    def _heard(self, child: Child, life: _Life) -> Iterator[dict[str, Any]]:
+    def _forwarded(self, child: Child, progress: _ProcessProgress) -> Iterator[dict[str, Any]]:
         """Forward what a process reports until it ends, and end it if it is silent for too long."""
-        while not life.over:
+        while not progress.over:
             try:
-                event = child.event(life.limit_s)
+                event = child.event(progress.limit_s)
             except EOFError:
                 break
             if event is None:
-                life.silent = True
+                progress.silent = True
                 child.abort()
                 break
-            life.hear(event)
+            progress.hear(event)
             if event["event"] == "plan":
                 self._planned = tuple(Case(**values) for values in event["described"])
                 if self._journal is not None:  # of an earlier process
                     self.go(self._journal)
                     continue
             elif event["event"] == "begin" and self._journal is not None:
-                attempts.begin(self._journal.run_dir, life.cases[-1].case)
+                attempts.begin(self._journal.run_dir, progress.cases[-1].case)
             elif event["event"] == "result":
                 self._rows.add(CaseResult.from_json(event["result"]).case.id)
             elif event["event"] == "finished":
@@ -168,40 +168,46 @@ class Supervisor:
                 self._done.add(event["case"])
             if event["event"] not in _OWN:
                 yield event
-        if not life.silent and not self._stopped:
-            life.mute = _lives_on(child, EXIT_LIMIT_S if life.over else PATIENCE_S)
-            if life.mute:
+        if not progress.silent and not self._stopped:
+            progress.line_closed = _still_running(
+                child, EXIT_LIMIT_S if progress.over else PATIENCE_S
+            )
+            if progress.line_closed:
                 child.abort()
 
-    def _bury(self, child: Child, life: _Life, *, memory: bool) -> Iterator[dict[str, Any]]:
+    def _record_exit(
+        self, child: Child, progress: _ProcessProgress, *, memory: bool
+    ) -> Iterator[dict[str, Any]]:
         """What becomes of the case that a process died at."""
-        if life.leaving or self._stopped:
+        if progress.leaving or self._stopped:
             return
-        how, log = life.how(self.status, memory=memory), child.tail(LINES)
+        how, log = progress.exit_reason(self.status, memory=memory), child.tail(LINES)
         if where := _last_line(log):
             how = f"{how} ({where})"
-        if self._journal is None or life.planning:
-            self.failure = f"{life.what}: {how}"
+        if self._journal is None or progress.planning:
+            self.failure = f"{progress.what}: {how}"
             return
-        if life.cases:
-            died = life.cases[-1].case
+        if progress.cases:
+            died = progress.cases[-1].case
             attention = died.attention
             yield from self._row(died, how, f"{died.id}: {how}\n\n{log}\n")
         else:
-            attention = life.last.attention if life.last else ""
-            between = f"after {life.last.id}" if life.last else "before the first case"
+            attention = progress.last.attention if progress.last else ""
+            between = f"after {progress.last.id}" if progress.last else "before the first case"
             yield {
                 "event": "note",
                 "text": f"The process that measures was replaced {between}: {how}",
             }
-        self._deaths[attention] += 1
-        if self._deaths[attention] < DEATHS:
+        self._exits[attention] += 1
+        if self._exits[attention] < MAX_EXITS:
             return
         left = [c for c in self._planned if c.id not in self._rows and c.attention == attention]
-        if not left and not life.cases:
+        if not left and not progress.cases:
             self.failure = how
         for case in left:
-            again = f"not tried: the process ended {DEATHS} times with this attention, last: {how}"
+            again = (
+                f"not tried: the process ended {MAX_EXITS} times with this attention, last: {how}"
+            )
             yield from self._row(case, again, "")
 
     def _row(self, case: Case, reason: str, trace: str) -> Iterator[dict[str, Any]]:
@@ -216,7 +222,7 @@ _OWN = ("prepare", "waiting", "going", "leaving", "finished")
 """Reports that are for the supervisor alone."""
 
 
-class _Life:
+class _ProcessProgress:
     """Where a process is, by what it has reported.
 
     Attributes:
@@ -228,7 +234,7 @@ class _Life:
         leaving: it ends because it could not set something back, and says so.
         over: nothing more is to come.
         silent: it said nothing for too long.
-        mute: it goes on, but its line is closed.
+        line_closed: it goes on, but its line is closed.
     """
 
     def __init__(self) -> None:
@@ -237,7 +243,7 @@ class _Life:
         self.last: Case | None = None
         self.limit_s: float | None = START_LIMIT_S
         self.planning = True
-        self.leaving = self.over = self.silent = self.mute = False
+        self.leaving = self.over = self.silent = self.line_closed = False
         self._exit_status: int | None = None
 
     def hear(self, event: dict[str, Any]) -> None:
@@ -259,7 +265,7 @@ class _Life:
         if kind == "waiting":  # for another bench, which may take as long as it likes
             self.limit_s = None
 
-    def how(self, status: int, *, memory: bool) -> str:
+    def exit_reason(self, status: int, *, memory: bool) -> str:
         """How it ended, in words.
 
         Args:
@@ -268,7 +274,7 @@ class _Life:
         """
         if self.silent:
             return f"no answer within {self.limit_s:.0f} s"
-        if self.mute:
+        if self.line_closed:
             return "the process closed its line to the command"
         if self._exit_status is not None:
             return f"pytest ended with status {self._exit_status}"
@@ -280,7 +286,7 @@ class _Life:
         return f"the process died by {name}"
 
 
-def _lives_on(child: Child, seconds: float) -> bool:
+def _still_running(child: Child, seconds: float) -> bool:
     """Whether a process that says nothing more has not ended after so many seconds."""
     deadline = time.monotonic() + seconds
     while child.running and time.monotonic() < deadline:

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 __all__ = [
-    "CANON",
+    "FIXED_DRAW",
     "NEW",
     "Draw",
     "Inputs",
+    "Recomputation",
     "TimedCalls",
-    "Witness",
     "differing",
     "function_of",
     "outputs_of",
@@ -49,7 +49,7 @@ ODD_ROWS = 0.01
 """Share of rows that may be beyond it: rounding can turn a choice between two equal scores."""
 
 ANSWERED = 77
-"""Exit status of a witness that has sent its answer; one that code of a user ends has another."""
+"""Exit status of a copy that has sent its answer; one that code of a user ends has another."""
 
 Function = Callable[[tuple[Tensor, ...]], object]
 
@@ -69,7 +69,7 @@ class Draw:
     seed: int
 
 
-CANON = Draw(0, 1.0, 0)
+FIXED_DRAW = Draw(0, 1.0, 0)
 """The inputs that figures which do not vary are of."""
 
 
@@ -229,7 +229,7 @@ def differing(
     return ""
 
 
-class Witness:
+class Recomputation:
     """A copy of this process as it was before any call, that computes again what was timed.
 
     Each answer is of a copy of that copy, so that nothing is known to it from one to the next.

@@ -123,7 +123,7 @@ class Worker:
         files = {name: provenance.source_of(registry.get(name), root) for name in names}
         gc.collect()
         gc.freeze()  # or each collection before a sample goes through all of torch
-        self._witness = calls.Witness(self._computed, [self._channel])
+        self._recomputation = calls.Recomputation(self._computed, [self._channel])
         return {"attentions": names, "foreign": {n: file for n, file in files.items() if file}}
 
     def prove(self) -> str:
@@ -157,7 +157,7 @@ class Worker:
         draw, outputs = made.timed.kept
         request = {"case": made.case, "context": asdict(made.context), "draw": asdict(draw)}
         try:
-            again = self._witness.outputs(request)
+            again = self._recomputation.outputs(request)
         except RuntimeError as error:
             return f"a fresh process cannot repeat a timed call: {error}"
         found: str = calls.differing(outputs, again, getattr(torch, made.case["dtype"]))
@@ -173,7 +173,7 @@ class Worker:
         found = {"parameters": float(sum(p.numel() for p in module.parameters()))}
         if case["phase"] == "decode":
             n = case["length"]
-            q, k, v = self._context(case, n + 1, calls.CANON)
+            q, k, v = self._context(case, n + 1, calls.FIXED_DRAW)
             state = module.init_state(q.shape[0], dtype=q.dtype)
             state = module.absorb(*(x[:, :, :n] for x in (q, k, v)), state)
             _, state = module.step(*(x[:, :, n:] for x in (q, k, v)), state)
@@ -182,9 +182,9 @@ class Worker:
         def measured(call: Callable[[tuple[Tensor, ...]], int]) -> float:
             """After a call with other inputs: what it does with these, not what it remembers."""
             timed.seconds(1)
-            return float(call(timed.inputs.filled(calls.CANON)))
+            return float(call(timed.inputs.filled(calls.FIXED_DRAW)))
 
-        draws = cycle((timed.inputs.draw(), calls.CANON))  # the first call warms up
+        draws = cycle((timed.inputs.draw(), calls.FIXED_DRAW))  # the first call warms up
         peak = memory.peak_bytes(
             lambda: timed.function(timed.inputs.filled(next(draws))), torch.device("cpu")
         )
@@ -208,7 +208,7 @@ class Worker:
         counted.clear()
         with torch.no_grad():
             compiled: Callable[..., object] = torch.compile(made.module, backend="eager")
-            compiled(*made.timed.inputs.filled(calls.CANON))
+            compiled(*made.timed.inputs.filled(calls.FIXED_DRAW))
         return {"graph_breaks": float(sum(counted.values()))}
 
     def train(self, attention: str, suites: str, place: str) -> None:
@@ -256,7 +256,7 @@ class Worker:
         return found
 
     def _computed(self, request: dict[str, Any]) -> list[Tensor | None]:
-        """What a call returns, for :class:`calls.Witness`."""
+        """What a call returns, for :class:`calls.Recomputation`."""
         case, context, draw = (
             request["case"],
             *(calls.Draw(**request[name]) for name in ("context", "draw")),

@@ -48,13 +48,14 @@ class Setting:
         name: in words.
         read: its value; two values are compared.
         write: sets a value that was read; None: it cannot be set back.
-        told: a difference in words, from the value before and the one now; empty: not to be told.
+        describe: a difference in words, from the value before and the one now; empty: not to be
+            told.
     """
 
     name: str
     read: Callable[[], Any]
     write: Callable[[Any], object] | None
-    told: Callable[[Any, Any], str] = lambda before, now: f"{_word(before)} -> {_word(now)}"
+    describe: Callable[[Any, Any], str] = lambda before, now: f"{_word(before)} -> {_word(now)}"
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Changes:
     """What differed from a state.
 
     Attributes:
-        told: setting -> how it differed, in words.
-        lasting: settings that could not be set back: only another process has them as they were.
+        described: setting -> how it differed, in words.
+        unrestored: settings that could not be set back: only another process has them as they were.
     """
 
-    told: dict[str, str]
-    lasting: tuple[str, ...]
+    described: dict[str, str]
+    unrestored: tuple[str, ...]
 
 
 class ProcessState:
@@ -87,7 +88,7 @@ class ProcessState:
         said = {s.name: _told(s, self._values[s.name], now[s.name]) for s in changed}
         for setting in changed:
             if setting.write is not None:
-                with contextlib.suppress(*_REFUSALS):  # told as lasting
+                with contextlib.suppress(*_REFUSALS):  # then it is among the unrestored
                     setting.write(self._values[setting.name])
         told = {name: words for name, words in said.items() if words}
         lasting = (s for s in changed if self._values[s.name] != _read(s))
@@ -116,7 +117,7 @@ def _told(setting: Setting, before: Any, now: Any) -> str:
     for value in (before, now):
         if isinstance(value, _Unreadable):
             return f"reading it raises {value.error}"
-    return setting.told(before, now)
+    return setting.describe(before, now)
 
 
 def _word(value: object) -> str:

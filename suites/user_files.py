@@ -10,10 +10,10 @@ import danon
 from danon.bench.interpreter import bundle
 from suites.reasons import libraries
 
-__all__ = ["brought"]
+__all__ = ["imported_user_files"]
 
 
-def brought() -> dict[str, Path]:
+def imported_user_files() -> dict[str, Path]:
     """Name of the module -> file, of everything but Python, installed packages and danon."""
     root = bundle()
     folders = (Path(danon.__file__).resolve().parent, root / "suites", root / "baselines")
