@@ -17,6 +17,7 @@ from repositories import two_commits
 from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.experiment import store
+from danon.measure.process_state import open_autocast_regions
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode asks for it
 
@@ -31,6 +32,13 @@ torch.set_num_threads(2)
 def _seed() -> None:
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _closed_autocast() -> Iterator[None]:
+    """Nothing leaves an autocast region open: every later training would read stale weights."""
+    yield
+    assert open_autocast_regions() == 0
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from danon.attention.hybrid import SuperHybrid
 from danon.attention.tiles import Rows, Tiles
 from danon.config import DALAConfig, MSRAConfig, UCSAConfig
 from danon.hybrid_config import SuperHybridConfig
+from danon.measure.process_state import open_autocast_regions
 from danon.models import create_dala_model, create_msra_model, create_ucsa_model
 from danon.models.backbone import Backbone
 from danon.testing import make_inputs
@@ -197,8 +199,11 @@ def test_one_graph_serves_padding_anywhere_and_refuses_additive_masks(
         torch.testing.assert_close(compiled(q, k, v, given), module(q, k, v, given))
     assert len(graphs) == 1
     for additive in (torch.where(holes, 0.0, -torch.inf), torch.where(holes, 0.0, -1e9)):
-        with pytest.raises(RuntimeError, match="mask holds other values than 0 and 1: must be"):
-            compiled(q, k, v, additive)
+        for precision in (contextlib.nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+            refused = pytest.raises(RuntimeError, match="mask holds other values than 0 and 1")
+            with refused, precision:
+                compiled(q, k, v, additive)
+            assert open_autocast_regions() == 0
 
 
 def test_the_union_is_one_operator_of_the_graph() -> None:

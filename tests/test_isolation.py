@@ -68,6 +68,7 @@ class TestProcessState:
             ("torch's default device", lambda: torch.set_default_device("meta")),
             ("grad mode", lambda: torch.set_grad_enabled(False)),
             ("autocast", lambda: torch.set_autocast_enabled("cpu", True)),
+            ("autocast", torch.autocast("cpu", torch.bfloat16).__enter__),
             ("anomaly detection", lambda: torch.set_anomaly_enabled(True)),
             ("deterministic algorithms", lambda: torch.use_deterministic_algorithms(False)),
             ("float32 matmul precision", lambda: torch.set_float32_matmul_precision("medium")),

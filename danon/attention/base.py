@@ -6,7 +6,6 @@ Dimension suffixes used throughout ``danon``: B batch, H query heads, G key/valu
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 from collections.abc import Callable
@@ -208,13 +207,19 @@ class BaseAttention(nn.Module):
 
 
 def without_autocast(forward: Callable[..., _Out]) -> Callable[..., _Out]:
-    """Decorator of a forward(self, q, ...) that chooses the precision of every step itself."""
+    """Decorator of a forward(self, q, ...) that chooses the precision of every step itself.
+
+    Inputs are checked outside of it, and it does nothing where autocast is off: compiled code that
+    is left by an error leaves its autocast regions open, and for an open one torch keeps the first
+    cast of every weight, which later training under autocast then reads for ever.
+    """
 
     @functools.wraps(forward)
     def run(self: BaseAttention, q: Tensor, *args: object, **kwargs: object) -> _Out:
         kind = q.device.type
-        able = torch.amp.is_autocast_available(kind)
-        with torch.autocast(kind, enabled=False) if able else contextlib.nullcontext():
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            return forward(self, q, *args, **kwargs)
+        with torch.autocast(kind, enabled=False):
             return forward(self, q, *args, **kwargs)
 
     return run

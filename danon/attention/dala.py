@@ -119,8 +119,8 @@ class DALA(StreamingAttention):
 
         return largest(lambda w: cls(config(w)), shape.max_sequence_length, entries)
 
-    @without_autocast
     @right_padded
+    @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         c = self.cfg
         refuse_transforms()

@@ -195,8 +195,8 @@ class SuperHybrid(StreamingAttention):
         assert isinstance(member, StreamingAttention)
         return member
 
-    @without_autocast
     @right_padded
+    @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         refuse_transforms()
         refuse_meta("q", q)

@@ -182,8 +182,8 @@ class UCSA(StreamingAttention):
 
         return largest(lambda n: cls(config(n)), length, entries)
 
-    @without_autocast
     @right_padded
+    @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         c = self.cfg
         refuse_transforms()

@@ -23,7 +23,7 @@ import torch
 import torch.nn.modules.module as hooks
 from torch import Tensor
 
-__all__ = ["SEED", "Changes", "ProcessState"]
+__all__ = ["SEED", "Changes", "ProcessState", "open_autocast_regions"]
 
 DEVICES = ("cpu", "cuda")
 PACKAGES = ("danon", "suites", "baselines")
@@ -166,7 +166,14 @@ def _autocast() -> dict[str, Any]:
     kinds = {
         kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in DEVICES
     }
-    return {**kinds, "cache": torch.is_autocast_cache_enabled()}
+    kept = torch.is_autocast_cache_enabled()
+    return {**kinds, "cache": kept, "open regions": open_autocast_regions()}
+
+
+def open_autocast_regions() -> int:
+    """How deep the process is in autocast: until it is out, torch keeps casts of weights."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 def _set_autocast(value: dict[str, Any]) -> None:
@@ -175,6 +182,9 @@ def _set_autocast(value: dict[str, Any]) -> None:
         torch.set_autocast_enabled(kind, enabled)
         torch.set_autocast_dtype(kind, dtype)
     torch.set_autocast_cache_enabled(value["cache"])
+    for _ in range(open_autocast_regions() - value["open regions"]):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
 
 
 fills: Any = torch.utils.deterministic
