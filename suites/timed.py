@@ -23,10 +23,10 @@ GRADIENT_SLACK = 6.0
 """Gradients are compared by a difference of two calls: two roundings, on other inputs."""
 MODEL_ERROR = 1e-3
 """Of a model that is run again on the same tokens: threads may add in another order."""
-FEWEST_CHECKED = 2
-"""Timed calls that are checked at least, if there were so many."""
 SHARE, LEAST_S = 0.1, 0.1
-"""More checks may take so much of the time that the timing took, and so many seconds anyway."""
+"""Checks go on for so much of the time that the timing took, and so many seconds anyway."""
+FEW_CALLS = 2
+"""Calls that are kept, or checked, where one of them takes much memory or time."""
 
 
 class TimedAttention:
@@ -48,7 +48,7 @@ class TimedAttention:
         self._upstream = specimen.upstream() if self._backward else specimen.q
         self._variation: Variation | None = None
         self._spot_checks = SpotChecks(
-            self._inputs, **({"calls": FEWEST_CHECKED} if self._backward else {})
+            self._inputs, **({"calls": FEW_CALLS} if self._backward else {})
         )
 
     @property
@@ -74,8 +74,8 @@ class TimedAttention:
 
         allowed_s = max(SHARE * timing_s, LEAST_S)
 
-        def enough(checked: int) -> bool:
-            return checked >= FEWEST_CHECKED and perf_counter() - start > allowed_s
+        def enough(checked: int) -> bool:  # one is checked in any case
+            return checked > 0 and perf_counter() - start > allowed_s
 
         check = self._gradient_fault if self._backward else self._output_fault
         return self._spot_checks.first_fault(check, enough)
@@ -189,9 +189,9 @@ class TimedModel:
         assert isinstance(result, Tensor)
         self._calls += 1
         place = self._calls - 1
-        if place >= FEWEST_CHECKED:
+        if place >= FEW_CALLS:
             place = self._random.randrange(self._calls)
-        if place < FEWEST_CHECKED:
+        if place < FEW_CALLS:
             kept = (self._calls, self._shift, result.detach().clone())
             self._kept[place : place + 1] = [kept]
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
 from danon.measure.case import Case
+from danon.measure.threads import small_work
 from danon.models import Backbone
 from danon.training import TrainingConfig
 from suites.corpora import CorpusError, corpus, windows
@@ -49,6 +50,7 @@ class Run:
     """One training.
 
     Attributes:
+        threads: that it was computed with, the fewest of its stages.
         score: what learning rates are chosen by, the higher the better; NaN if it diverged.
         points: step, seconds and bits of every evaluation of the last fit.
         curves: of the result.
@@ -58,6 +60,7 @@ class Run:
     model: Backbone
     diverged: str = ""
     seconds: float = 0.0
+    threads: float = math.inf
     score: float = math.nan
     points: list[tuple[int, float, float]] = field(default_factory=list)
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -68,7 +71,8 @@ def affordable(case: Case, plan: Plan) -> None:
     seconds = math.inf
     for _ in range(FORECASTS):
         try:
-            seconds = min(seconds, _forecast(case, plan))
+            with small_work(torch.device(case.device)):
+                seconds = min(seconds, _forecast(case, plan))
         except CorpusError as error:
             raise UnmeasuredError("unavailable", str(error)) from error
         if seconds <= plan.cap_s:
@@ -142,7 +146,6 @@ def _fit(
     run: Run, config: TrainingConfig, data: Dataset[Any], judged: TensorDataset | None = None
 ) -> bool:
     """Train; False if it diverged."""
-    start = perf_counter()
     points: list[tuple[int, float, float]] = []  # step, seconds of training, loss
 
     def listen(step: int, metrics: dict[str, float]) -> None:
@@ -150,8 +153,11 @@ def _fit(
             points.append((step, perf_counter() - start - trainer.judging_s, metrics["eval_loss"]))
 
     trainer = AnswerTrainer(run.model, config, listeners=(listen,), progress=False)
-    found = trainer.fit(data, judged)
-    run.seconds += perf_counter() - start - trainer.judging_s
+    with small_work(run.model.embed.weight.device) as threads:
+        start = perf_counter()
+        found = trainer.fit(data, judged)
+        run.seconds += perf_counter() - start - trainer.judging_s
+    run.threads = min(run.threads, threads)
     run.model.eval()
     if found.outcome == "diverged":
         run.diverged = f"diverged at step {found.step}"

@@ -63,7 +63,7 @@ class TestProcessState:
     @pytest.mark.parametrize(
         ("name", "change"),
         [
-            ("torch's threads", lambda: torch.set_num_threads(1)),
+            ("torch's threads", lambda: torch.set_num_threads(1 + torch.get_num_threads())),
             ("torch's default dtype", lambda: torch.set_default_dtype(torch.float64)),
             ("torch's default device", lambda: torch.set_default_device("meta")),
             ("grad mode", lambda: torch.set_grad_enabled(False)),
@@ -224,16 +224,16 @@ class TestIsolation:
         isolation = Isolation(on_change=lambda key, text: said.append(text))
 
         def measure(case: Case) -> CaseResult:
-            torch.set_num_threads(1)
+            torch.set_num_threads(before + 1)
             return measured(case)
 
         before = torch.get_num_threads()
         for _ in range(2):
             result = isolation.outcome(CASE, measure)
-            assert result.notes == {"torch's threads": f"{before} -> 1"}
+            assert result.notes == {"torch's threads": f"{before} -> {before + 1}"}
             assert torch.get_num_threads() == before
             assert CaseResult.from_json(result.to_json()) == result
-        assert said == [f"sdpa changed torch's threads ({before} -> 1): set back"]
+        assert said == [f"sdpa changed torch's threads ({before} -> {before + 1}): set back"]
         assert "notes" not in json.loads(measured().to_json())
 
 
@@ -289,7 +289,7 @@ def test_a_case_within_a_case_finds_the_process_as_it_was() -> None:
         return measured(case)
 
     def outer(case: Case) -> CaseResult:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before + 1)
         assert not isolation.outcome(within, inner).notes
         return measured(case)
 

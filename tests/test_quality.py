@@ -42,6 +42,7 @@ def test_every_case_has_its_figures(attention: str) -> None:
     for result in found.values():
         m = result.metrics
         assert result.status == "measured" and result.check["kind"] == "definition"
+        assert 1 <= m["train_threads"] <= torch.get_num_threads()
         assert m["seeds"] == 2 and m["train_s"] > 0 and m["parameters"] > 100_000
         assert 0 < m["pairs_share"] <= 1 and m["peak_bytes"] > 0
         assert ("time_ratio" in m) == (attention != "sdpa")

@@ -20,8 +20,8 @@ from danon.bench.interpreter import bundle, python_command, python_environment
 __all__ = ["Child"]
 
 CHANNEL = "DANON_CHANNEL"  # the suites look for it under this name
-FOREIGN = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
-"""Variables that would change this pytest, meant for tests of the user's own."""
+FOREIGN = "PYTEST_"
+"""Variables that begin so are of tests of the user's own, and would change this pytest."""
 PATIENCE_S = 5.0
 TICK_S = 0.5
 """Between looks whether a silent process has ended."""
@@ -42,11 +42,9 @@ class Child:
         self.log, self.benchmark = scratch / "pytest.log", scratch / "benchmark.json"
         here, there = socket.socketpair()
         # Other plugins of the environment would run between the samples.
-        environment = python_environment(
-            PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", **{CHANNEL: str(there.fileno())}
-        )
-        for name in FOREIGN:
-            environment.pop(name, None)
+        ours = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", CHANNEL: str(there.fileno())}
+        inherited = python_environment().items()
+        environment = {name: x for name, x in inherited if not name.startswith(FOREIGN)} | ours
         command = python_command(
             "-m", "pytest", "-p", "pytest_benchmark.plugin",
             "-c", str(suites / "pytest.ini"), "--rootdir", str(suites), str(suites),

@@ -1,0 +1,81 @@
+"""How many threads small work takes: beside another program, fewer are faster.
+
+A small operation ends when the slowest of its threads has. Beside another program one of them often
+waits for a core, while the others spin. On two cores, a training step with two threads then takes
+2 to 8 times as long as in quiet, and with one thread as long as ever (docs/measurement.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+import torch
+from torch.nn import functional as F
+
+__all__ = ["fastest_threads", "small_work"]
+
+ROUNDS = 12
+REPEATS = 15
+GAIN = 0.8
+"""More threads are worth it if the time falls to this: they may be delayed later."""
+TOKENS, WIDTH = 2048, 64
+"""Of the operations that are tried: those of the small models that the suites train."""
+
+
+@contextmanager
+def small_work(device: torch.device) -> Iterator[int]:
+    """Compute with the number of threads that small operations are fastest with just now.
+
+    Args:
+        device: where the work runs; threads are chosen on a CPU only.
+
+    Yields:
+        The number of threads.
+    """
+    most = torch.get_num_threads()
+    threads = fastest_threads() if device.type == "cpu" else most
+    torch.set_num_threads(threads)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(most)
+
+
+def fastest_threads() -> int:
+    """Try small operations with all threads of this process, a half of them, and so on to one.
+
+    Returns:
+        The number that took the least time in all, or a smaller one that took about the same. It
+        takes about 0.1 s to find it.
+    """
+    most = torch.get_num_threads()
+    spent = dict.fromkeys(_halves(most), 0.0)
+    if len(spent) == 1:
+        return most
+    x, w = torch.ones(TOKENS, WIDTH), torch.ones(WIDTH, WIDTH) / WIDTH
+    try:
+        with torch.inference_mode():
+            for _ in range(ROUNDS):
+                for threads in spent:
+                    torch.set_num_threads(threads)
+                    y = F.gelu(x @ w)  # its threads are there before the clock starts
+                    start = perf_counter()
+                    for _ in range(REPEATS):
+                        y = F.gelu(y @ w)
+                    spent[threads] += perf_counter() - start
+    finally:
+        torch.set_num_threads(most)
+    chosen = 1
+    for threads in sorted(spent):
+        if spent[threads] < GAIN * spent[chosen]:
+            chosen = threads
+    return chosen
+
+
+def _halves(most: int) -> Iterator[int]:
+    while most > 1:
+        yield most
+        most //= 2
+    yield 1

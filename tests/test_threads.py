@@ -1,0 +1,70 @@
+"""How many threads small work gets: those that it is fastest with beside what else runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from danon.measure import threads
+from danon.measure.threads import fastest_threads, small_work
+
+SetClock = Callable[[dict[int, float]], None]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SetClock]:
+    """Let a trial take so many seconds with each number of threads; the most are four."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+
+    def set_clock(seconds: dict[int, float]) -> None:
+        now = 0.0
+
+        def read() -> float:
+            nonlocal now
+            now += seconds[torch.get_num_threads()]
+            return now
+
+        monkeypatch.setattr(threads, "perf_counter", read)
+
+    yield set_clock
+    assert torch.get_num_threads() == 4, "as it was"
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({1: 1.0, 2: 0.55, 4: 0.3}, 4),
+        ({1: 1.0, 2: 0.55, 4: 1.5}, 2),
+        ({1: 1.0, 2: 2.5, 4: 3.5}, 1),
+        ({1: 1.0, 2: 0.9, 4: 0.85}, 1),  # not worth it
+        ({1: 1.0, 2: 1.2, 4: 0.5}, 4),
+    ],
+)
+def test_the_fastest_number_is_chosen(
+    clock: SetClock, seconds: dict[int, float], chosen: int
+) -> None:
+    clock(seconds)
+    assert fastest_threads() == chosen
+    with small_work(torch.device("cpu")) as found:
+        assert found == torch.get_num_threads() == chosen
+    with small_work(torch.device("cuda")) as found:
+        assert found == torch.get_num_threads() == 4
+
+
+def test_an_error_leaves_the_threads_as_they_were(clock: SetClock) -> None:
+    clock({1: 1.0, 2: 2.0, 4: 2.0})
+    with pytest.raises(ValueError, match="mine"), small_work(torch.device("cpu")):
+        raise ValueError("mine")
+
+
+def test_one_thread_is_not_tried(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(threads, "perf_counter")
+    assert fastest_threads() == 1
+
+
+def test_a_real_trial_gives_a_number_there_is() -> None:
+    assert fastest_threads() in range(1, torch.get_num_threads() + 1)
