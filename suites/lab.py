@@ -16,7 +16,7 @@ from danon.attention.stream import StreamingAttention
 from danon.measure.background_work import BackgroundWork
 from danon.measure.case import Case, CaseResult, Status
 from danon.measure.integrity import Integrity
-from danon.measure.memory import hidden_memory, peak_bytes, saved_bytes
+from danon.measure.memory import CallMemory, hidden_memory, saved_bytes
 from danon.measure.paired import measure_pair, measure_single
 from danon.measure.roofline import copy_rate, matmul_rate, matmul_rate_of
 from danon.measure.statistics import fit_exponent
@@ -287,10 +287,10 @@ class Lab:
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
         case, call, device = specimen.case, specimen.call(), specimen.device
         timed = TimedAttention(specimen, self._verifier.tolerance(specimen))
-        peak = peak_bytes(timed.call, device, timed.returned)
+        memory = CallMemory.of(timed.call, device, timed.returned)
         _refuse(timed.fault(0.0))
-        _refuse(hidden_memory(timed.call, device, peak, (specimen.q, specimen.k, specimen.v)))
-        metrics = {"peak_bytes": float(peak)}
+        _refuse(hidden_memory(timed.call, memory, (specimen.q, specimen.k, specimen.v)))
+        metrics = {"peak_bytes": float(memory.peak)}
         if self._unavailable(case, backward=True) is None:
             leaves = specimen.leaves()
             kept = saved_bytes(

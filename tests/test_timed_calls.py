@@ -18,7 +18,7 @@ from danon.measure import paired
 from danon.measure.background_work import BackgroundWork
 from danon.measure.correctness import POISONED, check_rows, output_fault, poison_free_memory
 from danon.measure.integrity import Integrity
-from danon.measure.memory import hidden_memory, peak_bytes
+from danon.measure.memory import CallMemory, hidden_memory
 from danon.measure.paired import TimedCall, measure_pair, measure_single
 from danon.measure.roofline import copy_rate
 from danon.measure.spot_checks import SpotChecks
@@ -251,7 +251,7 @@ class TestBackgroundWork:
 class TestHiddenMemory:
     def find(self, run: Callable[[], Tensor], *inputs: Tensor) -> str:
         call = TimedCall(run)
-        return hidden_memory(call, CPU, peak_bytes(call, CPU), inputs)
+        return hidden_memory(call, CallMemory.of(call, CPU), inputs)
 
     def test_an_honest_call(self) -> None:
         x = torch.randn(256, 256)

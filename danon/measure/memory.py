@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["hidden_memory", "peak_bytes", "saved_bytes", "traced_peak"]
+__all__ = ["CallMemory", "hidden_memory", "peak_bytes", "saved_bytes", "traced_peak"]
 
 Call = Callable[[], object]
 
@@ -45,6 +46,57 @@ SCRATCH_SHARE = 0.1
 """Of the inputs' bytes: what a call may write into memory that was there before."""
 
 
+@dataclass(frozen=True)
+class CallMemory:
+    """What one call takes.
+
+    Attributes:
+        peak: as :func:`peak_bytes` says it.
+        visible: the peak and all that the call returns, in bytes.
+        grown: of the process's resident memory, in bytes, at most; 0 where the system, or the
+            device, does not show it. Blocks that the C library had kept from a call before are not
+            seen.
+        compiled: whether the call ran what torch.compile has made; None: not known.
+    """
+
+    peak: int
+    visible: int
+    grown: int
+    compiled: bool | None
+
+    @classmethod
+    def of(
+        cls, fn: Call | TimedCall, device: torch.device,
+        returned: Callable[[Any], object] = lambda x: x,
+    ) -> Self:  # fmt: skip
+        """Arguments as in :func:`peak_bytes`."""
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device = {device}: must be cpu or cuda")
+        run = cast("Call", getattr(fn, "run", fn))
+        before, after = getattr(fn, "before", _nothing), getattr(fn, "after", _nothing)
+        before()
+        run()
+        before()
+        if device.type == "cuda":
+            grown, compiled = 0, None
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            live = torch.cuda.memory_allocated(device)
+            result = run()
+            torch.cuda.synchronize(device)
+            peak = torch.cuda.max_memory_allocated(device) - live
+            peak = max(peak - _size(returned(result)), 0)
+        else:
+            resident = _ResidentPeak.begin()
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+                result = run()
+            grown = 0 if resident is None else resident.grown()
+            compiled = any(x.name.startswith(_COMPILED) for x in trace.events() or ())
+            peak = _peak(_memory_events(trace), set(_storages(_tensors(returned(result)))))
+        after(result)
+        return cls(peak, peak + _size(result), grown, compiled)
+
+
 def peak_bytes(
     fn: Call | TimedCall, device: torch.device, returned: Callable[[Any], object] = lambda x: x
 ) -> int:
@@ -63,27 +115,7 @@ def peak_bytes(
     Raises:
         ValueError: another device.
     """
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device = {device}: must be cpu or cuda")
-    run = cast("Call", getattr(fn, "run", fn))
-    before, after = getattr(fn, "before", _nothing), getattr(fn, "after", _nothing)
-    before()
-    run()
-    before()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        live = torch.cuda.memory_allocated(device)
-        result = run()
-        torch.cuda.synchronize(device)
-        peak = torch.cuda.max_memory_allocated(device) - live
-        peak = max(peak - sum(_storages(_tensors(returned(result))).values()), 0)
-    else:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-            result = run()
-        peak = _peak(_memory_events(trace), set(_storages(_tensors(returned(result)))))
-    after(result)
-    return peak
+    return CallMemory.of(fn, device, returned).peak
 
 
 _COMPILED = "Torch-Compiled Region"
@@ -94,38 +126,29 @@ def _nothing(*_: object) -> None:
     """What happens around a plain function."""
 
 
-def hidden_memory(
-    call: TimedCall, device: torch.device, peak: int, inputs: Iterable[Tensor]
-) -> str:
-    """Why :func:`peak_bytes` is not all that a call needs, in one line; empty if it is.
+def hidden_memory(call: TimedCall, memory: CallMemory, inputs: Sequence[Tensor]) -> str:
+    """Why the peak is not all that a call needs, in one line; empty if it is.
 
-    Three more calls are made. The first one shows the process's own peak, on the CPU of a Linux
-    system that allows it; what is left of it beyond the traced one was not allocated by PyTorch in
-    this thread. Blocks that the C library had kept from an earlier call are not seen. The last one
-    shows what a call writes into memory that it has kept from the one before; what torch.compile
-    runs cannot be watched so.
+    What the process grew by beyond the traced peak was not allocated by PyTorch in this thread. One
+    more call shows what a call writes into memory that it has kept from the one before; what
+    torch.compile runs cannot be watched so.
 
     Args:
-        peak: from :func:`peak_bytes`.
+        memory: of the call.
         inputs: of the call.
     """
-    call.before()
-    resident = _ResidentPeak.begin() if device.type == "cpu" else None
-    result = call.run()
-    grown = 0 if resident is None else resident.grown()
-    visible = peak + sum(_storages(_tensors(result)).values())
-    del result
-    if grown > UNSEEN_FACTOR * visible + UNSEEN_BYTES:
+    if memory.grown > UNSEEN_FACTOR * memory.visible + UNSEEN_BYTES:
         return (
-            f"takes {grown / 2**20:,.0f} MiB of the process, of which PyTorch's allocator knows "
-            f"{visible / 2**20:,.0f} MiB"
+            f"takes {memory.grown / 2**20:,.0f} MiB of the process, of which PyTorch's allocator "
+            f"knows {memory.visible / 2**20:,.0f} MiB"
         )
-    if _runs_compiled_code(call):  # a mode would make it compile anew, without its kernels
+    compiled = _runs_compiled_code(call) if memory.compiled is None else memory.compiled
+    if compiled:  # a mode would make it compile anew, without its kernels
         return ""
     call.before()
     with _Writes() as writes:
         call.run()
-    if writes.bytes > SCRATCH_SHARE * sum(_storages(inputs).values()):
+    if writes.bytes > SCRATCH_SHARE * _size(inputs):
         return (
             f"works in {writes.bytes / 2**20:,.1f} MiB that it keeps between calls, which its peak "
             "does not show"
@@ -265,3 +288,8 @@ def _tensors(result: object) -> Iterator[Tensor]:
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Address to bytes of every storage under the tensors."""
     return {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}
+
+
+def _size(result: object) -> int:
+    """Bytes of all storages under a result."""
+    return sum(_storages(_tensors(result)).values())
