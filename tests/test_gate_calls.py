@@ -16,6 +16,7 @@ from danon.measure.case import Case
 
 CASE = Case("speed", "Honest", 128, "float32", "forward")
 SOURCE = """
+import threading, time
 import torch
 from danon import BaseAttention
 
@@ -78,6 +79,15 @@ class FirstRows(Honest):
         out[:, :, :8] = self.right(q[:, :, :8], k[:, :, :8], v[:, :, :8])
         return out
 
+class Later(Honest):
+    def forward(self, q, k, v, mask=None):
+        out = torch.empty_like(q)
+        def fill():
+            time.sleep(0.01)
+            out.copy_(self.right(q, k, v))
+        threading.Thread(target=fill).start()
+        return out
+
 class Writes(Honest):
     def forward(self, q, k, v, mask=None):
         out = self.right(q, k, v)
@@ -107,6 +117,7 @@ CHEATS = {
     "ByShape": REMEMBERS,
     "ByFirstValue": REMEMBERS,
     "FirstRows": REMEMBERS,
+    "Later": "computes them later",
     "Writes": "it writes into its inputs",
     "OwnRandom": "another generator than torch's",
 }

@@ -12,11 +12,12 @@ import io
 import json
 import os
 import random
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
-from time import process_time
+from time import monotonic, process_time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,7 @@ __all__ = [
     "differing",
     "function_of",
     "outputs_of",
+    "wait_for_threads",
 ]
 
 NEW = 64
@@ -48,6 +50,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 3e-2}
 ODD_ROWS = 0.01
 """Share of rows that may be beyond it: rounding can turn a choice between two equal scores."""
 
+LATE_S = 1.0
+"""Threads that a call has left are waited for so long."""
 ANSWERED = 77
 """Exit status of a copy that has sent its answer; one that code of a user ends has another."""
 
@@ -296,6 +300,14 @@ def _send(end: Connection, answer: dict[str, Any]) -> None:
     packed = io.BytesIO()
     torch.save(answer, packed)
     end.send_bytes(packed.getvalue())
+
+
+def wait_for_threads() -> None:
+    """Wait until threads that a call has left have computed, but not for ever."""
+    end = monotonic() + LATE_S
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(max(end - monotonic(), 0))
 
 
 def outputs_of(out: object) -> list[Tensor | None]:

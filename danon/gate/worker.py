@@ -163,7 +163,8 @@ class Worker:
         found: str = calls.differing(outputs, again, getattr(torch, made.case["dtype"]))
         return found and (
             "a timed call returned something else than a fresh process does for the same inputs "
-            f"({found}): it remembers outputs, or draws from another generator than torch's"
+            f"({found}): it remembers outputs, computes them later, or draws from another "
+            "generator than torch's"
         )
 
     def facts(self, name: str) -> dict[str, float]:
@@ -262,9 +263,9 @@ class Worker:
             *(calls.Draw(**request[name]) for name in ("context", "draw")),
         )
         made = self._made(case, context, random.Random(0))
-        found: list[Tensor | None] = calls.outputs_of(
-            made.timed.function(made.timed.inputs.filled(draw))
-        )
+        out = made.timed.function(made.timed.inputs.filled(draw))
+        calls.wait_for_threads()  # what was timed has not waited
+        found: list[Tensor | None] = calls.outputs_of(out)
         return found
 
     @contextmanager
