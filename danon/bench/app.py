@@ -142,8 +142,9 @@ def choose(
     length: Annotated[int, typer.Option(help="Tokens.")],
     memory_gb: Annotated[float, typer.Option(help="GiB that one call may take.")],
     task: Annotated[
-        str, typer.Option(help="recall, language, pretrained, or a task like mqar, code, lookup.")
-    ] = "recall",
+        str,
+        typer.Option(help="lookup (of the settings that are timed), recall, language, mqar ..."),
+    ] = "lookup",
     phase: Annotated[str, typer.Option(help="forward, forward+backward or decode.")] = "forward",
     *,
     results: Results,
