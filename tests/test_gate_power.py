@@ -46,9 +46,9 @@ def test_a_planted_slowdown_is_of_its_case_alone(tmp_path: Path, gate_inputs: Pa
         rounds=1, seed=0,
     ))  # fmt: skip
     more = {c: min(found[c].head) - min(found[c].base) for c in found}
-    assert more[SHORT] == pytest.approx(0.05, abs=0.02)
-    assert more[OTHERS[0]] == pytest.approx(0.0, abs=0.02)
-    assert more[OTHERS[1]] == pytest.approx(0.1, abs=0.03)  # over all of its tokens
+    # A busy machine takes longer, never less; the second plant is over all of its tokens.
+    assert more[SHORT] > 0.04 and more[OTHERS[1]] > 0.08
+    assert abs(more[OTHERS[0]]) < 0.02
 
 
 def rounds(slowdown: float, count: int, *, noise: float = 0.005, seed: int = 0) -> list[Round]:
