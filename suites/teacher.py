@@ -19,7 +19,7 @@ from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.config import AttentionConfig
 from danon.experiment.runs import replace_file
-from danon.measure.threads import small_work
+from danon.measure.threads import fewer_threads_beside_load
 from danon.models import Backbone
 from danon.models.convolution import ShortConvolution
 from danon.training import TrainingConfig
@@ -145,7 +145,7 @@ def learn(model: Backbone, number: int, seed: int) -> bool:
         steps=steps, batch_size=1, log_every=steps, learning_rate=rate, seed=seed,
         weight_decay=0.1, warmup_steps=min(10, steps // 5),
     )  # fmt: skip
-    with small_work(model.embed.weight.device):
+    with fewer_threads_beside_load(model.embed.weight.device):
         found = AnswerTrainer(model, config, progress=False).fit(lessons)
     return found.outcome != "diverged"
 

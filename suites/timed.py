@@ -12,6 +12,7 @@ from torch import Tensor
 from danon.measure.correctness import check_gradients, check_rows, decided_rows, relative_error
 from danon.measure.paired import TimedCall
 from danon.measure.spot_checks import KeptCall, SpotChecks
+from danon.measure.threads import fewer_threads_beside_load
 from danon.measure.varied_inputs import Variation, VariedInputs
 from suites.specimen import Specimen
 
@@ -70,15 +71,15 @@ class TimedAttention:
         Returns:
             Which call was wrong and why, in one line; empty if none was.
         """
-        start = perf_counter()
-
         allowed_s = max(SHARE * timing_s, LEAST_S)
 
         def enough(checked: int) -> bool:  # one is checked in any case
             return checked > 0 and perf_counter() - start > allowed_s
 
         check = self._gradient_fault if self._backward else self._output_fault
-        return self._spot_checks.first_fault(check, enough)
+        with fewer_threads_beside_load(self._specimen.device):
+            start = perf_counter()
+            return self._spot_checks.first_fault(check, enough)
 
     def _change(self) -> None:
         self._variation = self._inputs.change()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
 from danon.measure.case import Case
-from danon.measure.threads import small_work
+from danon.measure.threads import fewer_threads_beside_load
 from danon.models import Backbone
 from danon.training import TrainingConfig
 from suites.corpora import CorpusError, corpus, windows
@@ -71,7 +71,7 @@ def affordable(case: Case, plan: Plan) -> None:
     seconds = math.inf
     for _ in range(FORECASTS):
         try:
-            with small_work(torch.device(case.device)):
+            with fewer_threads_beside_load(torch.device(case.device)):
                 seconds = min(seconds, _forecast(case, plan))
         except CorpusError as error:
             raise UnmeasuredError("unavailable", str(error)) from error
@@ -153,7 +153,7 @@ def _fit(
             points.append((step, perf_counter() - start - trainer.judging_s, metrics["eval_loss"]))
 
     trainer = AnswerTrainer(run.model, config, listeners=(listen,), progress=False)
-    with small_work(run.model.embed.weight.device) as threads:
+    with fewer_threads_beside_load(run.model.embed.weight.device) as threads:
         start = perf_counter()
         found = trainer.fit(data, judged)
         run.seconds += perf_counter() - start - trainer.judging_s

@@ -18,6 +18,7 @@ from danon.measure.correctness import (
     sample_rows,
     tolerances,
 )
+from danon.measure.threads import fewer_threads_beside_load
 from suites.attentions import claims_causal
 from suites.specimen import Specimen
 
@@ -60,7 +61,8 @@ class Verifier:
         key = replace(specimen.case, suite="")
         if key not in self._verdicts:
             start = perf_counter()
-            verdict = self._verify(specimen)
+            with fewer_threads_beside_load(specimen.device):
+                verdict = self._verify(specimen)
             self._verdicts[key] = replace(verdict, seconds=perf_counter() - start)
         return self._verdicts[key]
 

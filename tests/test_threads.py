@@ -1,4 +1,4 @@
-"""How many threads small work gets: those that it is fastest with beside what else runs."""
+"""How many threads untimed work gets: those that it is fastest with beside what else runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from danon.measure import threads
-from danon.measure.threads import fastest_threads, small_work
+from danon.measure.threads import fastest_threads, fewer_threads_beside_load
 
 SetClock = Callable[[dict[int, float]], None]
 
@@ -18,6 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SetClock]:
     """Let a trial take so many seconds with each number of threads; the most are four."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
+    threads._tried.clear()
 
     def set_clock(seconds: dict[int, float]) -> None:
         now = 0.0
@@ -32,6 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SetClock]:
     yield set_clock
     assert torch.get_num_threads() == 4, "as it was"
     torch.set_num_threads(before)
+    threads._tried.clear()
 
 
 @pytest.mark.parametrize(
@@ -49,15 +51,28 @@ def test_the_fastest_number_is_chosen(
 ) -> None:
     clock(seconds)
     assert fastest_threads() == chosen
-    with small_work(torch.device("cpu")) as found:
+    with fewer_threads_beside_load(torch.device("cpu")) as found:
         assert found == torch.get_num_threads() == chosen
-    with small_work(torch.device("cuda")) as found:
+    with fewer_threads_beside_load(torch.device("cuda")) as found:
         assert found == torch.get_num_threads() == 4
+
+
+def test_a_trial_holds_for_a_while(clock: SetClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock({1: 1.0, 2: 2.0, 4: 2.0})
+    now = 100.0
+    monkeypatch.setattr(threads, "monotonic", lambda: now)
+    found = []
+    for seconds in (0.0, threads.TRIED_S - 1, 2.0):
+        now += seconds
+        with fewer_threads_beside_load(torch.device("cpu")) as threads_now:
+            found.append(threads_now)
+        clock({1: 1.0, 2: 0.5, 4: 0.3})
+    assert found == [1, 1, 4]
 
 
 def test_an_error_leaves_the_threads_as_they_were(clock: SetClock) -> None:
     clock({1: 1.0, 2: 2.0, 4: 2.0})
-    with pytest.raises(ValueError, match="mine"), small_work(torch.device("cpu")):
+    with pytest.raises(ValueError, match="mine"), fewer_threads_beside_load(torch.device("cpu")):
         raise ValueError("mine")
 
 

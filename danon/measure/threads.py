@@ -1,4 +1,4 @@
-"""How many threads small work takes: beside another program, fewer are faster.
+"""How many threads untimed work takes: beside another program, fewer are faster.
 
 A small operation ends when the slowest of its threads has. Beside another program one of them often
 waits for a core, while the others spin. On two cores, a training step with two threads then takes
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import torch
 from torch.nn import functional as F
 
-__all__ = ["fastest_threads", "small_work"]
+__all__ = ["fastest_threads", "fewer_threads_beside_load"]
 
 ROUNDS = 12
 REPEATS = 15
@@ -24,9 +24,15 @@ TOKENS, WIDTH = 2048, 64
 """Of the operations that are tried: those of the small models that the suites train."""
 
 
+TRIED_S = 10.0
+"""A trial holds for so long: other programs come and go."""
+_tried: dict[int, tuple[float, int]] = {}
+"""By the most threads: when the last trial was, and its result."""
+
+
 @contextmanager
-def small_work(device: torch.device) -> Iterator[int]:
-    """Compute with the number of threads that small operations are fastest with just now.
+def fewer_threads_beside_load(device: torch.device) -> Iterator[int]:
+    """Compute what is not timed with the number of threads that is fastest just now.
 
     Args:
         device: where the work runs; threads are chosen on a CPU only.
@@ -35,12 +41,18 @@ def small_work(device: torch.device) -> Iterator[int]:
         The number of threads.
     """
     most = torch.get_num_threads()
-    threads = fastest_threads() if device.type == "cpu" else most
+    threads = _lately_fastest(most) if device.type == "cpu" else most
     torch.set_num_threads(threads)
     try:
         yield threads
     finally:
         torch.set_num_threads(most)
+
+
+def _lately_fastest(most: int) -> int:
+    if most not in _tried or monotonic() - _tried[most][0] > TRIED_S:
+        _tried[most] = monotonic(), fastest_threads()
+    return _tried[most][1]
 
 
 def fastest_threads() -> int:
