@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from danon.measure.correctness import (
 )
 from danon.measure.paired import TimedCall
 from danon.measure.spot_checks import KEPT_CALLS
+from danon.measure.varied_inputs import SIZES
 from suites.attentions import build
 from suites.inputs import text_qkv
 from suites.specimen import Specimen
@@ -40,6 +42,16 @@ REPLAYED_AT_ONCE = 64
 """Timed tokens that the replay of a stream reads in one step."""
 SELECTED_ANEW = 0.1
 """Error of a replay where rounding may select other tokens; a wrong output is off by about 1."""
+
+
+class _Token(NamedTuple):
+    """A timed token: its place in the text, and what its query is multiplied by.
+
+    Unscaled, the query would be one that the attention has been asked with the context.
+    """
+
+    at: int
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Stream:
         self.state = self._empty()
         self._random = random.SystemRandom()
         self._token: tuple[Tensor, ...] = ()
-        self._read: list[int] = []  # places in the text of the tokens after the context
+        self._read: list[_Token] = []  # after the context
         self._start, self._untimed = self.state, 0
         self._kept: list[_KeptToken] = []
         self._fault = ""
@@ -108,8 +120,8 @@ class Stream:
         if self.case.length + len(self._read) > CHECKED:
             return ""
         whole = [
-            torch.cat((x[:, :, : self.case.length], x[:, :, self._read]), 2)
-            for x in (self.q, self.k, self.v)
+            torch.cat((x[:, :, : self.case.length], read), 2)
+            for x, read in zip((self.q, self.k, self.v), self._tokens(self._read), strict=True)
         ]
         subject = Specimen(replace(self.case, length=NEW), self.module).subject()
         for one in kept[:FEW_CALLS]:
@@ -125,16 +137,21 @@ class Stream:
         state, outs = self._start, []
         timed = self._read[self._untimed : self._untimed + count]
         for at in range(0, count, REPLAYED_AT_ONCE):
-            places = timed[at : at + REPLAYED_AT_ONCE]
-            tokens = (x[:, :, places] for x in (self.q, self.k, self.v))
+            tokens = self._tokens(timed[at : at + REPLAYED_AT_ONCE])
             out, state = stream.module.step(*tokens, state)
             outs.append(out)
         return torch.cat(outs, 2)
 
     def _draw(self) -> None:
-        at = self._random.randrange(self.q.shape[2])
-        self._read.append(at)
-        self._token = tuple(x[:, :, at : at + 1].clone() for x in (self.q, self.k, self.v))
+        scale = SIZES ** self._random.uniform(-1, 1)
+        self._read.append(_Token(self._random.randrange(self.q.shape[2]), scale))
+        self._token = self._tokens(self._read[-1:])
+
+    def _tokens(self, drawn: Sequence[_Token]) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of these tokens, in memory of their own."""
+        places = [one.at for one in drawn]
+        q, k, v = (x[:, :, places] for x in (self.q, self.k, self.v))
+        return q * torch.tensor([[one.scale] for one in drawn]).to(q), k, v
 
     def _one_more(self) -> object:
         q, k, v = self._token
@@ -148,11 +165,8 @@ class Stream:
         if drawn >= KEPT_CALLS:
             return
         fault = output_fault(out, self._token)
-        at = self._read[-1]
-        if not fault and not all(
-            torch.equal(x, y[:, :, at : at + 1])
-            for x, y in zip(self._token, (self.q, self.k, self.v), strict=True)
-        ):
+        wanted = self._tokens(self._read[-1:])
+        if not fault and not all(map(torch.equal, self._token, wanted)):
             fault = WRITTEN
         if fault:
             self._fault = f"timed token {number + 1}: {fault}"

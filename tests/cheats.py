@@ -207,6 +207,19 @@ class SkipsBackward(Honest):
         return _NoGradient.apply(q, k, v, out)  # type: ignore[no-untyped-call]
 
 
+class SeesTheFirstThird(Honest):
+    """The first third of the tokens see each other, by its own definition too."""
+
+    def compute_attention(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+        length = q.shape[2]
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        later[: length // 3, : length // 3] = False
+        return (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(later, -torch.inf)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.compute_attention(q, k).softmax(-1) @ v
+
+
 class SampledRows(Honest):
     """Computes the rows that a check with a known seed would look at."""
 

@@ -100,6 +100,21 @@ def test_caches_of_inference_mode_go_on_outside(mechanism: str) -> None:
     torch.testing.assert_close(torch.cat(got, 1), output(model, ids)[:, 50:], rtol=0, atol=5e-4)
 
 
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_tokens_that_were_read_cannot_be_hidden_later(mechanism: str) -> None:
+    ids, whole = tokens(ROWS), torch.ones(ROWS, 51, dtype=torch.long)
+    model, cache = filled(mechanism)
+    hidden = whole.clone()
+    hidden[1, 20:30] = 0
+    said = r"has \[50, 40, 50\] real tokens .* has read \[50, 50, 50\]"
+    with pytest.raises(ValueError, match=said):
+        output(model, ids[:, 50:51], past_key_values=cache, attention_mask=hidden)
+    model, cache = filled(mechanism)
+    for mask in (whole, None):  # None: of all tokens
+        again = copy.deepcopy(cache)
+        output(model, ids[:, 50:51], past_key_values=again, attention_mask=mask)
+
+
 def test_cache_of_danon_attention_is_not_continued_by_another() -> None:
     _, cache = filled("msra")
     with pytest.raises(ValueError, match="a danon state of 50 tokens and no keys, which another"):

@@ -65,12 +65,17 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
         return keys, value_states
 
     def step(
-        self, attention: StreamingAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-    ) -> Tensor:
+        self, attention: StreamingAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+        cached: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Attend with the next tokens and keep the state after them; see the attention's ``step``.
+
+        Args:
+            cached: (B,), how many of the tokens before them the model's mask calls real.
 
         Raises:
             ValueError: besides, if an earlier step failed after some layers; nothing is kept then.
+                Or the mask hides tokens that the state has read, or the reverse.
         """
         n = q.shape[2]
         if self.before is not None and self.before.length != self.length + n:
@@ -81,6 +86,12 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
         state = self.state
         if state is None:
             state = attention.init_state(q.shape[0], dtype=q.dtype, device=q.device)
+        elif cached is not None and cached.tolist() != list(state.lengths):
+            raise ValueError(
+                f"attention_mask has {cached.tolist()} real tokens before these, the cache has "
+                f"read {list(state.lengths)}: a stream state cannot hide them later; give every "
+                "call the same mask, longer by its new tokens"
+            )
         out, self.state = attention.step(q, k, v, state, mask)
         self.length += n
         return out

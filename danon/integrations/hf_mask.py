@@ -30,12 +30,14 @@ class MaskDescription:
     Attributes:
         causal: whether later tokens are hidden.
         padding: (B, n) bool, True for the real ones of the new tokens; None if all are real.
+        cached: (B,), how many of the tokens before them are real; None if nothing says it.
         unserved: the model's own pattern that DANON attention does not know; None if there is none.
         family: the model's ``model_type``.
     """
 
     causal: bool
     padding: Tensor | None
+    cached: Tensor | None
     unserved: str | None
     family: str
 
@@ -97,16 +99,17 @@ def describe_mask(
     if mask_function not in (causal_mask_function, bidirectional_mask_function):
         what = f"a window or chunks of {local_size} tokens" if local_size else "its own pattern"
         unserved = f"{what} (or packs several sequences in a row)"
-    padding = None
+    padding = cached = None
     if attention_mask is not None:
         if tuple(attention_mask.shape) != (batch_size, kv_length):
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}: must be "
                 f"{(batch_size, kv_length)}, a column for each token, cached ones included"
             )
+        cached = (attention_mask[:, : kv_length - q_length] != 0).sum(1)
         padding = attention_mask[:, kv_length - q_length :]
         padding = None if bool(padding.all()) else padding
     family = getattr(config, "model_type", "the model")
     return MaskDescription(
-        mask_function is not bidirectional_mask_function, padding, unserved, family
+        mask_function is not bidirectional_mask_function, padding, cached, unserved, family
     )

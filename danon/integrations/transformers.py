@@ -217,7 +217,8 @@ def _attend(
         x.requires_grad for x in (query, key, value, *own.parameters())
     )
     if stream is not None and not learns:
-        out = stream.step(attention, query, key, value, padding)
+        cached = attention_mask.cached if isinstance(attention_mask, MaskDescription) else None
+        out = stream.step(attention, query, key, value, padding, cached)
     else:
         if stream is not None:
             stream.skip(query.shape[2])

@@ -34,6 +34,8 @@ __all__ = [
     "tolerances",
 ]
 
+EARLY = 1024
+"""First tokens of which leaks are looked for in calls of their own."""
 FORWARD_FP32 = 1e-5
 GRADIENT_FP32 = 1e-4
 LOW_PRECISION_FACTOR = 2.0
@@ -339,31 +341,47 @@ def poison_free_memory(like: Tensor) -> None:
 def check_causal(attend: Attend, q: Tensor, k: Tensor, v: Tensor, *, seed: int = 0) -> str:
     """Change every token after a random one: no output up to it may move.
 
-    An oracle that is the attention itself in float64 shares its leaks; this finds them.
+    An oracle that is the attention itself in float64 shares its leaks; this finds them. One place
+    is drawn in the second half. Leaks among the first tokens show only from a place between these:
+    so the first ``EARLY`` tokens are tried alone, too, at a place that may be any, and at one of
+    which every power of two is as likely.
 
     Returns:
         Why the attention is not causal, in one line; empty if it is.
     """
-    length = q.shape[2]
+    length, early = q.shape[2], min(q.shape[2], EARLY)
     generator = torch.Generator().manual_seed(seed)
     high = max(length - 1, length // 2 + 1)
-    last = int(torch.randint(length // 2, high, (), generator=generator))
+    late = int(torch.randint(length // 2, high, (), generator=generator))
+    if fault := _later_tokens_move(attend, (q, k, v), [late]):
+        return fault
+    drawn = torch.rand(2, generator=generator).tolist()
+    most = max(early - 2, 0)
+    places = [int(drawn[0] * (most + 1)), min(int(early ** drawn[1]) - 1, most)]
+    return _later_tokens_move(attend, (q[:, :, :early], k[:, :, :early], v[:, :, :early]), places)
 
-    def change(x: Tensor) -> Tensor:
-        # another order, sign and size: sums, maxima and norms of the later tokens all move
-        return torch.cat((x[:, :, : last + 1], x[:, :, last + 1 :].flip(2) * -1.5), dim=2)
 
+def _later_tokens_move(attend: Attend, inputs: Sequence[Tensor], places: Sequence[int]) -> str:
+    q, k, v = inputs
     with torch.no_grad():
-        before, after = attend(q, k, v), attend(change(q), change(k), change(v))
-    # Row by row: a leak of one token may touch a single row. Sums in another order may round
-    # differently, nothing more.
-    was, now = (x[:, :, : last + 1].double() for x in (before, after))
-    moved = (now - was).norm(dim=-1)
-    error = float((moved / was.norm(dim=-1)).masked_fill(moved == 0, 0.0).max())
-    allowed = FORWARD_FP32 if q.dtype == torch.float32 else torch.finfo(q.dtype).eps
-    if error <= allowed:
-        return ""
-    return f"not causal: tokens after {last} move earlier outputs by {error:.1e} (relative)"
+        before = attend(q, k, v)
+    for last in dict.fromkeys(places):
+        # another order, sign and size: sums, maxima and norms of the later tokens all move
+        changed = [
+            torch.cat((x[:, :, : last + 1], x[:, :, last + 1 :].flip(2) * -1.5), dim=2)
+            for x in inputs
+        ]
+        with torch.no_grad():
+            after = attend(*changed)
+        # Row by row: a leak of one token may touch a single row. Sums in another order may round
+        # differently, nothing more.
+        was, now = (x[:, :, : last + 1].double() for x in (before, after))
+        moved = (now - was).norm(dim=-1)
+        error = float((moved / was.norm(dim=-1)).masked_fill(moved == 0, 0.0).max())
+        allowed = FORWARD_FP32 if q.dtype == torch.float32 else torch.finfo(q.dtype).eps
+        if not error <= allowed:
+            return f"not causal: tokens after {last} move earlier outputs by {error:.1e} (relative)"
+    return ""
 
 
 def _gradients(

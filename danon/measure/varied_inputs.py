@@ -1,9 +1,9 @@
 """Inputs that differ from call to call, so that no attention can know an answer beforehand.
 
-Each call gets the same text, rotated to another first token and with other signs of its columns,
-written into the same memory. Signs that q and k share leave every logit of a pair as it is. Half of
-the calls differ from the one before in later values alone: who looks at a part of the inputs only
-takes them for known.
+Each call gets the same text, rotated to another first token, with other signs of its columns and
+another size of q, written into the same memory. Signs that q and k share leave every logit of a
+pair as it is, but for the size. Half of the calls differ from the one before in later tokens alone:
+who looks at a part of the inputs only takes them for known.
 
 Shapes: q (B, H, N, D), k and v (B, G, N, D).
 """
@@ -18,6 +18,8 @@ from torch import Tensor
 
 __all__ = ["Triple", "Variation", "VariedInputs"]
 
+SIZES = 1.2
+"""Queries are at most so many times as large as the text's, or as small."""
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
@@ -28,14 +30,18 @@ class Variation:
     Attributes:
         first: token of the text that comes first.
         signs: of the columns of q, k and v: (1, H, 1, D) once and (1, G, 1, D) twice.
-        turn: token from which on values have other signs.
+        scale: that q is multiplied by.
+        turn: token from which on values have other signs, and q another size.
         later_signs: those, (1, G, 1, D).
+        later_scale: that q is multiplied by, once more.
     """
 
     first: int
     signs: Triple
+    scale: float
     turn: int
     later_signs: Tensor
+    later_scale: float
 
 
 class VariedInputs:
@@ -79,10 +85,15 @@ class VariedInputs:
         bits = torch.randint(2, (3, 1, groups, 1, width), generator=self._generator)
         keys, values, later = (2 * bits - 1).to(q)
         coin, first, turn = torch.randint(2**31, (3,), generator=self._generator).tolist()
+        scale, later_scale = (
+            SIZES ** (2 * x - 1) for x in torch.rand(2, generator=self._generator).tolist()
+        )
         if self._last is not None and coin % 2:
-            return replace(self._last, turn=turn % length, later_signs=later)
+            return replace(
+                self._last, turn=turn % length, later_signs=later, later_scale=later_scale
+            )
         queries = keys.repeat_interleave(q.shape[1] // groups, 1)
-        return Variation(first % length, (queries, keys, values), length, values)
+        return Variation(first % length, (queries, keys, values), scale, length, values, 1.0)
 
 
 def _write(target: Triple, source: Triple, variation: Variation) -> None:
@@ -90,4 +101,6 @@ def _write(target: Triple, source: Triple, variation: Variation) -> None:
         rest = x.shape[2] - variation.first
         torch.mul(text[:, :, variation.first :], sign, out=x[:, :, :rest])
         torch.mul(text[:, :, : variation.first], sign, out=x[:, :, rest:])
+    target[0].mul_(variation.scale)
+    target[0][:, :, variation.turn :].mul_(variation.later_scale)
     target[2][:, :, variation.turn :] *= variation.later_signs
