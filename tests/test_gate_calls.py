@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -89,14 +88,6 @@ class Later(Honest):
         threading.Thread(target=fill).start()
         return out
 
-class KeepsScratch(Honest):
-    def forward(self, q, k, v, mask=None):
-        if "logits" not in self.known:
-            self.known["logits"] = torch.empty(*q.shape[:3], k.shape[2])
-        torch.matmul(q, k.mT, out=self.known["logits"])
-        logits = self.compute_attention(q, k)
-        return torch.softmax(logits, dim=-1) @ v
-
 class Writes(Honest):
     def forward(self, q, k, v, mask=None):
         out = self.right(q, k, v)
@@ -136,7 +127,7 @@ CHEATS = {
 def worker(tmp_path_factory: pytest.TempPathFactory, gate_inputs: Path) -> Iterator[Worker]:
     root = tmp_path_factory.mktemp("cheats")
     (root / "mine.py").write_text(SOURCE)
-    names = ("Honest", *CHEATS, "Random", "RemembersSteps", "KeepsScratch")
+    names = ("Honest", *CHEATS, "Random", "RemembersSteps")
     targets = tuple(f"mine.py:{name}" for name in names)
     with Worker(Side("head", root, targets), gate_inputs, root / "log") as found:
         yield found
@@ -159,18 +150,6 @@ def verify_often(worker: Worker, case: Case) -> None:
 def test_what_is_not_computed_in_the_timed_calls_is_said(worker: Worker, name: str) -> None:
     with pytest.raises(OutputError, match=f"head: .*{CHEATS[name]}"):
         verify_often(worker, replace(CASE, attention=name))
-
-
-def test_memory_that_is_kept_between_calls(worker: Worker) -> None:
-    """Its peak does not show it."""
-    for name, fault in (("Honest", ""), ("KeepsScratch", "MiB that it keeps between calls")):
-        case = replace(CASE, attention=name)
-        worker.request("prepare", case=asdict(case), name=name, seed=1)
-        assert worker.request("facts", name=name)["peak_bytes"] > 0
-        expected = pytest.raises(OutputError, match=fault) if fault else contextlib.nullcontext()
-        with expected:
-            worker.verify(name)
-        worker.request("release", name=name)
 
 
 def test_steps_that_are_remembered(worker: Worker) -> None:

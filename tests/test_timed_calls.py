@@ -48,11 +48,8 @@ class TestVariedInputs:
         inputs.change()
         for _ in range(200):
             before = inputs.q.clone(), inputs.k.clone()
-            variation = inputs.change()
-            known = torch.equal(before[1], inputs.k)
-            same += known
-            if known and variation.turn > 0:
-                assert torch.equal(before[0][:, :, 0], inputs.q[:, :, 0])
+            inputs.change()
+            same += torch.equal(before[1], inputs.k)
             assert not torch.equal(before[0][:, :, -1], inputs.q[:, :, -1])
         assert 60 < same < 140
 
