@@ -17,6 +17,7 @@ from danon.measure.case import Case, Status
 from danon.measure.correctness import check_causal
 from danon.measure.memory import peak_bytes
 from danon.measure.paired import measure_pair
+from danon.measure.threads import fewer_threads_beside_load
 from suites.attentions import REFERENCE, claims_causal
 from suites.figures import ratios
 from suites.inputs import text_qkv
@@ -75,7 +76,9 @@ def examined(
     )  # fmt: skip
     verdict = verifier.verdict(Specimen(checked, module))
     whole = (x.to(case.device) for x in text_qkv(1, case.heads, length, case.head_dim))
-    if reason := verdict.reason or check_causal(module, *whole):
+    with fewer_threads_beside_load(torch.device(case.device)):
+        reason = verdict.reason or check_causal(module, *whole)
+    if reason:
         raise UnmeasuredError("failed", reason)
     return module, verdict.info
 

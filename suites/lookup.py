@@ -89,9 +89,10 @@ class Searcher:
             dense = registry.get(REFERENCE).build(shape_of(case)).eval().to(case.device)
             affordable = EXAMPLES * _forecast(dense, case) <= plan.cap_s
             build = registry.get(REFERENCE).build
-            self._dense[key] = (
-                right_answers(build, case.length, 0, case.device) if affordable else None
-            )
+            with fewer_threads_beside_load(torch.device(case.device)):
+                self._dense[key] = (
+                    right_answers(build, case.length, 0, case.device) if affordable else None
+                )
         known = self._dense[key]
         if known is None:
             return {}

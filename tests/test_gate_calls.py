@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -88,6 +89,13 @@ class Later(Honest):
         threading.Thread(target=fill).start()
         return out
 
+class KeepsScratch(Honest):
+    def forward(self, q, k, v, mask=None):
+        if "logits" not in self.known:
+            self.known["logits"] = torch.empty(*q.shape[:3], k.shape[2])
+        torch.matmul(q, k.mT, out=self.known["logits"])
+        return self.right(q, k, v)
+
 class Writes(Honest):
     def forward(self, q, k, v, mask=None):
         out = self.right(q, k, v)
@@ -127,7 +135,7 @@ CHEATS = {
 def worker(tmp_path_factory: pytest.TempPathFactory, gate_inputs: Path) -> Iterator[Worker]:
     root = tmp_path_factory.mktemp("cheats")
     (root / "mine.py").write_text(SOURCE)
-    names = ("Honest", *CHEATS, "Random", "RemembersSteps")
+    names = ("Honest", *CHEATS, "Random", "RemembersSteps", "KeepsScratch")
     targets = tuple(f"mine.py:{name}" for name in names)
     with Worker(Side("head", root, targets), gate_inputs, root / "log") as found:
         yield found
@@ -150,6 +158,19 @@ def verify_often(worker: Worker, case: Case) -> None:
 def test_what_is_not_computed_in_the_timed_calls_is_said(worker: Worker, name: str) -> None:
     with pytest.raises(OutputError, match=f"head: .*{CHEATS[name]}"):
         verify_often(worker, replace(CASE, attention=name))
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("Honest", ""), ("KeepsScratch", "MiB that it keeps between calls")]
+)
+def test_memory_that_is_kept_between_calls_fails(worker: Worker, name: str, fault: str) -> None:
+    """Its peak does not show it."""
+    case = replace(CASE, attention=name)
+    worker.request("prepare", case=asdict(case), name=name, seed=1)
+    assert worker.request("facts", name=name)["peak_bytes"] > 0
+    with pytest.raises(OutputError, match=fault) if fault else contextlib.nullcontext():
+        worker.verify(name)
+    worker.request("release", name=name)
 
 
 def test_steps_that_are_remembered(worker: Worker) -> None:

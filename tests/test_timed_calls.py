@@ -258,6 +258,19 @@ class TestHiddenMemory:
         x = torch.randn(256, 256)
         assert self.find(lambda: (x @ x).softmax(-1) @ x, x) == ""
 
+    def test_the_first_look_of_a_process_counts_nothing_of_its_own(self) -> None:
+        """A profiler that begins for the first time takes 70 MiB."""
+        code = (
+            "import torch\n"
+            "from danon.measure.memory import CallMemory\n"
+            "x = torch.ones(64, 64)\n"
+            "print(CallMemory.of(lambda: x @ x, torch.device('cpu')).grown)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert int(done.stdout) < 8 * 2**20
+
     def test_memory_that_is_kept_to_work_in(self) -> None:
         x = torch.randn(256, 256)
         kept = torch.empty(256, 256)

@@ -66,12 +66,12 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
 
     def step(
         self, attention: StreamingAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-        cached: Tensor | None = None,
+        cached: list[int] | None = None,
     ) -> Tensor:  # fmt: skip
         """Attend with the next tokens and keep the state after them; see the attention's ``step``.
 
         Args:
-            cached: (B,), how many of the tokens before them the model's mask calls real.
+            cached: of each row, how many tokens before these the model's mask calls real.
 
         Raises:
             ValueError: besides, if an earlier step failed after some layers; nothing is kept then.
@@ -86,9 +86,9 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
         state = self.state
         if state is None:
             state = attention.init_state(q.shape[0], dtype=q.dtype, device=q.device)
-        elif cached is not None and cached.tolist() != list(state.lengths):
+        elif cached is not None and cached != list(state.lengths):
             raise ValueError(
-                f"attention_mask has {cached.tolist()} real tokens before these, the cache has "
+                f"attention_mask has {cached} real tokens before these, the cache has "
                 f"read {list(state.lengths)}: a stream state cannot hide them later; give every "
                 "call the same mask, longer by its new tokens"
             )

@@ -30,14 +30,14 @@ class MaskDescription:
     Attributes:
         causal: whether later tokens are hidden.
         padding: (B, n) bool, True for the real ones of the new tokens; None if all are real.
-        cached: (B,), how many of the tokens before them are real; None if nothing says it.
+        cached: of each row, how many of the tokens before them are real; None if nothing says it.
         unserved: the model's own pattern that DANON attention does not know; None if there is none.
         family: the model's ``model_type``.
     """
 
     causal: bool
     padding: Tensor | None
-    cached: Tensor | None
+    cached: list[int] | None
     unserved: str | None
     family: str
 
@@ -106,7 +106,7 @@ def describe_mask(
                 f"attention_mask has shape {tuple(attention_mask.shape)}: must be "
                 f"{(batch_size, kv_length)}, a column for each token, cached ones included"
             )
-        cached = (attention_mask[:, : kv_length - q_length] != 0).sum(1)
+        cached = (attention_mask[:, : kv_length - q_length] != 0).sum(1).tolist()
         padding = attention_mask[:, kv_length - q_length :]
         padding = None if bool(padding.all()) else padding
     family = getattr(config, "model_type", "the model")

@@ -87,10 +87,10 @@ class CallMemory:
             peak = torch.cuda.max_memory_allocated(device) - live
             peak = max(peak - _size(returned(result)), 0)
         else:
-            resident = _ResidentPeak.begin()
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+                resident = _ResidentPeak.begin()  # a first profile takes 70 MiB to begin
                 result = run()
-            grown = 0 if resident is None else resident.grown()
+                grown = 0 if resident is None else resident.grown()
             compiled = any(x.name.startswith(_COMPILED) for x in trace.events() or ())
             peak = _peak(_memory_events(trace), set(_storages(_tensors(returned(result)))))
         after(result)
