@@ -462,6 +462,31 @@ def test_a_file_that_is_no_database_is_refused_at_once(
     assert time.monotonic() - begun < 5
 
 
+@pytest.mark.parametrize("ended", ["FINISHED", "FAILED"])
+def test_a_run_that_ends_while_another_looks_keeps_its_status(
+    sqlite: str, tmp_path: Path, info: RunInfo, monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    journal = Journal.create(tmp_path, info)
+    recorder = Recorder(info, journal)
+    recorder.start()
+    recorder.log(some_results()[0])
+
+    def found_free(lock: Path) -> bool:
+        """Look at the lock just after its process ended the run."""
+        if journal.owner().lock == lock or Path(lock) == mine:
+            recorder.finish(ended)
+        return False
+
+    mine = Path(store.owner_tags(sqlite, info.run_id)["danon.lock"])
+    for module in (store, runs):
+        monkeypatch.setattr(module, "is_held", found_free)
+    assert store.reap_stale() == 0
+    parents, children = runs_of(sqlite, info)
+    assert {run.info.status for run in (*parents, *children)} == {ended}
+    journal.set_status("RUNNING")
+    assert journal.status == ended
+
+
 def test_runs_of_dead_processes_are_marked_killed_and_the_living_left_alone(
     sqlite: str, tmp_path: Path, info: RunInfo
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -11,7 +12,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-__all__ = ["EVERYBODY", "Owner", "end", "is_held"]
+__all__ = ["EVERYBODY", "Owner", "end", "is_held", "remove_unheld"]
 
 EVERYBODY = 0o666
 """Mode of lock files: whoever asks whether one is held has to open it for writing."""
@@ -77,3 +78,13 @@ def is_held(lock: Path) -> bool:
             return False
     except OSError:  # Timeout is one
         return True
+
+
+def remove_unheld(lock: Path) -> None:
+    """Remove a lock file unless some process holds it.
+
+    It goes while this process holds it: whoever waits for it then makes it anew, and nobody is
+    left with a lock on a file that others cannot see.
+    """
+    with contextlib.suppress(OSError), FileLock(lock, timeout=PROBE_S, mode=EVERYBODY):
+        lock.unlink()

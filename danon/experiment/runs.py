@@ -314,7 +314,11 @@ class Journal:
         if stored.status != "RUNNING" or stored.owner.host != socket.gethostname():
             return stored.status
         there = self._lock.exists()  # a copied folder need not have it
-        return "RUNNING" if there and is_held(self._lock) else "KILLED"
+        if there and is_held(self._lock):
+            return "RUNNING"
+        # The process may have said how the run ended after the first reading.
+        now = self._read().status
+        return "KILLED" if now == "RUNNING" else now
 
     def set_status(self, status: RunStatus) -> None:
         """Store the status; RUNNING makes the calling process the owner (a resumed run).

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
-from danon.experiment.process import EVERYBODY, Owner, is_held
+from danon.experiment.process import EVERYBODY, Owner, is_held, remove_unheld
 from danon.experiment.project import project_root
 
 if TYPE_CHECKING:
@@ -370,13 +370,20 @@ def _reap(client: MlflowClient, uri: str) -> int:
     stale, held = set(), cache(is_held)
     for run in runs_where(client, experiments, running):
         lock = run.data.tags.get("danon.lock")
-        if lock and not held(Path(lock)):
+        if lock and not held(Path(lock)) and _says_running(client, run.info.run_id, lock):
             client.set_terminated(run.info.run_id, "KILLED")
             stale.add(run.data.tags["danon.run_id"])
     # The lock file of every run that says RUNNING is held now; the others have served.
     prefix = _owner_prefix(uri)
     for file in prefix.parent.glob(f"{glob.escape(prefix.name)}*.lock"):
-        if not held(file):
-            with contextlib.suppress(OSError):
-                file.unlink()
+        remove_unheld(file)
     return len(stale)
+
+
+def _says_running(client: MlflowClient, run_id: str, lock: str) -> bool:
+    """Whether a run says that it goes on under a lock, asked after the lock was found free.
+
+    A process that ended between the search and the look at its lock has said how its run ended.
+    """
+    run = client.get_run(run_id)
+    return run.info.status == "RUNNING" and run.data.tags.get("danon.lock") == lock
