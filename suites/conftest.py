@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -89,6 +90,8 @@ def _prepare(config: pytest.Config) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     tqdm.tqdm.monitor_interval = 0  # its thread would run beside what is timed
     config.stash[_integrity] = Integrity.take("danon.measure", "suites")
+    gc.collect()
+    gc.freeze()  # or each look at what is kept, and each collection, goes through all of torch
     names, own = gather(
         config.getoption("--danon-attention"), _words(config, "only"), partial(_load, config)
     )

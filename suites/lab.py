@@ -16,6 +16,7 @@ from danon.attention.stream import StreamingAttention
 from danon.measure.background_work import BackgroundWork
 from danon.measure.case import Case, CaseResult, Status
 from danon.measure.integrity import Integrity
+from danon.measure.live_tensors import LiveTensors, hidden_state
 from danon.measure.memory import CallMemory, hidden_memory, saved_bytes
 from danon.measure.paired import measure_pair, measure_single
 from danon.measure.roofline import copy_rate, matmul_rate, matmul_rate_of
@@ -286,7 +287,7 @@ class Lab:
     def _memory(
         self, specimen: Specimen, verdict: Verdict
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        case, call, device = specimen.case, specimen.call(), specimen.device
+        case, device = specimen.case, specimen.device
         timed = TimedAttention(specimen, self._verifier.tolerance(specimen))
         memory = CallMemory.of(timed.call, device, timed.returned)
         _refuse(timed.fault(0.0))
@@ -295,15 +296,12 @@ class Lab:
         if self._unavailable(case, backward=True) is None:
             leaves = specimen.leaves()
             kept = saved_bytes(
-                lambda: specimen.attend(*leaves), [*leaves, *specimen.parameters.values()]
+                lambda: specimen.attend(*leaves),
+                [*leaves, *specimen.parameters.values()],
+                device,
             )
             metrics["saved_bytes"] = float(kept)
-        start = perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = perf_counter() - start
-        return metrics, {"candidate_s": [seconds]}
+        return metrics, {"candidate_s": [memory.seconds]}
 
     def _bounds(
         self, specimen: Specimen, verdict: Verdict
@@ -327,10 +325,14 @@ class Lab:
             return replace(
                 _without(case, "failed", verdict.reason), semantics=semantics, check=verdict.info
             )
+        before = LiveTensors(stream.device)
         start = perf_counter()
         with fewer_threads_beside_load(stream.device):
             stream.read()
         self._reading[case.attention, case.dtype] = case.length, perf_counter() - start
+        hidden = hidden_state(before, stream.state)
+        del before  # holds tensors
+        _refuse(hidden)
         with fewer_threads_beside_load(stream.device):
             metrics = {"error_vs_dense": stream.error_vs_dense()}
         once = stream.timed_call()

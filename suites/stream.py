@@ -219,7 +219,9 @@ class Stream:
     def _absorb(self, stop: int) -> StreamState:
         state = self._empty()
         for at in range(0, stop, CHUNK):
-            q, k, v = (x[:, :, at : min(stop, at + CHUNK)] for x in (self.q, self.k, self.v))
+            end = min(stop, at + CHUNK)
+            # In memory of their own: a state that keeps views of them is as large as they are.
+            q, k, v = (x[:, :, at:end].clone() for x in (self.q, self.k, self.v))
             state = self.module.absorb(q, k, v, state)
         return state
 

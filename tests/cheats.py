@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -335,6 +335,27 @@ class HiddenState(_Streamed):
 
     def begin(self, empty: Tensor) -> dict[str, Any]:
         return {"k": Span.of(empty)}
+
+
+class StateElsewhere(_Streamed):
+    """Keeps everything by a number, which is its state."""
+
+    everything: ClassVar[dict[int, tuple[Span, Span]]] = {}
+
+    def begin(self, empty: Tensor) -> dict[str, Any]:
+        return {"number": self._kept(Span.of(empty), Span.of(empty))}
+
+    def advance(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Any
+    ) -> tuple[Tensor, Any]:
+        keys, values = self.everything[int(parts["number"])]
+        out, new = super().advance(q, k, v, start, {"k": keys, "v": values})
+        return out, {"number": self._kept(new["k"], new["v"])}
+
+    def _kept(self, keys: Span, values: Span) -> Tensor:
+        number = len(self.everything)
+        self.everything[number] = keys, values
+        return torch.tensor([number])
 
 
 __all__ = [

@@ -41,6 +41,7 @@ FAILED: dict[str, tuple[str, Phase, str]] = {
     "InAProcess": ("memory", FORWARD, "leaves a process that goes on after the call"),
     "StaleStream": ("decode", "decode", "timed token .*: relative error"),
     "HiddenState": ("decode", "decode", "Expected size for first two dimensions"),
+    "StateElsewhere": ("decode", "decode", "keeps .* MiB of its context, of which its state says"),
 }
 
 
@@ -60,7 +61,8 @@ def lab() -> Iterator[Lab]:
 
 
 def measure(lab: Lab, name: str, suite: str, phase: Phase) -> CaseResult:
-    return lab.result(Case(suite, name, 64, "float32", phase, heads=HEADS, head_dim=HEAD_DIM))
+    tokens = 1024 if name == "StateElsewhere" else 64  # what it keeps is to be more than a table
+    return lab.result(Case(suite, name, tokens, "float32", phase, heads=HEADS, head_dim=HEAD_DIM))
 
 
 @pytest.mark.parametrize("name", FAILED)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -495,15 +496,59 @@ class TestTrial:
         assert len(calls) == SCREENING[0]
 
 
-@pytest.mark.parametrize("kind", ["normal", "heavy tails", "spikes"])
+def normalised_noise(draw: np.random.Generator, kind: str, size: tuple[int, ...]) -> Any:
+    """Of deviation 1."""
+    noise = draw.normal(0, 1, size)
+    if kind == "heavy tails":
+        noise = draw.standard_t(3, size) / 3**0.5
+    if kind == "spikes":
+        noise = (noise + draw.normal(0, 4, size) * (draw.random(size) < 0.1)) / 2.6**0.5
+    return noise
+
+
+KINDS = pytest.mark.parametrize("kind", ["normal", "heavy tails", "spikes"])
+
+
+@KINDS
 def test_the_interval_covers_if_the_spread_is_as_calibrated(kind: str) -> None:
     draw, spread = np.random.default_rng(2), 0.012
     for pairs in (*decide.SCREENING, *decide.CONFIRMING):
-        size = (300, pairs)
-        noise = draw.normal(0, 1, size)
-        if kind == "heavy tails":
-            noise = draw.standard_t(3, size) / 3**0.5
-        if kind == "spikes":
-            noise = (noise + draw.normal(0, 4, size) * (draw.random(size) < 0.1)) / 2.6**0.5
+        noise = normalised_noise(draw, kind, (300, pairs))
         found = [decide.estimate((spread * row).tolist(), spread) for row in noise]
         assert np.mean([one.low <= 0 <= one.high for one in found]) >= 0.92  # 0.95 within noise
+
+
+@KINDS
+@pytest.mark.parametrize("times", [1.0, 1.5, 2.5])
+def test_intervals_of_whole_runs_cover_on_a_machine_that_is_noisier_than_calibrated(
+    kind: str, times: float
+) -> None:
+    """Wherever screening and confirmation stop: 320 cases of the same code, 32 a run."""
+    draw = np.random.default_rng(3)
+    cases = [Case("speed", f"a{n}", 128, "float32", "forward") for n in range(32)]
+
+    def measure(some: Sequence[Case], turn: int) -> Iterator[tuple[Case, Measurement]]:
+        noise = times * decide.TYPICAL * normalised_noise(draw, kind, (len(some),))
+        for case, ratio in zip(some, noise.tolist(), strict=True):
+            yield case, Measurement(ratio, (1.0,), (1.0,))
+
+    rows = [
+        row
+        for _ in range(10)
+        for row in Trial(measure, math.inf, 0, lambda *_: None).rows(cases).values()
+    ]
+    assert {row.finding for row in rows} <= {"same", "faster"}
+    ratios = [row.time_ratio for row in rows]
+    assert np.mean([one is not None and one.low <= 1 <= one.high for one in ratios]) >= 0.945
+
+
+def test_noise_is_that_of_the_median_case() -> None:
+    draw, spread = np.random.default_rng(4), 0.012
+    factors = []
+    for _ in range(40):
+        samples = [(row.tolist(), spread) for row in draw.normal(0, 2 * spread, (32, 3))]
+        odd = [([0.5, -0.5, 0.1], spread), ([0.0], spread)]
+        factors.append(decide.noise_factor([*samples, *odd]))
+    assert 1.8 < np.mean(factors) < 2.2 and max(factors) < 3
+    assert decide.noise_factor([([0.0, 1e-4, 0.0], spread)] * 8) == 1.0
+    assert decide.noise_factor([]) == 1.0

@@ -117,6 +117,40 @@ class RemembersSteps(Honest):
         if len(state) not in self.everywhere:
             self.everywhere[len(state)] = super().step(q, k, v, state)[0]
         return self.everywhere[len(state)], (*state, (k, v))
+
+class State(tuple):
+    @property
+    def nbytes(self):
+        return sum(x.nbytes for pair in self for x in pair)
+
+class Number(State):
+    nbytes = 8
+
+class StreamsHonestly(Honest):
+    kind = State
+    everywhere = {}
+
+    def init_state(self, batch, dtype=torch.float32, device=None):
+        return self.kind()
+
+    def absorb(self, q, k, v, state):
+        return self.kind(super().absorb(q, k, v, state))
+
+    def step(self, q, k, v, state):
+        out, state = super().step(q, k, v, state)
+        return out, self.kind(state)
+
+class StateElsewhere(StreamsHonestly):
+    kind = Number
+
+class InPlaceState(StreamsHonestly):
+    kind = Number
+    kept = torch.empty(2, 1, 2, 4096, 64)
+
+    def absorb(self, q, k, v, state):
+        for place, x in zip(self.kept, (k, v)):
+            place[:, :, :x.shape[2]] = x[:, :2]
+        return self.kind()
 """
 REMEMBERS = r"something else than a fresh process does .*% of the rows differ.*remembers outputs"
 CHEATS = {
@@ -135,7 +169,8 @@ CHEATS = {
 def worker(tmp_path_factory: pytest.TempPathFactory, gate_inputs: Path) -> Iterator[Worker]:
     root = tmp_path_factory.mktemp("cheats")
     (root / "mine.py").write_text(SOURCE)
-    names = ("Honest", *CHEATS, "Random", "RemembersSteps", "KeepsScratch")
+    names = ("Honest", *CHEATS, "Random", "RemembersSteps", "KeepsScratch",
+             "StreamsHonestly", "StateElsewhere", "InPlaceState")  # fmt: skip
     targets = tuple(f"mine.py:{name}" for name in names)
     with Worker(Side("head", root, targets), gate_inputs, root / "log") as found:
         yield found
@@ -168,6 +203,25 @@ def test_memory_that_is_kept_between_calls_fails(worker: Worker, name: str, faul
     case = replace(CASE, attention=name)
     worker.request("prepare", case=asdict(case), name=name, seed=1)
     assert worker.request("facts", name=name)["peak_bytes"] > 0
+    with pytest.raises(OutputError, match=fault) if fault else contextlib.nullcontext():
+        worker.verify(name)
+    worker.request("release", name=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("StreamsHonestly", ""),
+        ("StateElsewhere", "MiB of its context, of which its state says 0.0 MiB"),
+        ("InPlaceState", "MiB of its context, of which its state says 0.0 MiB"),
+    ],
+)
+def test_a_stream_that_keeps_more_than_its_state_fails(
+    worker: Worker, name: str, fault: str
+) -> None:
+    case = Case("decode", name, 1024, "float32", "decode")
+    worker.request("prepare", case=asdict(case), name=name, seed=1)
+    assert worker.request("facts", name=name)["state_bytes"] >= 8 * bool(fault)
     with pytest.raises(OutputError, match=fault) if fault else contextlib.nullcontext():
         worker.verify(name)
     worker.request("release", name=name)

@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -291,6 +292,28 @@ class TestSavedBytes:
             return hidden.view(50, 10).sin() + hidden.sum()  # sin keeps a view of the same
 
         assert saved_bytes(work, [x, weight]) == 10 * 50 * 4
+
+    def test_counts_what_a_function_keeps_on_its_context(self) -> None:
+        class Keep(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                ctx.mine, ctx.its = x.exp(), x
+                torch.empty(5000)  # and this goes
+                ctx.save_for_backward(x.sin()[:5])
+                return x.cos()
+
+            @staticmethod
+            def backward(ctx: Any, grad: Tensor) -> Tensor:
+                return -grad * ctx.its.sin()
+
+        x = torch.randn(1000, requires_grad=True)
+        assert saved_bytes(lambda: Keep.apply(x), [x]) == 2 * 4000  # type: ignore[no-untyped-call]
+
+    def test_counts_a_result_that_is_saved_and_no_other(self) -> None:
+        x = torch.randn(1000, requires_grad=True)
+        assert saved_bytes(x.exp, [x]) == 4000
+        assert saved_bytes(x.sin, [x]) == 0
+        assert saved_bytes(lambda: {"twice": [x.sin(), x.exp()]}, [x]) == 4000
 
     def test_of_a_pass_without_gradient_is_zero(self) -> None:
         x = torch.randn(10)

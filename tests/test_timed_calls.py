@@ -102,10 +102,10 @@ class TestSpotChecks:
         variation = inputs.change()
         counts = torch.zeros(40)
         for _ in range(150):
-            checks = SpotChecks(inputs, calls=4, rows=1)
+            checks = SpotChecks(inputs, calls=8, rows=1)
             for _ in range(40):
                 checks.observe(variation, torch.zeros_like(inputs.q))
-            for kept in checks._kept:
+            for kept in checks._kept[False]:
                 counts[kept.number - 1] += 1
         assert counts.sum() == 150 * 4
         assert counts.min() > 3 and counts.max() < 35  # 15 on average, deviation 4
@@ -141,7 +141,24 @@ class TestSpotChecks:
         out = torch.ones_like(inputs.q)
         checks.observe(inputs.change(), out)
         out.zero_()
-        assert bool((checks._kept[0].output == 1).all())
+        assert bool((checks._kept[False][0].output == 1).all())
+
+    def test_what_is_remembered_by_the_first_token_is_wrong_in_the_first_that_is_checked(
+        self,
+    ) -> None:
+        for _ in range(20):
+            inputs, known = VariedInputs(*qkv()), dict[float, Tensor]()
+            checks = SpotChecks(inputs, calls=2)
+            for _ in range(12):
+                variation = inputs.change()
+                corner = float(inputs.q[0, 0, 0, 0])
+                checks.observe(variation, known.setdefault(corner, inputs.q.clone()))
+            wrong = [
+                not torch.equal(kept.output, inputs.of(kept.variation)[0][:, :, kept.rows])
+                for later in (True, False)
+                for kept in checks._kept[later]
+            ]
+            assert wrong == [True, False]
 
     def test_enough_ends_it(self) -> None:
         inputs = VariedInputs(*qkv())

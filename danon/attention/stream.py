@@ -121,6 +121,17 @@ def tensor_of(parts: Mapping[str, Part], name: str) -> Tensor:
     return part
 
 
+def _compact(parts: Mapping[str, Part]) -> dict[str, Part]:
+    """The same with tensors in memory of their own: a view keeps all that it was taken from."""
+
+    def compact(part: Part) -> Part:
+        if isinstance(part, Span) or part.untyped_storage().nbytes() == part.nbytes:
+            return part
+        return part.clone(memory_format=torch.contiguous_format)
+
+    return {name: compact(part) for name, part in parts.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
     """Sequences of a batch that are equally long and so step together."""
@@ -301,7 +312,7 @@ class StreamingAttention(BaseAttention):
             (group,) = state.groups
             q_, k_, v_ = (x.reshape(-1, x.shape[2], D).contiguous() for x in (q, k, v))
             out, parts = self.advance(q_, k_, v_, group.length, group.parts)
-            after = Group(group.rows, group.length + q.shape[2], parts)
+            after = Group(group.rows, group.length + q.shape[2], _compact(parts))
             return out.view(q.shape), self._after(state, (after,))
         real = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool) if mask is None else mask != 0
         places = [row.nonzero().flatten() for row in real.to(q.device)]
@@ -323,7 +334,7 @@ class StreamingAttention(BaseAttention):
                 got, parts = self.advance(q_, k_, v_, some.length, some.parts)
                 for row, rows in zip(some.rows, got.view(-1, H, count, D), strict=True):
                     out[row, :, places[row]] = rows
-                groups.append(Group(some.rows, some.length + count, parts))
+                groups.append(Group(some.rows, some.length + count, _compact(parts)))
         return out, self._after(state, groups)
 
     def absorb(self, q: Tensor, k: Tensor, v: Tensor, state: StreamState) -> StreamState:

@@ -13,7 +13,7 @@ base / head are equally likely, whatever the noise is like. Suspects and looks s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -22,8 +22,8 @@ from scipy import stats
 
 from danon.measure.statistics import Estimate
 
-__all__ = ["CONFIRMING", "SCREENING", "Tolerance", "Verdict", "confirm", "estimate", "screen",
-           "slowdown"]  # fmt: skip
+__all__ = ["CONFIRMING", "SCREENING", "Tolerance", "Verdict", "confirm", "estimate", "noise_factor",
+           "screen", "slowdown"]  # fmt: skip
 
 ALPHA = 0.01
 """Chance that a whole run of the gate raises an alarm where nothing has changed."""
@@ -82,6 +82,24 @@ def estimate(ratios: Sequence[float], spread: float) -> Estimate:
     variance = (PRIOR * spread**2 + freedom * float(x.var(ddof=1))) / (PRIOR + freedom)
     half = stats.t.ppf((1 + COVERAGE) / 2, PRIOR + freedom) * math.sqrt(variance / x.size)
     return Estimate(middle, middle - half, middle + half)
+
+
+def noise_factor(samples: Iterable[tuple[Sequence[float], float]]) -> float:
+    """How many times as far as expected pairs vary now, going by many cases; 1 at least.
+
+    Each case has too few pairs to tell. Of all of them the median is taken, which cases that differ
+    for another reason do not move; the expectation counts as one case's ``PRIOR`` pairs.
+
+    Args:
+        samples: log ratios of a case, and the spread that is expected of them.
+    """
+    found = [(np.var(x, ddof=1) / spread**2, len(x) - 1) for x, spread in samples if len(x) > 1]
+    if not found:
+        return 1.0
+    # Of a normal sample's variance the median is below the mean, the more the fewer pairs.
+    squared = np.median([ratio * n / stats.chi2.median(n) for ratio, n in found])
+    freedom = sum(n for _, n in found)
+    return max(1.0, math.sqrt((PRIOR + freedom * squared) / (PRIOR + freedom)))
 
 
 def slowdown(ratios: Sequence[float], spread: float) -> Estimate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
 
@@ -41,11 +41,12 @@ class Trial:
         """One for each case: same, faster, slower, failed or undecided."""
         self._turn, self._over = 0, False
         self._failed: dict[Case, str] = {}
+        self._noise = 1.0
         first: dict[Case, list[Measurement]] = {case: [] for case in cases}
         suspects = self._screen(first)
         # The decision rests on what did not raise the suspicion.
         second: dict[Case, list[Measurement]] = {case: [] for case in suspects}
-        slower, undecided = self._confirm(second)
+        slower, undecided = self._confirm(second, first)
         found: dict[Case, Row] = {}
         for case in cases:
             finding: Finding = (
@@ -61,6 +62,7 @@ class Trial:
             if not self._collect("screening", samples, left, look):
                 return [case for case in suspects + left if case not in self._failed]
             left = [case for case in left if case not in self._failed]
+            self._noise = self._noise_of(samples)
             for case in list(left):
                 found = decide.screen(
                     _ratios(samples[case]), self._tolerance(case), last=look == SCREENING[-1]
@@ -72,8 +74,10 @@ class Trial:
         return [case for case in suspects if case not in self._failed]
 
     def _confirm(
-        self, samples: dict[Case, list[Measurement]]
-    ) -> tuple[set[Case], set[Case]]:  # fmt: skip
+        self,
+        samples: dict[Case, list[Measurement]],
+        first: Mapping[Case, list[Measurement]],
+    ) -> tuple[set[Case], set[Case]]:
         """Those that are slower, and those that time was too short for."""
         slower: set[Case] = set()
         left = {case.id: case for case in samples}
@@ -81,6 +85,7 @@ class Trial:
             if not self._collect("confirming", samples, list(left.values()), look):
                 break
             left = {n: case for n, case in left.items() if case not in self._failed}
+            self._noise = self._noise_of(first, samples)
             found = decide.confirm(
                 {name: _ratios(samples[case]) for name, case in left.items()},
                 {name: self._tolerance(case) for name, case in left.items()},
@@ -141,7 +146,19 @@ class Trial:
         return Row(case, finding, ratio, len(some), base, head, note=note)
 
     def _tolerance(self, case: Case) -> Tolerance:
+        known = self._calibrated(case)
+        return replace(known, spread=known.spread * self._noise)
+
+    def _calibrated(self, case: Case) -> Tolerance:
         return self.tolerances.get(case.id, Tolerance())
+
+    def _noise_of(self, *stages: Mapping[Case, list[Measurement]]) -> float:
+        """How many times as far as calibrated pairs vary in this run."""
+        return decide.noise_factor(
+            (_ratios(some), self._calibrated(case).spread)
+            for samples in stages
+            for case, some in samples.items()
+        )
 
 
 def _ratios(some: Sequence[Measurement]) -> list[float]:

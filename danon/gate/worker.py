@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 GATE = Path(__file__).resolve().parent
-MEMORY = GATE.parent / "measure" / "memory.py"
+INSTRUMENTS = {name: GATE.parent / "measure" / f"{name}.py" for name in ("memory", "live_tensors")}
 BUNDLED = ("baselines", "suites")
 """Packages that come with danon without being installed: a repository may have its own."""
 
@@ -51,7 +51,8 @@ def _instrument(path: Path) -> ModuleType:
 
 calls = _instrument(GATE / "calls.py")
 provenance = _instrument(GATE / "provenance.py")
-memory = _instrument(MEMORY)
+memory = _instrument(INSTRUMENTS["memory"])
+live_tensors = _instrument(INSTRUMENTS["live_tensors"])
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Worker:
         provenance.put_first([*provenance.import_roots(root, targets, repo), Path(library)])
         attention = importlib.import_module("danon.attention")
         is_danon = (root / "danon" / "__init__.py").is_file()
-        self._allowed = [GATE, MEMORY, Path(bundle) / "suites"]
+        self._allowed = [GATE, *INSTRUMENTS.values(), Path(bundle) / "suites"]
         if not is_danon:
             self._allowed += [Path(str(attention.__file__)).parents[1], Path(bundle) / "baselines"]
         self._root, self._repository = root, repo
@@ -115,14 +116,14 @@ class Worker:
         elif importlib.util.find_spec("baselines") is not None:
             importlib.import_module("baselines")
         registry = importlib.import_module("danon.attention.registry")
+        gc.collect()
+        gc.freeze()  # or each collection before a sample goes through all of torch
         for target in targets:
             registry.load(target)
         if importlib.util.find_spec("danon.attention.variants") is not None:
             importlib.import_module("danon.attention.variants").register()  # tuned settings
         names = list(registry.names())
         files = {name: provenance.source_of(registry.get(name), root) for name in names}
-        gc.collect()
-        gc.freeze()  # or each collection before a sample goes through all of torch
         self._recomputation = calls.Recomputation(self._computed, [self._channel])
         return {"attentions": names, "foreign": {n: file for n, file in files.items() if file}}
 
@@ -175,8 +176,10 @@ class Worker:
         if case["phase"] == "decode":
             n = case["length"]
             q, k, v = self._context(case, n + 1, calls.FIXED_DRAW)
+            before = live_tensors.LiveTensors(torch.device("cpu"))
             state = module.init_state(q.shape[0], dtype=q.dtype)
-            state = module.absorb(*(x[:, :, :n] for x in (q, k, v)), state)
+            state = module.absorb(*(x[:, :, :n].clone() for x in (q, k, v)), state)
+            timed.fault = timed.fault or live_tensors.hidden_state(before, state)
             _, state = module.step(*(x[:, :, n:] for x in (q, k, v)), state)
             return found | {"state_bytes": float(state.nbytes)}
 

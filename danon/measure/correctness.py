@@ -34,7 +34,7 @@ __all__ = [
     "tolerances",
 ]
 
-EARLY = 1024
+EARLY = 256
 """First tokens of which leaks are looked for in calls of their own."""
 FORWARD_FP32 = 1e-5
 GRADIENT_FP32 = 1e-4
@@ -342,23 +342,34 @@ def check_causal(attend: Attend, q: Tensor, k: Tensor, v: Tensor, *, seed: int =
     """Change every token after a random one: no output up to it may move.
 
     An oracle that is the attention itself in float64 shares its leaks; this finds them. One place
-    is drawn in the second half. Leaks among the first tokens show only from a place between these:
+    is drawn in the second half, one before it, where every power of two is as likely: a leak among
+    the first tokens shows only from a place between these. Short sequences may take another path:
     so the first ``EARLY`` tokens are tried alone, too, at a place that may be any, and at one of
     which every power of two is as likely.
 
     Returns:
         Why the attention is not causal, in one line; empty if it is.
     """
-    length, early = q.shape[2], min(q.shape[2], EARLY)
+    length = q.shape[2]
     generator = torch.Generator().manual_seed(seed)
     high = max(length - 1, length // 2 + 1)
     late = int(torch.randint(length // 2, high, (), generator=generator))
-    if fault := _later_tokens_move(attend, (q, k, v), [late]):
+    any_, first, second = torch.rand(3, generator=generator).tolist()
+    if fault := _later_tokens_move(attend, (q, k, v), [late, _early(length // 2, first)]):
         return fault
-    drawn = torch.rand(2, generator=generator).tolist()
-    most = max(early - 2, 0)
-    places = [int(drawn[0] * (most + 1)), min(int(early ** drawn[1]) - 1, most)]
-    return _later_tokens_move(attend, (q[:, :, :early], k[:, :, :early], v[:, :, :early]), places)
+    if length <= EARLY:
+        return ""
+    places = [int(any_ * (EARLY - 1)), _early(EARLY, second)]
+    return _later_tokens_move(attend, (q[:, :, :EARLY], k[:, :, :EARLY], v[:, :, :EARLY]), places)
+
+
+def _early(length: int, drawn: float) -> int:
+    """A place before the last of so many tokens, every power of two as likely.
+
+    Args:
+        drawn: from [0, 1).
+    """
+    return max(min(int(length**drawn) - 1, length - 2), 0)
 
 
 def _later_tokens_move(attend: Attend, inputs: Sequence[Tensor], places: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Protocol, Self, cast
 
 import torch
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ["CallMemory", "hidden_memory", "peak_bytes", "saved_bytes", "traced_peak"]
 
 Call = Callable[[], object]
+CPU = torch.device("cpu")
 
 
 class TimedCall(Protocol):
@@ -52,6 +54,7 @@ class CallMemory:
 
     Attributes:
         peak: as :func:`peak_bytes` says it.
+        seconds: that the call took, while it was watched.
         visible: the peak and all that the call returns, in bytes.
         grown: of the process's resident memory, in bytes, at most; 0 where the system, or the
             device, does not show it. Blocks that the C library had kept from a call before are not
@@ -60,6 +63,7 @@ class CallMemory:
     """
 
     peak: int
+    seconds: float
     visible: int
     grown: int
     compiled: bool | None
@@ -82,19 +86,23 @@ class CallMemory:
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
             live = torch.cuda.memory_allocated(device)
+            start = perf_counter()
             result = run()
             torch.cuda.synchronize(device)
+            seconds = perf_counter() - start
             peak = torch.cuda.max_memory_allocated(device) - live
             peak = max(peak - _size(returned(result)), 0)
         else:
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
                 resident = _ResidentPeak.begin()  # a first profile takes 70 MiB to begin
+                start = perf_counter()
                 result = run()
+                seconds = perf_counter() - start
                 grown = 0 if resident is None else resident.grown()
             compiled = any(x.name.startswith(_COMPILED) for x in trace.events() or ())
             peak = _peak(_memory_events(trace), set(_storages(_tensors(returned(result)))))
         after(result)
-        return cls(peak, peak + _size(result), grown, compiled)
+        return cls(peak, seconds, peak + _size(result), grown, compiled)
 
 
 def peak_bytes(
@@ -219,27 +227,41 @@ class _Writes(TorchDispatchMode):
         return out
 
 
-def saved_bytes(fn: Callable[[], object], exclude: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps from ``fn()``, a forward pass, for its backward pass.
+def saved_bytes(fn: Call, exclude: Iterable[Tensor], device: torch.device = CPU) -> int:
+    """Bytes that ``fn()``, a forward pass, keeps for its backward pass.
 
-    Every storage counts once and whole, however many views of it are saved.
+    What autograd saves, and what else was allocated and lives on as long as the result does: a
+    function may keep tensors on its context. Every storage counts once and whole, however many
+    views of it are saved. The result counts if it is saved. Call ``fn`` once before: what a first
+    call makes and keeps for good would count.
 
     Args:
-        fn: the forward pass.
+        fn: the forward pass; returns a tensor, or nested sequences or mappings of tensors.
         exclude: tensors that live anyway: inputs and parameters.
+        device: cpu or cuda.
     """
-    kept: list[Tensor] = []  # holds them, so that no address is used twice
+    saved: list[Tensor] = []  # holds them, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+        saved.append(tensor)
         return tensor
 
+    cuda = device.type == "cuda"
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = fn()
-    known = _storages(exclude)
-    total = sum(size for at, size in _storages(kept).items() if at not in known)
-    del result
-    return total
+        if cuda:
+            before = torch.cuda.memory_allocated(device)
+            result = fn()
+            grown = torch.cuda.memory_allocated(device) - before
+        else:
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+                result = fn()
+    known, kept, returned = (_storages(x) for x in (exclude, saved, _tensors(result)))
+    kept = {at: size for at, size in kept.items() if at not in known}
+    uncounted = {at: size for at, size in returned.items() if at not in kept}
+    if cuda:
+        return max(sum(kept.values()), grown - sum(uncounted.values()))
+    live = _live(_memory_events(trace))
+    return sum((live | kept).values()) - sum(live[at] for at in live.keys() & uncounted.keys())
 
 
 def traced_peak(trace: profile) -> int:
@@ -263,16 +285,30 @@ def _peak(events: Sequence[dict[str, Any]], results: set[int]) -> int:
     live: dict[int, int] = {}
     now = peak = 0
     for i, event in enumerate(events):
-        at, size = event["args"]["Addr"], event["args"]["Bytes"]
-        if i in skipped:
-            continue
-        if size > 0:
-            live[at] = size
-            now += size
+        if i not in skipped:
+            now += _step(live, event)
             peak = max(peak, now)
-        else:  # the release of what was live before the call is not the call's
-            now -= live.pop(at, 0)
     return peak
+
+
+def _live(events: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """Address to bytes of what was allocated and not released."""
+    live: dict[int, int] = {}
+    for event in events:
+        _step(live, event)
+    return live
+
+
+def _step(live: dict[int, int], event: dict[str, Any]) -> int:
+    """Apply an event to what is live; by how many bytes that grew.
+
+    The release of what was live before the call is not the call's.
+    """
+    at, size = event["args"]["Addr"], event["args"]["Bytes"]
+    if size > 0:
+        live[at] = size
+        return int(size)
+    return -live.pop(at, 0)
 
 
 def _tensors(result: object) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -458,47 +459,72 @@ def _more_threads(before: dict[int, str], now: dict[int, str]) -> str:
     return _listed([name for ident, name in now.items() if ident not in before])
 
 
-def _functions() -> dict[str, Any]:
-    """What others could patch: functions and classes of torch, of clocks and of the instruments."""
+def _patchable() -> dict[str, dict[str, Any]]:
+    """What is in modules and classes that others could patch: torch, clocks, the instruments."""
     modules = {name: sys.modules[name] for name in PATCHABLE}
     modules |= {
         name: module
         for name, module in list(sys.modules.items())
         if name.partition(".")[0] in PACKAGES and isinstance(module, ModuleType)
     }
-    found = {
-        f"{name}.{attribute}": value
-        for name, module in modules.items()
-        for attribute, value in list(vars(module).items())
-        if isinstance(value, FunctionType | type) or type(value).__name__.startswith("builtin_")
-    }
-    for name, kind in _CLASSES.items():
-        found |= {f"{name}.{attribute}": value for attribute, value in list(vars(kind).items())}
-    return found
+    found = {name: dict(vars(module)) for name, module in modules.items()}
+    return found | {name: dict(vars(kind)) for name, kind in _CLASSES.items()}
 
 
 class _Functions:
-    """Compares by identity, and only what was there before."""
+    """Functions and classes; compares by identity, and only what was there before."""
 
     def __init__(self) -> None:
-        self.found = _functions()
+        self.places = _patchable()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Functions) and not list(self.patched(other))
 
     __hash__ = None  # type: ignore[assignment]
 
-    def patched(self, other: _Functions) -> Iterator[str]:
-        known = set(map(id, self.found.values()))
-        for name, value in self.found.items():
-            new = other.found.get(name)
-            # One known function in the place of another is nobody's wrapper.
-            if new is not value and (id(new) in known or not _of_package(new)):
-                yield name
-        for name in other.found.keys() - self.found.keys():  # hides a method that it inherits
-            place, _, attribute = name.rpartition(".")
-            if place in _CLASSES and hasattr(super(_CLASSES[place], _CLASSES[place]), attribute):
-                yield name
+    def patched(self, other: _Functions) -> Iterator[tuple[str, str]]:
+        """Module or class, and the attribute there that is another one in ``other``."""
+        changed = {
+            place: now
+            for place, known in self.places.items()
+            if not _identical(known, now := other.places.get(place, {}))
+        }
+        if not changed:
+            return
+        functions = {
+            id(value)
+            for place, known in self.places.items()
+            for value in known.values()
+            if _is_function(place, value)
+        }
+        for place, now in changed.items():
+            known = self.places[place]
+            for attribute, value in known.items():
+                new = now.get(attribute)
+                if new is value or not _is_function(place, value):
+                    continue
+                # One known function in the place of another is nobody's wrapper.
+                if id(new) in functions or not _of_package(new):
+                    yield place, attribute
+            for attribute in now.keys() - known.keys():  # hides a method that it inherits
+                if place in _CLASSES and hasattr(
+                    super(_CLASSES[place], _CLASSES[place]), attribute
+                ):
+                    yield place, attribute
+
+
+def _identical(some: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether all values are the same objects."""
+    return some.keys() == other.keys() and all(map(is_, some.values(), other.values()))
+
+
+def _is_function(place: str, value: Any) -> bool:
+    """Also whatever is in a class."""
+    return (
+        place in _CLASSES
+        or isinstance(value, FunctionType | type)
+        or type(value).__name__.startswith("builtin_")
+    )
 
 
 def _of_package(value: Any) -> bool:
@@ -510,16 +536,15 @@ def _of_package(value: Any) -> bool:
 
 
 def _told_functions(before: _Functions, now: _Functions) -> str:
-    return f"{_listed(list(before.patched(now)))} replaced"
+    return f"{_listed(['.'.join(names) for names in before.patched(now)])} replaced"
 
 
 def _set_functions(value: _Functions) -> None:
     now = _Functions()
-    for name in list(value.patched(now)):
-        place, _, attribute = name.rpartition(".")
+    for place, attribute in list(value.patched(now)):
         where = _CLASSES.get(place) or sys.modules[place]
-        if name in value.found:
-            setattr(where, attribute, value.found[name])
+        if attribute in value.places[place]:
+            setattr(where, attribute, value.places[place][attribute])
         else:
             delattr(where, attribute)
 

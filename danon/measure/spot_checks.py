@@ -2,6 +2,10 @@
 
 Which calls are kept, and which rows of their outputs, is drawn by the system's random numbers
 after each call has returned: an attention cannot know.
+
+Half of what is kept are calls that differ from the one before in later tokens alone. They come
+first, and some of their rows are later tokens: an output that is remembered is wrong there, by
+whatever of the inputs it is remembered.
 """
 
 from __future__ import annotations
@@ -46,34 +50,39 @@ class KeptCall:
 
 
 class SpotChecks:
-    """A reservoir of the calls so far: each is as likely as any other to be in it.
+    """Two reservoirs of the calls so far: each is as likely to be kept as any other of its kind.
 
     Args:
         inputs: of the calls.
-        calls: to keep.
+        calls: to keep, an even number.
         rows: of each output.
     """
 
     def __init__(
         self, inputs: VariedInputs, calls: int = KEPT_CALLS, rows: int = KEPT_ROWS
     ) -> None:
-        self._inputs, self._most, self._rows = inputs, calls, rows
+        self._inputs, self._most, self._rows = inputs, calls // 2, rows
         self._random = random.SystemRandom()
         self._calls = 0
-        self._kept: list[KeptCall] = []
+        self._seen = {True: 0, False: 0}  # by whether only later tokens differ
+        self._kept: dict[bool, list[KeptCall]] = {True: [], False: []}
 
     def observe(
         self, variation: Variation, output: object, gradients: tuple[Tensor | None, ...] = ()
     ) -> None:
         """Take a call that has just returned, if it is drawn."""
         self._calls += 1
-        if len(self._kept) < self._most:
-            self._kept.append(self._keep(variation, output, gradients))
-        elif (place := self._random.randrange(self._calls)) < self._most:
-            self._kept[place] = self._keep(variation, output, gradients)
+        later = variation.turn < self._inputs.q.shape[2]
+        self._seen[later] += 1
+        kept = self._kept[later]
+        place = len(kept)
+        if place == self._most:
+            place = self._random.randrange(self._seen[later])
+        if place < self._most:
+            kept[place : place + 1] = [self._keep(variation, output, gradients)]
 
     def first_fault(self, check: Callable[[KeptCall], str], enough: Callable[[int], bool]) -> str:
-        """Check what was kept, in random order.
+        """Check what was kept, in random order, calls with other later tokens first.
 
         Args:
             check: why a call was wrong; empty if it was right.
@@ -82,7 +91,10 @@ class SpotChecks:
         Returns:
             Which call was wrong and why, in one line; empty if none was.
         """
-        for checked, kept in enumerate(self._random.sample(self._kept, len(self._kept))):
+        drawn = [
+            kept for some in self._kept.values() for kept in self._random.sample(some, len(some))
+        ]
+        for checked, kept in enumerate(drawn):
             if enough(checked):
                 break
             if fault := kept.fault or check(kept):
@@ -94,8 +106,11 @@ class SpotChecks:
     ) -> KeptCall:
         inputs = self._inputs
         length = inputs.q.shape[2]
-        drawn = self._random.sample(range(length), min(self._rows, length))
-        rows = torch.tensor(sorted(drawn), device=inputs.q.device)
+        anywhere = self._random.sample(range(length), min(self._rows, length))
+        later = range(variation.turn, length)
+        drawn = self._random.sample(later, min((self._rows + 1) // 2, len(later)))
+        drawn += [row for row in anywhere if row not in drawn]
+        rows = torch.tensor(sorted(drawn[: len(anywhere)]), device=inputs.q.device)
         fault = output_fault(output, (inputs.q, inputs.k, inputs.v))
         if fault:
             return KeptCall(self._calls, variation, rows, inputs.q, (), fault)

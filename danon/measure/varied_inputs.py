@@ -90,7 +90,10 @@ class VariedInputs:
         )
         if self._last is not None and coin % 2:
             return replace(
-                self._last, turn=turn % length, later_signs=later, later_scale=later_scale
+                self._last,
+                turn=1 + turn % max(length - 1, 1),
+                later_signs=later,
+                later_scale=later_scale,
             )
         queries = keys.repeat_interleave(q.shape[1] // groups, 1)
         return Variation(first % length, (queries, keys, values), scale, length, values, 1.0)

@@ -1,0 +1,89 @@
+"""Whether a stream keeps more than its state says: tensors that Python objects hold."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["LiveTensors", "hidden_state"]
+
+STATE_SHARE = 0.1
+STATE_BYTES = 2**20
+"""What may be kept beside a state: this share of it, or so many bytes (tables of positions)."""
+
+
+class SizedState(Protocol):
+    """The gate loads this file alone, by its path."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class LiveTensors:
+    """Tensors of a device that Python objects hold at one moment.
+
+    What the collector had been told before to leave alone (``gc.freeze``) is not among them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._frozen = device, gc.get_freeze_count()
+        self._tensors = list(_held(device))  # holds them, so that no address is used twice
+        self._versions = {_address(x): _version(x) for x in self._tensors}
+
+    def bytes_since(self) -> int:
+        """Bytes of all storages that are held now and were made, or written, since that moment."""
+        if gc.get_freeze_count() > self._frozen:
+            gc.unfreeze()  # what was frozen meanwhile would not be seen
+        storages = {
+            _address(x): x.untyped_storage().nbytes()
+            for x in _held(self._device)
+            if self._versions.get(_address(x), -1) != _version(x)
+        }
+        return sum(storages.values())
+
+
+def hidden_state(before: LiveTensors, state: SizedState) -> str:
+    """Why a state is not all that a stream keeps, in one line; empty if it is.
+
+    Args:
+        before: of the moment before the stream began.
+        state: after the context.
+    """
+    allowed = state.nbytes + max(STATE_SHARE * state.nbytes, STATE_BYTES)
+    if before.bytes_since() <= allowed:
+        return ""
+    gc.collect()  # what nothing holds any more may not have been collected yet
+    if (kept := before.bytes_since()) <= allowed:
+        return ""
+    return (
+        f"keeps {kept / 2**20:,.1f} MiB of its context, of which its state says "
+        f"{state.nbytes / 2**20:,.1f} MiB"
+    )
+
+
+def _held(device: torch.device) -> Iterator[Tensor]:
+    kinds = set(_subclasses(Tensor))
+    for item in gc.get_objects():
+        if type(item) not in kinds:  # isinstance may run code of the object
+            continue
+        if item.layout == torch.strided and item.untyped_storage().device.type == device.type:
+            yield item
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    yield kind
+    below: type
+    for below in type.__subclasses__(kind):
+        yield from _subclasses(below)
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
