@@ -22,6 +22,10 @@ SLACK = 2.0
 """The tolerance was measured on other inputs and rows."""
 GRADIENT_SLACK = 6.0
 """Gradients are compared by a difference of two calls: two roundings, on other inputs."""
+GROSS = 10.0
+"""Beyond so many times what is allowed a gradient is wrong at once."""
+GRADIENT_DRAWS = 3
+"""Below that, rows are drawn so often: a single one of an attention may be ill-conditioned."""
 MODEL_ERROR = 1e-3
 """Of a model that is run again on the same tokens: threads may add in another order."""
 SHARE, LEAST_S = 0.1, 0.1
@@ -112,20 +116,36 @@ class TimedAttention:
         return check_rows(self._specimen.subject(), inputs, kept.rows, kept.output, allowed)
 
     def _gradient_fault(self, kept: KeptCall) -> str:
-        """Check gradients of all rows at the price of a few.
+        """Check the output, and the gradients, on rows drawn anew while they are nearly right.
+
+        Rounding makes the gradient of a few rows of an honest attention worse than the tolerance
+        (Performer, in float32: 1 of about 100 draws); what is wrong in general is so in each draw.
+        """
+        if fault := self._output_fault(kept):
+            return fault
+        rows, fault = kept.rows, ""
+        for _ in range(GRADIENT_DRAWS):
+            excess, fault = self._gradient_error(kept, rows)
+            if excess <= 1:
+                return ""
+            if not excess <= GROSS:
+                break
+            rows = torch.randperm(self._specimen.case.length)[: len(rows)].sort().values.to(rows)
+        return fault
+
+    def _gradient_error(self, kept: KeptCall, rows: Tensor) -> tuple[float, str]:
+        """The error of gradients over what is allowed, and its words, at the price of a few rows.
 
         The oracle differentiates few rows only. A second call gets the same inputs, and an upstream
         gradient that differs on these rows alone: gradients are linear in it, so their difference
         is that of these rows. The first call cannot have known which.
         """
-        if fault := self._output_fault(kept):
-            return fault
         assert self._tolerance is not None
         specimen, inputs = self._specimen, self._inputs.of(kept.variation)
         subject = specimen.subject()
-        rows = kept.rows[decided_rows(subject, inputs, kept.rows)]
+        rows = rows[decided_rows(subject, inputs, rows)]
         if not len(rows):
-            return ""
+            return 0.0, ""
         # As large as all other rows together: little is lost in the difference.
         gain = (specimen.case.length / len(rows)) ** 0.5
         change = gain * torch.randn_like(self._upstream[:, :, rows])

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from danon.measure import paired
 from danon.measure.background_work import BackgroundWork
+from danon.measure.case import Case
 from danon.measure.correctness import POISONED, check_rows, output_fault, poison_free_memory
 from danon.measure.integrity import Integrity
 from danon.measure.memory import CallMemory, hidden_memory
 from danon.measure.paired import TimedCall, measure_pair, measure_single
 from danon.measure.roofline import copy_rate
-from danon.measure.spot_checks import SpotChecks
+from danon.measure.spot_checks import KeptCall, SpotChecks
 from danon.measure.varied_inputs import VariedInputs
+from suites.specimen import Specimen
+from suites.timed import TimedAttention
 
 CPU = torch.device("cpu")
 
@@ -168,6 +171,38 @@ class TestSpotChecks:
         looked = []
         checks.first_fault(lambda kept: looked.append(kept) or "", lambda checked: checked >= 2)
         assert len(looked) == 2
+
+
+@pytest.mark.parametrize(
+    ("excesses", "drawn", "fault"),
+    [
+        ([0.9], 1, ""),
+        ([3.0, 0.4], 2, ""),
+        ([3.0, 9.0, 0.4], 3, ""),
+        ([3.0, 9.0, 1.1], 3, "draw 3"),
+        ([11.0], 1, "draw 1"),
+        ([3.0, 1600.0], 2, "draw 2"),
+        ([float("inf")], 1, "draw 1"),
+    ],
+)
+def test_gradients_that_are_nearly_right_are_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch, excesses: list[float], drawn: int, fault: str
+) -> None:
+    case = Case("speed", "msra", 64, "float32", "forward+backward", heads=2, head_dim=16)
+    timed = TimedAttention(Specimen(case), {"output": 1e-5, "dq": 1e-4, "dk": 1e-4, "dv": 1e-4})
+    seen: list[list[int]] = []
+
+    def error(kept: KeptCall, rows: Tensor) -> tuple[float, str]:
+        seen.append(rows.tolist())
+        return excesses[len(seen) - 1], f"draw {len(seen)}"
+
+    monkeypatch.setattr(timed, "_gradient_error", error)
+    timed.call.before()
+    timed.call.after(timed.call.run())
+    said = timed.fault(0.0)
+    assert len(seen) == drawn and said.endswith(fault) and bool(said) == bool(fault)
+    assert len({tuple(rows) for rows in seen}) == drawn
+    assert all(rows == sorted(set(rows)) and len(rows) == 8 for rows in seen)
 
 
 def test_output_fault_of_a_right_one() -> None:

@@ -265,7 +265,7 @@ def check_rows(
 def check_gradients(
     subject: Subject, inputs: Sequence[Tensor], rows: Tensor, grad: Tensor,
     found: Mapping[str, Tensor], tolerance: Mapping[str, float], slack: float,
-) -> str:  # fmt: skip
+) -> tuple[float, str]:  # fmt: skip
     """Compare gradients of some rows' outputs with the oracle's.
 
     Args:
@@ -277,7 +277,7 @@ def check_gradients(
         slack: factor of it that is allowed.
 
     Returns:
-        Why they are wrong, in one line; empty if they are right.
+        The largest error over what is allowed, and which it is, in one line.
     """
     twins = [x.detach().requires_grad_() for x in inputs]
     with torch.enable_grad():
@@ -287,9 +287,7 @@ def check_gradients(
     allowed = {name: slack * tolerance.get(name, largest) for name in wanted}
     errors = _errors(found, wanted)
     worst = max(errors, key=lambda name: errors[name] / allowed[name])
-    if errors[worst] <= allowed[worst]:
-        return ""
-    return (
+    return errors[worst] / allowed[worst], (
         f"{worst}: relative error {errors[worst]:.1e}, tolerance {allowed[worst]:.1e} "
         f"({subject.kind})"
     )
