@@ -22,7 +22,7 @@ SLACK = 2.0
 """The tolerance was measured on other inputs and rows."""
 GRADIENT_SLACK = 6.0
 """Gradients are compared by a difference of two calls: two roundings, on other inputs."""
-GROSS = 10.0
+GROSS_FACTOR = 10.0
 """Beyond so many times what is allowed a gradient is wrong at once."""
 GRADIENT_DRAWS = 3
 """Below that, rows are drawn so often: a single one of an attention may be ill-conditioned."""
@@ -128,7 +128,7 @@ class TimedAttention:
             excess, fault = self._gradient_error(kept, rows)
             if excess <= 1:
                 return ""
-            if not excess <= GROSS:
+            if not excess <= GROSS_FACTOR:
                 break
             rows = torch.randperm(self._specimen.case.length)[: len(rows)].sort().values.to(rows)
         return fault

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from sqlalchemy import create_engine, make_url
 
 from danon.experiment import runs, store
 from danon.experiment.export import write_results
-from danon.experiment.process import end
+from danon.experiment.process import Owner, end, is_held, remove_unheld
 from danon.experiment.record import Recorder, metric_name, upload
 from danon.experiment.runs import Journal, RunInfo
 from danon.measure.case import Case, CaseResult
@@ -460,6 +461,29 @@ def test_a_file_that_is_no_database_is_refused_at_once(
     with pytest.raises(store.StoreError, match="file is not a database"):
         store.connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert time.monotonic() - begun < 5
+
+
+def test_who_waits_for_a_lock_that_is_removed_holds_one_that_others_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "of an owner.lock"
+    lock.touch()
+    waiting = threading.Thread(target=Owner.current, args=(lock,))
+    unlink = Path.unlink
+
+    def late(self: Path, missing_ok: bool = False) -> None:
+        waiting.start()
+        time.sleep(0.3)  # it waits by now
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", late)
+    remove_unheld(lock)
+    waiting.join()
+    assert lock.exists() and is_held(lock)
+    remove_unheld(lock)
+    assert lock.exists(), "it is held"
+    end(lock)
+    assert not is_held(lock)
 
 
 @pytest.mark.parametrize("ended", ["FINISHED", "FAILED"])

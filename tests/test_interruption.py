@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,19 +18,6 @@ from danon.bench.interruption import SignalInterrupt, interruptible, status_of
 MAIN = "from danon.cli import main; main()"
 GATE = ("gate", "--against", "HEAD~1", "--attention", "mine.py:MyAttention")
 TUNE = ("tune", "--mechanism", "msra", "--length", "2048", "--dtype", "float32", "--study", "s")
-
-
-@pytest.fixture(autouse=True)
-def default_signals() -> Iterator[None]:
-    """Whoever runs the tests may ignore some of them (``nohup``)."""
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 class TestInterruptible:

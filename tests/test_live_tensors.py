@@ -32,44 +32,55 @@ class State:
     nbytes: int
 
 
-class Keeper:
+class Holder:
     kept: ClassVar[dict[str, Any]] = {}
 
 
 @pytest.fixture(autouse=True)
 def emptied() -> None:
-    Keeper.kept.clear()
+    Holder.kept.clear()
 
 
 def test_tensors_made_since_are_counted_once_and_whole() -> None:
-    Keeper.kept["old"] = torch.zeros(1000)
+    Holder.kept["old"] = torch.zeros(1000)
     before = LiveTensors(CPU)
     assert before.bytes_since() == 0
-    Keeper.kept["new"] = torch.zeros(500)
-    Keeper.kept["view"] = [{"of it": Keeper.kept["new"][:3]}]
+    Holder.kept["new"] = torch.zeros(500)
+    Holder.kept["view"] = [{"of it": Holder.kept["new"][:3]}]
     torch.zeros(700)
     assert before.bytes_since() == 2000
-    del Keeper.kept["new"]
+    del Holder.kept["new"]
     assert before.bytes_since() == 2000, "the view keeps all of it"
-    Keeper.kept.clear()
+    Holder.kept.clear()
     assert before.bytes_since() == 0
 
 
 def test_what_is_replaced_or_written_counts() -> None:
-    Keeper.kept |= {"replaced": torch.zeros(100), "written": torch.zeros(200)}
+    Holder.kept |= {"replaced": torch.zeros(100), "written": torch.zeros(200)}
     before = LiveTensors(CPU)
-    Keeper.kept["replaced"] = torch.ones(100)
+    Holder.kept["replaced"] = torch.ones(100)
     assert before.bytes_since() == 400
-    Keeper.kept["written"][5:7] = 1.0
+    Holder.kept["written"][5:7] = 1.0
     assert before.bytes_since() == 1200
+
+
+def test_a_parameter_and_the_tensor_it_is_made_of() -> None:
+    Holder.kept["tensor"] = torch.zeros(100).add_(1)
+    Holder.kept["parameter"] = torch.nn.Parameter(Holder.kept["tensor"])
+    Holder.kept["data"] = Holder.kept["parameter"].data
+    before = LiveTensors(CPU)
+    Holder.kept["view"] = Holder.kept["tensor"][:10]
+    assert before.bytes_since() == 0
+    Holder.kept["data"].add_(1)
+    assert before.bytes_since() == 400
 
 
 def test_inference_tensors_and_other_devices() -> None:
     before = LiveTensors(CPU)
     with torch.inference_mode():
-        Keeper.kept["inference"] = torch.zeros(100)
-    Keeper.kept["meta"] = torch.zeros(100, device="meta")
-    Keeper.kept["sparse"] = torch.zeros(100).to_sparse()
+        Holder.kept["inference"] = torch.zeros(100)
+    Holder.kept["meta"] = torch.zeros(100, device="meta")
+    Holder.kept["sparse"] = torch.zeros(100).to_sparse()
     assert before.bytes_since() == 400
 
 
@@ -78,7 +89,7 @@ def test_what_is_frozen_meanwhile_is_seen() -> None:
     gc.freeze()
     try:
         before = LiveTensors(CPU)
-        Keeper.kept["hidden"] = torch.zeros(2**20)
+        Holder.kept["hidden"] = torch.zeros(2**20)
         gc.freeze()
         assert before.bytes_since() >= 2**22
     finally:
@@ -87,13 +98,13 @@ def test_what_is_frozen_meanwhile_is_seen() -> None:
 
 def test_a_tenth_or_a_small_table_is_no_hidden_state() -> None:
     before = LiveTensors(CPU)
-    Keeper.kept["table"] = torch.zeros(STATE_BYTES // 4)
+    Holder.kept["table"] = torch.zeros(STATE_BYTES // 4)
     assert hidden_state(before, State(0)) == ""
-    Keeper.kept["more"] = torch.zeros(1)
+    Holder.kept["more"] = torch.zeros(1)
     reason = "keeps 1.0 MiB of its context, of which its state says 0.0 MiB"
     assert hidden_state(before, State(0)) == reason
     assert hidden_state(before, State(4)) == ""
-    Keeper.kept["state"] = torch.zeros(5 * STATE_BYTES)
+    Holder.kept["state"] = torch.zeros(5 * STATE_BYTES)
     assert hidden_state(before, State(20 * STATE_BYTES)) == ""
     assert "keeps 21.0 MiB" in hidden_state(before, State(19 * STATE_BYTES))
 

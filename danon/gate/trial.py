@@ -47,6 +47,7 @@ class Trial:
         # The decision rests on what did not raise the suspicion.
         second: dict[Case, list[Measurement]] = {case: [] for case in suspects}
         slower, undecided = self._confirm(second, first)
+        self._noise = self._noise_of(first, second)
         found: dict[Case, Row] = {}
         for case in cases:
             finding: Finding = (

@@ -352,12 +352,12 @@ def check_causal(attend: Attend, q: Tensor, k: Tensor, v: Tensor, *, seed: int =
     generator = torch.Generator().manual_seed(seed)
     high = max(length - 1, length // 2 + 1)
     late = int(torch.randint(length // 2, high, (), generator=generator))
-    any_, first, second = torch.rand(3, generator=generator).tolist()
+    uniform, first, second = torch.rand(3, generator=generator).tolist()
     if fault := _later_tokens_move(attend, (q, k, v), [late, _early(length // 2, first)]):
         return fault
     if length <= EARLY:
         return ""
-    places = [int(any_ * (EARLY - 1)), _early(EARLY, second)]
+    places = [int(uniform * (EARLY - 1)), _early(EARLY, second)]
     return _later_tokens_move(attend, (q[:, :, :EARLY], k[:, :, :EARLY], v[:, :, :EARLY]), places)
 
 

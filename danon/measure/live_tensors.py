@@ -31,18 +31,18 @@ class LiveTensors:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._frozen = device, gc.get_freeze_count()
-        self._tensors = list(_held(device))  # holds them, so that no address is used twice
-        self._versions = {_address(x): _version(x) for x in self._tensors}
+        # Holds them, so that no address is used twice.
+        self._versions = [(x, _version(x)) for x in _held(device)]
 
     def bytes_since(self) -> int:
         """Bytes of all storages that are held now and were made, or written, since that moment."""
         if gc.get_freeze_count() > self._frozen:
             gc.unfreeze()  # what was frozen meanwhile would not be seen
-        storages = {
-            _address(x): x.untyped_storage().nbytes()
-            for x in _held(self._device)
-            if self._versions.get(_address(x), -1) != _version(x)
-        }
+        old = {_address(x) for x, _ in self._versions}
+        made = [x for x in _held(self._device) if _address(x) not in old]
+        # Tensors of one storage may count versions apart: a parameter, and what it is made of.
+        written = [x for x, version in self._versions if _version(x) != version]
+        storages = {_address(x): x.untyped_storage().nbytes() for x in (*made, *written)}
         return sum(storages.values())
 
 
