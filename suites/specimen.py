@@ -42,18 +42,12 @@ class Specimen:
             return self._forward
         inputs = self.leaves()
         wrt = [*inputs, *self.parameters.values()]
-        grad = self.upstream()
+        grad = torch.randn(self.q.shape, generator=torch.Generator().manual_seed(0)).to(self.q)
 
         def both() -> object:
             return torch.autograd.grad(self.attend(*inputs), wrt, grad, allow_unused=True)
 
         return both
-
-    def upstream(self) -> Tensor:
-        """A gradient of the output, (B, H, N, D), the same for everyone."""
-        generator = torch.Generator().manual_seed(0)
-        grad = torch.randn(self.q.shape, generator=generator, dtype=torch.float32)
-        return grad.to(self.q)
 
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v that gradients flow to."""

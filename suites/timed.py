@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from math import ceil
 from time import perf_counter
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from danon.measure.correctness import check_gradients, check_rows, decided_rows, relative_error
 from danon.measure.paired import TimedCall
-from danon.measure.spot_checks import KeptCall, SpotChecks
+from danon.measure.spot_checks import KEPT_ROWS, KeptCall, SpotChecks
 from danon.measure.threads import fewer_threads_beside_load
 from danon.measure.varied_inputs import Variation, VariedInputs
 from suites.specimen import Specimen
@@ -21,7 +22,9 @@ __all__ = ["TimedAttention", "TimedModel"]
 SLACK = 2.0
 """The tolerance was measured on other inputs and rows."""
 GRADIENT_SLACK = 6.0
-"""Gradients are compared by a difference of two calls: two roundings, on other inputs."""
+"""Gradients are compared by a sum of two calls: two roundings, on other inputs."""
+ALONE_FACTOR = 2.0
+"""A gradient of nothing but the rows that are asked for is wrong by so many times that, or more."""
 GROSS_FACTOR = 10.0
 """Beyond so many times what is allowed a gradient is wrong at once."""
 GRADIENT_DRAWS = 3
@@ -50,7 +53,7 @@ class TimedAttention:
         self._leaves = [x.detach().requires_grad_(self._backward) for x in buffers]
         self._parameters = list(specimen.parameters.values())
         # (B, H, N, D), dense: every row of every timed call has to have a backward pass.
-        self._upstream = specimen.upstream() if self._backward else specimen.q
+        self._upstream = torch.empty_like(specimen.q)
         self._variation: Variation | None = None
         self._spot_checks = SpotChecks(
             self._inputs, **({"calls": FEW_CALLS} if self._backward else {})
@@ -87,6 +90,8 @@ class TimedAttention:
 
     def _change(self) -> None:
         self._variation = self._inputs.change()
+        if self._backward:
+            _write_upstream(self._upstream, self._variation)
 
     def _forward(self) -> object:
         with torch.no_grad():
@@ -123,22 +128,31 @@ class TimedAttention:
         """
         if fault := self._output_fault(kept):
             return fault
-        rows, fault = kept.rows, ""
-        for _ in range(GRADIENT_DRAWS):
-            excess, fault = self._gradient_error(kept, rows)
+        for draw in range(GRADIENT_DRAWS):
+            drawn = torch.randperm(self._specimen.case.length)[: self._gradient_rows].to(kept.rows)
+            rows = drawn if draw else torch.cat((kept.rows, drawn))[: len(drawn)]
+            excess, fault = self._gradient_error(kept, rows.unique())
             if excess <= 1:
                 return ""
             if not excess <= GROSS_FACTOR:
                 break
-            rows = torch.randperm(self._specimen.case.length)[: len(rows)].sort().values.to(rows)
         return fault
+
+    @property
+    def _gradient_rows(self) -> int:
+        """Rows whose gradients are compared: the more, the less they stand out of all rows."""
+        assert self._tolerance is not None
+        length = self._specimen.case.length
+        allowed = GRADIENT_SLACK * min(self._tolerance[name] for name in ("dq", "dk", "dv"))
+        return min(max(KEPT_ROWS, ceil(length * (ALONE_FACTOR * allowed) ** 2)), length)
 
     def _gradient_error(self, kept: KeptCall, rows: Tensor) -> tuple[float, str]:
         """The error of gradients over what is allowed, and its words, at the price of a few rows.
 
-        The oracle differentiates few rows only. A second call gets the same inputs, and an upstream
-        gradient that differs on these rows alone: gradients are linear in it, so their difference
-        is that of these rows. The first call cannot have known which.
+        The oracle differentiates few rows only. A second call gets the same inputs, and the
+        upstream gradient with the other sign but for these rows: gradients are linear in it, so
+        their sum is that of these rows. The first call cannot have known which. The second cannot
+        know them either: each timed call has an upstream gradient of its own.
         """
         assert self._tolerance is not None
         specimen, inputs = self._specimen, self._inputs.of(kept.variation)
@@ -146,20 +160,21 @@ class TimedAttention:
         rows = rows[decided_rows(subject, inputs, rows)]
         if not len(rows):
             return 0.0, ""
-        # As large as all other rows together: little is lost in the difference.
+        # As large as all other rows together: little is lost in the sum.
         gain = (specimen.case.length / len(rows)) ** 0.5
-        change = gain * torch.randn_like(self._upstream[:, :, rows])
-        upstream = self._upstream.clone()
-        upstream[:, :, rows] += change
+        before = torch.empty_like(specimen.q)
+        _write_upstream(before, kept.variation)
+        upstream = -before
+        upstream[:, :, rows] += gain * torch.randn_like(upstream[:, :, rows])
         leaves = [x.requires_grad_() for x in inputs]
         _, again = self._differentiated(leaves, upstream)
         names = ["dq", "dk", "dv", *specimen.parameters]
         tensors = [*leaves, *self._parameters]
         found = {
-            name: _dense(after, like) - _dense(before, like)
-            for name, before, after, like in zip(names, kept.gradients, again, tensors, strict=True)
+            name: _dense(first, like) + _dense(second, like)
+            for name, first, second, like in zip(names, kept.gradients, again, tensors, strict=True)
         }
-        change = upstream[:, :, rows] - self._upstream[:, :, rows]  # as it was rounded
+        change = (upstream + before)[:, :, rows]  # as it was rounded
         return check_gradients(
             subject, inputs, rows, change, found, self._tolerance, GRADIENT_SLACK
         )
@@ -215,6 +230,12 @@ class TimedModel:
         if place < FEW_CALLS:
             kept = (self._calls, self._shift, result.detach().clone())
             self._kept[place : place + 1] = [kept]
+
+
+def _write_upstream(target: Tensor, variation: Variation) -> None:
+    """Write the upstream gradient of one call."""
+    generator = torch.Generator(target.device).manual_seed(variation.seed)
+    target.normal_(generator=generator)
 
 
 def _dense(gradient: Tensor | None, like: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ FAILED: dict[str, tuple[str, Phase, str]] = {
     "SlowsReference": ("speed", FORWARD, "replaces torch.nn.functional.scaled_dot_product"),
     "LowPrecision": ("speed", FORWARD, "timed call .*: relative error"),
     "SkipsBackward": ("speed", BACKWARD, "timed call .*: d[qkv]: relative error 1.0e.00"),
+    "RemembersUpstream": ("speed", BACKWARD, "timed call .*: d[qkv]: relative error"),
+    "LoudRows": ("speed", BACKWARD, "timed call .*: d[qkv]: relative error"),
     "SeesTheFirstThird": ("speed", FORWARD, "not causal: tokens after .* move earlier outputs"),
     "SampledRows": ("speed", FORWARD, "timed call .*: relative error"),
     "Boasts": ("speed", FORWARD, "GFLOP/s by its visible_pairs: this machine's matrix products"),
@@ -42,6 +44,10 @@ FAILED: dict[str, tuple[str, Phase, str]] = {
     "StaleStream": ("decode", "decode", "timed token .*: relative error"),
     "HiddenState": ("decode", "decode", "Expected size for first two dimensions"),
     "StateElsewhere": ("decode", "decode", "keeps .* MiB of its context, of which its state says"),
+}
+SIZES = {
+    "StateElsewhere": (1024, "float32"),  # what it keeps is to be more than a table
+    "LoudRows": (1024, "bfloat16"),  # where tolerances are wide
 }
 
 
@@ -61,8 +67,8 @@ def lab() -> Iterator[Lab]:
 
 
 def measure(lab: Lab, name: str, suite: str, phase: Phase) -> CaseResult:
-    tokens = 1024 if name == "StateElsewhere" else 64  # what it keeps is to be more than a table
-    return lab.result(Case(suite, name, tokens, "float32", phase, heads=HEADS, head_dim=HEAD_DIM))
+    tokens, dtype = SIZES.get(name, (64, "float32"))
+    return lab.result(Case(suite, name, tokens, dtype, phase, heads=HEADS, head_dim=HEAD_DIM))
 
 
 @pytest.mark.parametrize("name", FAILED)

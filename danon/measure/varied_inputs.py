@@ -34,6 +34,7 @@ class Variation:
         turn: token from which on values have other signs, and q another size.
         later_signs: those, (1, G, 1, D).
         later_scale: that q is multiplied by, once more.
+        seed: of whatever else the call gets.
     """
 
     first: int
@@ -42,6 +43,7 @@ class Variation:
     turn: int
     later_signs: Tensor
     later_scale: float
+    seed: int
 
 
 class VariedInputs:
@@ -84,7 +86,7 @@ class VariedInputs:
         groups, width, length = k.shape[1], k.shape[-1], q.shape[2]
         bits = torch.randint(2, (3, 1, groups, 1, width), generator=self._generator)
         keys, values, later = (2 * bits - 1).to(q)
-        coin, first, turn = torch.randint(2**31, (3,), generator=self._generator).tolist()
+        coin, first, turn, seed = torch.randint(2**31, (4,), generator=self._generator).tolist()
         scale, later_scale = (
             SIZES ** (2 * x - 1) for x in torch.rand(2, generator=self._generator).tolist()
         )
@@ -94,9 +96,10 @@ class VariedInputs:
                 turn=1 + turn % max(length - 1, 1),
                 later_signs=later,
                 later_scale=later_scale,
+                seed=seed,
             )
         queries = keys.repeat_interleave(q.shape[1] // groups, 1)
-        return Variation(first % length, (queries, keys, values), scale, length, values, 1.0)
+        return Variation(first % length, (queries, keys, values), scale, length, values, 1.0, seed)
 
 
 def _write(target: Triple, source: Triple, variation: Variation) -> None:
