@@ -26,6 +26,7 @@ from danon.measure.case import Case, CaseResult
 from danon.measure.fingerprint import fingerprint
 from danon.measure.integrity import Integrity
 from danon.measure.process_state import ProcessState
+from danon.measure.threads import threads_for_timing
 from suites.attentions import check_contract, gather
 from suites.channel import Channel
 from suites.guard import limit_memory
@@ -60,6 +61,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--danon-only", default="", help="registered names to keep, comma separated")
     group.addoption("--danon-one", default="", help="registered name whose cases alone are run")
+    group.addoption(
+        "--danon-threads",
+        default="",
+        help="that cases are timed with; auto: fewer beside another program; all without",
+    )
     group.addoption("--danon-suites", default="", help=f"of {', '.join(SUITES)}; all without")
 
 
@@ -86,6 +92,7 @@ def _prepare(config: pytest.Config) -> None:
         raise ValueError(f"unknown device {device!r}; known: {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch finds no CUDA device here; use --device cpu")
+    _set_threads(config)
     # What the suites themselves set is there before the first case: it is no attention's change.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     tqdm.tqdm.monitor_interval = 0  # its thread would run beside what is timed
@@ -111,6 +118,20 @@ def _prepare(config: pytest.Config) -> None:
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # or models would be trained on what else is here
         limit_memory()  # CUDA reserves more address space than it uses
+
+
+def _set_threads(config: pytest.Config) -> None:
+    wanted, most = config.getoption("--danon-threads"), torch.get_num_threads()
+    if not wanted or config.getoption("--danon-device") != "cpu":
+        return
+    if wanted != "auto":
+        torch.set_num_threads(min(int(wanted), most))
+        return
+    with _alone(config):  # or another bench would be the other program
+        threads = threads_for_timing()
+    torch.set_num_threads(threads)
+    if threads < most:
+        config.stash[_channel].send(event="threads", threads=threads, most=most)
 
 
 def _load(config: pytest.Config, target: str) -> str:
@@ -191,7 +212,16 @@ def _basis(config: pytest.Config, cases: Sequence[Case]) -> dict[str, str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    channel, lock = item.config.stash[_channel], alone(item.config.getoption("--danon-device"))
+    with _alone(item.config):
+        result = yield
+    item.config.stash[_channel].send(event="done", case=_case(item).id)
+    return result
+
+
+@contextlib.contextmanager
+def _alone(config: pytest.Config) -> Iterator[None]:
+    """Hold the machine, of all benches; say so if that means to wait."""
+    channel, lock = config.stash[_channel], alone(config.getoption("--danon-device"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -199,11 +229,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         lock.acquire()
         channel.send(event="going")
     try:
-        result = yield
+        yield
     finally:
         lock.release()
-    channel.send(event="done", case=_case(item).id)
-    return result
 
 
 @pytest.hookimpl(trylast=True)

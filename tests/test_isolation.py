@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -47,7 +47,7 @@ from suites.profiles import PROFILES
 from suites.reasons import one_line
 
 CASE = Case("speed", "sdpa", 64, "float32", "forward")
-HERE = {"id": "here", "cpu": "a", "device": "cpu"}
+HERE = {"id": "here", "cpu": "a", "device": "cpu", "threads": "1"}
 
 
 def measured(case: Case = CASE) -> CaseResult:
@@ -365,12 +365,14 @@ class Process:
 
     Attributes:
         answers: that it was given.
+        options: of the suites.
     """
 
     scripts: list[tuple[list[dict[str, Any]], int | None]]
     begun: list[Process]
 
-    def __init__(self, options: object, scratch: Path) -> None:
+    def __init__(self, options: Sequence[str], scratch: Path) -> None:
+        self.options = tuple(options)
         events, self.status = self.scripts[len(self.begun)]
         self._events = iter(events)
         self.answers: list[dict[str, Any]] = []
@@ -501,6 +503,7 @@ class TestSupervisor:
         (trace,) = (event["trace"] for event in heard if event.get("trace"))
         assert fatal.id in trace and "mine.py" in trace
         assert Process.begun[1].answers[0] == {"run": str(journal.run_dir)}
+        assert [process.options for process in Process.begun] == [(), ("--danon-threads=1",)]
         assert not (journal.run_dir / attempts.FILE).exists(), "the bench has outlived it"
 
     def test_a_kill_for_memory_is_told_from_others(
@@ -658,7 +661,18 @@ class TestSession:
             with pytest.raises(ResumeError, match=words):
                 resumed(machine, now, **changes)
         assert list(tmp_path.iterdir()) == [run_dir], "nothing new has begun"
+        again = Session(options(tmp_path, resume=True), Console(file=io.StringIO()))
+        assert (first.threads, again.threads) == ("auto", "1")
         assert resumed(HERE, basis) == run_dir
+
+    def test_fewer_threads_are_said_when_the_bench_begins(self, tmp_path: Path) -> None:
+        console = Console(record=True, width=200, file=io.StringIO())
+        with Display(console) as display:
+            event = {"event": "threads", "threads": 1, "most": 2}
+            Session(options(tmp_path), console).handle(event, display)
+        said = console.export_text()
+        assert "Another program keeps this machine busy: all is timed with 1 of 2 threads" in said
+        assert "OMP_NUM_THREADS=2" in said
 
     def test_what_kills_the_bench_itself_is_not_tried_for_ever(self, tmp_path: Path) -> None:
         first = Session(options(tmp_path), Console(file=io.StringIO()))

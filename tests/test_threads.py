@@ -1,4 +1,4 @@
-"""How many threads untimed work gets: those that it is fastest with beside what else runs."""
+"""How many threads a bench takes: those that it is fastest with beside what else runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from danon.measure import threads
-from danon.measure.threads import fastest_threads, fewer_threads_beside_load
+from danon.measure.threads import fastest_threads, fewer_threads_beside_load, threads_for_timing
 
 SetClock = Callable[[dict[int, float]], None]
 
@@ -83,3 +83,22 @@ def test_one_thread_is_not_tried(one_thread: None, monkeypatch: pytest.MonkeyPat
 
 def test_a_real_trial_gives_a_number_there_is() -> None:
     assert fastest_threads() in range(1, torch.get_num_threads() + 1)
+
+
+class TestTiming:
+    def test_a_bench_begins_with_a_longer_trial(
+        self, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in threads.CHOSEN_BY_USER:
+            monkeypatch.delenv(name, raising=False)
+        clock({1: 1.0, 2: 1.2, 4: 1.5})
+        assert threads_for_timing() == 1
+        monkeypatch.setattr(threads, "fastest_threads", lambda rounds: rounds)
+        assert threads_for_timing() >= 5 * threads.ROUNDS
+
+    def test_threads_that_the_user_has_set_stay(
+        self, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr(threads, "fastest_threads")
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")
+        assert threads_for_timing() == 4

@@ -39,7 +39,9 @@ def bench(options: Options, console: Console) -> int:
             return _spread(session, options, console)
         with (
             tempfile.TemporaryDirectory(prefix="danon-") as scratch,
-            Supervisor(options.arguments(), Path(scratch)) as suites,
+            Supervisor(
+                [*options.arguments(), f"--danon-threads={session.threads}"], Path(scratch)
+            ) as suites,
         ):
             return _measured(session, suites, console)
     except ResumeError as error:

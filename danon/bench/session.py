@@ -96,11 +96,27 @@ class Session:
         self._planned: list[str] = []
         self._traces: dict[str, str] = {}
 
+    @property
+    def threads(self) -> str:
+        """How many the suites are to time with: those of the run that goes on, or ``auto``."""
+        if self._options.resume:
+            for run in recorded_runs(self._options.results, lambda reason: None):
+                if run.status == "KILLED":
+                    return str(run.info.fingerprint.get("threads", "auto"))
+        return "auto"
+
     def handle(self, event: dict[str, Any], display: Display) -> None:
-        """One of refused, begin, note, done, trace and result; a plan is for :meth:`open`."""
+        """Take what the suites report; a plan is for :meth:`open`."""
         kind = event["event"]
         if kind == "refused":
             self.refusal = event["reason"]
+        elif kind == "threads":
+            self._console.print(
+                f"[yellow]Another program keeps this machine busy: all is timed with "
+                f"{event['threads']} of {event['most']} threads, which it slows down less "
+                f"(OMP_NUM_THREADS={event['most']} insists on all)",
+                soft_wrap=True,
+            )
         elif kind == "begin":
             display.begin(event["case"])
         elif kind == "note":

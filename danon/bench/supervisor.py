@@ -154,6 +154,8 @@ class Supervisor:
                 if self._journal is not None:  # of an earlier process
                     self.go(self._journal)
                     continue
+                # What a later process measures is to be of the same machine.
+                self._options += (f"--danon-threads={event['fingerprint']['threads']}",)
             elif event["event"] == "begin" and self._journal is not None:
                 attempts.begin(self._journal.run_dir, progress.cases[-1].case)
             elif event["event"] == "result":

@@ -1,12 +1,17 @@
-"""How many threads untimed work takes: beside another program, fewer are faster.
+"""How many threads a bench takes: beside another program, fewer are faster.
 
 A small operation ends when the slowest of its threads has. Beside another program one of them often
 waits for a core, while the others spin. On two cores, a training step with two threads then takes
 2 to 8 times as long as in quiet, and with one thread as long as ever (docs/measurement.md).
+
+What is timed gets one number of threads for a whole bench, which is part of the machine's
+fingerprint: :func:`threads_for_timing`. What is not timed may choose every few seconds:
+:func:`fewer_threads_beside_load`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic, perf_counter
@@ -14,7 +19,7 @@ from time import monotonic, perf_counter
 import torch
 from torch.nn import functional as F
 
-__all__ = ["fastest_threads", "fewer_threads_beside_load"]
+__all__ = ["CHOSEN_BY_USER", "fastest_threads", "fewer_threads_beside_load", "threads_for_timing"]
 
 ROUNDS = 12
 REPEATS = 15
@@ -22,8 +27,10 @@ GAIN = 0.8
 """More threads are worth it if the time falls to this: they may be delayed later."""
 TOKENS, WIDTH = 2048, 64
 """Of the operations that are tried: those of the small models that the suites train."""
-
-
+BENCH_ROUNDS = 100
+"""Of a trial for a whole bench: two threads may have luck for a tenth of a second."""
+CHOSEN_BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables of the environment that say how many threads there are to be."""
 TRIED_S = 10.0
 """A trial holds for so long: other programs come and go."""
 _tried: dict[int, tuple[float, int]] = {}
@@ -49,18 +56,32 @@ def fewer_threads_beside_load(device: torch.device) -> Iterator[int]:
         torch.set_num_threads(most)
 
 
+def threads_for_timing() -> int:
+    """How many threads a bench that begins now is to time with.
+
+    Returns:
+        All threads of this process where the user has set their number, else as
+        :func:`fastest_threads`, by a longer trial.
+    """
+    if any(name in os.environ for name in CHOSEN_BY_USER):
+        return torch.get_num_threads()
+    return fastest_threads(BENCH_ROUNDS)
+
+
 def _lately_fastest(most: int) -> int:
     if most not in _tried or monotonic() - _tried[most][0] > TRIED_S:
         _tried[most] = monotonic(), fastest_threads()
     return _tried[most][1]
 
 
-def fastest_threads() -> int:
+def fastest_threads(rounds: int = ROUNDS) -> int:
     """Try small operations with all threads of this process, a half of them, and so on to one.
 
+    Args:
+        rounds: of the trial; twelve take about 0.1 s.
+
     Returns:
-        The number that took the least time in all, or a smaller one that took about the same. It
-        takes about 0.1 s to find it.
+        The number that took the least time in all, or a smaller one that took about the same.
     """
     most = torch.get_num_threads()
     spent = dict.fromkeys(_halves(most), 0.0)
@@ -69,7 +90,7 @@ def fastest_threads() -> int:
     x, w = torch.ones(TOKENS, WIDTH), torch.ones(WIDTH, WIDTH) / WIDTH
     try:
         with torch.inference_mode():
-            for _ in range(ROUNDS):
+            for _ in range(rounds):
                 for threads in spent:
                     torch.set_num_threads(threads)
                     y = F.gelu(x @ w)  # its threads are there before the clock starts
