@@ -388,7 +388,8 @@ def machine(fingerprint: Mapping[str, Any]) -> str:
     """A machine in one line; absolute figures compare only where it is the same."""
     known = {name: str(value) for name, value in fingerprint.items()}
     parts = [known[name] for name in ("gpu", "cpu") if name in known]
-    parts += [f"{known[n]} {n}" for n in ("cores", "threads") if n in known]
+    counts = [(known[name], name) for name in ("cores", "threads") if name in known]
+    parts += [f"{count} {name[:-1] if count == '1' else name}" for count, name in counts]
     parts += [f"{known['memory_gib']} GiB"] if "memory_gib" in known else []
     parts += [f"fingerprint {known['id']}"] if "id" in known else []
     return ", ".join(parts) or "unknown machine"
