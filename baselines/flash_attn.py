@@ -19,7 +19,7 @@ class FlashAttention(SDPA):
     """``flash_attn_func``."""
 
     streams: ClassVar[bool] = False
-    semantics = "exact (flash-attn flash_attn_func)"
+    description = "exact (flash-attn flash_attn_func)"
     takes_mask: ClassVar[bool] = False
     package: ClassVar[str] = "flash-attn"
     module: ClassVar[str] = "flash_attn"
@@ -38,9 +38,13 @@ class FlashAttention(SDPA):
 
     @classmethod
     def limit(
-        cls, shape: AttentionConfig, length: int, dtype: torch.dtype, device: torch.device,
+        cls,
+        shape: AttentionConfig,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
         backward: bool,
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         if shape.head_dim > 256:
             return f"head_dim is at most 256, not {shape.head_dim}"
         capability = torch.cuda.get_device_capability(device)

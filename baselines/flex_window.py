@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from baselines._masked import Band
-from baselines._parts import expand_heads, quiet_import
+from baselines._bridging import expand_heads, quiet_import
+from baselines._oracles import Band
 from baselines.window import Window
 from danon.attention.registry import register
 from danon.config import AttentionConfig
@@ -53,7 +53,7 @@ class FlexWindow(Window):
     """
 
     streams: ClassVar[bool] = False
-    semantics = "exact window 512 + 64 sinks (bidirectional: 512 on both sides), FlexAttention"
+    description = "exact window 512 + 64 sinks (bidirectional: 512 on both sides), FlexAttention"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if q.device.type != "cpu":
@@ -80,9 +80,13 @@ class FlexWindow(Window):
 
     @classmethod
     def limit(
-        cls, shape: AttentionConfig, length: int, dtype: torch.dtype, device: torch.device,
+        cls,
+        shape: AttentionConfig,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
         backward: bool,
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         if device.type == "cuda":
             triton = importlib.util.find_spec("triton")
             return None if triton else "triton is not installed: FlexAttention compiles to it"
@@ -128,9 +132,12 @@ def _block_mask(band: Band, length: int, device: torch.device, real: Tensor | No
             return band(row, col) & real[b, col]
 
     return BlockMask.from_kv_blocks(
-        *_listed(some & ~full), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=visible,
+        *_listed(some & ~full),
+        *_listed(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
         seq_lengths=(length, length),
-    )  # fmt: skip
+    )
 
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:

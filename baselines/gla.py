@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from baselines._adapter import Adapter
-from baselines._parts import expand_heads, seeded
+from baselines._bridging import expand_heads, seeded
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
@@ -27,8 +27,8 @@ class GatedLinear(Adapter):
     normalises its output, which is left out here.
     """
 
-    semantics = "gated linear recurrence, gates from the keys; not normalised"
-    summarises: ClassVar[bool] = True
+    description = "gated linear recurrence, gates from the keys; not normalised"
+    pools_tokens: ClassVar[bool] = True
     oracle_kind: ClassVar[str] = "definition"
     package: ClassVar[str] = "flash-linear-attention"
     module: ClassVar[str] = "fla.ops.gla"
@@ -57,9 +57,13 @@ class GatedLinear(Adapter):
 
     @classmethod
     def limit(
-        cls, shape: AttentionConfig, length: int, dtype: torch.dtype, device: torch.device,
+        cls,
+        shape: AttentionConfig,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
         backward: bool,
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         return None if shape.is_causal else "a recurrence: causal only"
 
     @rows_alone

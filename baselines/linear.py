@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import elu, pad
 
 from baselines._adapter import Adapter
-from baselines._masked import everything, kernel_attention
-from baselines._parts import expand_heads
+from baselines._bridging import expand_heads
+from baselines._oracles import everything, kernel_attention
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
-from danon.attention.stream import Part, StreamingAttention, tensor_of
+from danon.attention.streaming import StateTensor, StreamingAttention, tensor_of
 
 __all__ = ["Linear"]
 
@@ -55,8 +55,8 @@ class Linear(Adapter, StreamingAttention):
     bfloat16 and float16 are summed in float32: sums over all tokens need its digits.
     """
 
-    semantics = "linear attention, features elu + 1 (half precision sums in float32)"
-    summarises: ClassVar[bool] = True
+    description = "linear attention, features elu + 1 (half precision sums in float32)"
+    pools_tokens: ClassVar[bool] = True
     oracle_kind: ClassVar[str] = "definition"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -74,14 +74,14 @@ class Linear(Adapter, StreamingAttention):
             both, _ = _causal(phi_q, phi_k, v, None)
         return _normalised(both).to(dtype)
 
-    def begin(self, empty: Tensor) -> Mapping[str, Part]:
+    def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
         X, _, D = empty.shape
         wide = torch.promote_types(empty.dtype, torch.float32)
         return {"sums": torch.zeros(X, D, D + 1, dtype=wide, device=empty.device)}
 
-    def advance(
-        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, Part]
-    ) -> tuple[Tensor, Mapping[str, Part]]:
+    def step_parts(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, StateTensor]
+    ) -> tuple[Tensor, Mapping[str, StateTensor]]:
         dtype, sums = q.dtype, tensor_of(parts, "sums")
         q, k, v = (x.to(sums.dtype) for x in (q, k, v))
         phi_q = features(q).unflatten(0, (len(k), -1))  # the heads of a group share their sums

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines._adapter import Adapter
-from baselines._parts import Feed, expand_heads, in_dtype, merge_heads, seeded, split_heads
+from baselines._bridging import Feed, expand_heads, in_dtype, merge_heads, seeded, split_heads
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
@@ -26,8 +26,8 @@ class Linformer(Adapter):
     Keys and values of padding are zero when they are projected.
     """
 
-    semantics = "low rank: keys and values projected to 256 slots; also when causal"
-    summarises: ClassVar[bool] = True
+    description = "low rank: keys and values projected to 256 slots; also when causal"
+    pools_tokens: ClassVar[bool] = True
     oracle_kind: ClassVar[str] = "definition"
     causal_capable: ClassVar[bool] = False
     package: ClassVar[str] = "linformer"
@@ -57,9 +57,13 @@ class Linformer(Adapter):
 
     @classmethod
     def limit(
-        cls, shape: AttentionConfig, length: int, dtype: torch.dtype, device: torch.device,
+        cls,
+        shape: AttentionConfig,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
         backward: bool,
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         longest = shape.max_sequence_length
         return None if length <= longest else f"configured for at most {longest} tokens"
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from baselines._adapter import Adapter
-from baselines._masked import Visible, masked_attention, unseeing
-from baselines._parts import expand_heads
+from baselines._bridging import expand_heads
+from baselines._oracles import Visible, masked_attention, unseeing
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
-from danon.space import OneOf, Space
+from danon.tuned.search_space import Categorical, Space
 
 __all__ = ["LocalAttention"]
 
@@ -22,7 +22,7 @@ __all__ = ["LocalAttention"]
 class LocalAttention(Adapter):
     """A query sees its own block of 256 and the one before (bidirectional: and the one after)."""
 
-    semantics = "exact within its block of 256 and the block before (after)"
+    description = "exact within its block of 256 and the block before (after)"
     oracle_kind: ClassVar[str] = "definition"
     package: ClassVar[str] = "local-attention"
     module: ClassVar[str] = "local_attention"
@@ -30,19 +30,19 @@ class LocalAttention(Adapter):
     def __init__(self, shape: AttentionConfig, width: int = 256) -> None:
         super().__init__(shape)
         self.width = width
-        self.semantics = type(self).semantics.replace("256", str(width))
+        self.description = type(self).description.replace("256", str(width))
         self.core = self.load().LocalAttention(
             window_size=width, causal=shape.is_causal, autopad=True, use_rotary_pos_emb=False
         )
 
     @classmethod
-    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+    def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
         """A block and a half is seen on average."""
         return cls(shape, width=max(1, 2 * entries // 3))
 
     @classmethod
     def search_space(cls) -> Space:
-        return Space({"width": OneOf((32, 64, 128, 256, 512, 1024, 2048))}, {"width": 256})
+        return Space({"width": Categorical((32, 64, 128, 256, 512, 1024, 2048))}, {"width": 256})
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         B, _, N, _ = q.shape

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from baselines._adapter import Adapter
-from baselines._masked import Band, masked_attention
-from baselines._parts import Feed, expand_heads, merge_heads, seeded, split_heads
+from baselines._bridging import Feed, expand_heads, merge_heads, seeded, split_heads
+from baselines._oracles import Band, masked_attention
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
@@ -27,7 +27,7 @@ class Longformer(Adapter):
     Local attention only: without global tokens, which a task would have to choose.
     """
 
-    semantics = "bidirectional window 512 (256 to each side), also when causal"
+    description = "bidirectional window 512 (256 to each side), also when causal"
     oracle_kind: ClassVar[str] = "definition"
     causal_capable: ClassVar[bool] = False
     package: ClassVar[str] = "transformers"

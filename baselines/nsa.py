@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines._adapter import Adapter
-from baselines._parts import Feed, in_dtype, merge_heads, seeded, split_heads
+from baselines._bridging import Feed, in_dtype, merge_heads, seeded, split_heads
 from danon.attention.registry import register
 from danon.config import AttentionConfig
 
@@ -27,10 +27,10 @@ class NativeSparse(Adapter):
     window and the selection.
     """
 
-    semantics = (
+    description = (
         "gated sum of window 512, 4 selected blocks of 64, compressed blocks of 32 (rotary inside)"
     )
-    summarises: ClassVar[bool] = True
+    pools_tokens: ClassVar[bool] = True
     takes_mask: ClassVar[bool] = False
     package: ClassVar[str] = "native-sparse-attention-pytorch"
     module: ClassVar[str] = "native_sparse_attention_pytorch"
@@ -59,7 +59,7 @@ class NativeSparse(Adapter):
         self.core.combine_heads = nn.Identity()
 
     @classmethod
-    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+    def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
         raise NotImplementedError("its window of 512 and blocks of 64 have one size")
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from baselines._adapter import Adapter
-from baselines._masked import everything, kernel_attention
-from baselines._parts import expand_heads, seeded
+from baselines._bridging import expand_heads, seeded
+from baselines._oracles import everything, kernel_attention
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
@@ -32,10 +32,10 @@ class Performer(Adapter):
     constants underflow and its running sums lose their digits: float32 only.
     """
 
-    semantics = (
+    description = (
         "softmax approximated by D ln D random features; when causal, later tokens leak a little"
     )
-    summarises: ClassVar[bool] = True
+    pools_tokens: ClassVar[bool] = True
     oracle_kind: ClassVar[str] = "definition"
     causal_capable: ClassVar[bool] = False
     takes_mask: ClassVar[bool] = False

@@ -12,15 +12,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from baselines._adapter import Adapter
-from baselines._masked import everything, masked_attention
-from baselines._parts import expand_heads
+from baselines._bridging import expand_heads
+from baselines._oracles import everything, masked_attention
 from danon.attention.base import check_inputs
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
-from danon.attention.stream import (
+from danon.attention.streaming import (
     Group,
-    Part,
     Span,
+    StateTensor,
     StreamingAttention,
     StreamState,
     span_of,
@@ -39,7 +39,7 @@ class SDPA(Adapter, StreamingAttention):
     padding in a bidirectional call, which needs a mask.
     """
 
-    semantics = "exact (torch SDPA, flash kernel; CUDA float32: memory-efficient)"
+    description = "exact (torch SDPA, flash kernel; CUDA float32: memory-efficient)"
     oracle_kind: ClassVar[str] = "definition"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -55,12 +55,12 @@ class SDPA(Adapter, StreamingAttention):
                 q, k, v, is_causal=causal, enable_gqa=k.shape[1] != q.shape[1]
             )
 
-    def begin(self, empty: Tensor) -> Mapping[str, Part]:
+    def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
         return {"k": Span.of(empty), "v": Span.of(empty)}
 
-    def advance(
-        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, Part]
-    ) -> tuple[Tensor, Mapping[str, Part]]:
+    def step_parts(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, StateTensor]
+    ) -> tuple[Tensor, Mapping[str, StateTensor]]:
         after = {"k": span_of(parts, "k").append(k), "v": span_of(parts, "v").append(v)}
         heads, groups = self.config.num_heads, self.config.kv_heads
         q, k, v = (

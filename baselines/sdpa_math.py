@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from baselines._parts import expand_heads
+from baselines._bridging import expand_heads
 from baselines.sdpa import SDPA
 from danon.attention.registry import register
 from danon.config import AttentionConfig
@@ -22,7 +22,7 @@ class SDPAMath(SDPA):
     """``scaled_dot_product_attention`` with the math kernel: quadratic memory."""
 
     streams: ClassVar[bool] = False
-    semantics = "exact (torch SDPA, math kernel, N x N matrix)"
+    description = "exact (torch SDPA, math kernel, N x N matrix)"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])

@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from baselines._adapter import Adapter
-from baselines._masked import Band, masked_attention
-from baselines._parts import expand_heads
+from baselines._bridging import expand_heads
+from baselines._oracles import Band, masked_attention
 from baselines.sdpa import masked_sdpa
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.attention.sizing import SINKS
-from danon.attention.stream import Part, Span, StreamingAttention, span_of
+from danon.attention.streaming import Span, StateTensor, StreamingAttention, span_of
 from danon.config import AttentionConfig
-from danon.space import OneOf, Space
+from danon.tuned.search_space import Categorical, Space
 
 __all__ = ["Window"]
 
@@ -35,29 +35,31 @@ QUERIES_PER_CALL = 4096
 class Window(Adapter, StreamingAttention):
     """Query i sees tokens i-w+1 .. i (bidirectional: .. i+w-1) and the first g tokens."""
 
-    semantics = "exact window 512 + 64 sinks (bidirectional: 512 on both sides)"
+    description = "exact window 512 + 64 sinks (bidirectional: 512 on both sides)"
     oracle_kind: ClassVar[str] = "definition"
 
     def __init__(self, shape: AttentionConfig, width: int = 512, sinks: int = 64) -> None:
         super().__init__(shape)
         if width < 1 or sinks < 0:
             raise ValueError(f"width = {width}, sinks = {sinks}: must be >= 1 and >= 0")
-        own = type(self).semantics.replace("512", str(width))
-        self.semantics = own.replace("64 sinks", f"{sinks} sinks")
+        own = type(self).description.replace("512", str(width))
+        self.description = own.replace("64 sinks", f"{sinks} sinks")
         causal = shape.is_causal
         self.band = Band(width - 1, 0 if causal else width - 1, sinks, causal)
 
     @classmethod
-    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+    def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
         return cls(shape, width=max(1, entries - SINKS), sinks=SINKS)
 
     @classmethod
     def search_space(cls) -> Space:
         return Space(
-            {"width": OneOf((64, 128, 256, 512, 1024, 2048, 4096)),
-             "sinks": OneOf((0, 4, 16, 64, 256))},
+            {
+                "width": Categorical((64, 128, 256, 512, 1024, 2048, 4096)),
+                "sinks": Categorical((0, 4, 16, 64, 256)),
+            },
             {"width": 512, "sinks": 64},
-        )  # fmt: skip
+        )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
@@ -87,22 +89,23 @@ class Window(Adapter, StreamingAttention):
             outs.append(out.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3))
         return torch.cat(outs, dim=2)[:, :, :N]
 
-    def begin(self, empty: Tensor) -> Mapping[str, Part]:
+    def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
         return {name: Span.of(empty) for name in ("sink_k", "sink_v", "k", "v")}
 
-    def advance(
-        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, Part]
-    ) -> tuple[Tensor, Mapping[str, Part]]:
+    def step_parts(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, StateTensor]
+    ) -> tuple[Tensor, Mapping[str, StateTensor]]:
         after, new = dict(parts), max(0, min(self.band.sinks - start, k.shape[1]))
         for name, x in (("k", k), ("v", v)):
             after[name] = span_of(after, name).append(x)
             after[f"sink_{name}"] = span_of(after, f"sink_{name}").append(x[:, :new])
         near = span_of(after, "k")
         seen = [
-            torch.cat((span_of(after, f"sink_{name}").rows, span_of(after, name).rows), 1)
-            .unflatten(0, (-1, self.config.kv_heads))
+            torch.cat(
+                (span_of(after, f"sink_{name}").rows, span_of(after, name).rows), 1
+            ).unflatten(0, (-1, self.config.kv_heads))
             for name in ("k", "v")
-        ]  # fmt: skip
+        ]
         sinks = span_of(after, "sink_k").size
         place = torch.arange(near.start, near.stop, device=q.device)
         place = torch.cat((torch.arange(sinks, device=q.device), place))

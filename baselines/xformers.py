@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from baselines._parts import expand_heads
+from baselines._bridging import expand_heads
 from baselines.sdpa import SDPA
 from danon.attention.registry import register
 from danon.config import AttentionConfig
@@ -20,7 +20,7 @@ class XFormers(SDPA):
     """``memory_efficient_attention``, the operator left to xformers' own choice."""
 
     streams: ClassVar[bool] = False
-    semantics = "exact (xformers memory_efficient_attention)"
+    description = "exact (xformers memory_efficient_attention)"
     takes_mask: ClassVar[bool] = False
     package: ClassVar[str] = "xformers"
     module: ClassVar[str] = "xformers.ops"
@@ -40,9 +40,13 @@ class XFormers(SDPA):
 
     @classmethod
     def limit(
-        cls, shape: AttentionConfig, length: int, dtype: torch.dtype, device: torch.device,
+        cls,
+        shape: AttentionConfig,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
         backward: bool,
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         """xformers' own reason, from a call on 16 tokens."""
         tokens = torch.zeros(1, shape.num_heads, 16, shape.head_dim, dtype=dtype, device=device)
         tokens.requires_grad_(backward)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from danon.attention.base import BaseAttention
-    from danon.attention.dala import DALA
-    from danon.attention.hybrid import SuperHybrid
-    from danon.attention.msra import MSRA
-    from danon.attention.ucsa import UCSA
+    from danon.attention.dala.layer import DALA
+    from danon.attention.hybrid.layer import SuperHybrid
+    from danon.attention.msra.layer import MSRA
+    from danon.attention.ucsa.layer import UCSA
     from danon.models import (
         create_dala_model,
         create_msra_model,
@@ -38,10 +38,10 @@ __all__ = [
 
 _HOME = {
     "BaseAttention": "danon.attention.base",
-    "DALA": "danon.attention.dala",
-    "MSRA": "danon.attention.msra",
-    "SuperHybrid": "danon.attention.hybrid",
-    "UCSA": "danon.attention.ucsa",
+    "DALA": "danon.attention.dala.layer",
+    "MSRA": "danon.attention.msra.layer",
+    "SuperHybrid": "danon.attention.hybrid.layer",
+    "UCSA": "danon.attention.ucsa.layer",
     "create_dala_model": "danon.models",
     "create_msra_model": "danon.models",
     "create_super_hybrid_model": "danon.models",

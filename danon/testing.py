@@ -34,9 +34,14 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(
-    module: BaseAttention, length: int, *, batch: int = 2, padded: bool = False,
-    dtype: torch.dtype = torch.float32, seed: int = 0,
-) -> Inputs:  # fmt: skip
+    module: BaseAttention,
+    length: int,
+    *,
+    batch: int = 2,
+    padded: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Inputs:
     """Random q (B, H, N, D), k and v (B, G, N, D), and a mask with a third of the tokens padded."""
     c, g = module.config, torch.Generator().manual_seed(seed)
     shapes = [(batch, heads, length, c.head_dim) for heads in (c.num_heads, c.kv_heads, c.kv_heads)]
@@ -56,12 +61,12 @@ def assert_matches_oracle(
 ) -> None:
     """Output and gradients of q, k, v and every parameter agree with the float64 oracle.
 
-    Rows the module calls undecided (``oracle_margin``) are left out.
+    Rows the module calls undecided (``undecided_rows``) are left out.
     """
     leaves = [t.clone().requires_grad_() for t in x[:3]]
     wide = [t.detach().double().requires_grad_() for t in leaves]
     rows = torch.arange(x.q.shape[2])
-    rows = rows[~module.oracle_margin(*x, rows=rows)]
+    rows = rows[~module.undecided_rows(*x, rows=rows)]
     assert len(rows) >= 0.75 * x.q.shape[2], "rounding decides the selection of too many rows"
     got, want = (
         module(*leaves, x.mask)[:, :, rows],
@@ -114,7 +119,7 @@ def _subject(module: BaseAttention, parameters: dict[str, Tensor]) -> Subject:
         return module.oracle(q, k, v, rows=rows)
 
     def undecided(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
-        return module.oracle_margin(q, k, v, None, rows)
+        return module.undecided_rows(q, k, v, None, rows)
 
     return Subject(module, oracle, module.oracle_kind, parameters, parameters, undecided)
 
@@ -156,7 +161,7 @@ class AttentionContract:
             q, k, v = q.double(), k.double(), v.double()
             exact = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
             rows = torch.arange(length)
-            rows = rows[~module.oracle_margin(*x, rows=rows)]
+            rows = rows[~module.undecided_rows(*x, rows=rows)]
             error = relative_error(module(*x)[:, :, rows], module.oracle(*x, rows=rows))
             assert error <= 2 * relative_error(dense, exact)
 

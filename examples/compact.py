@@ -20,10 +20,14 @@ class CompactMSRA(MSRA):
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(
             MSRAConfig(
-                **shape.shared(), window=192, compression_factor=192, compression_alpha=100,
-                global_tokens=0, feature_fusion="uniform",
+                **shape.shared(),
+                window=192,
+                compression_factor=192,
+                compression_alpha=100,
+                global_tokens=0,
+                feature_fusion="uniform",
             )
-        )  # fmt: skip
+        )
 
 
 class CompactDALA(DALA):
@@ -33,11 +37,16 @@ class CompactDALA(DALA):
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(
             DALAConfig(
-                **shape.shared(), state_update_frequency=4, memory_size=256, decay_rate=0.0,
-                adaptive_window=False, window_beta=1000.0, window_max=4096,
+                **shape.shared(),
+                state_update_frequency=4,
+                memory_size=256,
+                decay_rate=0.0,
+                adaptive_window=False,
+                window_beta=1000.0,
+                window_max=4096,
                 use_adaptive_router=False,
             )
-        )  # fmt: skip
+        )
 
 
 class CompactUCSA(UCSA):
@@ -47,7 +56,11 @@ class CompactUCSA(UCSA):
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(
             UCSAConfig(
-                **shape.shared(), leaf_max=8, candidate_blocks=8, selected_blocks=1,
-                global_tokens=0, error_tolerance=0,
+                **shape.shared(),
+                leaf_max=8,
+                candidate_blocks=8,
+                selected_blocks=1,
+                global_tokens=0,
+                error_tolerance=0,
             )
-        )  # fmt: skip
+        )

@@ -18,31 +18,32 @@ import tqdm
 from filelock import Timeout
 
 from danon.attention import registry
-from danon.bench.basis import code, digest
-from danon.experiment.runs import Journal
-from danon.measure.alone import alone
+from danon.attention.discovery import discover
+from danon.bench.contract import check_contract
+from danon.bench.isolation import Isolation
+from danon.bench.profile import Profile
+from danon.bench.pytest_benchmark_adapter import replay
+from danon.bench.runner import CaseRunner
+from danon.bench.user_files import imported_user_files
+from danon.evaluation.evaluators import evaluators
+from danon.evaluation.model_saver import ModelSaver
 from danon.measure.background_work import BackgroundWork
-from danon.measure.case import Case, CaseResult
 from danon.measure.fingerprint import fingerprint
-from danon.measure.integrity import Integrity
+from danon.measure.integrity import MEASURING, Integrity
+from danon.measure.machine_lock import alone
+from danon.measure.memory_limit import limit_memory
 from danon.measure.process_state import ProcessState
 from danon.measure.threads import threads_for_timing
-from suites.attentions import check_contract, gather
-from suites.channel import Channel
-from suites.guard import limit_memory
-from suites.interruption import interrupt_on_signal
-from suites.isolation import Isolation
-from suites.keeper import Keeper
-from suites.lab import Lab
-from suites.profiles import PROFILES, Profile, visible_profiles
-from suites.replay import replay
-from suites.user_files import imported_user_files
+from danon.processes.code_digest import code, digest
+from danon.processes.event_channel import EventChannel
+from danon.processes.interruption import interrupt_on_signal
+from danon.runs.case import Case, CaseResult
+from danon.runs.journal import Journal
+from suites.profiles import PROFILES, visible_profiles
 
 DEVICES = ("cpu", "cuda")
-SUITES = (
-    "speed", "memory", "decode", "bounds", "scaling", "recall", "language", "pretrained",
-)  # fmt: skip
-_channel = pytest.StashKey[Channel]()
+SUITES = ("speed", "memory", "decode", "bounds", "scaling", "recall", "language", "pretrained")
+_channel = pytest.StashKey[EventChannel]()
 _profile = pytest.StashKey[Profile]()
 _cases = pytest.StashKey[dict[str, Case]]()
 _names = pytest.StashKey[tuple[str, ...]]()
@@ -71,7 +72,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse whatever is wrong before anything is measured."""
-    channel = config.stash[_channel] = Channel()
+    channel = config.stash[_channel] = EventChannel()
     config.stash[_isolation] = Isolation(
         on_trace=lambda case, text: channel.send(event="trace", case=case.id, text=text),
         on_change=lambda key, text: channel.send(event="note", key=key, text=text),
@@ -96,10 +97,10 @@ def _prepare(config: pytest.Config) -> None:
     # What the suites themselves set is there before the first case: it is no attention's change.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     tqdm.tqdm.monitor_interval = 0  # its thread would run beside what is timed
-    config.stash[_integrity] = Integrity.take("danon.measure", "suites")
+    config.stash[_integrity] = Integrity.take(*MEASURING)
     gc.collect()
     gc.freeze()  # or each look at what is kept, and each collection, goes through all of torch
-    names, own = gather(
+    names, own = discover(
         config.getoption("--danon-attention"), _words(config, "only"), partial(_load, config)
     )
     for suite in _words(config, "suites"):
@@ -163,9 +164,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted = suite in (_words(config, "suites") or SUITES)
     one = config.getoption("--danon-one")
     mine = {
-        case.id: case for case in cases
+        case.id: case
+        for case in cases
         if wanted and case.suite == suite and one in ("", case.attention)
-    }  # fmt: skip
+    }
     config.stash[_cases] |= mine
     metafunc.parametrize("case", mine, ids=[i.partition("/")[2] for i in mine], indirect=True)
 
@@ -189,18 +191,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     plan = [(case.id, profile.weight(case)) for case in cases]
     device = torch.device(config.getoption("--danon-device"))
     config.stash[_answer] = config.stash[_channel].ask(
-        event="plan", cases=plan, attentions=[case.attention for case in cases],
-        described=[asdict(case) for case in cases], fingerprint=fingerprint(device),
+        event="plan",
+        cases=plan,
+        attentions=[case.attention for case in cases],
+        described=[asdict(case) for case in cases],
+        fingerprint=fingerprint(device),
         basis=_basis(config, cases),
-    )  # fmt: skip
+    )
 
 
 def _basis(config: pytest.Config, cases: Sequence[Case]) -> dict[str, str]:
     """What decides the figures, for a run that goes on."""
+    names: tuple[str, ...] = config.stash[_names]
     asked = {
         "profile": config.getoption("--danon-profile"),
         "device": config.getoption("--danon-device"),
-        "attentions": ", ".join(config.stash[_names]),
+        "attentions": ", ".join(names),
         "suites": ", ".join(dict.fromkeys(case.suite for case in cases)),
     }
     return (
@@ -254,7 +260,7 @@ def pytest_benchmark_update_machine_info(
 
 
 @pytest.fixture(scope="session")
-def lab(pytestconfig: pytest.Config) -> Lab:
+def lab(pytestconfig: pytest.Config) -> CaseRunner:
     channel = pytestconfig.stash[_channel]
     run_dir = pytestconfig.stash[_answer].get("run")
 
@@ -274,12 +280,12 @@ def lab(pytestconfig: pytest.Config) -> Lab:
             channel.send(event="leaving")
             os._exit(0)  # threads of an attention would hold a usual exit up
 
-    return Lab(
+    return CaseRunner(
         profile,
         on_begin=begin,
         on_result=keep,
         known=Journal(run_dir).results() if run_dir else (),
-        keeper=Keeper(Path(run_dir), note) if run_dir else None,
+        evaluators=evaluators(profile, ModelSaver(Path(run_dir), note) if run_dir else None),
         isolation=isolation,
         integrity=pytestconfig.stash[_integrity],
     )
@@ -291,7 +297,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture
-def measure(lab: Lab, request: pytest.FixtureRequest) -> Callable[[Case], None]:
+def measure(lab: CaseRunner, request: pytest.FixtureRequest) -> Callable[[Case], None]:
     """Measure a case: figures go to pytest-benchmark, a reason instead becomes skip or failure."""
 
     def run(case: Case) -> None:

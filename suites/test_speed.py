@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from danon.measure.case import Case
-from suites.replay import CLOCK
+from danon.bench.pytest_benchmark_adapter import CLOCK
+from danon.runs.case import Case
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK)
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import danon.measure.paired
+import danon.measure.timing
 from danon import BaseAttention
-from danon.attention.stream import Span, StreamingAttention, StreamState
+from danon.attention.streaming import Span, StreamingAttention, StreamState
 from danon.config import AttentionConfig
 from danon.measure.correctness import sample_rows
 
@@ -33,7 +33,7 @@ def in_check() -> bool:
 class Honest(BaseAttention):
     """Dense attention, and its definition in float64."""
 
-    semantics = "exact, by hand"
+    description = "exact, by hand"
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
@@ -44,9 +44,13 @@ class Honest(BaseAttention):
         return F.scaled_dot_product_attention(q, k, v, is_causal=self.config.is_causal)
 
     def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
         rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         logits = self.compute_attention(q.double(), k.double())
         out: Tensor = logits.softmax(-1) @ v.double()
         return out if rows is None else out[:, :, rows]
@@ -160,7 +164,7 @@ class SlowClock(Honest):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if not in_check():
             real = time.perf_counter
-            danon.measure.paired.perf_counter = lambda: real() / 10  # type: ignore[attr-defined]
+            danon.measure.timing.perf_counter = lambda: real() / 10  # type: ignore[attr-defined]
         return super().forward(q, k, v)
 
 
@@ -340,10 +344,10 @@ class InAProcess(Honest):
 
 
 class _Streamed(Honest, StreamingAttention):
-    def begin(self, empty: Tensor) -> dict[str, Any]:
+    def init_parts(self, empty: Tensor) -> dict[str, Any]:
         return {"k": Span.of(empty), "v": Span.of(empty)}
 
-    def advance(
+    def step_parts(
         self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Any
     ) -> tuple[Tensor, Any]:
         keys, values = parts["k"].append(k), parts["v"].append(v)
@@ -374,7 +378,7 @@ class StaleStream(_Streamed):
 class HiddenState(_Streamed):
     """Keeps in the module what should be in the state."""
 
-    def advance(
+    def step_parts(
         self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Any
     ) -> tuple[Tensor, Any]:
         before = self.memory.get("v")
@@ -387,7 +391,7 @@ class HiddenState(_Streamed):
         out = logits.masked_fill(later, -torch.inf).softmax(-1) @ kept
         return out, {"k": keys}
 
-    def begin(self, empty: Tensor) -> dict[str, Any]:
+    def init_parts(self, empty: Tensor) -> dict[str, Any]:
         return {"k": Span.of(empty)}
 
 
@@ -396,14 +400,14 @@ class StateElsewhere(_Streamed):
 
     everything: ClassVar[dict[int, tuple[Span, Span]]] = {}
 
-    def begin(self, empty: Tensor) -> dict[str, Any]:
+    def init_parts(self, empty: Tensor) -> dict[str, Any]:
         return {"number": self._kept(Span.of(empty), Span.of(empty))}
 
-    def advance(
+    def step_parts(
         self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Any
     ) -> tuple[Tensor, Any]:
         keys, values = self.everything[int(parts["number"])]
-        out, new = super().advance(q, k, v, start, {"k": keys, "v": values})
+        out, new = super().step_parts(q, k, v, start, {"k": keys, "v": values})
         return out, {"number": self._kept(new["k"], new["v"])}
 
     def _kept(self, keys: Span, values: Span) -> Tensor:

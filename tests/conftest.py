@@ -17,8 +17,8 @@ from repositories import two_commits
 
 from danon.attention import registry
 from danon.attention.base import BaseAttention
-from danon.experiment import store
 from danon.measure.process_state import open_autocast_regions
+from danon.tracking import store
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode asks for it
 
@@ -101,9 +101,9 @@ def repository(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def gate_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the gate's workers read."""
-    from danon.gate import session
+    from danon.gate import workspace
 
-    return session._inputs(tmp_path_factory.mktemp("gate") / "inputs.pt")
+    return workspace._inputs(tmp_path_factory.mktemp("gate") / "inputs.pt")
 
 
 @pytest.fixture(scope="session")

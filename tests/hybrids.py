@@ -9,22 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_mechanisms import SMALL_UCSA
+from small_mechanisms import SMALL_UCSA
 from torch import Tensor
 
-from danon.attention.hybrid import SuperHybrid
-from danon.hybrid_config import SuperHybridConfig
-from danon.measure.case import SCHEMA
-from danon.models.hybrid import create_super_hybrid_model
+from danon.attention.hybrid.layer import SuperHybrid
+from danon.config.hybrid import SuperHybridConfig
+from danon.models.hybrid_model import create_super_hybrid_model
+from danon.runs.case import SCHEMA
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"hidden_size": 32, "num_heads": 4}
 SMALL: dict[str, dict[str, Any]] = {
     "msra": {"window": 8, "global_tokens": 3, "compression_factor": 2},
-    "dala": {"block_size": 4, "state_update_frequency": 2, "global_tokens": 3, "memory_size": 10,
-             "window_max": 6},
+    "dala": {
+        "block_size": 4,
+        "state_update_frequency": 2,
+        "global_tokens": 3,
+        "memory_size": 10,
+        "window_max": 6,
+    },
     "ucsa": SMALL_UCSA,
-}  # fmt: skip
+}
 TWO = {name: SMALL[name] for name in ("msra", "dala")}
 Figures = Mapping[str, Mapping[int, tuple[float, float, float]]]
 
@@ -39,9 +44,17 @@ FIGURES: Figures = {
 
 def case_line(suite: str, name: str, length: int, metrics: Mapping[str, float], **kw: Any) -> str:
     case = {
-        "suite": suite, "attention": name, "length": length, "dtype": "bfloat16",
-        "phase": "forward", "device": "cpu", "batch": 1, "heads": 4, "head_dim": 8, "causal": True,
-    }  # fmt: skip
+        "suite": suite,
+        "attention": name,
+        "length": length,
+        "dtype": "bfloat16",
+        "phase": "forward",
+        "device": "cpu",
+        "batch": 1,
+        "heads": 4,
+        "head_dim": 8,
+        "causal": True,
+    }
     config = {"hidden_size": 32, **SMALL.get(name, {})}
     result = {"status": "measured", "metrics": metrics, "config": config}
     if place := kw.pop("place", None):
@@ -53,10 +66,14 @@ def record(folder: Path, figures: Figures = FIGURES, **kw: Any) -> str:
     """A recorded run with these figures, as a bench leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     info = {
-        "run_id": "20260102T030405Z-abc", "started": "2026-01-02T03:04:05+00:00",
-        "commit": "0123456789abcdef", "dirty": False, "command": "danon bench",
-        "fingerprint": {"cpu": "a test"}, "profile": "quick",
-    }  # fmt: skip
+        "run_id": "20260102T030405Z-abc",
+        "started": "2026-01-02T03:04:05+00:00",
+        "commit": "0123456789abcdef",
+        "dirty": False,
+        "command": "danon bench",
+        "fingerprint": {"cpu": "a test"},
+        "profile": "quick",
+    }
     (folder / "run.json").write_text(
         json.dumps({"schema": SCHEMA, "info": info, "status": "FINISHED"})
     )

@@ -116,7 +116,7 @@ def slower(suite: str, dtype: str) -> list[float]:
 
 @functools.cache
 def rates() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / "gate_power/rates.json").read_text())
+    found: dict[str, Any] = json.loads((RESULTS / "gate_validation/rates.json").read_text())
     return found
 
 
@@ -392,7 +392,7 @@ GATE: list[Quote] = [
         lambda: [
             statistics.median(
                 json.loads(line)["seconds"]
-                for line in (RESULTS / "gate_power/rounds.jsonl").read_text().splitlines()
+                for line in (RESULTS / "gate_validation/rounds.jsonl").read_text().splitlines()
             )
         ],
     ),
@@ -412,8 +412,8 @@ MEASUREMENT: list[Quote] = [
     ),
     ("A quick run keeps 16 models", lambda: [trained("cpu-quick-amx")]),
     (
-        "off_matrix 0.02",
-        lambda: [case("cpu-quick-amx", "bounds", "nsa", 1024)["metrics"]["off_matrix"]],
+        "unexplained_output 0.02",
+        lambda: [case("cpu-quick-amx", "bounds", "nsa", 1024)["metrics"]["unexplained_output"]],
     ),
 ]
 

@@ -11,16 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from danon.bench.interpreter import bundle
-from danon.experiment.runs import Journal, RunInfo
-from danon.measure.case import Case, CaseResult
+from danon.processes.interpreter import bundle
+from danon.runs.case import Case, CaseResult
+from danon.runs.journal import Journal
+from danon.runs.run_info import RunInfo
 
 ROOT = Path(__file__).parents[1]
 CODE = [
-    *(file for name in ("danon", "suites", "baselines", "examples") for file in
-      sorted((ROOT / name).rglob("*.py"))),
+    *(
+        file
+        for name in ("danon", "suites", "baselines", "examples")
+        for file in sorted((ROOT / name).rglob("*.py"))
+    ),
     ROOT / "noxfile.py",
-]  # fmt: skip
+]
 TEXT = {"read_text", "write_text"}
 
 
@@ -75,14 +79,21 @@ def test_a_report_in_an_ascii_locale(tmp_path: Path) -> None:
     case = Case("speed", "window", 64, "float32", "forward")
     journal.append(CaseResult(case, "failed", "Schlüssel → Wert"))
     journal.set_status("FINISHED")
-    code = "from danon.cli import main; main()"
+    code = "from danon.cli.main import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "report", str(journal.run_dir)], cwd=tmp_path, check=False,
-        capture_output=True, env={
-            **os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
-            "PYTHONIOENCODING": "", "PYTHONPATH": str(bundle()),
+        [sys.executable, "-c", code, "report", str(journal.run_dir)],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        env={
+            **os.environ,
+            "LC_ALL": "C",
+            "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
+            "PYTHONIOENCODING": "",
+            "PYTHONPATH": str(bundle()),
         },
-    )  # fmt: skip
+    )
     said = done.stdout.decode("ascii")
     assert done.returncode == 0, done.stderr
     assert "Schl?ssel ? Wert" in said and "Pr?fstand ? 1" in said

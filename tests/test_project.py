@@ -20,13 +20,31 @@ import danon
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {
-    "BaseAttention", "DALA", "MSRA", "SuperHybrid", "UCSA", "__version__",
-    "create_dala_model", "create_msra_model", "create_super_hybrid_model", "create_ucsa_model",
-}  # fmt: skip
+    "BaseAttention",
+    "DALA",
+    "MSRA",
+    "SuperHybrid",
+    "UCSA",
+    "__version__",
+    "create_dala_model",
+    "create_msra_model",
+    "create_super_hybrid_model",
+    "create_ucsa_model",
+}
 OPTIONAL = {
-    "flash_attn", "matplotlib", "mlflow", "optuna", "pandas", "plotly", "pyarrow", "pytest",
-    "rich", "transformers", "typer", "xformers",
-}  # fmt: skip
+    "flash_attn",
+    "matplotlib",
+    "mlflow",
+    "optuna",
+    "pandas",
+    "plotly",
+    "pyarrow",
+    "pytest",
+    "rich",
+    "transformers",
+    "typer",
+    "xformers",
+}
 EVERY_PUBLIC_NAME = "import danon; [getattr(danon, name) for name in danon.__all__]"
 
 
@@ -54,7 +72,7 @@ def test_public_names() -> None:
     assert set(dir(danon)) >= PUBLIC
     for name in PUBLIC:
         assert getattr(danon, name) is not None
-    assert danon.MSRA.__module__ == "danon.attention.msra"
+    assert danon.MSRA.__module__ == "danon.attention.msra.layer"
     with pytest.raises(AttributeError, match="no attribute 'MSRAA'"):
         danon.MSRAA  # noqa: B018
 
@@ -92,19 +110,37 @@ def test_import_arrows_hold() -> None:
 
 def test_a_wrong_import_arrow_is_noticed(tmp_path: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.copytree(ROOT / "danon", tmp_path / "danon")
+    for name in ("danon", "suites", "baselines"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     wrong = {
-        "attention/msra.py": "import danon.attention.dala, danon.models",
-        "measure/case.py": "import mlflow, danon.attention",
-        "cli.py": "import suites.speed",
-        "models/state.py": "import danon.integrations.transformers",
+        "danon/attention/msra/layer.py": "import danon.attention.dala.layer",
+        "danon/measure/timing.py": "import mlflow",
+        "danon/cli/main.py": "import suites.profiles",
+        "danon/models/state.py": "import transformers",
+        "danon/runs/case.py": "import baselines.sdpa",
     }
     for file, line in wrong.items():
-        with (tmp_path / "danon" / file).open("a") as source:
+        with (tmp_path / file).open("a") as source:
             source.write(f"\n{line}\n")
     done = lint_imports(tmp_path)
     assert done.returncode == 1
-    assert "Contracts: 0 kept, 6 broken." in done.stdout, done.stdout
+    assert "Contracts: 0 kept, 4 broken." in done.stdout, done.stdout
+    for upward in ("danon.cli is not allowed to import suites", "danon.runs is not allowed to"):
+        assert upward in done.stdout
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    import grimp
+    import networkx
+
+    graph = grimp.build_graph("danon", "suites", "baselines", cache_dir=None)
+    arrows = networkx.DiGraph(
+        (module, imported)
+        for module in graph.modules
+        for imported in graph.find_modules_directly_imported_by(module)
+    )
+    circles = [sorted(c) for c in networkx.strongly_connected_components(arrows) if len(c) > 1]
+    assert circles == []
 
 
 def snippets(text: str) -> list[tuple[int, str]]:
@@ -142,8 +178,12 @@ def test_the_ui_opens_what_bench_and_tune_write(noxfile: Any, tmp_path: Path, gi
     known = {**os.environ, "MLFLOW_TRACKING_URI": given, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", noxfile.ADDRESSES],
-        cwd=place, env=known, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=place,
+        env=known,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     uri, studies, file = done.stdout.splitlines()
     assert make_url(studies).database == file
     if given.startswith("sqlite"):
@@ -221,7 +261,13 @@ def test_wheel_carries_suites_baselines_tuned_settings_and_reference_runs(tmp_pa
         assert kept and carried >= {f"danon/_bundle/{path.as_posix()}" for path in kept}
     runs = {Path(name).name for name in carried if name.startswith("danon/_bundle/reference/")}
     assert runs == {"run.json", "cases.jsonl"}
-    assert carried >= {"danon/py.typed", "danon/config.py", "danon/_bundle/suites/teacher.pt"}
+    assert carried >= {
+        "danon/py.typed",
+        "danon/config/base.py",
+        "danon/attention/hybrid/measured.json",
+        "danon/evaluation/lookup_model.pt",
+        "danon/report/template/report.html",
+    }
     dist_info = f"danon-{danon.__version__}.dist-info"
     assert {name.split("/")[0] for name in carried} == {"danon", dist_info}
     assert not [name for name in carried if name.endswith(".pyc")]

@@ -30,9 +30,9 @@ def error(changed: nn.Module, model: nn.Module) -> float:
     return float((out - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize(("kind", "most"), [
-    ("bfloat16", 0.01), ("int8-dynamic", 0.03), ("int8-weight-only", 0.02),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "most"), [("bfloat16", 0.01), ("int8-dynamic", 0.03), ("int8-weight-only", 0.02)]
+)
 def test_a_narrow_model_is_smaller_and_nearly_as_exact(
     model: Backbone, kind: str, most: float
 ) -> None:
@@ -105,11 +105,17 @@ def test_all_of_a_model_at_once(model: Backbone) -> None:
     )
 
 
-@pytest.mark.parametrize(("plan", "words"), [
-    ({"": "int4"}, f"'int4': must be one of {', '.join(KINDS)}"),
-    ({"layers.7": "bfloat16"}, "no linear layer in 'layers.7'; it has layers.0.qkv, layers.0.out"),
-    ({"embed": "bfloat16"}, "no linear layer in 'embed'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ({"": "int4"}, f"'int4': must be one of {', '.join(KINDS)}"),
+        (
+            {"layers.7": "bfloat16"},
+            "no linear layer in 'layers.7'; it has layers.0.qkv, layers.0.out",
+        ),
+        ({"embed": "bfloat16"}, "no linear layer in 'embed'"),
+    ],
+)
 def test_a_plan_of_another_model_is_refused(
     model: Backbone, plan: dict[str, str], words: str
 ) -> None:

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from danon.attention import kernels
-from danon.attention.sight import Sight, value_weights
+from danon.attention.effective_matrix import EffectiveAttention, value_weights
+from danon.attention.kernels import table
 from danon.config import AttentionConfig
-from danon.space import Space
+from danon.tuned.search_space import Space
 
 __all__ = ["BaseAttention", "check_inputs", "check_mask", "without_autocast"]
 
@@ -32,10 +32,10 @@ class BaseAttention(nn.Module):
     :class:`~danon.config.AttentionConfig`; everything else has a default.
     """
 
-    semantics: str = "not stated"
+    description: str = "not stated"
     """What is computed, for the tables: ``exact``, ``window 256 + 64 sinks``, ``low rank`` ...
 
-    Sizes included: figures of equal configuration and semantics count as of one configuration.
+    Sizes included: figures of equal configuration and description count as of one configuration.
     """
 
     oracle_kind: ClassVar[str] = "self in float64"
@@ -44,10 +44,10 @@ class BaseAttention(nn.Module):
     causal_capable: ClassVar[bool] = True
     """Whether a causal configuration hides every later token; the suites hold it to that."""
 
-    summarises: ClassVar[bool] = False
+    pools_tokens: ClassVar[bool] = False
     """Whether weight on a token may come through a sum of many, and so says not what is seen."""
 
-    tuned_for: ClassVar[int] = 0
+    tuned_length: ClassVar[int] = 0
     """Tokens that its settings were tuned for; 0: they are for any length."""
 
     config: AttentionConfig
@@ -59,9 +59,9 @@ class BaseAttention(nn.Module):
         Raises:
             ValueError: ``config.kernel`` names no kernel; the message lists them.
         """
-        if config.kernel not in ("auto", *kernels.names()):
+        if config.kernel not in ("auto", *table.names()):
             raise ValueError(
-                f"unknown kernel {config.kernel!r}; known: auto, {', '.join(kernels.names())}"
+                f"unknown kernel {config.kernel!r}; known: auto, {', '.join(table.names())}"
             )
         self.config = config
 
@@ -99,7 +99,7 @@ class BaseAttention(nn.Module):
 
         A scalar to be read between the forward and the backward pass. Zero for an attention without
         such a loss, before the first forward pass, and after one in evaluation mode or without
-        gradients. See :meth:`keep_auxiliary`.
+        gradients. See :meth:`set_auxiliary_loss`.
         """
         if self._auxiliary is not None:
             return self._auxiliary
@@ -110,7 +110,7 @@ class BaseAttention(nn.Module):
         """Whether this forward pass should compute its auxiliary loss: it is one of training."""
         return self.training and torch.is_grad_enabled()
 
-    def keep_auxiliary(self, loss: Tensor | None) -> None:
+    def set_auxiliary_loss(self, loss: Tensor | None) -> None:
         """Replace what :meth:`auxiliary_loss` returns; for every forward pass to call, once.
 
         Args:
@@ -140,7 +140,7 @@ class BaseAttention(nn.Module):
         return None
 
     @classmethod
-    def sized(cls, shape: AttentionConfig, entries: int) -> Self:
+    def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
         """The instance that the quality suites train: a query sees about so many entries at most.
 
         On average over the queries of ``shape.max_sequence_length`` tokens. What has no such size,
@@ -153,16 +153,25 @@ class BaseAttention(nn.Module):
 
     @classmethod
     def unavailable(
-        cls, shape: AttentionConfig, *, length: int, dtype: torch.dtype, device: torch.device,
+        cls,
+        shape: AttentionConfig,
+        *,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
         backward: bool,
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         """Why this case cannot run here (a missing package, no CUDA ...), or None if it can."""
         return None
 
     def oracle(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
         rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """The same result in float64, from the definition where there is one.
 
         Args:
@@ -175,7 +184,7 @@ class BaseAttention(nn.Module):
         out: Tensor = exact(q.double(), k.double(), v.double(), mask)
         return out if rows is None else out[:, :, rows]
 
-    def oracle_margin(
+    def undecided_rows(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
     ) -> Tensor:
         """(R,) bool: rows in which rounding decides a discrete choice, so that no oracle can judge.
@@ -184,15 +193,17 @@ class BaseAttention(nn.Module):
         """
         return torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
 
-    def sight(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Sight:
+    def effective_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor
+    ) -> EffectiveAttention:
         """What queries (R,) see of the tokens, by the oracle.
 
         The weights are its gradient in v: all of the output where that is linear in v and keeps
         the columns of v apart. What has weight counts as seen as itself, unless the class
-        ``summarises``.
+        ``pools_tokens``.
         """
         weights = value_weights(lambda x: self.oracle(q, k, x, None, rows), v, q.shape[1])
-        return Sight(weights, None if self.summarises else weights != 0)
+        return EffectiveAttention(weights, None if self.pools_tokens else weights != 0)
 
     def visible_pairs(self, length: int) -> int | None:
         """(query, entry) pairs of one head in a forward pass; None where that has no meaning.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from danon.attention.base import BaseAttention, check_inputs
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
-from danon.attention.union import observe, observer
+from danon.attention.union.op import observe_branches, observer
 
 __all__ = ["Compaction", "each_alone", "right_padded", "rows_alone"]
 
@@ -154,7 +154,7 @@ def right_padded(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
             rows = mass.unflatten(1, (len(moved.real), -1)).transpose(0, 1)
             watch(branches, moved.expand(rows[..., None])[..., 0].transpose(0, 1).flatten(1, 2))
 
-        with observe(expanded):
+        with observe_branches(expanded):
             return moved.expand(forward(self, q, k, v, moved.real))
 
     return run
@@ -187,9 +187,13 @@ def rows_alone(oracle: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(oracle)
     def run(
-        self: BaseAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
+        self: BaseAttention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
         rows: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         if mask is None:
             return oracle(self, q, k, v, rows)
         rows = torch.arange(q.shape[2], device=q.device) if rows is None else rows.to(q.device)

@@ -17,7 +17,10 @@ from torch import nn
 
 from danon.attention.base import BaseAttention
 
-__all__ = ["get", "load", "make_importable", "names", "register"]
+__all__ = ["REFERENCE", "get", "load", "make_importable", "names", "register"]
+
+REFERENCE = "sdpa"
+"""Dense attention, beside which all others are measured."""
 
 _TABLE: dict[str, type[BaseAttention]] = {}
 _VERSIONS: dict[str, tuple[int, int]] = {}

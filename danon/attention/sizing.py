@@ -1,4 +1,4 @@
-"""How large a mechanism may be for a given number of entries a query: see ``sized``."""
+"""How large a mechanism may be for a given number of entries a query: see ``with_budget``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from danon.attention.base import BaseAttention
 
-__all__ = ["SINKS", "largest"]
+__all__ = ["SINKS", "largest_within_budget"]
 
 SINKS = 4
 """First tokens that stay visible in an attention that is sized."""
@@ -18,7 +18,7 @@ STEP = 8
 _Kind = TypeVar("_Kind", bound=BaseAttention)
 
 
-def largest(make: Callable[[int], _Kind], length: int, entries: int) -> _Kind:
+def largest_within_budget(make: Callable[[int], _Kind], length: int, entries: int) -> _Kind:
     """The one of a family whose queries see most, but no more than so many entries on average.
 
     Args:

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from danon.experiment.runs import replace_file
-from danon.measure.case import Case
+from danon.runs.case import Case
+from danon.runs.files import replace_file
 
 __all__ = ["MOST", "begin", "end", "fatal"]
 

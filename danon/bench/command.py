@@ -12,12 +12,12 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
-from danon.bench.interruption import ENDING
 from danon.bench.progress import Display
 from danon.bench.session import REFUSED, Options, ResumeError, Session
 from danon.bench.supervisor import Supervisor
 from danon.cluster.connection import ClusterError, check_engine
-from danon.experiment.runs import UNWRITABLE
+from danon.console.signals import ENDING
+from danon.runs.files import UNWRITABLE
 
 __all__ = ["Options", "bench"]
 
@@ -53,11 +53,11 @@ def bench(options: Options, console: Console) -> int:
 
 
 def _spread(session: Session, options: Options, console: Console) -> int:
-    from danon.bench.spread import spread
+    from danon.bench.ray_runner import run_on_cluster
 
     with stopping(lambda: None) as stopped:
         try:
-            return spread(session, options, console, stopped)
+            return run_on_cluster(session, options, console, stopped)
         except (ClusterError, ResumeError) as error:
             return _refused(console, str(error))
 

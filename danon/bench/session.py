@@ -15,22 +15,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from danon.bench import attempts
-from danon.bench.basis import differences
 from danon.bench.progress import Display
-from danon.bench.telling import pass_over
-from danon.experiment import failures, report, scoreboard
-from danon.experiment.export import write_results
-from danon.experiment.record import Recorder
-from danon.experiment.runs import (
-    UNKNOWN,
-    Journal,
-    RecordedRun,
-    RunInfo,
-    RunStatus,
-    recorded_runs,
-    why_unknown,
-)
-from danon.measure.case import CaseResult
+from danon.console.messages import pass_over
+from danon.processes.code_digest import differences
+from danon.report import html_report, terminal
+from danon.runs import failures
+from danon.runs.case import CaseResult
+from danon.runs.commit import UNKNOWN, why_unknown
+from danon.runs.export import write_results
+from danon.runs.journal import Journal, RecordedRun, RunStatus, recorded_runs
+from danon.runs.run_info import RunInfo
+from danon.tracking.bench_recorder import Recorder
 
 __all__ = ["REFUSED", "Options", "ResumeError", "Session"]
 
@@ -141,9 +136,13 @@ class Session:
         self._fresh.add(result.case.id)
 
     def close(
-        self, files: Iterable[Path], unfinished: str, signalled: int, *,
+        self,
+        files: Iterable[Path],
+        unfinished: str,
+        signalled: int,
+        *,
         status: RunStatus = "FAILED",
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Write what the run leaves behind; returns the exit status.
 
         Args:
@@ -172,9 +171,9 @@ class Session:
         missing = [case for case in self._planned if case not in rows]
         if missing and not unfinished:
             unfinished = f"{len(missing)} of {len(self._planned)} planned cases have no outcome"
-        report.write_report(results, info, run_dir / "report.html")
+        html_report.write_report(results, info, run_dir / "report.html")
         recorded = self._recorder.finish(status if unfinished else "FINISHED")
-        scoreboard.render(results, info, self._console)
+        terminal.render(results, info, self._console)
         say(f"\nReport    {run_dir / 'report.html'}", soft_wrap=True, highlight=False)
         say(f"Figures   {run_dir / 'results.json'}", soft_wrap=True, highlight=False)
         say(f"MLflow    {escape(recorded)}", soft_wrap=True, highlight=False)
@@ -198,8 +197,9 @@ class Session:
             if self.journal is not None:
                 self._console.print(
                     f"{len(self.journal.results())} cases stay in {self.journal.run_dir}; when it "
-                    "can be written again, --resume goes on", soft_wrap=True,
-                )  # fmt: skip
+                    "can be written again, --resume goes on",
+                    soft_wrap=True,
+                )
         return os.EX_IOERR
 
     def open(

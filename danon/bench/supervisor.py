@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from danon.bench import attempts
-from danon.bench.child import PATIENCE_S, Child
-from danon.experiment.runs import Journal
-from danon.measure.case import Case, CaseResult
+from danon.processes.suite_process import PATIENCE_S, SuiteProcess
+from danon.runs.case import Case, CaseResult
+from danon.runs.journal import Journal
 
 __all__ = ["Supervisor"]
 
@@ -57,8 +57,8 @@ class Supervisor:
 
     def __init__(self, options: Sequence[str], scratch: Path) -> None:
         self._options, self._scratch = tuple(options), scratch
-        self._child: Child | None = None
-        self._listening: Child | None = None
+        self._child: SuiteProcess | None = None
+        self._listening: SuiteProcess | None = None
         self._journal: Journal | None = None
         self._planned: tuple[Case, ...] = ()
         self._rows: set[str] = set()
@@ -90,7 +90,7 @@ class Supervisor:
         """
         while not self._over:
             kills = _memory_kills()
-            with Child(self._options, self._scratch) as child:
+            with SuiteProcess(self._options, self._scratch) as child:
                 self._child = self._listening = child
                 if self._stopped:
                     child.stop()
@@ -137,7 +137,9 @@ class Supervisor:
         if self._listening is not None:  # nobody waits for it where a process has died
             self._listening.answer(**values)
 
-    def _forwarded(self, child: Child, progress: _ProcessProgress) -> Iterator[dict[str, Any]]:
+    def _forwarded(
+        self, child: SuiteProcess, progress: _ProcessProgress
+    ) -> Iterator[dict[str, Any]]:
         """Forward what a process reports until it ends, and end it if it is silent for too long."""
         while not progress.over:
             try:
@@ -161,7 +163,7 @@ class Supervisor:
             elif event["event"] == "result":
                 self._rows.add(CaseResult.from_json(event["result"]).case.id)
             elif event["event"] == "finished":
-                self.status, self._through = event["status"], Child.finished(event["status"])
+                self.status, self._through = event["status"], SuiteProcess.finished(event["status"])
             elif event["event"] == "refused":
                 self._through = True
             elif event["event"] == "done":
@@ -178,7 +180,7 @@ class Supervisor:
                 child.abort()
 
     def _record_exit(
-        self, child: Child, progress: _ProcessProgress, *, memory: bool
+        self, child: SuiteProcess, progress: _ProcessProgress, *, memory: bool
     ) -> Iterator[dict[str, Any]]:
         """What becomes of the case that a process died at."""
         if progress.leaving or self._stopped:
@@ -288,7 +290,7 @@ class _ProcessProgress:
         return f"the process died by {name}"
 
 
-def _still_running(child: Child, seconds: float) -> bool:
+def _still_running(child: SuiteProcess, seconds: float) -> bool:
     """Whether a process that says nothing more has not ended after so many seconds."""
     deadline = time.monotonic() + seconds
     while child.running and time.monotonic() < deadline:

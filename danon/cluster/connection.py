@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from danon.bench.interpreter import python_command
+from danon.processes.interpreter import python_command
 
 __all__ = ["ENGINES", "ClusterError", "Node", "check_engine", "connected", "nodes"]
 
@@ -23,9 +23,11 @@ KNOCK_S = 20
 STORE_BYTES = 100 * 2**20
 """Of the objects of a Ray of one's own: results are small."""
 QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0",
-}  # fmt: skip
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_worker_niceness": "0",
+}
 """Settings of a Ray of one's own.
 
 It reports to nobody, leaves memory to the suites, which limit it, and the priority as it is.
@@ -83,9 +85,7 @@ def connected(address: str) -> Iterator[None]:
         own = {"object_store_memory": STORE_BYTES, "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own
-        )  # fmt: skip
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"--address {address}" if address else "Ray does not start"
         raise ClusterError(f"{what}: {_one_line(error)}") from error
@@ -123,9 +123,14 @@ def _knock(address: str) -> None:
     command += [] if address == "auto" else ["--address", address]
     try:
         done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=KNOCK_S,
-            check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=KNOCK_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
     except subprocess.TimeoutExpired:
         raise ClusterError(f"--address {address}: no Ray cluster answers there") from None
     if done.returncode:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from danon.measure.case import Case, Phase
+from danon.runs.case import Case, Phase
 
 __all__ = ["HEADS", "HEAD_DIM", "LONGEST", "MECHANISMS", "compiled", "gate_cases"]
 
@@ -33,9 +33,7 @@ def gate_cases(attentions: Iterable[str]) -> Iterator[Case]:
     for name in attentions:
         for suite, phase, dtype, length in _PARTS:
             yield Case(suite, name, length, dtype, phase, heads=HEADS, head_dim=HEAD_DIM)
-        yield Case(
-            "recall", name, 256, "float32", "training", heads=1, head_dim=64, task="mqar"
-        )  # fmt: skip
+        yield Case("recall", name, 256, "float32", "training", heads=1, head_dim=64, task="mqar")
 
 
 def compiled(case: Case) -> bool:

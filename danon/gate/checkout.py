@@ -13,7 +13,6 @@ from typing import Any
 
 __all__ = ["Checkout", "CheckoutError", "DirtyError", "Repository", "RevisionError"]
 
-
 IDENTITY = ("-c", "user.name=danon", "-c", "user.email=danon@localhost")
 """Of a commit that nobody sees: git makes none without, and not everybody has one."""
 

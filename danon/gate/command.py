@@ -12,19 +12,24 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from danon.bench.telling import refuse, say
-from danon.experiment.runs import replace_file
-from danon.gate import output
-from danon.gate.accept import accept, allowances, recalibrated
-from danon.gate.against import against
+from danon.console.messages import refuse, say
+from danon.gate import result_report
+from danon.gate.acceptance import accept, allowances, recalibrated
+from danon.gate.against_commit import compare_commits
+from danon.gate.against_thresholds import (
+    ELSEWHERE,
+    PEAK_ELSEWHERE,
+    measure_against_thresholds,
+    measure_thresholds,
+)
 from danon.gate.checkout import Checkout, Repository
-from danon.gate.comparison import UNDECIDED, Comparison
+from danon.gate.gate_recorder import recorded, register
 from danon.gate.history import changes, draw, points
-from danon.gate.record import recorded, register
-from danon.gate.session import Options, guarded, opened
-from danon.gate.standing import ELSEWHERE, PEAK_ELSEWHERE, calibrated, standing
+from danon.gate.result import UNDECIDED, GateResult
 from danon.gate.thresholds import Threshold, Thresholds, ThresholdsError
+from danon.gate.workspace import Options, guarded, open_workspace
 from danon.measure.fingerprint import fingerprint
+from danon.runs.files import replace_file
 
 __all__ = ["acceptance", "calibrate", "gate", "history"]
 
@@ -36,7 +41,7 @@ MODELS = Path("results") / "recall"
 def gate(options: Options, console: Console) -> int:
     """Compare; returns the exit status."""
     if not options.minutes > 0:  # nor not a number
-        refuse(console, f"--minutes {options.minutes:g}: must be positive")
+        refuse(console, f"--time-limit-minutes {options.minutes:g}: must be positive")
         return UNDECIDED
     return guarded(console, lambda: _gate(options, console))
 
@@ -62,8 +67,12 @@ def history(name: str, results: Path, console: Console) -> int:
         for number, point in enumerate(some):
             when = dt.datetime.fromtimestamp(point.when / 1000, dt.UTC)
             change = f"{at[number].ratio - 1:+.1%} from here on" if number in at else ""
-            table.add_row(f"{when:%Y-%m-%d %H:%M}", point.commit[:10],
-                          f"{point.relative_time:.4g}", f"[bold red]{change}[/]")  # fmt: skip
+            table.add_row(
+                f"{when:%Y-%m-%d %H:%M}",
+                point.commit[:10],
+                f"{point.relative_time:.4g}",
+                f"[bold red]{change}[/]",
+            )
         console.print(table)
         say(console, "Written", str(path))
         return 0
@@ -78,7 +87,7 @@ def acceptance(names: str, why: str, results: Path, console: Console) -> int:
         repository = Repository(Path.cwd())
         place = repository.root / THRESHOLDS
         known = Thresholds.read(place)
-        moved = accept(known, results / output.FILES[0], names, why=why, by=repository.user)
+        moved = accept(known, results / result_report.FILES[0], names, why=why, by=repository.user)
         moved.write(place)
         for name, new in moved.cases.items():
             if new is not known.cases[name]:
@@ -105,37 +114,55 @@ def _gate(options: Options, console: Console) -> int:
     start, here = perf_counter(), fingerprint(torch.device("cpu"))
     end = start + 60 * options.minutes
     when = dt.datetime.now(dt.UTC)
-    with opened(options, console) as bench:
+    with open_workspace(options, console) as bench:
         accepted: Thresholds | None = None
         if options.against:
             base = bench.repository.base(options.against, bench.scratch / "base")
             commit, subject = base.commit, base.subject
             before, remark = _accepted_before(base)
-            rows = against(
-                replace(bench.side, name="base", root=base.root), bench.side, options.cases,
-                bench.inputs, bench.log, bench.models(bench.scratch / "models"),
-                end=end, say=bench.say,
+            rows = compare_commits(
+                replace(bench.side, name="base", root=base.root),
+                bench.side,
+                options.cases,
+                bench.inputs,
+                bench.log,
+                bench.models(bench.scratch / "models"),
+                end=end,
+                say=bench.say,
                 allowed=allowances(before, _thresholds(bench.head)),
-            )  # fmt: skip
+            )
         else:
             accepted = Thresholds.read(bench.head.root / THRESHOLDS)
             commit, subject = accepted.commit, f"thresholds of {accepted.when}"
             remark = _remark(accepted, here)
-            rows = standing(
-                bench.side, accepted, options.cases, bench.inputs, bench.log,
-                bench.models(bench.head.root / MODELS), fingerprint=here,
-                end=end, say=bench.say,
-            )  # fmt: skip
-    found = Comparison(
-        commit, bench.head.commit, subject, bench.head.subject, tuple(rows),
-        when, perf_counter() - start, here, remark,
+            rows = measure_against_thresholds(
+                bench.side,
+                accepted,
+                options.cases,
+                bench.inputs,
+                bench.log,
+                bench.models(bench.head.root / MODELS),
+                fingerprint=here,
+                end=end,
+                say=bench.say,
+            )
+    found = GateResult(
+        commit,
+        bench.head.commit,
+        subject,
+        bench.head.subject,
+        tuple(rows),
+        when,
+        perf_counter() - start,
+        here,
+        remark,
         elsewhere=accepted is not None and not accepted.same_machine(here),
-    )  # fmt: skip
+    )
     try:  # neither a full disk nor a reader who is gone costs what was measured
-        output.render(found, console)
+        result_report.render(found, console)
     finally:
-        output.write(found, options.results)
-    say(console, "Written", f"{options.results}/{', '.join(output.FILES)}")
+        result_report.write(found, options.results)
+    say(console, "Written", f"{options.results}/{', '.join(result_report.FILES)}")
     say(console, "MLflow", recorded(found, options.results))
     if accepted is not None:
         say(console, "", register(accepted, "read from the repository"))
@@ -144,19 +171,26 @@ def _gate(options: Options, console: Console) -> int:
 
 def _calibrate(options: Options, pairs: int, console: Console) -> int:
     start = perf_counter()
-    with opened(options, console) as bench:
-        found, without = calibrated(
-            bench.side, options.cases, bench.inputs, bench.log,
-            bench.models(bench.scratch / "models"), pairs=pairs, say=bench.say,
-        )  # fmt: skip
+    with open_workspace(options, console) as bench:
+        found, without = measure_thresholds(
+            bench.side,
+            options.cases,
+            bench.inputs,
+            bench.log,
+            bench.models(bench.scratch / "models"),
+            pairs=pairs,
+            say=bench.say,
+        )
         place, before = bench.repository.root / THRESHOLDS, _thresholds(bench.head)
         commit, by = bench.head.commit, bench.repository.user
         known = {} if before is None else before.cases
         thresholds = Thresholds(
-            commit=commit, when=dt.datetime.now(dt.UTC).date().isoformat(), pairs=pairs,
+            commit=commit,
+            when=dt.datetime.now(dt.UTC).date().isoformat(),
+            pairs=pairs,
             fingerprint=fingerprint(torch.device("cpu")),
             cases=recalibrated(known, found, commit=commit, by=by),
-        )  # fmt: skip
+        )
         for trained in sorted(bench.scratch.glob("models/*.pt")):
             kept = bench.repository.root / MODELS / trained.name
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from danon.experiment import store
-from danon.gate.record import EXPERIMENT, case_of, figure_name
+from danon.gate.gate_recorder import EXPERIMENT, case_of, figure_name
+from danon.tracking import store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -81,7 +81,7 @@ def points(name: str) -> list[Point]:
     uri = store.tracking_uri()
     client = store.connect(uri)
     try:
-        with store.patience(retries=1, timeout_s=20):
+        with store.bounded_retries(retries=1, timeout_s=20):
             experiment = store.experiment_id(client, uri, EXPERIMENT)
             metric = figure_name(case, "relative_time")
             runs = store.runs_where(client, [experiment], "tags.`danon.outcome` != ''")
@@ -95,11 +95,13 @@ def points(name: str) -> list[Point]:
                 if m.step == case.length and _readable(run, m.value)
             ]
     except store.failures() as error:
-        raise store.StoreError(f"{store.shown(uri)}: {store.root_cause(error)}") from error
+        raise store.StoreError(
+            f"{store.redact_password(uri)}: {store.root_cause(error)}"
+        ) from error
     if not found:
         raise HistoryError(
-            f"no run of the gate has {name!r} in {store.shown(uri)}: `nox -s gate` (without "
-            "--against) records it each time"
+            f"no run of the gate has {name!r} in {store.redact_password(uri)}: `nox -s gate` "
+            "(without --against) records it each time"
         )
     return sorted(found, key=lambda point: point.when)
 
@@ -128,9 +130,13 @@ def changes(some: Sequence[Point]) -> list[Change]:
     from otava.series import AnalysisOptions, Metric, Series
 
     series = Series(
-        "gate", None, [point.when for point in some], {"time": Metric(-1, 1.0)},
-        {"time": [point.relative_time for point in some]}, {},
-    )  # fmt: skip
+        "gate",
+        None,
+        [point.when for point in some],
+        {"time": Metric(-1, 1.0)},
+        {"time": [point.relative_time for point in some]},
+        {},
+    )
     options = AnalysisOptions()
     options.min_magnitude = LEAST
     found = series.analyze(options).change_points["time"]
@@ -149,8 +155,15 @@ def draw(name: str, some: Sequence[Point], found: Sequence[Change], path: Path) 
     for change in found:
         axes.axvline(change.at - 0.5, color="tab:red", linewidth=1)
         label = f"{change.ratio - 1:+.1%} at {some[change.at].commit[:8]}"
-        axes.annotate(label, (change.at - 0.4, 0.97), xycoords=("data", "axes fraction"),
-                      color="tab:red", va="top", rotation=90, fontsize=8)  # fmt: skip
+        axes.annotate(
+            label,
+            (change.at - 0.4, 0.97),
+            xycoords=("data", "axes fraction"),
+            color="tab:red",
+            va="top",
+            rotation=90,
+            fontsize=8,
+        )
     axes.set_title(name, fontsize=10)
     axes.set_ylabel("time over dense attention's")
     axes.set_xlabel("run of the gate")

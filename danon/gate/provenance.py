@@ -167,5 +167,9 @@ def _standard(entry: str) -> bool:
 
 def _taken(names: Sequence[str]) -> dict[str, ModuleType]:
     """Take packages out of those that are imported."""
-    found = [name for name in sys.modules if name.partition(".")[0] in names]
+    found = [
+        module
+        for module in sys.modules
+        if any(module == name or module.startswith(f"{name}.") for name in names)
+    ]
     return {name: sys.modules.pop(name) for name in found}

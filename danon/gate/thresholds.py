@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from danon.experiment.runs import replace_file
-from danon.experiment.schema import first_problem
+from danon.runs.files import replace_file
+from danon.runs.schema import first_problem
 
 __all__ = ["PORTABLE", "Accepted", "Threshold", "Thresholds", "ThresholdsError", "Timing"]
 

@@ -36,8 +36,8 @@ from torch import Tensor
 
 GATE = Path(__file__).resolve().parent
 INSTRUMENTS = {name: GATE.parent / "measure" / f"{name}.py" for name in ("memory", "live_tensors")}
-BUNDLED = ("baselines", "suites")
-"""Packages that come with danon without being installed: a repository may have its own."""
+ENGINE = ("bench", "console", "data", "evaluation", "gate", "measure", "processes", "runs")
+"""Packages of danon that train models and ask them: both sides by this checkout's."""
 
 
 def _instrument(path: Path) -> ModuleType:
@@ -82,7 +82,7 @@ class Worker:
         self._text: list[Tensor] = torch.load(inputs, mmap=True, weights_only=True)
         self._channel = channel
         self._prepared: dict[str, Prepared] = {}
-        self._bundled: dict[str, ModuleType] = {}
+        self._ours_loaded: dict[str, ModuleType] = {}
         self._proven: set[str] = set()
 
     def load(
@@ -94,7 +94,7 @@ class Worker:
             targets: ``file.py:Class`` of the checkout.
             repository: folder that the checkout is a commit of.
             library: folder that the danon which runs the gate is imported from.
-            bundle: folder of its baselines and suites.
+            bundle: folder of its baselines.
 
         Returns:
             ``attentions``, the registered names, and ``foreign``: of those that are not the
@@ -104,7 +104,7 @@ class Worker:
         provenance.put_first([*provenance.import_roots(root, targets, repo), Path(library)])
         attention = importlib.import_module("danon.attention")
         is_danon = (root / "danon" / "__init__.py").is_file()
-        self._allowed = [GATE, *INSTRUMENTS.values(), Path(bundle) / "suites"]
+        self._allowed = [*INSTRUMENTS.values(), *(GATE.parent / name for name in ENGINE)]
         if not is_danon:
             self._allowed += [Path(str(attention.__file__)).parents[1], Path(bundle) / "baselines"]
         self._root, self._repository = root, repo
@@ -120,8 +120,8 @@ class Worker:
         gc.freeze()  # or each collection before a sample goes through all of torch
         for target in targets:
             registry.load(target)
-        if importlib.util.find_spec("danon.attention.variants") is not None:
-            importlib.import_module("danon.attention.variants").register()  # tuned settings
+        if importlib.util.find_spec("danon.attention.tuned_variants") is not None:
+            importlib.import_module("danon.attention.tuned_variants").register()  # tuned settings
         names = list(registry.names())
         files = {name: provenance.source_of(registry.get(name), root) for name in names}
         self._recomputation = calls.Recomputation(self._computed, [self._channel])
@@ -214,15 +214,15 @@ class Worker:
             compiled(*made.timed.inputs.filled(calls.FIXED_DRAW))
         return {"graph_breaks": float(sum(counted.values()))}
 
-    def train(self, attention: str, suites: str, place: str) -> None:
+    def train(self, attention: str, place: str) -> None:
         """Train a small model with an attention and keep its weights there."""
         with self._ours():
-            _gated(suites).train(attention, Path(place))
+            _recall_probe().train(attention, Path(place))
 
-    def recall(self, attention: str, suites: str, place: str) -> dict[str, float] | str:
+    def recall(self, attention: str, place: str) -> dict[str, float] | str:
         """What a model with those weights answers, or why they do not fit."""
         with self._ours():
-            found: dict[str, float] | str = _gated(suites).recall(attention, Path(place))
+            found: dict[str, float] | str = _recall_probe().recall(attention, Path(place))
         return found
 
     def release(self, name: str) -> None:
@@ -232,9 +232,11 @@ class Worker:
     def _made(self, case: dict[str, Any], context: Any, order: random.Random) -> Prepared:
         decoding = case["phase"] == "decode"
         config = importlib.import_module("danon.config").AttentionConfig(
-            hidden_size=case["heads"] * case["head_dim"], num_heads=case["heads"], causal=True,
+            hidden_size=case["heads"] * case["head_dim"],
+            num_heads=case["heads"],
+            causal=True,
             max_sequence_length=case["length"],
-        )  # fmt: skip
+        )
         kind = importlib.import_module("danon.attention.registry").get(case["attention"])
         torch.manual_seed(0)
         module = kind.build(config).eval()
@@ -272,9 +274,12 @@ class Worker:
 
     @contextmanager
     def _ours(self) -> Iterator[None]:
-        """Let ``baselines`` and ``suites`` be danon's, where the checkout is not danon itself."""
-        names = ("suites",) if (self._root / "danon" / "__init__.py").is_file() else BUNDLED
-        with provenance.substituted(names, self._bundled):
+        """Let what trains and asks models be this checkout's, and ``baselines`` danon's."""
+        is_danon = (self._root / "danon" / "__init__.py").is_file()
+        names = [f"danon.{name}" for name in ENGINE] if is_danon else ["baselines"]
+        with provenance.substituted(names, self._ours_loaded):
+            if is_danon and not self._ours_loaded:
+                sys.modules.update(_engine())
             yield
 
 
@@ -323,12 +328,26 @@ def _five_products(_: object, q: list[int], k: list[int], *__: object, **___: ob
     return 10 * math.prod(q) * k[2]
 
 
-def _gated(suites: str) -> ModuleType:
-    """``suites.gated`` of that folder."""
-    if "suites" not in sys.modules:
-        package = sys.modules["suites"] = ModuleType("suites")
-        package.__path__ = [suites]
-    return importlib.import_module("suites.gated")
+def _engine() -> dict[str, ModuleType]:
+    """The packages of :data:`ENGINE`, of this checkout."""
+    packages = {f"danon.{name}": ModuleType(f"danon.{name}") for name in ENGINE}
+    for name, package in packages.items():
+        package.__path__ = [str(GATE.parent / name.rpartition(".")[2])]
+    return packages
+
+
+def _recall_probe() -> ModuleType:
+    """What trains models and asks them.
+
+    Raises:
+        RuntimeError: the checkout has no modules of the names that it needs.
+    """
+    if importlib.util.find_spec("danon.attention.tuned_variants") is None:
+        raise RuntimeError(
+            "this commit of danon is from before its packages were laid out anew: the gate cannot "
+            "train its models or ask them"
+        )
+    return importlib.import_module("danon.gate.recall_probe")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from danon.attention.stream import Group, StreamingAttention, StreamState
+from danon.attention.streaming import Group, StreamingAttention, StreamState
 
 __all__ = ["StreamLayer", "claim", "taken"]
 
@@ -22,7 +22,7 @@ NO_REWIND = (
 
 
 class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unused-ignore]
-    """A cache layer that holds a :class:`~danon.attention.stream.StreamState`.
+    """A cache layer that holds a :class:`~danon.attention.streaming.StreamState`.
 
     ``update`` hands out the new keys and values alone, tagged, so that the attention function,
     which is given nothing else, finds its state.
@@ -65,9 +65,14 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
         return keys, value_states
 
     def step(
-        self, attention: StreamingAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+        self,
+        attention: StreamingAttention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
         cached: list[int] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Attend with the next tokens and keep the state after them; see the attention's ``step``.
 
         Args:

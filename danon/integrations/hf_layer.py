@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from danon.attention import DALA, MSRA, UCSA
-from danon.attention.stream import StreamingAttention
+from danon.attention.streaming import StreamingAttention
 from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
 
 __all__ = ["MECHANISMS", "LayerAttention", "head_width", "settings_config"]
@@ -23,9 +23,14 @@ MECHANISMS: Mapping[str, tuple[type[StreamingAttention], type[AttentionConfig]]]
     "ucsa": (UCSA, UCSAConfig),
 }
 _OF_THE_MODEL = (
-    "hidden_size", "num_heads", "num_kv_heads", "causal", "num_layers", "vocab_size",
+    "hidden_size",
+    "num_heads",
+    "num_kv_heads",
+    "causal",
+    "num_layers",
+    "vocab_size",
     "gradient_checkpointing",
-)  # fmt: skip
+)
 
 
 def settings_config(mechanism: str, settings: Mapping[str, Any], width: int) -> AttentionConfig:
@@ -55,8 +60,9 @@ def head_width(layer: nn.Module) -> int:
             return width
     config: Any = layer.config
     try:
-        return int(getattr(config, "head_dim", None) or
-                   config.hidden_size // config.num_attention_heads)  # fmt: skip
+        return int(
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
     except AttributeError as error:
         raise ValueError(f"{type(layer).__name__}: no width of a head to be found") from error
 
@@ -80,8 +86,11 @@ class LayerAttention(PreTrainedModel):  # type: ignore[misc, no-untyped-call, un
     ) -> None:
         super().__init__(PreTrainedConfig())
         self.mechanism, self.settings, self.width, self.seed = (
-            mechanism, dict(settings), width, seed,
-        )  # fmt: skip
+            mechanism,
+            dict(settings),
+            width,
+            seed,
+        )
         place = torch.empty(0).device  # "meta" while from_pretrained builds a model
         self.attention = self._fresh().to(place)
         self.attended = False  # whether the layer has called it in the forward pass going on

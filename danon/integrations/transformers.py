@@ -41,16 +41,10 @@ except ImportError as error:
         f"({error})"
     ) from error
 
-from danon.attention.stream import StreamingAttention
+from danon.attention.streaming import StreamingAttention
 from danon.config import ConfigError
 from danon.integrations.hf_cache import StreamLayer, claim, taken
-from danon.integrations.hf_guard import (
-    PREFIX,
-    count_served,
-    dispatches,
-    guard_models,
-    requested,
-)
+from danon.integrations.hf_guard import PREFIX, count_served, dispatches, guard_models, requested
 from danon.integrations.hf_layer import MECHANISMS, LayerAttention, head_width, settings_config
 from danon.integrations.hf_mask import MaskDescription, describe_mask
 
@@ -192,10 +186,17 @@ def _after_layer(layer: Any, args: tuple[Any, ...], output: Any) -> None:
 
 
 def _attend(
-    mechanism: str, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor,
-    attention_mask: Any, dropout: float = 0.0, scaling: float | None = None,
-    is_causal: bool | None = None, **more: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    mechanism: str,
+    layer: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
     """The attention function: q (B, H, n, D), k and v (B, G, n, D) -> (B, n, H, D).
 
     Raises:
@@ -274,9 +275,14 @@ def _visible(
 
 
 def _served(
-    mechanism: str, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor,
-    dropout: float, more: Mapping[str, Any],
-) -> LayerAttention:  # fmt: skip
+    mechanism: str,
+    layer: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    more: Mapping[str, Any],
+) -> LayerAttention:
     """The layer's own attention.
 
     Raises:

@@ -135,7 +135,7 @@ PARTS = 4
 
 def tolerances(
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, causal: bool, backward: bool, seed: int = 0
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Allowed relative error of ``output``, and with ``backward`` of ``dq``, ``dk``, ``dv``.
 
     Low precision: dense attention runs in that dtype and is compared with float64 on the rows.
@@ -184,9 +184,16 @@ def _upstream(like: Tensor, seed: int) -> Tensor:
 
 
 def check_case(
-    subject: Subject, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, tolerance: Mapping[str, float],
-    *, backward: bool, seed: int = 0,
-) -> Check:  # fmt: skip
+    subject: Subject,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    tolerance: Mapping[str, float],
+    *,
+    backward: bool,
+    seed: int = 0,
+) -> Check:
     """Compare output, and with ``backward`` the gradients, with the oracle on sampled rows.
 
     The upstream gradient is random on the rows and zero elsewhere, so that an oracle which
@@ -263,9 +270,14 @@ def check_rows(
 
 
 def check_gradients(
-    subject: Subject, inputs: Sequence[Tensor], rows: Tensor, grad: Tensor,
-    found: Mapping[str, Tensor], tolerance: Mapping[str, float], slack: float,
-) -> tuple[float, str]:  # fmt: skip
+    subject: Subject,
+    inputs: Sequence[Tensor],
+    rows: Tensor,
+    grad: Tensor,
+    found: Mapping[str, Tensor],
+    tolerance: Mapping[str, float],
+    slack: float,
+) -> tuple[float, str]:
     """Compare gradients of some rows' outputs with the oracle's.
 
     Args:

@@ -1,6 +1,6 @@
 """Notice when the code that is measured replaces the code that measures, or the clock.
 
-    integrity = Integrity.take("danon.measure", "suites")   # before foreign code is imported
+    integrity = Integrity.take(*MEASURING)   # before foreign code is imported
     ...
     integrity.replaced()                                    # ["time.perf_counter"]
 
@@ -21,7 +21,10 @@ from typing import Self
 
 import torch
 
-__all__ = ["Integrity"]
+__all__ = ["MEASURING", "Integrity"]
+
+MEASURING = ("danon.bench", "danon.data", "danon.evaluation", "danon.measure", "suites")
+"""Packages that a bench measures with."""
 
 _LIBRARIES = (time, random, secrets, torch, torch.autograd, torch.nn.functional, torch.profiler)
 _CLASSES = (torch.Tensor, random.SystemRandom)

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class TimedCall(Protocol):
-    """As in :mod:`danon.measure.paired`; the gate loads this file alone, by its path."""
+    """As in :mod:`danon.measure.timing`; the gate loads this file alone, by its path."""
 
     @property
     def run(self) -> Call: ...
@@ -70,9 +70,11 @@ class CallMemory:
 
     @classmethod
     def of(
-        cls, fn: Call | TimedCall, device: torch.device,
+        cls,
+        fn: Call | TimedCall,
+        device: torch.device,
         returned: Callable[[Any], object] = lambda x: x,
-    ) -> Self:  # fmt: skip
+    ) -> Self:
         """Arguments as in :func:`peak_bytes`."""
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"device = {device}: must be cpu or cuda")

@@ -15,17 +15,19 @@ from torch.utils.checkpoint import checkpoint
 
 from danon.attention.base import BaseAttention, check_mask
 from danon.attention.padding import Compaction
-from danon.attention.stream import StreamingAttention
+from danon.attention.streaming import StreamingAttention
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.config import AttentionConfig, ConfigError
-from danon.models.monitor import PerformanceStats, get_performance_stats, performance_monitor
+from danon.models.performance_monitor import (
+    PerformanceStats,
+    get_performance_stats,
+    performance_monitor,
+)
 from danon.models.state import ModelState
 
 __all__ = ["Backbone", "Task"]
 
 Task = Literal["encoder", "lm", "classifier"]
-
-
 PREFILL = 4096
 """Tokens of a prompt that generate() reads at once; bounds its memory."""
 
@@ -42,9 +44,12 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, config: AttentionConfig, mixer: Callable[[], BaseAttention],
-        task: Task = "encoder", num_classes: int = 2,
-    ) -> None:  # fmt: skip
+        self,
+        config: AttentionConfig,
+        mixer: Callable[[], BaseAttention],
+        task: Task = "encoder",
+        num_classes: int = 2,
+    ) -> None:
         super().__init__()
         if task not in get_args(Task):
             raise ConfigError(f"task = {task!r}: must be one of {', '.join(get_args(Task))}")
@@ -67,7 +72,7 @@ class Backbone(nn.Module):
         self.gradient_checkpointing = enabled
 
     def performance_monitor(self) -> AbstractContextManager[None]:
-        """Measure what runs inside the ``with``; see :func:`danon.models.monitor`."""
+        """Measure what runs inside the ``with``; see :func:`danon.models.performance_monitor`."""
         return performance_monitor(self)
 
     def get_performance_stats(self) -> PerformanceStats:
@@ -129,12 +134,14 @@ class Backbone(nn.Module):
             ValueError: a mixer that cannot stream or is not causal, or a batch below 1.
         """
         _require(_is_integer(batch, 1), "batch", batch, "an integer >= 1")
-        return ModelState(tuple(
-            layer.streaming().init_state(
-                batch, dtype=self.embed.weight.dtype, device=self.embed.weight.device
+        return ModelState(
+            tuple(
+                layer.streaming().init_state(
+                    batch, dtype=self.embed.weight.dtype, device=self.embed.weight.device
+                )
+                for layer in self._blocks()
             )
-            for layer in self._blocks()
-        ))  # fmt: skip
+        )
 
     @torch.no_grad()
     def step(
@@ -158,10 +165,17 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, max_new_tokens: int, *, state: ModelState | None = None,
-        attention_mask: Tensor | None = None, temperature: float = 0.0, top_k: int | None = None,
-        eos_token_id: int | Sequence[int] | None = None, generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, ModelState]:  # fmt: skip
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        *,
+        state: ModelState | None = None,
+        attention_mask: Tensor | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, ModelState]:
         """Continue sequences, one token at a time.
 
         Args:

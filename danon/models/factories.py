@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, TypeVar
 
-from danon.attention.dala import DALA
-from danon.attention.msra import MSRA
-from danon.attention.ucsa import UCSA
+from danon.attention.dala.layer import DALA
+from danon.attention.msra.layer import MSRA
+from danon.attention.ucsa.layer import UCSA
 from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
 from danon.models.backbone import Backbone, Task
 

@@ -46,9 +46,13 @@ class PrefixCache:
     """
 
     def __init__(
-        self, model: Backbone, *, max_cache_size: int = 65_536,
-        cache_strategy: Literal["lru", "lfu", "fifo"] = "lru", block_size: int = 512,
-    ) -> None:  # fmt: skip
+        self,
+        model: Backbone,
+        *,
+        max_cache_size: int = 65_536,
+        cache_strategy: Literal["lru", "lfu", "fifo"] = "lru",
+        block_size: int = 512,
+    ) -> None:
         if block_size < 1:
             raise ConfigError(f"block_size = {block_size}: must be >= 1")
         if max_cache_size < block_size:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 
-from danon.attention.stream import StreamState
+from danon.attention.streaming import StreamState
 
 __all__ = ["ModelState"]
 

@@ -105,8 +105,10 @@ class BaseTrainer:
         """AdamW; decay for matrices only."""
         matrices = [p for p in self.model.parameters() if p.requires_grad and p.dim() >= 2]
         others = [p for p in self.model.parameters() if p.requires_grad and p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": self.config.weight_decay},
-                  {"params": others, "weight_decay": 0.0}]  # fmt: skip
+        groups = [
+            {"params": matrices, "weight_decay": self.config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(groups, lr=self.config.learning_rate)
 
     def train_step(self, batch: Any) -> Tensor:

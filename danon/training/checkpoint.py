@@ -67,9 +67,13 @@ def folder(directory: Path, step: int) -> Path:
 
 
 def save(
-    directory: Path, step: int, write: Callable[[Path], None], known: Mapping[str, Any], keep: int,
+    directory: Path,
+    step: int,
+    write: Callable[[Path], None],
+    known: Mapping[str, Any],
+    keep: int,
     best: int | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write a checkpoint and remove the oldest.
 
     Args:

@@ -66,23 +66,44 @@ class TrainingConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints",
-                     "log_every"):  # fmt: skip
+        for name in (
+            "steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "keep_checkpoints",
+            "log_every",
+        ):
             require(getattr(self, name) >= 1, self, name, ">= 1")
         for name in ("eval_every", "patience", "checkpoint_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, self, name, ">= 1 or None")
         require(self.learning_rate > 0, self, "learning_rate", "> 0")
         require(self.weight_decay >= 0, self, "weight_decay", ">= 0")
-        require(0 <= self.warmup_steps <= self.steps, self, "warmup_steps",
-                f"from 0 to steps = {self.steps}")  # fmt: skip
-        require(self.schedule != "adaptive" or self.warmup_steps >= 1, self, "warmup_steps",
-                ">= 1 with schedule = 'adaptive': it is t_0")  # fmt: skip
+        require(
+            0 <= self.warmup_steps <= self.steps,
+            self,
+            "warmup_steps",
+            f"from 0 to steps = {self.steps}",
+        )
+        require(
+            self.schedule != "adaptive" or self.warmup_steps >= 1,
+            self,
+            "warmup_steps",
+            ">= 1 with schedule = 'adaptive': it is t_0",
+        )
         require(0 <= self.final_ratio <= 1, self, "final_ratio", "in [0, 1]")
-        require(self.gradient_clipping is None or self.gradient_clipping > 0, self,
-                "gradient_clipping", "> 0 or None")  # fmt: skip
-        require(self.patience is None or self.eval_every is not None, self, "patience",
-                "None without eval_every")  # fmt: skip
+        require(
+            self.gradient_clipping is None or self.gradient_clipping > 0,
+            self,
+            "gradient_clipping",
+            "> 0 or None",
+        )
+        require(
+            self.patience is None or self.eval_every is not None,
+            self,
+            "patience",
+            "None without eval_every",
+        )
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, ... over the highest."""

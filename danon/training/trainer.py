@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from danon.attention.ucsa import anneal
+from danon.attention.ucsa.layer import anneal
 from danon.training import checkpoint
 from danon.training.base import IGNORED, BaseTrainer, DivergenceError, needed
+from danon.training.batch_order import BatchOrder
 from danon.training.config import TrainingConfig
-from danon.training.order import Order
 
 __all__ = ["Listener", "Trainer", "TrainingResult"]
 
@@ -72,10 +72,14 @@ class Trainer(BaseTrainer):
     """
 
     def __init__(
-        self, model: nn.Module, config: TrainingConfig | Mapping[str, Any], *,
-        directory: Path | str | None = None, listeners: tuple[Listener, ...] = (),
+        self,
+        model: nn.Module,
+        config: TrainingConfig | Mapping[str, Any],
+        *,
+        directory: Path | str | None = None,
+        listeners: tuple[Listener, ...] = (),
         progress: bool | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(model, config)
         self.directory = None if directory is None else Path(directory)
         self.listeners, self.progress = listeners, progress
@@ -251,7 +255,9 @@ class Trainer(BaseTrainer):
         c, a = self.config, self.accelerator
         self._examples, first = _size(dataset), self.step * c.gradient_accumulation_steps
         self._learned = self.step > 0
-        order = Order(self._examples, c.batch_size, c.seed, first, a.process_index, a.num_processes)
+        order = BatchOrder(
+            self._examples, c.batch_size, c.seed, first, a.process_index, a.num_processes
+        )
         # A loader draws a number as it begins: not from what training draws, or resuming shows.
         return iter(DataLoader(dataset, batch_sampler=order, generator=torch.Generator()))
 
@@ -288,8 +294,12 @@ class Trainer(BaseTrainer):
             a.save_state(str(shared), safe_serialization=True)
             a.wait_for_everyone()
 
-        known = {"config": self.config.to_dict(), "waited": self.waited,
-                 "result": dataclasses.asdict(self.result), "shapes": self._shapes()}  # fmt: skip
+        known = {
+            "config": self.config.to_dict(),
+            "waited": self.waited,
+            "result": dataclasses.asdict(self.result),
+            "shapes": self._shapes(),
+        }
         if a.is_main_process:
             keep, best = self.config.keep_checkpoints, self.result.best_step
             checkpoint.save(directory, self.step, write, known, keep, best)

@@ -16,19 +16,27 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from danon import tuned
-from danon.bench.telling import refuse, say
 from danon.cluster.connection import ClusterError, check_engine
-from danon.experiment.runs import RunInfo
-from danon.experiment.store import shown
-from danon.tuning import export, picture, show, storage
-from danon.tuning.engine import Engine, Here
-from danon.tuning.evaluator import Local, TrialError
-from danon.tuning.front import CHOOSING, REPEATS, Candidate, best, candidates, close, front
-from danon.tuning.goal import Goal
-from danon.tuning.guard import guarded
-from danon.tuning.record import Recorder
+from danon.console.messages import refuse, say
+from danon.runs.run_info import RunInfo
+from danon.tracking.store import redact_password
+from danon.tuning import storage, study_report, study_terminal, tuned_files
+from danon.tuning.candidates import (
+    CHOOSING,
+    REPEATS,
+    Candidate,
+    best,
+    candidates,
+    near_best,
+    pareto_front,
+)
+from danon.tuning.evaluator import SubprocessEvaluator, TrialError
+from danon.tuning.executor import Executor, LocalExecutor
+from danon.tuning.exit_status import guarded
+from danon.tuning.objective import Objective
 from danon.tuning.study import Plan, StudyError, begin, enqueue, plan_of, progress, resume
-from danon.tuning.worker import origin, work
+from danon.tuning.study_recorder import Recorder
+from danon.tuning.trial_loop import origin, run_trials
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -90,7 +98,7 @@ def join(name: str, url: str, trials: int, console: Console, command: str) -> in
             place = url or storage.default()
             study = resume(name, stack.enter_context(storage.opened(place)))
             plan = plan_of(study)
-            evaluator = stack.enter_context(contextlib.closing(Local(plan, log)))
+            evaluator = stack.enter_context(contextlib.closing(SubprocessEvaluator(plan, log)))
             about = evaluator.describe()
             if about["space"] != plan.space:
                 raise StudyError(
@@ -101,13 +109,8 @@ def join(name: str, url: str, trials: int, console: Console, command: str) -> in
             info = RunInfo.capture("", plan.seed, typed, about["machine"])
             ledger = _Said(study, Recorder(study, info, joined=True), console, about["default"])
             wanted = trials or int(study.user_attrs[TRIALS])
-            work(
-                study,
-                evaluator,
-                wanted,
-                ledger,
-                origin=origin(info),
-                worker=secrets.token_hex(8),
+            run_trials(
+                study, evaluator, wanted, ledger, origin=origin(info), worker=secrets.token_hex(8)
             )
         return 0
 
@@ -121,20 +124,21 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         engine = stack.enter_context(contextlib.closing(_engine(options, plan, url, log, console)))
         storage.load()  # while the engine's process starts
         about = engine.describe()
-        goal = Goal.parse(options.objective, options.limits, about["known"])
+        goal = Objective.parse(options.objective, options.limits, about["known"])
         plan = replace(
-            plan, objectives=goal.objectives, limits=goal.limits, known=goal.known,
+            plan,
+            objectives=goal.objectives,
+            limits=goal.limits,
+            known=goal.known,
             space=about["space"],
-        )  # fmt: skip
+        )
         name = options.study or plan.name
         if not NAME.fullmatch(name):
             raise ValueError(f"--study {name!r}: must be of letters, digits and _.+<=:-")
         options = replace(options, command=_without_password(options.command, url))
         attention = plan.attention.rpartition(":")[2]
         earlier = tuned.read(attention, options.results / "tuned", plan.kind)
-        first = [
-            about["default"], *about["starts"], *(some["choice"] for some in earlier.values()),
-        ]  # fmt: skip
+        first = [about["default"], *about["starts"], *(some["choice"] for some in earlier.values())]
         database = stack.enter_context(storage.opened(url))
         study = begin(plan, name, database, _fitting(first, about))
         study.set_user_attr(TRIALS, options.trials)
@@ -145,7 +149,7 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         run = partial(engine.run, study, options.trials, ledger, origin(info))
         status, known = "KILLED", progress(study).finished
         try:
-            say(console, "Study", f"{name} in {shown(url)}: {known} trials finished")
+            say(console, "Study", f"{name} in {redact_password(url)}: {known} trials finished")
             if others := _elsewhere(study, info):
                 say(console, "", f"{others} measurements, repeats too, are of other commits")
             run()
@@ -160,12 +164,12 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         return code
 
 
-def _choosing(some: list[Candidate], goal: Goal) -> tuple[list[Candidate], int]:
+def _choosing(some: list[Candidate], goal: Objective) -> tuple[list[Candidate], int]:
     """Those that may be the best, to choose from, and the choice that the study began with."""
-    return [*close(some, goal), *some[:1]], CHOOSING
+    return [*near_best(some, goal), *some[:1]], CHOOSING
 
 
-def _confirming(some: list[Candidate], goal: Goal) -> tuple[list[Candidate], int]:
+def _confirming(some: list[Candidate], goal: Objective) -> tuple[list[Candidate], int]:
     """The best, and again the first choice."""
     return [*best(some, goal).values(), *some[:1]], REPEATS
 
@@ -175,19 +179,24 @@ def _repeat(study: Study, some: Iterable[Candidate], times: int) -> None:
     wanted = []
     for number, choice in {c.number: c.choice for c in some}.items():
         known = [
-            t for t in study.get_trials(deepcopy=False)
+            t
+            for t in study.get_trials(deepcopy=False)
             if t.user_attrs.get("again") == number
             and (t.state.name != "FAIL" or "error" in t.user_attrs)
-        ]  # fmt: skip
+        ]
         wanted += [(turn, number, choice) for turn in range(len(known), times)]
     for turn, number, choice in sorted(wanted, key=itemgetter(0)):
         enqueue(study, choice, again=number, turn=turn)
 
 
 def _written(
-    options: Options, plan: Plan, study: Study, about: dict[str, Any], engine: Engine,
+    options: Options,
+    plan: Plan,
+    study: Study,
+    about: dict[str, Any],
+    engine: Executor,
     console: Console,
-) -> tuple[list[Path], int]:  # fmt: skip
+) -> tuple[list[Path], int]:
     """Table, pictures and files of what is known; and the exit status."""
     goal = plan.goal
     some = candidates(study.get_trials(deepcopy=False))
@@ -196,7 +205,7 @@ def _written(
         return [], UNMET
     found = best(some, goal)
     if not found:
-        refuse(console, show.nearest(some, goal))
+        refuse(console, study_terminal.nearest(some, goal))
         return [], UNMET
     done, files, kept, unwritten = progress(study), list[Path](), list[str](), ""
     # Written before anything is printed: the reader may be gone.
@@ -208,19 +217,23 @@ def _written(
         else:
             pairs = zip(confirmed.values(), meant, strict=True)
             settings = dict(zip(confirmed, pairs, strict=True))
-            place, kept = export.write(
+            place, kept = tuned_files.write(
                 settings, plan, done, study.study_name, options.command, options.results / "tuned"
             )
             files.append(place)
-    shown_best = list(found.values()) if goal.single else front(some, goal)
+    shown_best = list(found.values()) if goal.single else pareto_front(some, goal)
     folder = options.results / "tune" / study.study_name
-    files += picture.write(study, shown_best, found, goal, some[0], folder)
-    console.print(show.best_table({"(first)": some[0], **found}, goal))
-    for words in show.best_words({"": some[0], **found}, about["default"]):
+    files += study_report.write(study, shown_best, found, goal, some[0], folder)
+    console.print(study_terminal.best_table({"(first)": some[0], **found}, goal))
+    for words in study_terminal.best_words({"": some[0], **found}, about["default"]):
         console.print(words, markup=False, highlight=False)
-    say(console, "", f"{done.finished} trials ({done.complete} complete, {done.pruned} pruned, "
-        f"{done.failed} failed), {done.repeats} repeats")  # fmt: skip
-    for words in show.places(study.get_trials(deepcopy=False)):
+    say(
+        console,
+        "",
+        f"{done.finished} trials ({done.complete} complete, {done.pruned} pruned, "
+        f"{done.failed} failed), {done.repeats} repeats",
+    )
+    for words in study_terminal.places(study.get_trials(deepcopy=False)):
         say(console, "Measured", words)
     for words in kept:
         say(console, "Kept", words)
@@ -236,15 +249,15 @@ def _written(
 
 def _without_password(command: str, url: str) -> str:
     """As it was typed, but fit for a file that is committed."""
-    return command.replace(url, shown(url))
+    return command.replace(url, redact_password(url))
 
 
-def _engine(options: Options, plan: Plan, url: str, log: Path, console: Console) -> Engine:
+def _engine(options: Options, plan: Plan, url: str, log: Path, console: Console) -> Executor:
     if options.engine == "local":
-        return Here(plan, log)
-    from danon.tuning.spread import Spread
+        return LocalExecutor(plan, log)
+    from danon.tuning.ray_executor import RayExecutor
 
-    return Spread(plan, url, options.address, lambda words: say(console, "Cluster", words))
+    return RayExecutor(plan, url, options.address, lambda words: say(console, "Cluster", words))
 
 
 def _elsewhere(study: Study, info: RunInfo) -> int:
@@ -260,18 +273,26 @@ def _asked(options: Options) -> Plan:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")
     for name, allowed in (
-        ("sampler", ("tpe", "random")), ("dtype", ("float32", "bfloat16", "float16")),
+        ("sampler", ("tpe", "random")),
+        ("dtype", ("float32", "bfloat16", "float16")),
         ("device", ("cpu", "cuda")),
-    ):  # fmt: skip
+    ):
         if getattr(options, name) not in allowed:
             raise ValueError(
                 f"--{name} {getattr(options, name)!r}: must be of {', '.join(allowed)}"
             )
     mechanism = ALIASES.get(options.mechanism, options.mechanism)
     return Plan(
-        options.kind, mechanism, (), {}, options.length, options.dtype, options.device,
-        options.sampler, options.seed,
-    )  # fmt: skip
+        options.kind,
+        mechanism,
+        (),
+        {},
+        options.length,
+        options.dtype,
+        options.device,
+        options.sampler,
+        options.seed,
+    )
 
 
 def _fitting(choices: list[dict[str, Any]], about: dict[str, Any]) -> list[dict[str, Any]]:
@@ -281,10 +302,11 @@ def _fitting(choices: list[dict[str, Any]], about: dict[str, Any]) -> list[dict[
     def fits(choice: dict[str, Any]) -> bool:
         try:
             return choice.keys() == ranges.keys() and all(
-                choice[name] in some["values"] if some["kind"] == "OneOf"
+                choice[name] in some["values"]
+                if some["kind"] == "Categorical"
                 else some["low"] <= choice[name] <= some["high"]
                 for name, some in ranges.items()
-            )  # fmt: skip
+            )
         except TypeError:  # a word where a number is asked for now
             return False
 
@@ -305,13 +327,15 @@ class _Said:
 
     def ended(self, trial: FrozenTrial) -> None:
         self._recorder.ended(trial)
-        words = show.line(trial, self._goal, self._default)
+        words = study_terminal.line(trial, self._goal, self._default)
         self._console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def _tags(study: Study) -> dict[str, str]:
     done = progress(study)
     return {
-        "danon.trials": str(done.finished), "danon.repeats": str(done.repeats),
-        "danon.failed": str(done.failed), "danon.died": str(done.died),
-    }  # fmt: skip
+        "danon.trials": str(done.finished),
+        "danon.repeats": str(done.repeats),
+        "danon.failed": str(done.failed),
+        "danon.died": str(done.died),
+    }

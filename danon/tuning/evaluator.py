@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from danon.bench.interpreter import python_environment
-from danon.bench.server import EndedError, RefusedError, Server
-from danon.measure.alone import alone
+from danon.measure.machine_lock import alone
+from danon.processes.interpreter import python_environment
+from danon.processes.request_server import EndedError, RefusedError, WorkerProcess
 from danon.tuning.study import Plan, StudyError, differing
 
-__all__ = ["Evaluator", "Local", "TrialError"]
+__all__ = ["Evaluator", "SubprocessEvaluator", "TrialError"]
 
 
 class TrialError(RuntimeError):
@@ -37,7 +37,7 @@ class Evaluator(Protocol):
         ...
 
 
-class Local:
+class SubprocessEvaluator:
     """A process on this machine, started again when it has died.
 
     It takes a second to start, which passes while there is something else to do: the first one is
@@ -50,8 +50,8 @@ class Local:
 
     def __init__(self, plan: Plan, log: Path) -> None:
         self._plan, self._log = plan, log
-        self._server: Server | None = None
-        self._spare: Server | None = None
+        self._server: WorkerProcess | None = None
+        self._spare: WorkerProcess | None = None
         self._used = self._interrupted = False
         self._space = ""
         self._coming()
@@ -121,22 +121,28 @@ class Local:
         if server is not None:
             server.close()
 
-    def _coming(self) -> Server:
+    def _coming(self) -> WorkerProcess:
         if self._spare is None:
-            self._spare = Server(
-                ("-m", "suites.trials"),
-                cwd=Path.cwd(), log=self._log, environment=python_environment(),
-            )  # fmt: skip
+            self._spare = WorkerProcess(
+                ("-m", "danon.tuning.trial_server"),
+                cwd=Path.cwd(),
+                log=self._log,
+                environment=python_environment(),
+            )
         return self._spare
 
-    def _started(self) -> Server:
+    def _started(self) -> WorkerProcess:
         server, self._spare = self._coming(), None
         try:
             plan = self._plan
             server.request(
-                "open", kind=plan.kind, attention=plan.attention, length=plan.length,
-                dtype=plan.dtype, device=plan.device,
-            )  # fmt: skip
+                "open",
+                kind=plan.kind,
+                attention=plan.attention,
+                length=plan.length,
+                dtype=plan.dtype,
+                device=plan.device,
+            )
             space = server.request("describe")["space"]
             self._space = self._space or space
             if space != self._space:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from danon.experiment.project import project_root
-from danon.experiment.store import (
+from danon.runs.folders import project_root
+from danon.tracking.store import (
     StoreError,
     exclusive,
+    redact_password,
     root_cause,
-    shown,
     sqlite_file,
     sqlite_uri,
     tracking_uri,
@@ -96,16 +96,25 @@ def _connected(url: str) -> RDBStorage:
         with exclusive(url), experimental():  # two that make the tables break them
             return kind(
                 url,
-                engine_kwargs={"connect_args": {"timeout": BUSY_S}} if local else
-                {"pool_pre_ping": True, "connect_args": _patience(url)},
-                heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S,
+                engine_kwargs={"connect_args": {"timeout": BUSY_S}}
+                if local
+                else {"pool_pre_ping": True, "connect_args": _patience(url)},
+                heartbeat_interval=HEARTBEAT_S,
+                grace_period=GRACE_S,
                 heartbeat_stale_trial_callback=partial(retry, url),
-            )  # fmt: skip
+            )
     except ImportError as error:
-        raise StoreError(f"--storage {shown(url)}: {error}; psycopg is in danon[tuning]") from error
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, sqlite3.Error, OSError,
-            RuntimeError) as error:  # fmt: skip
-        raise StoreError(f"--storage {shown(url)}: {root_cause(error)}") from error
+        raise StoreError(
+            f"--storage {redact_password(url)}: {error}; psycopg is in danon[tuning]"
+        ) from error
+    except (
+        SQLAlchemyError,
+        optuna.exceptions.StorageInternalError,
+        sqlite3.Error,
+        OSError,
+        RuntimeError,
+    ) as error:
+        raise StoreError(f"--storage {redact_password(url)}: {root_cause(error)}") from error
 
 
 def failures() -> tuple[type[Exception], ...]:

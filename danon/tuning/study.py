@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from danon.experiment.store import exclusive
-from danon.tuning.goal import Goal
+from danon.tracking.store import exclusive
+from danon.tuning.objective import Objective
 from danon.tuning.storage import experimental
 
 if TYPE_CHECKING:
@@ -21,9 +21,19 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 __all__ = [
-    "SURPLUS", "Plan", "Progress", "StudyError", "begin", "distributions", "enqueue", "figures_of",
-    "plan_of", "progress", "resume", "sampler",
-]  # fmt: skip
+    "SURPLUS",
+    "Plan",
+    "Progress",
+    "StudyError",
+    "begin",
+    "distributions",
+    "enqueue",
+    "figures_of",
+    "plan_of",
+    "progress",
+    "resume",
+    "sampler",
+]
 
 ATTRIBUTE = "danon"
 """Of studies: their plan."""
@@ -44,7 +54,7 @@ class Plan:
     Attributes:
         kind: hyperparameters or schedule.
         attention: registered name, or ``file.py:Class``.
-        objectives: see :class:`Goal`; so are ``limits``.
+        objectives: see :class:`Objective`; so are ``limits``.
         length: tokens.
         sampler: ``tpe`` or ``random``.
         seed: of the sampler, and of what is measured.
@@ -64,8 +74,8 @@ class Plan:
     known: tuple[str, ...] = ()
 
     @property
-    def goal(self) -> Goal:
-        return Goal(self.objectives, self.limits, self.known)
+    def goal(self) -> Objective:
+        return Objective(self.objectives, self.limits, self.known)
 
     @property
     def name(self) -> str:
@@ -82,7 +92,7 @@ class Plan:
         """How many there are; infinite with a range of numbers."""
         ranges = json.loads(self.space).values()
         return math.prod(
-            len(some["values"]) if some["kind"] == "OneOf" else math.inf for some in ranges
+            len(some["values"]) if some["kind"] == "Categorical" else math.inf for some in ranges
         )
 
     @classmethod
@@ -210,7 +220,7 @@ def distributions(space: str) -> dict[str, BaseDistribution]:
 
     found: dict[str, BaseDistribution] = {}
     for name, values in json.loads(space).items():
-        if values["kind"] == "OneOf":
+        if values["kind"] == "Categorical":
             found[name] = d.CategoricalDistribution(values["values"])
         else:
             found[name] = d.FloatDistribution(values["low"], values["high"], log=values["log"])
@@ -218,9 +228,13 @@ def distributions(space: str) -> dict[str, BaseDistribution]:
 
 
 def enqueue(
-    study: Study, choice: Mapping[str, Any], *, again: int | None = None, turn: int = 0,
+    study: Study,
+    choice: Mapping[str, Any],
+    *,
+    again: int | None = None,
+    turn: int = 0,
     first: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Let a choice be the next that is measured.
 
     Args:
@@ -272,9 +286,8 @@ def differing(old: str, new: str) -> str:
     before, after = json.loads(old), json.loads(new)
     names = sorted(n for n in {*before, *after} if before.get(n) != after.get(n))
     return "; ".join(
-        f"{n} was {_short(before.get(n, 'none'))}, is {_short(after.get(n, 'none'))}"
-        for n in names
-    )  # fmt: skip
+        f"{n} was {_short(before.get(n, 'none'))}, is {_short(after.get(n, 'none'))}" for n in names
+    )
 
 
 def _short(value: object) -> str:

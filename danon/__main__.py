@@ -1,0 +1,5 @@
+"""``python -m danon`` is ``danon``."""
+
+from danon.cli.main import main
+
+main()

@@ -1,0 +1,384 @@
+"""Super hybrid: one of the mechanisms by measurement, all of them blended, or one per layer."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from operator import index
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from danon import tuned
+from danon.attention.base import without_autocast
+from danon.attention.dala.layer import DALA
+from danon.attention.effective_matrix import EffectiveAttention
+from danon.attention.hybrid.selection import Selection, load, select_mechanism
+from danon.attention.msra.layer import MSRA
+from danon.attention.padding import right_padded
+from danon.attention.registry import register
+from danon.attention.streaming import StateTensor, StreamingAttention
+from danon.attention.tensor_checks import refuse_meta, refuse_transforms
+from danon.attention.ucsa.layer import UCSA
+from danon.attention.union.op import observe_branches, observer
+from danon.attention.union.tiles import constant
+from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
+from danon.config.hybrid import MEMBERS, SuperHybridConfig, mechanism_of
+from danon.tuned.search_space import Categorical, Space
+
+__all__ = ["SuperHybrid", "mechanism_of_layer"]
+
+ABSENT = "none"
+"""In place of a mechanism's settings in a choice: it takes no part."""
+
+
+def _mechanism(config: AttentionConfig) -> StreamingAttention:
+    """The mechanism that a configuration is of."""
+    if isinstance(config, MSRAConfig):
+        return MSRA(config)
+    if isinstance(config, DALAConfig):
+        return DALA(config)
+    assert isinstance(config, UCSAConfig)
+    return UCSA(config)
+
+
+def mechanism_of_layer(config: SuperHybridConfig, layer: int) -> StreamingAttention:
+    """The attention of a model's layer: its mechanism in mode ``layers``, else a SuperHybrid."""
+    if config.mode == "layers":
+        return _mechanism(config.member(config.mechanism(layer)))
+    return SuperHybrid(config)
+
+
+@register("super-hybrid")
+class SuperHybrid(StreamingAttention):
+    """MSRA, DALA and UCSA as one attention (seed section 4).
+
+    - select: runs one of them, the one that
+      :func:`danon.attention.hybrid.selection.select_mechanism` finds best in recorded measurements.
+      :meth:`choice` says which, with what scores, and from which records.
+      A causal module chooses for a configured length (see ``SuperHybridConfig.select_length``), so
+      its streams, which do not know how long they get, run what the whole sequence would. A
+      stream keeps to the mechanism that it began with. A bidirectional module without
+      ``select_length`` chooses for the length of the input, padding included.
+    - blend: o = sum_i w_i o_i with w = softmax(beta / T) and beta_i = b_i + g_i . q per query. b
+      starts where w is the configured shares, g at zero. Loss terms (seed 4.2):
+      L_div = log M - H(mean of w over all queries), which keeps every mechanism in use and still
+      lets each query decide; L_reg = mean of (beta - starting beta)^2, which keeps the weights from
+      hardening. A blend of one is that mechanism, without weights.
+
+    The modules of the mechanisms are in ``members``, by name.
+    """
+
+    oracle_kind = "definition"
+    start: Tensor
+
+    def __init__(self, config: SuperHybridConfig) -> None:
+        """Build the mechanisms; in mode select also read the measurements.
+
+        Raises:
+            ConfigError: mode ``layers``, which is a matter of the model.
+            ValueError: measurements that cannot be read.
+        """
+        super().__init__()
+        if config.mode == "layers":
+            raise ConfigError(
+                "SuperHybridConfig.mode = 'layers': one attention is of one layer; "
+                "create_super_hybrid_model builds all of them"
+            )
+        self.setup_attention(config)
+        self.cfg = config
+        self.members = nn.ModuleDict({n: _mechanism(config.member(n)) for n in config.components})
+        self._terms: tuple[Tensor, Tensor] | None = None
+        if config.mode == "select":
+            self.description = f"one of {', '.join(self.members)} by measurement"
+            self._runs = load(config.measurements)
+            self._choices: dict[tuple[int, str, str], Selection] = {}
+            return
+        if len(self.members) == 1:  # there is nothing to weigh
+            (self.description,) = (self._member(name).description for name in self.members)
+            return
+        self.description = f"weighted sum of {', '.join(self.members)}"
+        start = torch.tensor([config.temperature * math.log(w) for w in config.weights.values()])
+        self.register_buffer("start", start, persistent=False)
+        if config.fusion_strategy == "adaptive":
+            self.beta = nn.Parameter(start.clone())
+            if config.advanced_features:
+                self.gate = nn.Parameter(torch.zeros(len(start), config.head_dim))
+
+    @classmethod
+    def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
+        """The one that selects, for the length of the shape; or as the settings say."""
+        own = settings or {"select_length": shape.max_sequence_length}
+        return cls(SuperHybridConfig(**shape.shared() | own))
+
+    @classmethod
+    def search_space(cls) -> Space:
+        """Which mechanisms are blended, and each one's settings: default or tuned ones.
+
+        Without any it is the one that selects. Sizes of the mechanisms are their own studies':
+        among them all sixty trials find nothing (docs/log.md).
+        """
+        known: dict[str, dict[str, Any]] = {name: {} for name in MEMBERS} | {
+            f"{row.name}@{row.digest}": dict(row.settings)
+            for name in MEMBERS
+            for row in tuned.rows(name).values()
+        }
+
+        def settings(choice: Mapping[str, Any]) -> dict[str, Any]:
+            fields = {n: known[choice[n]] for n in MEMBERS if choice[n] != ABSENT}
+            return {"mode": "blend", "components": fields} if fields else {}
+
+        return Space(
+            {
+                n: Categorical((ABSENT, *(k for k in known if mechanism_of(k) == n)))
+                for n in MEMBERS
+            },
+            dict.fromkeys(MEMBERS, ABSENT),
+            settings,
+        )
+
+    @classmethod
+    def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
+        raise NotImplementedError("runs one of the mechanisms as it is: see theirs")
+
+    @classmethod
+    def unavailable(
+        cls,
+        shape: AttentionConfig,
+        *,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        backward: bool,
+    ) -> str | None:
+        try:
+            made = cls.build(shape)
+            if made.cfg.mode == "select":
+                made.choice(length, device)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def choice(
+        self,
+        length: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Selection:
+        """What select runs, and why.
+
+        Args:
+            length: tokens; None for the length that the module is configured for. An input of a
+                causal module, or of one with ``select_length``, is not asked for its length.
+            device: whose records decide.
+            dtype: whose records decide; None for ``select_dtype``, as in a forward pass.
+
+        Raises:
+            ValueError: no records to go by, nothing within the budgets, or not in mode select.
+        """
+        c = self.cfg
+        if c.mode != "select":
+            raise ValueError(f"mode = {c.mode!r}: only 'select' chooses")
+        if length is None:
+            length = c.select_length or c.max_sequence_length
+        if length < 1:
+            raise ValueError(f"length = {length}: must be at least 1")
+        kind = torch.device(device).type
+        by = c.select_dtype if dtype is None else str(dtype).removeprefix("torch.")
+        key = length, kind, by
+        if key not in self._choices:
+            self._choices[key] = select_mechanism(c, self._runs, length, kind, by)
+        return self._choices[key]
+
+    @constant
+    def _selected(self, length: int, device: torch.device) -> str:
+        """The name of the mechanism for inputs of that length."""
+        fixed = self.cfg.is_causal or self.cfg.select_length is not None
+        return self.choice(None if fixed else length, device).name
+
+    def _in_use(self, length: int, device: torch.device) -> list[str]:
+        if self.cfg.mode == "select":
+            return [self._selected(length, device)]
+        return list(self.members)
+
+    def _member(self, name: str) -> StreamingAttention:
+        member = self.members[name]
+        assert isinstance(member, StreamingAttention)
+        return member
+
+    @right_padded
+    @without_autocast
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse_transforms()
+        refuse_meta("q", q)
+        N = index(q.shape[2])  # a compiler, too, makes its plan for this length
+        names = self._in_use(N, q.device)
+        for name in self.members:
+            if name not in names:
+                self._member(name).set_auxiliary_loss(None)
+        if len(names) == 1:
+            with _labelled(names[0], None):
+                out: Tensor = self._member(names[0])(q, k, v, mask)
+                return out
+        beta, w = self._weights(q)
+        self._terms = self._loss_terms(beta, w, mask) if torch.is_grad_enabled() else None
+        parts = []
+        for name, share in zip(names, w.unbind(-1), strict=True):
+            with _labelled(name, share.reshape(-1, N)):
+                parts.append(self._member(name)(q, k, v, mask))
+        return _sum(parts, w).to(q.dtype)
+
+    def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
+        return {
+            f"{name}.{part}": x
+            for name in self._in_use(self.cfg.max_sequence_length, empty.device)
+            for part, x in self._member(name).init_parts(empty).items()
+        }
+
+    def step_parts(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, StateTensor]
+    ) -> tuple[Tensor, Mapping[str, StateTensor]]:
+        own: dict[
+            str, dict[str, StateTensor]
+        ] = {}  # the stream says itself which mechanisms it is of
+        for key, x in parts.items():
+            name, _, part = key.partition(".")
+            own.setdefault(name, {})[part] = x
+        shares: Sequence[Tensor | None] = [None]
+        if len(own) > 1:
+            _, w = self._weights(q)
+            shares = w.unbind(-1)
+        outs: list[Tensor] = []
+        after: dict[str, StateTensor] = {}
+        for name, share in zip(own, shares, strict=True):
+            with _labelled(name, share):
+                out, new = self._member(name).step_parts(q, k, v, start, own[name])
+            outs.append(out)
+            after |= {f"{name}.{part}": x for part, x in new.items()}
+        return (outs[0] if len(outs) == 1 else _sum(outs, w).to(q.dtype)), after
+
+    def _weights(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """beta and w = softmax(beta / T) of queries (..., D): (..., M) each, at least float32."""
+        wide = torch.promote_types(q.dtype, torch.float32)
+        beta = getattr(self, "beta", self.start).to(wide).expand(*q.shape[:-1], -1)
+        if hasattr(self, "gate"):
+            beta = beta + q.to(wide) @ self.gate.to(wide).T
+        return beta, (beta / self.cfg.temperature).softmax(-1)
+
+    def _loss_terms(self, beta: Tensor, w: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """L_div and L_reg over the queries that there are; beta and w (B, H, N, M)."""
+        real = torch.ones_like(w[:, :, :, 0]) if mask is None else mask.to(w)[:, None]
+        real = real.expand(w.shape[:3])[..., None]
+        count = real.sum().clamp_min(1)
+        mean = (w * real).sum((0, 1, 2)) / count
+        entropy = -torch.special.xlogy(mean, mean).sum()
+        away = ((beta - self.start.to(beta)).square() * real).sum() / (count * len(mean))
+        return math.log(len(mean)) - entropy, away
+
+    def auxiliary_loss(self) -> Tensor:
+        """lambda_1 L_div + lambda_2 L_reg (seed 4.2) and the members' losses, all of the last pass.
+
+        The former two are zero where no weights are learned: in mode select, with one mechanism,
+        or with ``fusion_strategy`` fixed.
+
+        Raises:
+            ValueError: a blend that has had no forward pass with gradients.
+        """
+        total = next(self.parameters()).new_zeros(())
+        for name in self.members:
+            total = total + self._member(name).auxiliary_loss().to(total)
+        if not hasattr(self, "beta"):
+            return total
+        diversity, regularization = self.loss_terms()
+        c = self.cfg
+        return total + c.diversity_weight * diversity + c.regularization_weight * regularization
+
+    def loss_terms(self) -> tuple[Tensor, Tensor]:
+        """L_div and L_reg of the last forward pass of a blend; see :meth:`auxiliary_loss`."""
+        if self._terms is None:
+            raise ValueError(
+                "no loss terms: there was no forward pass with gradients that weighed mechanisms"
+            )
+        return self._terms
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the graph of the last forward pass, which can be neither copied nor saved."""
+        return {**super().__getstate__(), "_terms": None}
+
+    def visible_pairs(self, length: int) -> int | None:
+        names = self._in_use(length, next(self.parameters()).device)
+        found = [self._member(name).visible_pairs(length) for name in names]
+        known = [pairs for pairs in found if pairs is not None]
+        return sum(known) if len(known) == len(found) else None
+
+    def counted_pairs(self, k: Tensor) -> float | None:
+        found = [self._member(n).counted_pairs(k) for n in self._in_use(k.shape[-2], k.device)]
+        known = [pairs for pairs in found if pairs is not None]
+        return sum(known) if len(known) == len(found) else None
+
+    def oracle(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """From the oracles of the mechanisms: the selected one's, or the weighted sum of all."""
+        names = self._in_use(q.shape[2], q.device)
+        parts = [self._member(name).oracle(q, k, v, mask, rows) for name in names]
+        if len(names) == 1:
+            return parts[0]
+        if mask is not None:
+            q = torch.where((mask != 0)[:, None, :, None], q, 0.0)
+        _, w = self._weights((q if rows is None else q[:, :, rows]).double())
+        return _sum(parts, w)
+
+    def effective_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor
+    ) -> EffectiveAttention:
+        """Of the selected mechanism, or the weighted sum: seen is what any of them sees."""
+        names = self._in_use(q.shape[2], q.device)
+        parts = [self._member(name).effective_attention(q, k, v, rows) for name in names]
+        if len(names) == 1:
+            return parts[0]
+        with torch.no_grad():
+            _, w = self._weights(q[:, :, rows].double())
+            exact = [part.exact for part in parts if part.exact is not None]
+            return EffectiveAttention(
+                _sum([part.weights for part in parts], w), torch.stack(exact).any(0)
+            )
+
+    def undecided_rows(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
+    ) -> Tensor:
+        """(R,) bool: rows in which rounding decides a choice of a mechanism that takes part."""
+        names = self._in_use(q.shape[2], q.device)
+        found = [self._member(name).undecided_rows(q, k, v, mask, rows) for name in names]
+        return torch.stack(found).any(0)
+
+
+def _sum(parts: list[Tensor], w: Tensor) -> Tensor:
+    """sum_i w_i o_i of outputs (..., D) and weights (..., M), in the dtype of w."""
+    out = w[..., :1] * parts[0]
+    for i, part in enumerate(parts[1:], start=1):
+        out = out + w[..., i : i + 1] * part
+    return out
+
+
+@contextlib.contextmanager
+def _labelled(name: str, share: Tensor | None) -> Iterator[None]:
+    """Report the softmax mass of a mechanism's branches as ``name.branch``, times share (X, N)."""
+    outer = observer()
+    if outer is None:
+        yield
+        return
+
+    def watch(branches: Sequence[str], mass: Tensor) -> None:
+        part = mass if share is None else mass * share.detach()
+        outer([f"{name}.{branch}" for branch in branches], part)
+
+    with observe_branches(watch):
+        yield

@@ -1,0 +1,440 @@
+"""Recorded measurements of the mechanisms, and the choice of one of them.
+
+Records are what ``danon bench`` leaves on disk. The table that comes with the package,
+``measured.json``, is ``tabulate(["results/reference/cpu-standard"])``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from danon.config import AttentionConfig
+from danon.config.hybrid import MEMBERS, SuperHybridConfig, mechanism_of
+from danon.measure.fingerprint import fingerprint
+from danon.measure.machines import comparable, matrix_units
+from danon.runs.case import SCHEMA
+
+__all__ = [
+    "Measurement",
+    "RecordedRun",
+    "Score",
+    "Selection",
+    "load",
+    "select_mechanism",
+    "tabulate",
+]
+
+SHIPPED = Path(__file__).with_name("measured.json")
+
+SUITES = {"speed": ("error_vs_dense", "time_s"), "memory": ("peak_bytes",)}
+"""Which figures a suite measures."""
+
+FIGURES = tuple(figure for figures in SUITES.values() for figure in figures)
+
+KEY = ("attention", "device", "dtype", "length", "batch", "heads", "head_dim", "causal")
+"""What of a case says which record its figures belong to: the first fields of a record."""
+
+SHAPE_FIELDS = {f.name for f in dataclasses.fields(AttentionConfig)}
+"""Of a configuration, what the case says already, or the length."""
+
+REACH = 8
+"""Records are taken to hold up to this many times the longest length measured."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a forward pass of an attention took in one case.
+
+    Attributes:
+        length: tokens of each sequence.
+        error_vs_dense: relative error of the output against dense attention, on text.
+        time_s: seconds.
+        peak_bytes: most bytes at once beyond inputs and output.
+        machine: id of its fingerprint, where a cluster measured on another one than the run's.
+    """
+
+    attention: str
+    device: str
+    dtype: str
+    length: int
+    batch: int
+    heads: int
+    head_dim: int
+    causal: bool
+    error_vs_dense: float | None = None
+    time_s: float | None = None
+    peak_bytes: float | None = None
+    machine: str = ""
+
+    @property
+    def size(self) -> int:
+        """What time and bytes grow with: batch * tokens * heads * head width."""
+        return self.batch * self.length * self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """The records of one invocation of a bench: one state of the code.
+
+    Attributes:
+        started: ISO-8601.
+        dirty: the checkout had changes that no commit holds.
+        machine: the fingerprint, also of records that name no other.
+        configs: of each attention, as measured.
+    """
+
+    run_id: str
+    started: str
+    commit: str
+    dirty: bool
+    command: str
+    machine: Mapping[str, Any]
+    configs: Mapping[str, Mapping[str, Any]]
+    records: tuple[Measurement, ...]
+
+    def __str__(self) -> str:
+        dirty = " with changes" if self.dirty else ""
+        return (
+            f"run {self.run_id} of {self.started[:10]}, commit {self.commit[:12]}{dirty}, "
+            f"{self.machine.get('cpu', 'unknown machine')}, `{self.command}`"
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a mechanism does beside the others; each share is 1 for the best there could be.
+
+    Attributes:
+        accuracy: 1 - relative error against dense attention, at least 0.
+        speed: least time of all / its own.
+        memory: least bytes of all / its own.
+        beta: alpha_1 accuracy + alpha_2 speed + alpha_3 memory (seed 4.1).
+        weight: softmax(beta / T) over the mechanisms within the budgets; 0 for the others.
+        over_budget: which budget it exceeds, and by what figure; empty if none.
+        record: the figures this comes from.
+    """
+
+    accuracy: float
+    speed: float
+    memory: float
+    beta: float
+    weight: float
+    over_budget: str
+    record: Measurement
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A mechanism, and why it.
+
+    Attributes:
+        name: of the mechanism.
+        length: that was chosen for; ``measured_length`` is that of the records.
+        scores: of every component.
+        run: where the records come from.
+        differs: in what the records are not of the case chosen for; where a component was
+            measured with other settings, these.
+    """
+
+    name: str
+    length: int
+    device: str
+    dtype: str
+    measured_length: int
+    scores: Mapping[str, Score]
+    run: RecordedRun
+    differs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.name} for {self.length} tokens on {self.device} by {self.dtype} records"]
+        for name, s in sorted(self.scores.items(), key=lambda one: -one[1].weight):
+            lines.append(
+                f"  {name}: weight {s.weight:.3f}, accuracy {s.accuracy:.3f}, speed {s.speed:.3f}, "
+                f"memory {s.memory:.3f}{'; over ' if s.over_budget else ''}{s.over_budget}"
+            )
+        lines.append(f"  measured at {self.measured_length} tokens in {self.run}")
+        lines += [f"  but {what}" for what in self.differs]
+        return "\n".join(lines)
+
+
+def select_mechanism(
+    config: SuperHybridConfig, runs: Sequence[RecordedRun], length: int, device: str, dtype: str
+) -> Selection:
+    """The component with the largest w = softmax(beta / T) among those within the budgets.
+
+    The records are those of the nearest length (by ratio) at which one run has every figure in
+    question for every component, of one machine and of that device and dtype; of several the one
+    measured with the same causality, then the nearest head width, then the newest. Times and bytes
+    are taken to grow with tokens * heads * head width for the budgets. Nothing is assumed of a
+    device or dtype that was not measured, nor beyond eight times the longest length.
+
+    Raises:
+        ValueError: there are no such records, or nothing is within the budgets; says what there is.
+    """
+    needed = [
+        figure
+        for figure, wanted in (
+            ("error_vs_dense", config.accuracy_weight or config.error_budget is not None),
+            ("time_s", config.speed_weight or config.time_budget is not None),
+            ("peak_bytes", config.memory_weight or config.memory_budget is not None),
+        )
+        if wanted
+    ]
+    groups: dict[tuple[Any, ...], dict[str, Measurement]] = {}
+    for at, run in enumerate(runs):
+        for r in run.records:
+            known = all(getattr(r, figure) is not None for figure in needed)
+            if (
+                (r.device, r.dtype) == (device, dtype)
+                and r.attention in config.components
+                and known
+            ):
+                key = at, r.length, r.causal, r.batch, r.heads, r.head_dim, r.machine
+                groups.setdefault(key, {})[r.attention] = r
+    whole = {key: g for key, g in groups.items() if len(g) == len(config.components)}
+    longest = max((key[1] for key in whole), default=0)
+    if length > REACH * longest:
+        raise ValueError(_missing(config, runs, needed, length, device, dtype, longest))
+
+    def distance(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        _, measured, causal, _, _, width, _ = key
+        newest = sorted(run.started for run in runs).index(runs[key[0]].started)
+        away = abs(math.log(length / measured)), causal != config.is_causal
+        return *away, abs(math.log(config.head_dim / width)), -newest
+
+    best = min(whole, key=distance)
+    run, records = runs[best[0]], {name: whole[best][name] for name in config.components}
+    scores = _scores(config, records, length)
+    if not any(s.weight for s in scores.values()):
+        over = "; ".join(f"{name} is over {s.over_budget}" for name, s in scores.items())
+        raise ValueError(
+            f"no component is within the budgets for {length} tokens on {device}: {over} "
+            f"(measured at {best[1]} tokens in {run})"
+        )
+    name = max(scores, key=lambda one: scores[one].weight)
+    other = tuple(_other_settings(config, run))
+    differs = (*_differences(config, run, records[name]), *other)
+    choice = Selection(name, length, device, dtype, best[1], scores, run, differs)
+    level = logging.WARNING if length > longest or other else logging.INFO
+    _log.log(level, "%s", choice)
+    return choice
+
+
+def _scores(
+    config: SuperHybridConfig, records: Mapping[str, Measurement], length: int
+) -> dict[str, Score]:
+    least = {
+        figure: min((x for r in records.values() if (x := getattr(r, figure))), default=0.0)
+        for figure in ("time_s", "peak_bytes")
+    }
+    shares, betas, over = {}, {}, {}
+    for name, r in records.items():
+        accuracy = 0.0 if r.error_vs_dense is None else max(0.0, 1 - r.error_vs_dense)
+        speed = least["time_s"] / r.time_s if r.time_s else 0.0
+        memory = least["peak_bytes"] / r.peak_bytes if r.peak_bytes else 0.0
+        shares[name] = accuracy, speed, memory
+        betas[name] = (
+            config.accuracy_weight * accuracy
+            + config.speed_weight * speed
+            + config.memory_weight * memory
+        )
+        growth = length * config.num_heads * config.head_dim / r.size
+        over[name] = ", ".join(
+            f"{field} = {budget} with {figure * scale:.3g}"
+            for field, figure, scale in (
+                ("error_budget", r.error_vs_dense, 1.0),
+                ("time_budget", r.time_s, growth),
+                ("memory_budget", r.peak_bytes, growth),
+            )
+            if (budget := getattr(config, field)) is not None
+            and figure is not None
+            and figure * scale > budget
+        )
+    fit = [name for name in records if not over[name]]
+    top = max((betas[name] for name in fit), default=0.0)
+    mass = {name: math.exp((betas[name] - top) / config.temperature) for name in fit}
+    return {
+        name: Score(
+            *shares[name],
+            betas[name],
+            mass.get(name, 0.0) / sum(mass.values()) if fit else 0.0,
+            over[name],
+            r,
+        )
+        for name, r in records.items()
+    }
+
+
+def _differences(config: SuperHybridConfig, run: RecordedRun, record: Measurement) -> Iterable[str]:
+    """In what the record of the mechanism chosen is not of this case, or of the run."""
+    if record.machine:
+        yield f"measured on another machine of that run, fingerprint {record.machine}"
+    elif not comparable(run.machine, fingerprint(torch.device(record.device))):
+        units = ", ".join(matrix_units(run.machine) or ()) or "none"
+        yield f"measured on a processor with other matrix units than this one's: {units}"
+    if record.causal != config.is_causal:
+        yield f"measured {'causal' if record.causal else 'bidirectional'}"
+    if (record.heads, record.head_dim) != (config.num_heads, config.head_dim):
+        yield f"measured with {record.heads} heads of {record.head_dim}"
+    here = config.member(record.attention).max_sequence_length
+    if (length := run.configs.get(record.attention, {}).get("max_sequence_length", here)) != here:
+        yield f"{record.attention} measured with max_sequence_length = {length}, not {here}"
+
+
+def _other_settings(config: SuperHybridConfig, run: RecordedRun) -> Iterable[str]:
+    """Settings of the components that their figures are not of: all figures decide the choice."""
+    for component in config.components:
+        here = config.member(component).to_dict()
+        for name, value in run.configs.get(component, {}).items():
+            if name not in SHAPE_FIELDS and name in here and here[name] != value:
+                yield f"{component} measured with {name} = {value!r}, not {here[name]!r}"
+
+
+def _missing(
+    config: SuperHybridConfig,
+    runs: Sequence[RecordedRun],
+    needed: Sequence[str],
+    length: int,
+    device: str,
+    dtype: str,
+    longest: int,
+) -> str:
+    source = "the table of the package" if config.measurements is None else config.measurements
+    if longest:
+        what = f"that is more than {REACH} times the longest measured, {longest}"
+    else:
+        there: dict[str, set[str]] = {}
+        for r in (r for run in runs for r in run.records):
+            known = {f for f in FIGURES if getattr(r, f) is not None}
+            there.setdefault(f"{r.device} {r.dtype}", set()).update(known)
+        found = (f"{case} ({', '.join(sorted(known))})" for case, known in sorted(there.items()))
+        what = f"recorded are {'; '.join(found) or 'none'}, of which one machine's compare"
+    return (
+        f"nothing to select {' or '.join(config.components)} by, for {length} tokens on {device}: "
+        f"needs {dtype} records of {', '.join(needed)} in {source}; {what}. "
+        f"Run `danon bench --device {device} --only {','.join(config.components)}` and give its "
+        "folder as measurements, set select_length or select_dtype to what was measured, or use "
+        "mode 'blend' or 'layers'"
+    )
+
+
+def load(path: Path | str | None = None) -> tuple[RecordedRun, ...]:
+    """Read recorded runs.
+
+    Args:
+        path: a recorded run (a folder with ``run.json`` and ``cases.jsonl``), a folder of such
+            folders, or a table that :func:`tabulate` made; None for the one in the package.
+
+    Of a folder of folders those that cannot be read are passed over, with a warning.
+
+    Raises:
+        ValueError: there is nothing of the kind, or it cannot be read; says what and where.
+    """
+    place = SHIPPED if path is None else Path(path)
+    if place.is_file():
+        return _read_table(place)
+    if (place / "run.json").is_file():
+        return (_read_run(place),)
+    folders = sorted(file.parent for file in place.glob("*/run.json"))
+    if not folders:
+        raise ValueError(
+            f"measurements = {str(place)!r}: must be a folder that `danon bench` recorded "
+            "(with run.json), a folder of such folders, or a table made from them"
+        )
+    found, unreadable = list[RecordedRun](), list[ValueError]()
+    for folder in folders:
+        try:
+            found.append(_read_run(folder))
+        except ValueError as error:
+            _log.warning("passed over: %s", error)
+            unreadable.append(error)
+    if not found:
+        raise unreadable[0]
+    return tuple(found)
+
+
+def tabulate(folders: Iterable[Path | str]) -> str:
+    """The runs of these folders as one table, in JSON."""
+    runs = [dataclasses.asdict(run) for folder in folders for run in load(folder)]
+    return json.dumps({"runs": runs}, indent=1) + "\n"
+
+
+def _read_table(place: Path) -> tuple[RecordedRun, ...]:
+    try:
+        table = json.loads(place.read_text(encoding="utf-8"))
+        return tuple(
+            RecordedRun(**{**run, "records": tuple(Measurement(**r) for r in run["records"])})
+            for run in table["runs"]
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{place}: not a table of measurements: {error!r}") from error
+
+
+def _read_run(folder: Path) -> RecordedRun:
+    try:
+        content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if content.get("schema") != SCHEMA:
+            raise ValueError(f"schema {content.get('schema')}; this danon reads schema {SCHEMA}")
+        info = content["info"]
+        names = ("run_id", "started", "commit", "dirty", "command")
+        head = {name: info[name] for name in names} | {"machine": info["fingerprint"]}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{folder / 'run.json'}: not a recorded run: {error!r}") from error
+    cases = folder / "cases.jsonl"
+    # A line counts once its newline is on disk.
+    *lines, torn = (cases.read_text(encoding="utf-8") if cases.is_file() else "").split("\n")
+    if torn:
+        _log.warning("%s: the last line is incomplete and does not count", cases)
+    # By case: of each figure the machine, the settings and the value.
+    found: dict[tuple[Any, ...], dict[str, tuple[str, Mapping[str, Any], float]]] = {}
+    configs: dict[str, Mapping[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            result = json.loads(line)
+            case = result["case"]
+            figures = SUITES.get(case["suite"])
+            ours = mechanism_of(case["attention"]) in MEMBERS  # with tuned settings, too
+            if not ours or case["phase"] != "forward" or not figures:
+                continue
+            mine = found.setdefault(tuple(case[name] for name in KEY), {})
+            place = result.get("place", {}).get("machine", head["machine"])
+            machine = "" if place == head["machine"] else str(place["id"])
+            for figure in figures:  # of a case measured again the last line counts
+                mine.pop(figure, None)
+                if result["status"] == "measured":
+                    settings = _settings(result["config"])
+                    mine[figure] = machine, settings, float(result["metrics"][figure])
+                    configs[case["attention"]] = result["config"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{cases}, line {number}: not a case: {error!r}") from error
+    records = []
+    for key, mine in found.items():
+        last = _settings(configs.get(key[0], {}))
+        if other := [figure for figure, (_, settings, _) in mine.items() if settings != last]:
+            _log.warning(
+                "%s: %s of %s at %d tokens do not count: the settings were others than those that "
+                "were measured last",
+                *(cases, ", ".join(other), key[0], key[3]),
+            )
+        kept = {figure: (at, x) for figure, (at, _, x) in mine.items() if figure not in other}
+        for machine in dict.fromkeys(at for at, _ in kept.values()) or [""]:
+            known: dict[str, Any] = {"machine": machine}
+            known |= {figure: value for figure, (at, value) in kept.items() if at == machine}
+            records.append(Measurement(*key, **known))
+    return RecordedRun(**head, configs=configs, records=tuple(records))
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration neither the case nor the length says."""
+    return {name: value for name, value in config.items() if name not in SHAPE_FIELDS}

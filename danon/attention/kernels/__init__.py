@@ -1,0 +1,1 @@
+"""Kernels that a branch of attention can run on."""

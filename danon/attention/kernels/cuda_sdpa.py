@@ -1,0 +1,166 @@
+"""PyTorch's kernels for CUDA: flash, memory-efficient and cuDNN's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from danon.attention.kernels.base import (
+    HALF,
+    Grads,
+    Kernel,
+    _aligned,
+    _hidden,
+    _no_dropout_state,
+    aten,
+    register,
+)
+
+
+@register
+class CUDAFlash(Kernel):
+    """FlashAttention-2 as PyTorch ships it."""
+
+    name, device = "cuda-flash", "cuda"
+    head_dims = (8, 256)
+    dtypes = HALF
+    takes_bias = False
+    grouped = False
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out, lse, *_ = aten._scaled_dot_product_flash_attention(
+            q, k, v, 0.0, causal, False, scale=scale
+        )
+        return out, lse
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        bias: Tensor | None,
+        causal: bool,
+        scale: float,
+    ) -> Grads:
+        unused = _no_dropout_state(q.device)
+        dq, dk, dv = aten._scaled_dot_product_flash_attention_backward(
+            grad,
+            q,
+            k,
+            v,
+            out,
+            lse.contiguous(),
+            None,
+            None,
+            q.shape[2],
+            k.shape[2],
+            0.0,
+            causal,
+            *unused,
+            scale=scale,
+        )
+        return dq, dk, dv
+
+
+@register
+class CUDAEfficient(Kernel):
+    """Memory-efficient attention (CUTLASS) as PyTorch ships it; takes a bias."""
+
+    name, device = "cuda-efficient", "cuda"
+    rounds_bias = True
+    head_dims = (8, 1 << 16)
+    dtypes = (torch.float32, *HALF)
+    grouped = False
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out, lse, *_ = aten._scaled_dot_product_efficient_attention(
+            q, k, v, _aligned(bias, q, k), True, 0.0, causal, scale=scale
+        )
+        return out, _hidden(lse[:, :, : q.shape[2]], q)  # rows are rounded up to 32
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        bias: Tensor | None,
+        causal: bool,
+        scale: float,
+    ) -> Grads:
+        rows = -lse.shape[2] % 32
+        lse = torch.nn.functional.pad(lse, (0, rows), value=torch.inf).contiguous()
+        dq, dk, dv, _ = aten._scaled_dot_product_efficient_attention_backward(
+            grad,
+            q,
+            k,
+            v,
+            _aligned(bias, q, k),
+            out,
+            lse,
+            *_no_dropout_state(q.device),
+            0.0,
+            [True, True, True, False],
+            causal,
+            scale=scale,
+        )
+        return dq, dk, dv
+
+
+@register
+class CUDACuDNN(Kernel):
+    """cuDNN's fused attention as PyTorch ships it."""
+
+    name, device = "cuda-cudnn", "cuda"
+    head_dims = (8, 256)
+    dtypes = HALF
+    takes_bias = False
+    grouped = False
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out, lse, *_ = aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, causal, False, scale=scale
+        )
+        return out, lse.view(q.shape[:3])
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        bias: Tensor | None,
+        causal: bool,
+        scale: float,
+    ) -> Grads:
+        dq, dk, dv = aten._scaled_dot_product_cudnn_attention_backward(
+            grad,
+            q,
+            k,
+            v,
+            out,
+            lse.contiguous()[..., None],
+            *_no_dropout_state(q.device),
+            None,
+            None,
+            None,
+            q.shape[2],
+            k.shape[2],
+            0.0,
+            causal,
+            scale=scale,
+        )
+        return dq, dk, dv

@@ -1,0 +1,72 @@
+"""The table of attention kernels that a union of branches can run on.
+
+A kernel computes one branch and its log-sum-exp, and the branch's gradients from the *merged*
+output and log-sum-exp. All are other people's kernels; ``dense`` is the readable reference.
+
+Shapes: q (T, H, C, D), k and v (T, G, L, D), bias float (1|T, 1|H, 1|C, L) or None,
+lse (T, H, C). T is a batch of tiles. ``causal`` is used with C == L only.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+
+import torch
+
+from danon.attention import kernels
+from danon.attention.kernels.base import HALF, REGISTERED, Kernel
+
+__all__ = ["available", "keeps_bias", "names", "resolve"]
+
+for _module in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
+    if _module.name != __name__:
+        importlib.import_module(_module.name)  # a file here is a backend, and registers it
+_TABLE = REGISTERED
+_AUTO = ("cpu-flash", "cuda-flash", "cuda-efficient", "dense")
+
+
+def names() -> tuple[str, ...]:
+    """Every kernel, whether it can run here or not."""
+    return tuple(_TABLE)
+
+
+def available() -> dict[str, str | None]:
+    """Kernel name -> None if it can run on this machine, else the reason why not."""
+    return {name: kernel.missing() for name, kernel in _TABLE.items()}
+
+
+@functools.lru_cache(maxsize=256)
+def resolve(
+    name: str, device: torch.device, dtype: torch.dtype, head_dim: int, bias: bool
+) -> Kernel:
+    """The kernel for a call.
+
+    Args:
+        name: a kernel, or ``auto``: the first of cpu-flash, cuda-flash, cuda-efficient, dense that
+            takes this device, dtype, head dimension and bias. So float64 on CUDA is dense; a biased
+            branch on CUDA is cuda-efficient.
+
+    Raises:
+        ValueError: an unknown name, or a kernel that cannot run this call; nothing else is tried.
+    """
+    if name == "auto":
+        for candidate in _AUTO:
+            if _TABLE[candidate].refuses(device, dtype, head_dim, bias) is None:
+                return _TABLE[candidate]
+    if name not in _TABLE:
+        raise ValueError(f"unknown kernel {name!r}; known: auto, {', '.join(_TABLE)}")
+    if reason := _TABLE[name].refuses(device, dtype, head_dim, bias):
+        able = [n for n, k in _TABLE.items() if k.refuses(device, dtype, head_dim, bias) is None]
+        raise ValueError(
+            f"kernel {name!r} cannot run this call: {reason}; these can: {', '.join(able)}"
+        )
+    return _TABLE[name]
+
+
+def keeps_bias(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether the kernel for a call takes a logit bias and adds it in float32 or wider."""
+    if name in _TABLE and _TABLE[name].refuses(device, dtype, head_dim, True) is not None:
+        return False
+    return not resolve(name, device, dtype, head_dim, True).rounds_bias or dtype not in HALF

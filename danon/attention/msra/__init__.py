@@ -1,0 +1,5 @@
+"""Multi-scale recursive attention."""
+
+from danon.attention.msra.layer import MSRA
+
+__all__ = ["MSRA"]

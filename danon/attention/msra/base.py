@@ -1,0 +1,159 @@
+"""The parameters of MSRA, and what its whole and its streamed form share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from danon.attention.kernels.base import HIDDEN
+from danon.attention.msra.levels import far_rects
+from danon.attention.pooling import ImportancePool, by_pieces, sinusoid, soft_cap
+from danon.attention.streaming import StreamingAttention
+from danon.attention.union.op import BranchCall, Source, union
+from danon.attention.union.tiles import NEAR, batch, near_rects
+from danon.config import MSRAConfig
+
+__all__ = ["MSRABase"]
+
+
+class MSRABase(StreamingAttention):
+    """Parameters, pooled nodes, and the union over them."""
+
+    cfg: MSRAConfig
+
+    def __init__(self, config: MSRAConfig) -> None:
+        super().__init__()
+        self.setup_attention(config)
+        self.cfg = config
+        self.rate, self.width = config.rate, config.level_width
+        D, levels, hidden = config.head_dim, config.num_levels, 16
+        self.description = (
+            f"window {config.window} + pyramid of rate {self.rate} + {config.global_tokens} sinks"
+        )
+        self.pool = ImportancePool(D, self.rate, levels, config.stability_factor)
+        self.pe_gain = nn.Parameter(torch.zeros(levels))
+        if config.feature_fusion == "adaptive":
+            bound = D**-0.5
+            self.fuse_h = nn.Parameter(torch.empty(hidden, D).uniform_(-bound, bound))
+            self.fuse_x = nn.Parameter(torch.empty(levels + 1, hidden).uniform_(-bound, bound))
+            self.fuse_v = nn.Parameter(torch.zeros(hidden))
+
+    def attend(
+        self, q: Tensor, start: int, sources: list[Source], sinks: int, first: list[int]
+    ) -> Tensor:
+        """The union for queries [start, start + n).
+
+        Args:
+            q: (X, n, D).
+            sources: tokens, then the nodes of each level.
+            sinks: which source holds the first tokens.
+            first: the token or node that row 0 of each source is.
+        """
+        c, stop = self.cfg, start + q.shape[1]
+        levels = far_rects(
+            stop, c.window, self.width, self.rate, c.global_tokens, c.is_causal, start
+        )
+        weighed = bool(levels) and c.feature_fusion == "adaptive"
+        shifts = list(self.scale_weights(q)) if weighed else []
+        near = near_rects(stop, c.window, c.global_tokens, c.is_causal, start)
+        calls = [
+            BranchCall(source, qt, kt, causal=causal, branch=branch)
+            for source, branch, part in zip((sinks, 0, 0, 0), NEAR, near, strict=True)
+            for qt, kt, causal in batch(part, start, first[source])
+        ]
+        for level, sides in enumerate(levels, 1):
+            shift = min(level, c.num_levels) - 1 if shifts else None
+            # Where every visible node is whole its log(mass) is one number for the whole level.
+            offset = level * math.log(self.rate) if sources[level].bias is None else 0.0
+            calls += [
+                BranchCall(level, qt, kt, offset=offset, shift=shift, branch=f"level {level}")
+                for side in sides
+                for qt, kt, _ in batch(side, start, first[level])
+            ]
+        out, _ = union(q, sources, calls, shifts, scale=c.head_dim**-0.5, kernel=c.kernel)
+        return out
+
+    def scale_weights(self, q: Tensor) -> Tensor:
+        """log w_l - log w_0 of each query for every scale: (scales, X, N).
+
+        Only differences matter to the softmax. Taken against level 0 they need no gradient of its
+        logits, which is a sum that nearly cancels.
+        """
+        wide = torch.promote_types(q.dtype, torch.float32)
+        w_h, w_x, out = (x.to(wide) for x in (self.fuse_h, self.fuse_x, self.fuse_v))
+
+        def some(a: int, z: int) -> Tensor:
+            hidden = F.linear(q[:, a:z].to(wide), w_h)
+            beta = torch.stack([torch.tanh(hidden + x) @ out for x in w_x], -1)
+            return soft_cap(beta, self.cfg.stability_factor)
+
+        beta = by_pieces(some, q)
+        return (beta[..., 1:] - beta[..., :1]).movedim(-1, 0).contiguous()
+
+    def _nodes(self, k: Tensor, v: Tensor, seen: Tensor | None, levels: int) -> list[Source]:
+        if self.cfg.memory_efficient and torch.is_grad_enabled():
+            flat = checkpoint(self._pyramid, k, v, seen, levels, use_reentrant=False)
+        else:
+            flat = self._pyramid(k, v, seen, levels)
+        return [Source(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+
+    def _pyramid(self, k: Tensor, v: Tensor, seen: Tensor | None, levels: int) -> list[Any]:
+        """Key, value and log(mass) of the nodes of each level, one after the other.
+
+        log(mass) is None if all visible nodes are whole, as in the causal case.
+        """
+        c, dtype = self.cfg, k.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        k, v = k[:, c.global_tokens :], v[:, c.global_tokens :]
+        mass = None
+        if seen is not None:
+            mass = seen[:, c.global_tokens :].to(wide)
+        elif not c.is_causal:
+            mass = torch.ones(k.shape[:2], dtype=wide, device=k.device)
+        square = self.square(k)
+        flat: list[Any] = []
+        for level in range(levels):
+            k, v, square, mass, node = self.parents(k, v, square, mass, level)
+            log_mass = None
+            if mass is not None:
+                log_mass = torch.where(mass > 0, mass.clamp_min(1).log(), HIDDEN)
+            flat += [node.to(dtype), v.to(dtype), log_mass]
+        return flat
+
+    def square(self, k: Tensor) -> Tensor | None:
+        """Squared lengths (X, n, 1) of keys, where calibration needs them."""
+        if not self.cfg.calibration_factor:
+            return None
+        return k.to(torch.promote_types(k.dtype, torch.float32)).square().sum(-1, keepdim=True)
+
+    def parents(
+        self,
+        k: Tensor,
+        v: Tensor,
+        square: Tensor | None,
+        mass: Tensor | None,
+        level: int,
+        first: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
+        """Nodes of the next level: mean keys, values, squared lengths, masses, attended keys.
+
+        Args:
+            level: of the children; tokens are level 0.
+            first: number of the first node.
+        """
+        c = self.cfg
+        weight, mass = self.pool.weights(k, v, level, mass)
+        k, v = self.pool.reduce(weight, k), self.pool.reduce(weight, v)
+        node = k
+        if square is not None:
+            square = self.pool.reduce(weight, square)
+            stretch = square / k.square().sum(-1, keepdim=True).clamp_min(1e-20)
+            node = node * stretch.clamp_min(1.0) ** (c.calibration_factor / 2)
+        place = torch.arange(first, first + k.shape[1], device=k.device)
+        pe = sinusoid(place, k.shape[-1]).to(k.dtype)
+        return k, v, square, mass, node + self.pe_gain[min(level, c.num_levels - 1)] * pe

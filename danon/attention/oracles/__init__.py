@@ -1,1 +1,0 @@
-"""Each mechanism written straight from its definition: dense, float64, short."""

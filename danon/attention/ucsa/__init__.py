@@ -1,0 +1,5 @@
+"""Unified compressed sparse attention."""
+
+from danon.attention.ucsa.layer import UCSA
+
+__all__ = ["UCSA"]

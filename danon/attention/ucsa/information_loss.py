@@ -1,0 +1,129 @@
+"""UCSA's information loss (seed 3.1): what the tree of pooled nodes loses of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from danon.attention.kernels.base import HIDDEN
+from danon.attention.ucsa.tree import Tree
+from danon.config import UCSAConfig
+
+__all__ = ["information_loss"]
+
+LEAVES, QUERIES = 512, 64
+"""Leaves and queries that the loss looks at, at most: its cost does not grow with N."""
+
+
+def information_loss(
+    c: UCSAConfig,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None,
+    tree: Tree,
+    values: Sequence[Tensor],
+) -> Tensor:
+    """L_info = ||X - X^||^2 + lambda KL(p_X || p_X^), the mean over the levels of the tree.
+
+    X are the tokens' keys and values, X^ has the node above in the place of each token.
+
+    - ||X - X^||^2 is taken over the variance of X: the share of it that is lost, the mean over keys
+      and values. In [0, 1] where nodes are plain means, and free of the scale of X, of N and of D.
+    - p_X is the attention of a query over X, softmax(q.k / sqrt(d)) over the tokens under nodes
+      that end before the query (all tokens when bidirectional); KL is in nats, the mean over the
+      queries. p_X is the target: it has no gradient, or flat attention would look like a gain.
+      Nodes that nobody sees (``coarse_nodes`` False) only say which leaves to look at: p_X^ is then
+      by the scores that choose, ranges included, and both are summed over the tokens of a leaf, or
+      keys would be drawn to be alike within it.
+
+    The gradient goes to the pooling scores and, as attention can only be as good as keys and values
+    are compressible, to k and v; not to q.
+
+    Args:
+        q: (X, N, D), X = batch * query heads.
+        k: (G, N, D), G = batch * key/value heads; v the same.
+        seen: which tokens are real (G, N); None if all.
+        tree: nodes past the global tokens.
+        values: (G, n, D) of each level.
+
+    Returns:
+        A scalar, float32 or wider, at least 0; 0 where every node equals its tokens.
+    """
+    (G, N, D), g, wide = k.shape, c.global_tokens, tree.key[0].dtype
+    n = tree.key[0].shape[1]
+    leaf = _drawn(n, LEAVES, k.device)
+    token = (leaf[:, None] * c.leaf + torch.arange(c.leaf, device=k.device)).flatten() + g
+    real = (token < N).expand(G, -1)
+    token = token.clamp_max(N - 1)
+    if seen is not None:
+        real = real & seen[:, token]
+    place = _drawn(N, QUERIES, k.device)
+    ask = q[:, place].detach().to(wide).view(G, -1, D)  # (G, heads of the group * queries, D)
+    asked = torch.ones_like(place, dtype=torch.bool).expand(G, -1)
+    asked = (asked if seen is None else seen[:, place]).repeat(1, ask.shape[1] // len(place))
+    tokens = [x[:, token].to(wide) for x in (k, v)]
+    exact = (ask @ tokens[0].detach().transpose(1, 2)) * D**-0.5
+    total = k.new_zeros((), dtype=wide)
+    for level, (key, value) in enumerate(zip(tree.key, values, strict=True)):
+        span = c.leaf * c.fanout**level
+        above = (token - g) // span
+        nodes = [x[:, above] for x in (key, value)]
+        lost = [_lost(x, y, real) for x, y in zip(tokens, nodes, strict=True)]
+        shown = real[:, None]
+        if c.is_causal:
+            ends = (above + 1) * span + g
+            shown = shown & (ends <= place[:, None] + 1).repeat(ask.shape[1] // len(place), 1)
+        coarse = ask @ nodes[0].transpose(1, 2)
+        if not c.coarse_nodes:
+            spread = tree.spread[level][:, above].to(wide)
+            coarse = coarse + (ask.square() @ spread.transpose(1, 2)).sqrt()
+        coarse = coarse * D**-0.5
+        together = 1 if c.coarse_nodes else c.leaf
+        far = _divergence(exact, coarse, shown.expand_as(exact), asked, together)
+        total = total + (lost[0] + lost[1]) / 2 + c.information_kl * far
+    return total / len(tree.key)
+
+
+def _drawn(n: int, most: int, device: torch.device) -> Tensor:
+    """One index from each of at most so many equal stretches of n, other ones at each call.
+
+    Fixed ones an even distance apart would never meet what happens at odd ones.
+    Drawn from torch's own generator: what repeats a forward pass has to restore that, as
+    gradient checkpointing does.
+    """
+    count = min(n, most)
+    edge = torch.arange(count + 1, device=device) * n // count
+    first, last = edge[:-1], edge[1:] - 1
+    share = torch.rand(count, dtype=torch.float32, device=device)
+    return (first + share * (last + 1 - first)).long().minimum(last)
+
+
+def _lost(x: Tensor, node: Tensor, real: Tensor) -> Tensor:
+    """Share of the variance of tokens x (G, M, D) that their nodes lose: mean over G."""
+    weight = real.to(x.dtype)[..., None]
+    mean = (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1)
+    variance = ((x - mean).square() * weight).sum((1, 2))
+    # Where tokens differ by rounding alone, that share would be noise.
+    least = 1e-6 * (x.detach().square() * weight).sum((1, 2))
+    variance = variance.maximum(least).clamp_min(torch.finfo(x.dtype).tiny)
+    return (((x - node).square() * weight).sum((1, 2)) / variance).mean()
+
+
+def _divergence(
+    exact: Tensor, coarse: Tensor, shown: Tensor, asked: Tensor, together: int
+) -> Tensor:
+    """Mean KL of the softmax of logits (G, Q, M) over what is shown, over queries asked (G, Q).
+
+    Args:
+        together: so many neighbours of the M count as one.
+    """
+    log_p, log_q = (x.masked_fill(~shown, HIDDEN).log_softmax(-1) for x in (exact, coarse))
+    if together > 1:
+        log_p, log_q = (x.unflatten(-1, (-1, together)).logsumexp(-1) for x in (log_p, log_q))
+        shown = shown.unflatten(-1, (-1, together)).any(-1)
+    each = (log_p.exp() * (log_p - log_q)).masked_fill(~shown, 0.0).sum(-1).clamp_min(0)
+    asked = asked & shown.any(-1)
+    return (each * asked).sum() / asked.sum().clamp_min(1)

@@ -1,0 +1,131 @@
+"""What is asked of an attention before it is part of a model, and what it costs there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from danon.attention import registry
+from danon.attention.base import BaseAttention
+from danon.attention.registry import REFERENCE
+from danon.bench.shapes import claims_causal
+from danon.bench.timed_workload import TimedAttention
+from danon.bench.verification import Verifier
+from danon.bench.workload import Workload
+from danon.config import AttentionConfig
+from danon.data.qkv import text_qkv
+from danon.measure.correctness import check_causal
+from danon.measure.memory import peak_bytes
+from danon.measure.paired_metrics import ratios
+from danon.measure.threads import fewer_threads_beside_load
+from danon.measure.timing import measure_pair
+from danon.runs.case import Case, Status
+
+__all__ = ["PROBE", "UnmeasuredError", "attention_costs", "check_eligible"]
+
+PROBE = 256
+"""Tokens that the correctness check of an attention takes, at most."""
+SHARE = 0.25
+"""Of the time that the profile gives a case, to time the attention of a model."""
+
+
+class UnmeasuredError(Exception):
+    """There are no figures: the status and the reason of the row."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+
+
+def check_eligible(
+    case: Case, shape: AttentionConfig, entries: int | None, probe: int, verifier: Verifier
+) -> tuple[BaseAttention, dict[str, Any]]:
+    """The attention of a case in the size of its model, and its correctness check.
+
+    Args:
+        shape: of the model; its longest input is what the attention is sized for.
+        entries: what a query may see on average, at most about; None: as much as it does anyway.
+        probe: tokens that the check takes, at most.
+
+    Raises:
+        UnmeasuredError: it cannot run here, has no such size, is wrong, or sees later tokens.
+    """
+    kind, length = registry.get(case.attention), shape.max_sequence_length
+    backward = case.phase == "training"
+    reason = kind.unavailable(
+        shape,
+        length=length,
+        dtype=getattr(torch, case.dtype),
+        device=torch.device(case.device),
+        backward=backward,
+    )
+    if reason:
+        raise UnmeasuredError("unavailable", reason)
+    try:
+        module = kind.build(shape) if entries is None else kind.with_budget(shape, entries)
+    except NotImplementedError as fixed:
+        raise UnmeasuredError("unavailable", str(fixed)) from fixed
+    module = module.eval().to(case.device)
+    if not claims_causal(module):
+        raise UnmeasuredError("unavailable", "sees later tokens, which it would have to predict")
+    # The verifier checks a case once: other sizes are other cases.
+    checked = replace(
+        case,
+        length=min(probe, length),
+        phase="forward+backward" if backward else "forward",
+        task=f"{entries or 'all'} of {length}",
+    )
+    verdict = verifier.verdict(Workload(checked, module))
+    whole = (x.to(case.device) for x in text_qkv(1, case.heads, length, case.head_dim))
+    with fewer_threads_beside_load(torch.device(case.device)):
+        reason = verdict.reason or check_causal(module, *whole)
+    if reason:
+        raise UnmeasuredError("failed", reason)
+    return module, verdict.info
+
+
+def attention_costs(
+    case: Case,
+    module: BaseAttention,
+    dense: Callable[[], BaseAttention],
+    verifier: Verifier,
+    *,
+    seconds: float,
+    width: float,
+) -> dict[str, float]:
+    """Memory and pairs of the attention alone, and its time beside dense attention's.
+
+    Args:
+        dense: makes the latter.
+        verifier: knows the tolerance that calls are held to.
+        seconds: that the profile gives a case.
+        width: of the interval that is narrow enough.
+
+    Raises:
+        UnmeasuredError: a timed call was wrong.
+    """
+    alone = replace(case, phase="forward", task="")
+    specimen = Workload(alone, module)
+    candidate = TimedAttention(specimen, verifier.tolerance(specimen))
+    metrics = {"peak_bytes": float(peak_bytes(candidate.call, specimen.device))}
+    if (pairs := module.visible_pairs(case.length)) is not None:
+        metrics["pairs_share"] = pairs / (case.length * (case.length + 1) / 2)
+    if case.attention != REFERENCE:
+        start = perf_counter()
+        pair = measure_pair(
+            candidate.call,
+            TimedAttention(Workload(alone, dense()), None).call,
+            specimen.device,
+            budget_s=seconds * SHARE,
+            width=width,
+            seed=case.length,
+        )
+        if fault := candidate.fault(perf_counter() - start):
+            raise UnmeasuredError("failed", fault)
+        metrics |= ratios(pair) | {"time_s": median(pair.candidate)}
+    return metrics

@@ -1,0 +1,44 @@
+"""pytest-benchmark as the runner and the file format of samples that we measured ourselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from danon.runs.case import CaseResult
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+__all__ = ["CLOCK", "replay"]
+
+
+class ReplayClock:
+    """A timer that reads recorded samples: start at zero, stop at the sample, round by round."""
+
+    def __init__(self) -> None:
+        self._readings: Iterator[float] = iter(())
+
+    def load(self, samples: list[float]) -> None:
+        self._readings = iter([reading for s in samples for reading in (0.0, s)])
+
+    def __repr__(self) -> str:  # stands in pytest-benchmark's JSON
+        return "samples of danon.measure"
+
+    def __call__(self) -> float:
+        return next(self._readings)
+
+
+CLOCK = ReplayClock()
+"""The ``timer`` of every test: pytest-benchmark takes it before the test runs."""
+
+
+def replay(result: CaseResult, samples: list[float], benchmark: BenchmarkFixture) -> None:
+    """Hand the samples to pytest-benchmark, and our columns as its ``extra_info``."""
+    case = result.case
+    benchmark.group = f"{case.suite} {case.phase} {case.dtype} N{case.length}"
+    benchmark.extra_info.update(
+        attention=case.attention, semantics=result.semantics, check=result.check, **result.metrics
+    )
+    CLOCK.load(samples)
+    benchmark.pedantic(lambda: None, rounds=len(samples))

@@ -1,0 +1,123 @@
+"""The correctness check of a case, which precedes every figure of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from danon.bench.shapes import claims_causal
+from danon.bench.workload import Workload
+from danon.measure.correctness import (
+    check_case,
+    check_causal,
+    dense_rows,
+    relative_error,
+    sample_rows,
+    tolerances,
+)
+from danon.measure.threads import fewer_threads_beside_load
+from danon.runs.case import Case, Phase
+
+__all__ = ["Correctness", "Verifier"]
+
+ALL_ROWS = 256
+"""Up to this length every row is checked; beyond, a sample."""
+ROWS: dict[Phase, int] = {"forward": 64, "forward+backward": 32, "decode": 64}
+"""Sampled rows: an oracle with its backward takes seconds on long inputs."""
+TOLERANCE_LENGTH = 16384
+"""Dense attention's own rounding error is measured on at most so many tokens."""
+
+
+@dataclass(frozen=True)
+class Correctness:
+    """The outcome of a check.
+
+    Attributes:
+        reason: why the attention is wrong; empty if it is right.
+        info: for :attr:`CaseResult.check`.
+        error_vs_dense: relative error of the output against dense attention in float64.
+        seconds: that the check took.
+    """
+
+    reason: str
+    info: dict[str, Any]
+    error_vs_dense: float
+    seconds: float
+
+
+class Verifier:
+    """Checks each (attention, length, dtype, phase) once, whatever suites ask."""
+
+    def __init__(self) -> None:
+        self._verdicts: dict[Case, Correctness] = {}
+        self._tolerances: dict[tuple[object, ...], dict[str, float]] = {}
+
+    def verdict(self, specimen: Workload) -> Correctness:
+        """Raises whatever the attention or its oracle raises."""
+        key = replace(specimen.case, suite="")
+        if key not in self._verdicts:
+            start = perf_counter()
+            with fewer_threads_beside_load(specimen.device):
+                verdict = self._verify(specimen)
+            self._verdicts[key] = replace(verdict, seconds=perf_counter() - start)
+        return self._verdicts[key]
+
+    def tolerance(self, specimen: Workload) -> dict[str, float]:
+        """What rounding may cost: relative errors of ``output``, ``dq`` ..."""
+        return self._tolerance(specimen, specimen.module.config.is_causal)
+
+    def _verify(self, specimen: Workload) -> Correctness:
+        case, module = specimen.case, specimen.module
+        q, k, v = specimen.q, specimen.k, specimen.v
+        causal, backward = module.config.is_causal, case.phase == "forward+backward"
+        check = check_case(
+            specimen.subject(),
+            q,
+            k,
+            v,
+            _rows(case),
+            self._tolerance(specimen, causal),
+            backward=backward,
+        )
+        reason = check.reason
+        if not reason and case.phase == "forward" and claims_causal(module):
+            reason = check_causal(specimen.attend, q, k, v, seed=case.length)
+        error = math.inf
+        if check.output is not None and check.positions is not None:
+            exact = dense_rows(q.double(), k.double(), v.double(), check.positions, causal=causal)
+            error = relative_error(check.output, exact)
+        info = {
+            "kind": check.kind,
+            "error": check.error,
+            "tolerance": check.tolerance,
+            "worst": check.worst,
+            "rows": check.rows,
+            "undecided": check.undecided,
+            "causal": claims_causal(module),
+        }
+        return Correctness(reason, info, error, 0.0)
+
+    def _tolerance(self, specimen: Workload, causal: bool) -> dict[str, float]:
+        case = specimen.case
+        length = min(case.length, TOLERANCE_LENGTH)
+        key = (length, case.dtype, case.phase, case.device, causal)
+        if key not in self._tolerances:
+            q, k, v = (x[:, :, :length] for x in (specimen.q, specimen.k, specimen.v))
+            self._tolerances[key] = tolerances(
+                q,
+                k,
+                v,
+                _rows(replace(case, length=length)),
+                causal=causal,
+                backward=case.phase == "forward+backward",
+            )
+        return self._tolerances[key]
+
+
+def _rows(case: Case) -> Tensor:
+    everything = case.length <= ALL_ROWS
+    return sample_rows(case.length, case.length if everything else ROWS[case.phase])

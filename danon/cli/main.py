@@ -1,0 +1,40 @@
+"""The console script ``danon``: the bare package has it too, but not what it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+
+__all__ = ["main"]
+
+NEEDED = (
+    "accelerate",
+    "filelock",
+    "pandas",
+    "psutil",
+    "pyarrow",
+    "pydantic",
+    "pytest",
+    "pytest_benchmark",
+    "rich",
+    "scipy",
+    "tqdm",
+    "typer",
+)
+
+
+def main() -> None:
+    """Run ``danon bench | report | choose | record | gate | ...``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a letter the terminal lacks must not end a bench
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"danon: not installed: {', '.join(missing)}; pip install danon[bench]", file=sys.stderr
+        )
+        raise SystemExit(2)
+    from danon.cli.app import app
+
+    app()

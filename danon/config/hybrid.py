@@ -1,0 +1,254 @@
+"""SuperHybridConfig: the configuration of a hybrid of the three mechanisms."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from danon import tuned
+from danon.config.base import AttentionConfig, ConfigError, require
+from danon.config.dala import DALAConfig
+from danon.config.msra import MSRAConfig
+from danon.config.ucsa import UCSAConfig
+
+__all__ = ["MEMBERS", "SuperHybridConfig", "mechanism_of"]
+
+MEMBERS: dict[str, type[AttentionConfig]] = {
+    "msra": MSRAConfig,
+    "dala": DALAConfig,
+    "ucsa": UCSAConfig,
+}
+
+if TYPE_CHECKING:
+    Components = dict[str, dict[str, Any]]
+    Pattern = tuple[str, ...]
+else:  # the base class checks plain types; what is inside is checked here
+    Components, Pattern = dict, tuple
+
+ALIASES = {
+    "levels": "num_levels",
+    "max_length": "max_sequence_length",
+    "sparsity": "sparsity_factor",
+}
+"""The words of the seed's attention_config for fields of a component."""
+
+
+def mechanism_of(component: str) -> str:
+    """Of a component that is one, or one with tuned settings: ``msra`` of ``msra-balanced``."""
+    return component.partition("-")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperHybridConfig(AttentionConfig):
+    """A hybrid of MSRA, DALA and UCSA (:class:`danon.attention.hybrid.layer.SuperHybrid`).
+
+    Attributes:
+        mode: ``select``: one mechanism, chosen from recorded measurements; ``blend``: the weighted
+            sum of all outputs; ``layers``: a pattern of mechanisms over the depth.
+        components: the mechanisms that take part, and fields of their configurations that differ
+            from what this one implies: ``{"msra": {"window": 256}, "ucsa": {}}``. With the settings
+            that a study found best it is ``msra-balanced`` (results/tuned), whose fields are filled
+            in. A ``weight`` > 0, for all or for none, is the share that the blend starts from (else
+            equal shares).
+        num_levels: of MSRA.
+        sparsity_factor: of UCSA.
+        compression_ratio: of UCSA.
+        enable_all_optimizations: all that saves memory and changes no result: gradient
+            checkpointing in the model, MSRA's ``memory_efficient``.
+        advanced_features: the learned parts that look at the query: MSRA's scale weights, DALA's
+            router, blend weights per query. False: uniform scales, no router, one weight per
+            mechanism; fewer parameters and less time.
+        fusion_strategy: of the blend. ``adaptive``: the weights are learned; ``fixed``: they stay
+            what ``components`` says.
+        temperature: T of w = softmax(beta / T), in select and blend (seed 4.1).
+        accuracy_weight: alpha_1 of beta = alpha_1 accuracy + alpha_2 speed + alpha_3 memory.
+        speed_weight: alpha_2 of the same.
+        memory_weight: alpha_3 of the same.
+        error_budget: largest relative error against dense attention that select accepts.
+        time_budget: longest forward pass of one layer that select accepts, seconds per sequence.
+        memory_budget: largest peak of a forward pass of one layer that select accepts, bytes per
+            sequence.
+        measurements: what select goes by: a folder that ``danon bench`` recorded, a folder of such
+            folders, or a table made by :func:`danon.attention.hybrid.selection.tabulate`. None: the
+            table that comes with the package.
+        select_length: the length that select chooses for, tokens. None: ``max_sequence_length`` if
+            causal, since a stream does not know how long it gets and no later token may change
+            what earlier ones give; else the length of the input.
+        select_dtype: the dtype whose records decide, whatever the dtype of the input: a model must
+            not become another one in lower precision.
+        diversity_weight: lambda_1 of the blend's loss terms (seed 4.2).
+        regularization_weight: lambda_2 of the same.
+        pattern: mechanisms of the layers, from the first on and over again: ``("msra", "ucsa")``.
+            Empty: the components in turn.
+    """
+
+    mode: Literal["select", "blend", "layers"] = "select"
+    components: Components = field(
+        default_factory=lambda: {name: {} for name in MEMBERS}, hash=False
+    )
+    num_levels: int = 3
+    sparsity_factor: float = 1.0
+    compression_ratio: float = 0.25
+    enable_all_optimizations: bool = False
+    advanced_features: bool = True
+    fusion_strategy: Literal["adaptive", "fixed"] = "adaptive"
+    temperature: float = 1.0
+    accuracy_weight: float = 1.0
+    speed_weight: float = 1.0
+    memory_weight: float = 1.0
+    error_budget: float | None = None
+    time_budget: float | None = None
+    memory_budget: int | None = None
+    measurements: str | None = None
+    select_length: int | None = None
+    select_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    diversity_weight: float = 0.01
+    regularization_weight: float = 0.01
+    pattern: Pattern = ()
+
+    def __post_init__(self) -> None:
+        self._check_contents(self.components, self.pattern)
+        super().__post_init__()
+        require(self.num_levels >= 1, self, "num_levels", ">= 1")
+        require(0 < self.sparsity_factor <= 1, self, "sparsity_factor", "in (0, 1]")
+        require(0 < self.compression_ratio <= 0.5, self, "compression_ratio", "in (0, 0.5]")
+        require(self.temperature > 0, self, "temperature", "> 0")
+        alphas = ("accuracy_weight", "speed_weight", "memory_weight")
+        for name in (*alphas, "diversity_weight", "regularization_weight"):
+            require(getattr(self, name) >= 0, self, name, ">= 0")
+        if not any(getattr(self, name) for name in alphas):
+            raise ConfigError(f"{type(self).__name__}: one of {', '.join(alphas)} must be > 0")
+        for name in ("error_budget", "time_budget", "memory_budget", "select_length"):
+            value = getattr(self, name)
+            require(value is None or value > 0, self, name, "> 0 or None")
+        for name in self.components:
+            self.member(name)
+
+    def _check_contents(self, components: object, pattern: object) -> None:
+        """What lies inside ``components`` and ``pattern``, which get copied."""
+        kind, known = type(self).__name__, ", ".join(map(repr, MEMBERS))
+        whole = isinstance(components, Mapping) and len(components) > 0
+        require(whole, self, "components", f"a dictionary with keys of {known}")
+        assert isinstance(components, Mapping)
+        own = {f.name for f in dataclasses.fields(AttentionConfig)}
+        shared = own - {"kernel", "max_sequence_length"}
+        found = {}
+        for name, fields in components.items():
+            allowed = f"a dictionary with keys of {known}, or one of these with tuned settings"
+            require(
+                isinstance(name, str) and mechanism_of(name) in MEMBERS, self, "components", allowed
+            )
+            place = f"{kind}.components[{name!r}]"
+            if not isinstance(fields, Mapping):
+                raise ConfigError(f"{place} = {fields!r}: must be a dictionary of fields")
+            stored = bool(fields.keys() - {"weight"})
+            found[name] = {} if name in MEMBERS else _tuned(name, place, stored=stored)
+            if both := sorted(shared & set(fields)):
+                raise ConfigError(f"{place} sets {', '.join(both)}: the whole hybrid shares that")
+            weight = fields.get("weight", 1.0)
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not number or not 0 < weight < math.inf:
+                raise ConfigError(f"{place}['weight'] = {weight!r}: must be a number > 0")
+        weighed = [name for name, fields in components.items() if "weight" in fields]
+        if weighed and len(weighed) < len(components):
+            raise ConfigError(
+                f"{kind}.components weighs {', '.join(weighed)} only: must weigh all or none"
+            )
+        names = pattern if isinstance(pattern, tuple | list) else (None,)  # JSON has lists only
+        require(
+            all(name in components for name in names),
+            self,
+            "pattern",
+            f"a tuple of components: of {', '.join(map(repr, components))}",
+        )
+        copied = {name: found[name] | dict(fields) for name, fields in components.items()}
+        object.__setattr__(self, "components", copied)
+        object.__setattr__(self, "pattern", tuple(names))
+
+    def member(self, name: str) -> AttentionConfig:
+        """The configuration of a component, by its name.
+
+        Raises:
+            ConfigError: a field that the mechanism does not have, or a value that is not allowed.
+        """
+        fields = {k: v for k, v in self.components[name].items() if k != "weight"}
+        implied: dict[str, dict[str, Any]] = {
+            "msra": {
+                "num_levels": self.num_levels,
+                "memory_efficient": self.enable_all_optimizations,
+                "feature_fusion": "adaptive" if self.advanced_features else "uniform",
+            },
+            "dala": {"use_adaptive_router": self.advanced_features},
+            "ucsa": {
+                "sparsity_factor": self.sparsity_factor,
+                "compression_ratio": self.compression_ratio,
+            },
+        }
+        shared = self.shared() | {"max_sequence_length": self.max_sequence_length}
+        mechanism = mechanism_of(name)
+        made = MEMBERS[mechanism].from_dict(shared | implied[mechanism] | fields)
+        if made.is_causal != self.is_causal:
+            raise ConfigError(
+                f"{type(self).__name__}.components[{name!r}] is {'' if made.is_causal else 'not '}"
+                f"causal: must be like the hybrid, whose causal = {self.causal!r}"
+            )
+        return made
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The shares that the blend starts from; they sum to one."""
+        raw = {name: fields.get("weight", 1.0) for name, fields in self.components.items()}
+        return {name: weight / sum(raw.values()) for name, weight in raw.items()}
+
+    def mechanism(self, layer: int) -> str:
+        """The mechanism of a layer, in mode ``layers``."""
+        pattern = self.pattern or tuple(self.components)
+        return pattern[layer % len(pattern)]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from the fields, or from the seed's ``attention_config``.
+
+        The latter has ``"type": "hybrid"``; its components may say ``levels``, ``max_length`` and
+        ``sparsity``, and it is a blend unless it gives another ``mode``.
+        """
+        if "type" not in values:
+            return super().from_dict(values)
+        if values["type"] != "hybrid":
+            raise ConfigError(f"type = {values['type']!r}: must be 'hybrid' for a {cls.__name__}")
+        fields = {"mode": "blend"} | {k: v for k, v in values.items() if k != "type"}
+        components = fields.get("components")
+        if isinstance(components, Mapping):
+            fields["components"] = {
+                name: {ALIASES.get(k, k): v for k, v in given.items()}
+                if isinstance(given, Mapping)
+                else given
+                for name, given in components.items()
+            }
+        return super().from_dict(fields)
+
+
+def _tuned(name: str, place: str, *, stored: bool) -> dict[str, Any]:
+    """The settings behind the name of a component.
+
+    Args:
+        stored: it has fields: those of a saved model suffice where the study is gone.
+
+    Raises:
+        ConfigError: there are none; says which there are.
+    """
+    try:
+        known = tuned.rows(mechanism_of(name))
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    if name not in known and stored and name.partition("-")[2] in tuned.GOALS:
+        return {}
+    if name not in known:
+        there = ", ".join(f"{row.name} ({', '.join(row.goals)})" for row in known.values())
+        raise ConfigError(
+            f"{place}: no study has found such settings; there are: {there or 'none'}"
+        )
+    return dict(known[name].settings)

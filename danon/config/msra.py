@@ -1,0 +1,97 @@
+"""Configuration of MSRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from danon.config.base import AttentionConfig, length_dependent, require
+
+__all__ = ["MSRAConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MSRAConfig(AttentionConfig):
+    """Multi-scale recursive attention (:class:`danon.attention.msra.layer.MSRA`).
+
+    Attributes:
+        num_levels: coarse scales with parameters of their own; deeper recursion reuses the last.
+        window: block length of level 0, in tokens.
+        global_tokens: first tokens, visible to every query at full resolution.
+        compression_factor: r_max of r = min(compression_alpha * ln L, r_max), rounded (seed 1.3).
+        compression_alpha: alpha of the same.
+        feature_fusion: ``adaptive``: scale weights w_l = softmax(beta_l) per query (seed 1.1);
+            ``uniform``: none.
+        bidirectional_flow: both sides of the query at every scale; the opposite of ``causal``.
+            None follows ``causal``; without either, bidirectional.
+        calibration_factor: temperature of the coarse levels, 0 to 1. Averaging shortens keys and so
+            flattens the softmax over nodes; a node's key is scaled by (rms length of the keys under
+            it / its own length) ** calibration_factor.
+        stability_factor: soft cap of the learned scores: beta becomes tanh(s * beta) / s, so no
+            score can weigh more than e^(2/s) against another. 0: no cap.
+        memory_efficient: recompute the pooled nodes in the backward pass instead of keeping them.
+    """
+
+    num_levels: int = 3
+    window: int = 1024
+    global_tokens: int = 64
+    compression_factor: int = 16
+    compression_alpha: float = 2.0
+    feature_fusion: Literal["adaptive", "uniform"] = "adaptive"
+    bidirectional_flow: bool | None = None
+    calibration_factor: float = 0.0
+    stability_factor: float = 0.5
+    memory_efficient: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_levels >= 1, self, "num_levels", ">= 1")
+        require(self.compression_factor >= 2, self, "compression_factor", ">= 2")
+        require(self.compression_alpha > 0, self, "compression_alpha", "> 0")
+        require(self.global_tokens >= 0, self, "global_tokens", ">= 0")
+        require(0 <= self.calibration_factor <= 1, self, "calibration_factor", "in [0, 1]")
+        require(self.stability_factor >= 0, self, "stability_factor", ">= 0")
+        require(
+            bool(self._rates()),
+            self,
+            "window",
+            f"divisible by an integer from 2 to compression_factor = {self.compression_factor}",
+        )
+        require(
+            self.bidirectional_flow is None
+            or self.causal is None
+            or self.bidirectional_flow != self.causal,
+            self,
+            "bidirectional_flow",
+            f"None or {not self.causal}, since causal = {self.causal}",
+        )
+
+    @property
+    def is_causal(self) -> bool:
+        return bool(self.causal) or self.bidirectional_flow is False
+
+    @property
+    def rate(self) -> int:
+        """r_t of seed section 1.3, nodes of one level under a node of the next.
+
+        The nearest integer from 2 to ``compression_factor`` that divides the window.
+        """
+        rate = length_dependent(
+            self.compression_alpha, self.max_sequence_length, self.compression_factor
+        )
+        return min(self._rates(), key=lambda r: abs(r - rate))
+
+    @property
+    def level_width(self) -> int:
+        """Nodes of a level in one of its blocks, of which a query sees one to two.
+
+        A quarter of the window, so that levels cost little against it however many there are. All
+        of it where a quarter does not do: unless the rate divides it and is 8, 12, 16, ...
+        """
+        quarter, rest = divmod(self.window, 4)
+        fits = not (rest or quarter % self.rate or self.rate % 4) and self.rate > 4
+        return quarter if fits else self.window
+
+    def _rates(self) -> list[int]:
+        rates = range(2, self.compression_factor + 1)
+        return [r for r in rates if self.window >= 1 and self.window % r == 0]

@@ -1,0 +1,1 @@
+"""Messages, reasons and signals: what every command needs."""

@@ -1,0 +1,1 @@
+"""Texts, tasks and pretrained models that attentions are measured with."""

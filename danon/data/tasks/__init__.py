@@ -1,0 +1,1 @@
+"""Synthetic tasks, one question and one right answer each."""

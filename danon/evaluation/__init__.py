@@ -1,0 +1,1 @@
+"""Models that attentions are put in to be judged."""

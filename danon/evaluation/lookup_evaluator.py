@@ -1,0 +1,130 @@
+"""What an attention finds in 16384 tokens, put as it is into a small model that looks things up.
+
+It has the settings of the speed suite, or those that its name says, not sizes made for the task.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from danon.attention import registry
+from danon.attention.base import BaseAttention
+from danon.attention.registry import REFERENCE
+from danon.bench.eligibility import UnmeasuredError, attention_costs, check_eligible
+from danon.bench.shapes import config_for, configuration
+from danon.bench.verification import Verifier
+from danon.data.qkv import text_qkv
+from danon.evaluation.lookup_model import EXAMPLES, num_queries, right_answers
+from danon.evaluation.pretrained_plans import LookupPlan
+from danon.measure.threads import fewer_threads_beside_load
+from danon.runs.case import Case, CaseResult
+
+if TYPE_CHECKING:
+    from danon.bench.profile import Profile
+
+__all__ = ["LookupEvaluator"]
+
+PROBE = 2048
+"""Tokens that the correctness check of an attention takes, at most."""
+SHORTER = 4
+"""A pass over so many times fewer tokens tells how long one takes, at most."""
+
+
+class LookupEvaluator:
+    """Asks the model with each attention in its last layer."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._verifier = Verifier()
+        self._dense: dict[tuple[int, str], Tensor | None] = {}
+        self._too_long: dict[tuple[str, str], int] = {}  # by attention and device: tokens
+
+    def result(self, case: Case) -> CaseResult:
+        """Put the attention into the model, and ask it."""
+        plan = self._profile.plan(case)
+        assert isinstance(plan, LookupPlan)
+        shape, kind = config_for(case), (case.attention, case.device)
+        if (shorter := self._too_long.get(kind, case.length)) < case.length:
+            raise UnmeasuredError("over budget", f"{shorter} tokens are over budget already")
+        module, check = check_eligible(case, shape, None, PROBE, self._verifier)
+        expected = EXAMPLES * _forecast(module, case)
+        if expected > plan.cap_s:
+            self._too_long[kind] = case.length
+            raise UnmeasuredError(
+                "over budget",
+                f"{EXAMPLES} passes would take {expected:.0f} s, going by a shorter one; the "
+                f"profile allows {plan.cap_s:.0f} s",
+            )
+        start = perf_counter()
+        with fewer_threads_beside_load(torch.device(case.device)):
+            right = right_answers(registry.get(case.attention).build, case.length, 0, case.device)
+        seconds = perf_counter() - start
+        if case.attention == REFERENCE:
+            self._dense[case.length, case.device] = right
+        metrics = {
+            "accuracy": float(right.mean()),
+            "items": float(num_queries(case.length)),
+            "asked_s": seconds,
+            **self._beside_dense(case, plan, right),
+            **attention_costs(
+                case,
+                module,
+                lambda: registry.get(REFERENCE).build(shape).eval().to(case.device),
+                self._verifier,
+                seconds=self._profile.seconds,
+                width=self._profile.width,
+            ),
+        }
+        return CaseResult(
+            case,
+            "measured",
+            "",
+            module.description,
+            metrics,
+            {"candidate_s": [seconds]},
+            check,
+            configuration(case.attention, module),
+        )
+
+    def _beside_dense(self, case: Case, plan: LookupPlan, right: Tensor) -> dict[str, float]:
+        """Count the questions that only dense attention, or only this one, answers right.
+
+        They are the same questions, so the difference of two accuracies is known far better than
+        either accuracy. There are no counts where dense attention itself is over budget.
+        """
+        key = case.length, case.device
+        if key not in self._dense:  # a resumed run has dense attention's row and not its answers
+            dense = registry.get(REFERENCE).build(config_for(case)).eval().to(case.device)
+            affordable = EXAMPLES * _forecast(dense, case) <= plan.cap_s
+            build = registry.get(REFERENCE).build
+            with fewer_threads_beside_load(torch.device(case.device)):
+                self._dense[key] = (
+                    right_answers(build, case.length, 0, case.device) if affordable else None
+                )
+        known = self._dense[key]
+        if known is None:
+            return {}
+        return {
+            "answers": float(len(right)),
+            "lost_answers": float(((known == 1) & (right == 0)).sum()),
+            "gained_answers": float(((known == 0) & (right == 1)).sum()),
+        }
+
+
+def _forecast(module: BaseAttention, case: Case) -> float:
+    """Seconds of a pass, if time grows as dense attention's does."""
+    length = max(1, case.length // SHORTER)
+    inputs = [x.to(case.device) for x in text_qkv(1, case.heads, length, case.head_dim)]
+    seconds = []
+    for _ in range(2):  # the first one warms up
+        start = perf_counter()
+        with torch.no_grad():
+            module(*inputs)
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(perf_counter() - start)
+    return min(seconds) * SHORTER**2

@@ -1,0 +1,221 @@
+"""What an attention is worth as part of a model: trained on a task, then asked.
+
+Everyone gets the same model, examples, steps, learning rates and seeds, and about the same entries
+a query; only the attention differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from danon.attention.registry import REFERENCE
+from danon.bench.eligibility import PROBE, UnmeasuredError, attention_costs, check_eligible
+from danon.bench.profile import Profile
+from danon.bench.shapes import configuration
+from danon.bench.verification import Verifier
+from danon.data.corpora import corpus, sample_windows
+from danon.evaluation.model_saver import ModelSaver
+from danon.evaluation.small_model import measured_attention, sized
+from danon.evaluation.small_model_training import (
+    EVAL_SEED,
+    TrainingRun,
+    bits_at,
+    eval_examples,
+    learn_language,
+    learn_recall,
+    require_affordable,
+    score_answers,
+)
+from danon.evaluation.training_plans import LanguagePlan, Plan, RecallPlan
+from danon.processes.interruption import Interruption
+from danon.runs.case import Case, CaseResult
+from danon.training import IGNORED
+
+__all__ = ["TrainedModelEvaluator", "by_depth"]
+
+BUCKETS = 16
+"""Of positions, over which the loss is shown."""
+TENTHS = 10
+"""Of the depth, over which right answers are shown."""
+
+
+class TrainedModelEvaluator:
+    """Trains every attention once for a task; the cases of a task share the models.
+
+    Args:
+        profile: decides what is trained.
+        keeper: is given the best model of each training, once it has been judged.
+    """
+
+    def __init__(self, profile: Profile, keeper: ModelSaver | None = None) -> None:
+        self._profile = profile
+        self._keeper = keeper
+        self._verifier = Verifier()
+        self._runs: dict[tuple[str, Plan], list[TrainingRun] | BaseException] = {}
+        self._checks: dict[tuple[str, Plan], dict[str, Any]] = {}
+
+    def result(self, case: Case) -> CaseResult:
+        """Train, unless a case before has, and judge at the length of the case."""
+        plan = self._profile.plan(case)
+        if isinstance(plan, RecallPlan):
+            return self._evaluate_recall(case, plan)
+        assert isinstance(plan, LanguagePlan)
+        return self._evaluate_language(case, plan)
+
+    def _evaluate_recall(self, case: Case, plan: RecallPlan) -> CaseResult:
+        runs = self._trained(case, plan, lambda rate, seed: learn_recall(case, plan, rate, seed))
+        metrics = dict[str, float]()
+        curves = dict[str, list[list[float]]]()
+        for task in (test for test in plan.tests if test.length == case.length):
+            ids, answers = eval_examples(task, EVAL_SEED)
+            right = torch.stack([score_answers(run.model, ids, answers) for run in runs])
+            found = right.mean(1).tolist()
+            metrics |= _spread(f"accuracy_{task.items}_items", found)
+            metrics |= _spread("accuracy", found) | {"items": float(task.items)}  # the most last
+            metrics["majority"] = _majority_class_accuracy(answers)
+            if (depths := task.depths(ids)) is not None:
+                curves["accuracy_by_depth"] = by_depth(right.mean(0), depths.flatten())
+        row = self._row(case, plan, runs, metrics, "accuracy", found)
+        return replace(row, curves=curves)
+
+    def _evaluate_language(self, case: Case, plan: LanguagePlan) -> CaseResult:
+        runs = self._trained(case, plan, lambda rate, seed: learn_language(case, plan, rate, seed))
+        judged = sample_windows(corpus(plan.corpus)[2], plan.held_out, plan.context, EVAL_SEED)
+        bits = [bits_at(run.model, *judged) for run in runs]
+        found = [float(some.mean()) for some in bits]
+        metrics = _spread("bits_per_byte", found)
+        curves = runs[0].curves | {"bits_by_position": _by_position(bits[0])}
+        row = self._row(case, plan, runs, metrics, "bits_per_byte", found)
+        return replace(row, curves=curves)
+
+    def _row(
+        self,
+        case: Case,
+        plan: Plan,
+        runs: list[TrainingRun],
+        metrics: dict[str, float],
+        metric: str,
+        found: list[float],
+    ) -> CaseResult:
+        """The judgement, and what the attention that was judged costs.
+
+        Args:
+            metrics: of the judgement.
+            metric: what the task is judged by.
+            found: of each run.
+        """
+        module, seconds = measured_attention(runs[0].model), [run.seconds for run in runs]
+        metrics |= {
+            "train_s": fmean(seconds),
+            "train_tokens": float(plan.tokens),
+            "train_threads": float(min(run.threads for run in runs)),
+            "learning_rate": runs[0].rate,
+            "seeds": float(len(runs)),
+            "parameters": float(sum(p.numel() for p in runs[0].model.parameters())),
+        }
+        metrics |= attention_costs(
+            case,
+            module,
+            lambda: sized(REFERENCE, plan.shape).eval().to(case.device),
+            self._verifier,
+            seconds=self._profile.seconds,
+            width=self._profile.width,
+        )
+        if self._keeper is not None and case.length == plan.lengths[-1]:
+            seed = max(range(len(runs)), key=lambda number: runs[number].score)
+            self._keeper.keep(
+                case,
+                plan,
+                runs[seed].model,
+                seed=seed,
+                learning_rate=runs[seed].rate,
+                metric=metric,
+                value=found[seed],
+            )
+        check = self._checks[case.attention, plan]
+        config = configuration(case.attention, module, plan.shape.entries)
+        return CaseResult(
+            case,
+            "measured",
+            "",
+            module.description,
+            metrics,
+            {"candidate_s": seconds},
+            check,
+            config,
+        )
+
+    def _trained(
+        self, case: Case, plan: Plan, learn: Callable[[float, int], TrainingRun]
+    ) -> list[TrainingRun]:
+        """A run for each seed, at the learning rate that was best for the first.
+
+        Raises:
+            UnmeasuredError: it cannot run here, is wrong, takes too long, sees later tokens, or
+                diverged.
+        """
+        key = case.attention, plan
+        if key not in self._runs:
+            try:
+                self._runs[key] = self._train(case, plan, learn)
+            except Interruption:
+                raise
+            except BaseException as reason:  # noqa: BLE001  the other cases of the task fail alike
+                self._runs[key] = reason
+        runs = self._runs[key]
+        if isinstance(runs, BaseException):
+            raise runs
+        return runs
+
+    def _train(
+        self, case: Case, plan: Plan, learn: Callable[[float, int], TrainingRun]
+    ) -> list[TrainingRun]:
+        shape = plan.shape
+        _, check = check_eligible(case, shape.config(), shape.entries, PROBE, self._verifier)
+        self._checks[case.attention, plan] = check
+        require_affordable(case, plan)
+        first = [learn(rate, 0) for rate in plan.rates]
+        converged = [run for run in first if not run.diverged]
+        if not converged:
+            said = (f"learning rate {run.rate:g} {run.diverged}" for run in first)
+            raise UnmeasuredError("failed", "; ".join(said))
+        best = max(converged, key=lambda run: run.score)
+        runs = [best]
+        for seed in range(1, plan.seeds):
+            runs.append(learn(best.rate, seed))
+            if runs[-1].diverged:
+                raise UnmeasuredError("failed", f"seed {seed} {runs[-1].diverged}")
+        return runs
+
+
+def _majority_class_accuracy(answers: Tensor) -> float:
+    """Accuracy of who always gives the most frequent answer."""
+    wanted = answers[answers != IGNORED]
+    return float(wanted.bincount().max() / len(wanted))
+
+
+def by_depth(right: Tensor, depths: Tensor) -> list[list[float]]:
+    """Share of right answers in each tenth of the depths (answers,): [its middle, share]."""
+    tenth = (depths * TENTHS).long()
+    return [[(i + 0.5) / TENTHS, float(right[tenth == i].mean())] for i in tenth.unique().tolist()]
+
+
+def _by_position(bits: Tensor) -> list[list[float]]:
+    """Mean bits in each stretch of positions (N,): [position it ends at, bits]."""
+    ends = torch.linspace(0, len(bits), BUCKETS + 1, dtype=torch.float32).long().unique().tolist()
+    return [[b, float(bits[a:b].mean())] for a, b in pairwise(ends)]
+
+
+def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Mean over the seeds, and the least and the most of several."""
+    found = {name: fmean(values)}
+    return (
+        found | {f"{name}_low": min(values), f"{name}_high": max(values)} if values[1:] else found
+    )

@@ -1,0 +1,255 @@
+"""The gate in MLflow: every comparison a run, what is accepted of an attention a model version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from danon.gate.result import GateResult
+from danon.gate.result_report import files
+from danon.gate.thresholds import Threshold, Thresholds
+from danon.runs.case import Case
+from danon.tracking import model_registry, store
+from danon.tracking.bench_recorder import metric_name
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from danon.runs.case import Phase
+
+__all__ = ["BASELINE", "EXPERIMENT", "case_of", "figure_name", "record", "recorded", "register"]
+
+EXPERIMENT = "gate"
+BASELINE = "baseline"
+PATIENCE = {"retries": 1, "timeout_s": 20}
+OUTCOMES = ("clean", "regression", "undecided")
+
+_log = logging.getLogger(__name__)
+
+
+def record(found: GateResult) -> str:
+    """Log a comparison; one that is recorded stays as it is, one that is so in part is completed.
+
+    Returns:
+        One line for the user: where it is.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    digest = hashlib.sha256(found.to_json().encode()).hexdigest()[:12]
+    tags = {
+        "danon.run_id": f"gate {found.head[:10]} {digest}",
+        "danon.base": found.base,
+        "danon.head": found.head,
+        "danon.outcome": OUTCOMES[found.status],
+        "danon.fingerprint": json.dumps(dict(found.fingerprint), sort_keys=True),
+        "mlflow.source.git.commit": found.head,
+    }
+    metrics: dict[tuple[str, int], float] = {}
+    for row in found.rows:
+        if row.time_ratio is not None:
+            ratio = row.time_ratio
+            for name, value in (
+                ("ratio", ratio.value),
+                ("ratio_low", ratio.low),
+                ("ratio_high", ratio.high),
+                ("head_s", row.head_s),
+            ):
+                metrics[figure_name(row.case, name), row.case.length] = value
+        if row.relative_time is not None:
+            metrics[figure_name(row.case, "relative_time"), row.case.length] = row.relative_time
+        for fact in row.facts:
+            if fact.is_recall:
+                metrics[figure_name(row.case, fact.name), row.case.length] = fact.head
+    uri, start = store.tracking_uri(), int(found.when.timestamp() * 1000)
+    with _patient() as client, store.exclusive(uri):  # or two would make a run each
+        experiment = store.experiment_id(client, uri, EXPERIMENT)
+        same = f"tags.`danon.run_id` = '{tags['danon.run_id']}'"
+        known = next(iter(store.runs_where(client, [experiment], same)), None)
+        if known is not None and known.info.status == "FINISHED":
+            return f"recorded before in {store.redact_password(uri)}"
+        name = f"gate {found.head[:10]}"
+        with _run(client, name, tags, metrics, start=start, known=known) as run_id:
+            for file, content in files(found).items():
+                client.log_text(run_id, content.decode(), file)
+    return f"recorded in {store.redact_password(uri)}"
+
+
+def recorded(found: GateResult, folder: Path) -> str:
+    """As :func:`record`, but a store that fails stops nothing.
+
+    Args:
+        folder: keeps the comparison.
+
+    Returns:
+        One line for the user: where it is, or why it is not recorded and what does that later.
+    """
+    try:
+        return record(found)
+    except store.StoreError as error:
+        return f"not recorded, `danon record {folder}` tries again: {error}"
+
+
+def register(thresholds: Thresholds, why: str) -> str:
+    """Make what is accepted a version of ``danon-<attention>``, with the alias ``baseline``.
+
+    An attention whose thresholds the store has already keeps its version: a file that is read into
+    an empty store, and one that came from it, are the same.
+
+    Args:
+        why: kept with each new version.
+
+    Returns:
+        One line for the user.
+    """
+    by_attention: dict[str, dict[str, Threshold]] = {}
+    for name, threshold in thresholds.cases.items():
+        by_attention.setdefault(case_of(name).attention, {})[name] = threshold
+    uri = store.tracking_uri()
+    machine = json.dumps(thresholds.fingerprint, sort_keys=True)
+    tags = {"danon.why": why, "danon.commit": thresholds.commit, "danon.fingerprint": machine}
+    try:
+        with _patient() as client, store.exclusive(uri):  # or two gates would make a version each
+            changed = {
+                attention: some
+                for attention, some in by_attention.items()
+                if _baseline_digest(client, f"danon-{attention}") != _digest(some)
+            }
+            if not changed:
+                return f"thresholds are those of {store.redact_password(uri)}"
+            metrics = {
+                (figure_name(case_of(name), figure), case_of(name).length): value
+                for some in changed.values()
+                for name, threshold in some.items()
+                for figure, value in _figures(threshold).items()
+            }
+            name = f"thresholds {thresholds.commit[:10]}"
+            with _run(client, name, tags, metrics) as run_id:
+                for attention, some in changed.items():
+                    _version(client, run_id, attention, some, tags)
+    except store.StoreError as error:
+        return f"thresholds are not registered, the next gate tries again: {error}"
+    names = ", ".join(f"danon-{attention}" for attention in changed)
+    return f"registered {names} ({BASELINE}) in {store.redact_password(uri)}"
+
+
+def _baseline_digest(client: MlflowClient, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = client.get_model_version_by_alias(name, BASELINE)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return ""  # no such model, or nothing has the alias
+        raise
+    return str(version.tags.get("danon.thresholds", ""))
+
+
+def _version(
+    client: MlflowClient,
+    run_id: str,
+    attention: str,
+    some: Mapping[str, Threshold],
+    tags: Mapping[str, str],
+) -> None:
+    name = f"danon-{attention}"
+    model_registry.make(client, name)
+    client.log_text(run_id, _text(some), f"thresholds/{attention}/thresholds.json")
+    accepted = {
+        f"accepted.{case.replace('/', '.').replace('+', '_')}": f"{threshold.history[-1].why} "
+        f"({threshold.history[-1].by}, {threshold.history[-1].when})"
+        for case, threshold in some.items()
+        if threshold.history
+    }
+    version = client.create_model_version(
+        name,
+        f"runs:/{run_id}/thresholds/{attention}",
+        run_id,
+        {**tags, **accepted, "danon.thresholds": _digest(some)},
+        await_creation_for=0,
+    )
+    client.set_registered_model_alias(name, BASELINE, version.version)
+
+
+@contextmanager
+def _run(
+    client: MlflowClient,
+    name: str,
+    tags: Mapping[str, str],
+    metrics: Mapping[tuple[str, int], float],
+    *,
+    start: int | None = None,
+    known: Run | None = None,
+) -> Iterator[str]:
+    """Id of an MLflow run that has these, FAILED if what happens inside fails.
+
+    Args:
+        start: milliseconds since 1970; now, if it is None.
+        known: to be completed.
+    """
+    identity = store.owner_tags(store.tracking_uri(), f"{name} {os.getpid()}")
+    from mlflow.entities import Metric
+
+    experiment = store.experiment_id(client, store.tracking_uri(), EXPERIMENT)
+    run = known or client.create_run(experiment, start, tags={**identity, **tags}, run_name=name)
+    run_id: str = run.info.run_id
+    status = "FAILED"
+    try:
+        at_ms = run.info.start_time  # the same each time: MLflow drops an identical metric
+        some = [Metric(n, value, at_ms, step) for (n, step), value in metrics.items()]
+        for at in range(0, len(some), 500):  # MLflow takes up to 1000 at once
+            for refused in store.log_accepted(client, run_id, some[at : at + 500]).values():
+                _log.warning("MLflow refuses %s", refused)
+        yield run_id
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run_id, status)
+
+
+@contextmanager
+def _patient() -> Iterator[MlflowClient]:
+    """A client; whatever the store raises becomes a StoreError."""
+    uri = store.tracking_uri()
+    client = store.connect(uri)
+    try:
+        with store.bounded_retries(**PATIENCE):
+            yield client
+    except store.failures() as error:
+        raise store.StoreError(
+            f"{store.redact_password(uri)}: {store.root_cause(error)}"
+        ) from error
+
+
+def case_of(name: str) -> Case:
+    """The case of a threshold."""
+    suite, *task, attention, length, dtype, phase, device = name.split("/")
+    return Case(
+        suite, attention, int(length[1:]), dtype, cast("Phase", phase), device, task="".join(task)
+    )
+
+
+def figure_name(case: Case, figure: str) -> str:
+    """As in the suites, and with the attention: all are in one run."""
+    return f"{case.attention}.{metric_name(case, figure)}"
+
+
+def _figures(threshold: Threshold) -> dict[str, float]:
+    if (time := threshold.time) is None:
+        return threshold.facts
+    timed = {"relative_time": time.relative, "spread": time.spread, "drift": time.drift}
+    return timed | threshold.facts
+
+
+def _text(some: Mapping[str, Threshold]) -> str:
+    return json.dumps({name: t.model_dump() for name, t in some.items()}, indent=1, sort_keys=True)
+
+
+def _digest(some: Mapping[str, Threshold]) -> str:
+    return hashlib.sha256(_text(some).encode()).hexdigest()[:12]

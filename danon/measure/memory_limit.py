@@ -1,0 +1,57 @@
+"""A limit on this process's memory: a hungry case fails alone instead of taking the machine."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from danon.console.reasons import message
+
+__all__ = ["limit_memory", "out_of_memory"]
+
+SHARE = 0.8
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def limit_memory() -> int | None:
+    """Let this process allocate four fifths of what is free now; returns that limit in bytes.
+
+    None where the system has no such limit (Windows).
+    """
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if (
+        limit.is_file()
+        and used.is_file()
+        and (most := limit.read_text(encoding="utf-8").strip()) != "max"
+    ):
+        free = min(free, int(most) - int(used.read_text(encoding="utf-8")))
+    share = int(SHARE * free)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        share = min(share, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (share, hard))
+    return share
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What an allocation on the CPU or a GPU wanted and did not get; empty for other errors."""
+    text = message(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not (
+        isinstance(error, RuntimeError) and "can't allocate memory" in text
+    ):
+        return ""
+    asked = re.search(r"allocate (?:(\d+) bytes|([\d.]+ [KMGT]iB))", text)
+    if asked is None:
+        return "out of memory"
+    more = asked[2] or f"{int(asked[1]) / 2**20:,.0f} MiB"
+    return f"out of memory: {more} more was too much"

@@ -1,0 +1,1 @@
+"""Child processes, and the lines between them and the command."""

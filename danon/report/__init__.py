@@ -1,0 +1,1 @@
+"""Tables, terminal, HTML and charts made of recorded results."""

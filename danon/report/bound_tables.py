@@ -1,0 +1,231 @@
+"""The bounds of the seed's section 5 as the scoreboard and the report show them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from danon.measure.statistics import fit_exponent
+from danon.report import configuration
+from danon.report.figure import Figure
+from danon.report.tables import figure, mechanism, role
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from danon.report.tables import Role
+    from danon.runs.case import CaseResult
+
+__all__ = ["QUANTITIES", "Bounds", "Order", "Quantity", "Row", "bounds", "growth"]
+
+FEWEST_LENGTHS = 3
+MASS = "mass_"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One column.
+
+    Attributes:
+        metric: its name in the records.
+        symbol: in a heading.
+        formula: in words.
+        claim: what the seed says of it, or how it is to be read.
+        claimed: the seed bounds it.
+    """
+
+    metric: str
+    symbol: str
+    formula: str
+    claim: str
+    claimed: bool = False
+
+
+QUANTITIES = (
+    Quantity(
+        "eps",
+        "eps",
+        "‖Â - A‖ √(d / log n), the Frobenius norm of the whole n x n matrix",
+        "seed 5.2: ‖Â - A‖ ≤ eps √(log n / d) for some eps: it must not grow with n",
+        claimed=True,
+    ),
+    Quantity(
+        "gamma",
+        "gamma",
+        "‖Sparse(A) - A‖ / ‖A‖, Sparse(A): A where tokens are seen as themselves",
+        "seed 5.2: at most some gamma; it is never above 1, so only growth says something",
+        claimed=True,
+    ),
+    Quantity(
+        "delta",
+        "delta",
+        "‖X - X̂‖ / ‖X‖ of keys and values, X̂ with nodes in place of their tokens",
+        "seed 5.2: at most some delta; means are never above 1, so only growth says something",
+        claimed=True,
+    ),
+    Quantity(
+        "frobenius",
+        "‖Â - A‖ / ‖A‖",
+        "relative Frobenius error of the matrix",
+        "no claim; eps without the factor that grows with n",
+    ),
+    Quantity(
+        "total_variation",
+        "TV",
+        "total variation of a row, half the sum of |Â - A|, the mean over rows",
+        "no claim; the mass that stands on other tokens than dense attention's",
+    ),
+    Quantity(
+        "dense_mass_covered",
+        "covered",
+        "dense attention's mass on tokens that are seen as themselves",
+        "no claim; the more the better",
+    ),
+    Quantity(
+        "unexplained_output",
+        "off Â",
+        "‖o - Â v‖ / ‖o‖, what of the output o the matrix does not explain",
+        "no claim; where it is large, by a state or values that pass a network, the rest says less",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """How time or state grow: the seed's claim (5.1) beside the measured exponent of N."""
+
+    what: str
+    claim: str
+    measured: Figure
+
+
+ORDERS = {"msra": ("N log N", "log N"), "dala": ("N", "N, compressed"), "ucsa": ("N", "log N")}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attention.
+
+    Attributes:
+        values: metric -> length -> value.
+        mass: length -> branch -> share of softmax mass, largest first; empty where there are no
+            branches.
+        orders: what the seed claims of its time and state.
+    """
+
+    attention: str
+    role: Role
+    semantics: str
+    values: dict[str, dict[int, float]]
+    mass: dict[int, dict[str, float]]
+    orders: tuple[Order, ...] = ()
+
+    def value(self, metric: str, length: int) -> float:
+        return self.values.get(metric, {}).get(length, math.nan)
+
+    def growth(self, metric: str) -> Figure:
+        return growth(self.values.get(metric, {}))
+
+    def verdict(self, metric: str) -> str:
+        """Whether a bound holds over the lengths measured: ``exact``, ``holds``, ``grows`` ..."""
+        known, fit = self.values.get(metric, {}), self.growth(metric)
+        if known and not any(known.values()):
+            return "exact"
+        if fit.low > 0:
+            return "grows"
+        return "holds" if fit.high <= 0 else "undecided" if known else ""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Every attention with figures, the closest to dense attention first.
+
+    Attributes:
+        where: shape and dtype in words.
+    """
+
+    where: str
+    lengths: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def headline(self) -> int:
+        """The longest length."""
+        return self.lengths[-1]
+
+    @property
+    def quantities(self) -> list[Quantity]:
+        return [q for q in QUANTITIES if any(q.metric in row.values for row in self.rows)]
+
+
+def growth(points: dict[int, float]) -> Figure:
+    """The exponent p of values ~ N^p over the lengths where they are not zero.
+
+    With its 95 % interval; from two lengths without one, from fewer there is none.
+    """
+    known = {n: value for n, value in points.items() if value > 0}
+    if len(known) >= FEWEST_LENGTHS:
+        return Figure(**dataclasses.asdict(fit_exponent(list(known), list(known.values()))))
+    if len(known) < 2:
+        return Figure(math.nan)
+    (n, y), (m, z) = sorted(known.items())
+    return Figure(math.log(z / y) / math.log(m / n))
+
+
+def bounds(results: Sequence[CaseResult], command: str) -> Bounds | None:
+    """The table of a run; None without a figure."""
+    found = [r for r in results if r.case.suite == "bounds" and r.status == "measured"]
+    if not found:
+        return None
+    found.sort(key=lambda r: r.case.length)
+    lengths = tuple(sorted({r.case.length for r in found}))
+    names = dict.fromkeys(r.case.attention for r in found)
+    rows = [
+        _row(name, [r for r in found if r.case.attention == name], results, command)
+        for name in names
+    ]
+
+    def standing(row: Row) -> tuple[bool, float]:
+        value = row.value("total_variation", lengths[-1])
+        return math.isnan(value), value
+
+    case = found[0].case
+    kind = "causal" if case.causal else "bidirectional"
+    where = f"{case.dtype}, {case.device}, {case.heads} heads x {case.head_dim}, {kind}"
+    return Bounds(where, lengths, tuple(sorted(rows, key=standing)))
+
+
+def _row(name: str, mine: Sequence[CaseResult], results: Sequence[CaseResult], command: str) -> Row:
+    values: dict[str, dict[int, float]] = {}
+    mass: dict[int, dict[str, float]] = {}
+    for result in mine:
+        shares = {}
+        for metric, value in result.metrics.items():
+            if metric.startswith(MASS):
+                shares[metric.removeprefix(MASS).replace("_", " ")] = value
+            else:
+                values.setdefault(metric, {})[result.case.length] = value
+        mass[result.case.length] = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    settings = {configuration.digest(result) for result in mine}
+    alike = [r for r in results if configuration.digest(r) in settings]
+    return Row(name, role(name, command), mine[-1].semantics, values, mass, _orders(name, alike))
+
+
+def _orders(name: str, results: Sequence[CaseResult]) -> tuple[Order, ...]:
+    """Claims about time and state; measured by the suites scaling and decode where they ran."""
+    if mechanism(name) not in ORDERS:
+        return ()
+    time, state = ORDERS[mechanism(name)]
+    took, kept = Figure(math.nan), dict[str, dict[int, float]]()
+    for result in results:
+        case, metrics = result.case, result.metrics
+        if case.attention != name or result.status != "measured":
+            continue
+        if case.suite == "scaling" and case.phase == "forward" and "time_exponent" in metrics:
+            took = figure(metrics, "time_exponent")
+        if case.suite == "decode" and "state_bytes" in metrics:
+            kept.setdefault(case.dtype, {})[case.length] = metrics["state_bytes"]
+    bytes_held = next(iter(kept.values()), {})  # of one dtype: they differ by a factor
+    return Order("time", time, took), Order("state", state, growth(bytes_held))

@@ -1,0 +1,59 @@
+"""Which configuration a figure is of: figures of different ones never stand in one statement."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from danon.config import AttentionConfig
+
+if TYPE_CHECKING:
+    from danon.runs.case import CaseResult
+
+__all__ = ["digest", "same", "settings"]
+
+SHAPE_FIELDS = {field.name for field in dataclasses.fields(AttentionConfig)} - {"causal", "kernel"}
+"""Fields of the model around an attention, the length among them: the case says what they were."""
+
+LENGTH_FIELDS = {"select_length"}
+"""Fields of a mechanism that hold the length it was built for."""
+
+DIGEST_LENGTH = 12
+
+
+def settings(result: CaseResult) -> dict[str, Any]:
+    """Return what decides what an attention computes: its configuration without shape and length.
+
+    Args:
+        result: of any suite.
+
+    Returns:
+        Field -> value; empty if the result carries no configuration.
+    """
+    ignored = SHAPE_FIELDS | LENGTH_FIELDS
+    return {name: value for name, value in result.config.items() if name not in ignored}
+
+
+def digest(result: CaseResult) -> str:
+    """Return a short hash of the settings, equal for two results of one configuration.
+
+    What an attention says of itself counts too: the configuration of a baseline does not hold its
+    window, its ``semantics`` does.
+
+    Args:
+        result: of any suite.
+
+    Returns:
+        Twelve hexadecimal digits; empty if the result carries no configuration.
+    """
+    if not result.config:
+        return ""
+    text = json.dumps([settings(result), result.semantics], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def same(one: str, other: str) -> bool:
+    """Return whether two digests are of one configuration; an unknown one equals none."""
+    return one == other != ""

@@ -1,0 +1,283 @@
+"""What attentions are worth in models, as the scoreboard and the report show it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from danon.report import configuration, formatting
+from danon.report.figure import Figure
+from danon.report.remarks import Remark, doubtful, remarks
+from danon.report.tables import figure, role, speedup
+from danon.runs.pretrained_tasks import PRETRAINED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from danon.report.tables import Role
+    from danon.runs.case import CaseResult
+
+__all__ = ["Cost", "Row", "Score", "Task", "attentions", "hardest", "tasks"]
+
+Cost = Literal["share", "speedup", "peak"]
+RECALL = {
+    "mqar": "multi-query associative recall (Arora et al. 2023)",
+    "needle": "a needle in a haystack",
+    "induction": "induction (Olsson et al. 2022)",
+    "copying": "selective copying (Gu and Dao 2023)",
+    "listops": "nested lists to evaluate (Nangia and Bowman 2018)",
+}
+TEXTS = {
+    "code": "Python's standard library",
+    "shakespeare": "Shakespeare's plays",
+    "genome": "the genome of Escherichia coli, a byte a base",
+}
+LOOKUP = "lookup"
+"""The task whose attentions have the settings that speed is measured with."""
+TASKS = {*RECALL, *TEXTS, *PRETRAINED}
+"""Those that come with danon, recorded or not."""
+METRICS = {
+    ("recall", ""): ("accuracy", True),
+    ("language", ""): ("bits_per_byte", False),
+    ("pretrained", "text"): ("perplexity", False),
+    ("pretrained", "passkey"): ("accuracy", True),
+    ("pretrained", "adapted"): ("perplexity", False),
+    ("pretrained", LOOKUP): ("accuracy", True),
+}
+"""Of suite and task (empty: any of the suite), and whether more of it is better."""
+SUITES = tuple(dict.fromkeys(suite for suite, _ in METRICS))
+WRITTEN = {
+    "accuracy": formatting.format_accuracy,
+    "bits_per_byte": formatting.format_bits,
+    "perplexity": formatting.format_perplexity,
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """What came of one attention at one length.
+
+    Attributes:
+        quality: in the metric of the task; its interval is the least and the most of the seeds.
+        share: of dense attention's pairs that are seen; NaN for a recurrence.
+        speedup: of the forward pass of the attention, as it is in the model, over dense attention.
+        peak: bytes of that pass.
+        items: what there was to find; NaN for text.
+        answers: questions that dense attention was asked, too; NaN where they are not compared.
+        lost: of these, how many dense attention alone answers right.
+        gained: of these, how many dense attention alone answers wrong.
+        semantics: in the model.
+        settings: digest of the configuration in the model; empty if not recorded.
+    """
+
+    quality: Figure
+    share: float
+    speedup: Figure
+    peak: float
+    items: float
+    train_s: float
+    learning_rate: float
+    seeds: float
+    semantics: str
+    settings: str = ""
+    answers: float = math.nan
+    lost: float = math.nan
+    gained: float = math.nan
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def cost(self, of: Cost) -> float:
+        """What is paid, the less the better; nothing known is the most."""
+        paid = -self.speedup.value if of == "speedup" else getattr(self, of)
+        return paid if math.isfinite(paid) else math.inf
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attention in a task: length -> score.
+
+    Attributes:
+        remarks: what a reader must know of its figures.
+    """
+
+    attention: str
+    role: Role
+    scores: dict[int, Score]
+    remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task and how every attention did in it, best first at the longest length.
+
+    Attributes:
+        name: of what is recalled, of the text, or of what a pretrained model is asked.
+        higher: whether the more of the metric, the better.
+    """
+
+    suite: str
+    name: str
+    metric: str
+    higher: bool
+    lengths: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def headline(self) -> int:
+        """The longest length, which is the hardest."""
+        return self.lengths[-1]
+
+    @property
+    def ranged(self) -> bool:
+        """Whether figures at the longest length have a range over seeds."""
+        found = (row.scores.get(self.headline) for row in self.rows)
+        return any(score and self.spread(score.quality) for score in found)
+
+    @property
+    def by_depth(self) -> bool:
+        """Whether right answers are known by where they are to be found."""
+        found = (score for row in self.rows for score in row.scores.values())
+        return any("accuracy_by_depth" in score.curves for score in found)
+
+    @property
+    def trained(self) -> bool:
+        """Whether models were trained for it, each with one attention."""
+        return self.suite != "pretrained"
+
+    @property
+    def about(self) -> str:
+        """The task in words."""
+        if not self.trained:
+            return PRETRAINED[self.name]
+        if self.higher:
+            return RECALL.get(self.name, self.name)
+        return f"{TEXTS.get(self.name, 'text')}, bits/B"
+
+    def items(self, length: int) -> float:
+        """What there was to find at a length; NaN for text."""
+        found = (row.scores[length].items for row in self.rows if length in row.scores)
+        return next(found, math.nan)
+
+    def score(self, attention: str, length: int) -> Score | None:
+        found = (row.scores.get(length) for row in self.rows if row.attention == attention)
+        return next(found, None)
+
+    def resized(self, attention: str, length: int) -> bool:
+        """Return whether a figure is of other settings than time, memory and pairs of its row.
+
+        Those are of the longest length, and an attention may be sized anew for each.
+        """
+        score, cost = self.score(attention, length), self.score(attention, self.headline)
+        return score is not None and cost is not None and score.settings != cost.settings
+
+    def loss(self, score: Score | None) -> float:
+        """Quality such that less is better; without a score it is the most."""
+        if score is None:
+            return math.inf
+        return -score.quality.value if self.higher else score.quality.value
+
+    def write(self, value: float) -> str:
+        """``98%``, ``2.131`` or ``37.55``."""
+        return WRITTEN[self.metric](value)
+
+    def spread(self, quality: Figure) -> str:
+        """``93-98%``, empty with one seed."""
+        if not (math.isfinite(quality.low) and math.isfinite(quality.high)):
+            return ""
+        return f"{self.write(quality.low).rstrip('%')}-{self.write(quality.high)}"
+
+    def front(self, length: int, costs: Sequence[Cost] = ("speedup", "peak")) -> frozenset[str]:
+        """The Pareto front: no other is as good in quality and all costs, and better in one.
+
+        By the figures alone, whatever their intervals; those of a point are of one case.
+        What is in doubt is not on it, and takes nobody's place there.
+        """
+        points = {
+            row.attention: (self.loss(score), *map(score.cost, costs))
+            for row in self.rows
+            if not doubtful(row.remarks) and (score := row.scores.get(length))
+        }
+        return frozenset(
+            name
+            for name, mine in points.items()
+            if not any(
+                other != mine and all(o <= m for o, m in zip(other, mine, strict=True))
+                for other in points.values()
+            )
+        )
+
+
+def tasks(results: Sequence[CaseResult], command: str) -> list[Task]:
+    """Every task with figures: recall first, pretrained last, else as they come."""
+    found: dict[tuple[str, str], list[CaseResult]] = {}
+    for result in results:
+        if result.case.suite in SUITES and result.status == "measured":
+            found.setdefault((result.case.suite, result.case.task), []).append(result)
+    keys = sorted(found, key=lambda key: SUITES.index(key[0]))
+    said = remarks(results)
+    made = (_task(suite, name, found[suite, name], command, said) for suite, name in keys)
+    return [task for task in made if task.rows]
+
+
+def hardest(among: Sequence[Task], suite: str) -> Task | None:
+    """Of the tasks of a suite the first that goes to the longest length."""
+    return max((t for t in among if t.suite == suite), key=lambda t: t.headline, default=None)
+
+
+def attentions(among: Sequence[Task]) -> dict[str, Role]:
+    """All that have figures and their roles, best first in the first task, then in the next."""
+    found = {row.attention: row.role for task in among for row in task.rows}
+
+    def standing(name: str) -> tuple[float, ...]:
+        return tuple(task.loss(task.score(name, task.headline)) for task in among)
+
+    return {name: found[name] for name in sorted(found, key=standing)}
+
+
+def _task(
+    suite: str,
+    name: str,
+    results: Sequence[CaseResult],
+    command: str,
+    said: Mapping[str, tuple[Remark, ...]],
+) -> Task:
+    metric, higher = METRICS[suite, name if suite == "pretrained" else ""]
+    scores: dict[str, dict[int, Score]] = {}
+    for result in sorted(results, key=lambda r: r.case.length):
+        score = _score(result, metric)
+        if math.isfinite(score.quality.value):
+            scores.setdefault(result.case.attention, {})[result.case.length] = score
+    lengths = tuple(sorted({n for found in scores.values() for n in found}))
+    rows = [Row(a, role(a, command), found, said.get(a, ())) for a, found in scores.items()]
+    task = Task(suite, name, metric, higher, lengths, ())
+
+    def standing(row: Row) -> tuple[float, ...]:
+        """At the longest length; shorter ones decide between equals."""
+        return tuple(task.loss(row.scores.get(n)) for n in reversed(lengths))
+
+    return dataclasses.replace(task, rows=tuple(sorted(rows, key=standing)))
+
+
+def _score(result: CaseResult, metric: str) -> Score:
+    metrics = result.metrics
+
+    def number(name: str) -> float:
+        return metrics.get(name, math.nan)
+
+    return Score(
+        quality=figure(metrics, metric),
+        share=number("pairs_share"),
+        speedup=speedup({"attention": result.case.attention, **metrics}),
+        peak=number("peak_bytes"),
+        items=number("items"),
+        train_s=number("train_s"),
+        learning_rate=number("learning_rate"),
+        seeds=number("seeds"),
+        semantics=result.semantics,
+        settings=configuration.digest(result),
+        answers=number("answers"),
+        lost=number("lost_answers"),
+        gained=number("gained_answers"),
+        curves=result.curves,
+    )

@@ -1,0 +1,101 @@
+"""Where the figures of one invocation come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import importlib.metadata
+import platform
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from danon.runs.case import STRICT
+from danon.runs.commit import commit_of
+
+__all__ = ["RunInfo"]
+
+
+# Packages whose version can move a figure.
+PACKAGES = (
+    "danon",
+    "torch",
+    "triton",
+    "numpy",
+    "transformers",
+    "xformers",
+    "flash-attn",
+    "flash-linear-attention",
+    "local-attention",
+    "linformer",
+    "performer-pytorch",
+    "native-sparse-attention-pytorch",
+    "pytest-benchmark",
+    "mlflow",
+)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Where the figures of one invocation come from.
+
+    Attributes:
+        run_id: sorts by start time; unique without coordination.
+        started: ISO-8601, UTC.
+        commit: of the checkout of danon that was measured, or, with an installed danon, of the
+            repository the command ran in; "unknown" outside one.
+        dirty: there were changes that no commit holds.
+        fingerprint: the machine. Absolute times compare only where it is equal.
+        versions: installed package -> version.
+        command: as it was typed.
+        basis: what decides the figures besides, by name; digests where it is code.
+    """
+
+    run_id: str
+    started: str
+    commit: str
+    dirty: bool
+    fingerprint: dict[str, Any]
+    versions: dict[str, str]
+    profile: str
+    seed: int
+    command: str
+    basis: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    @classmethod
+    def capture(
+        cls,
+        profile: str,
+        seed: int,
+        command: str,
+        fingerprint: dict[str, Any],
+        basis: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Describe the invocation that starts now."""
+        now = dt.datetime.now(dt.UTC)
+        commit, dirty = commit_of()
+        return cls(
+            run_id=f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
+            started=now.isoformat(timespec="seconds"),
+            commit=commit,
+            dirty=dirty,
+            fingerprint=fingerprint,
+            versions=_versions(),
+            profile=profile,
+            seed=seed,
+            command=command,
+            basis=dict(basis or {}),
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # absence is what the row "unavailable" is for
+    return found

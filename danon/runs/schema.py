@@ -1,0 +1,129 @@
+"""The check of what is read from the folder of a run: docs/results.md has the schema in words.
+
+A run is read as a whole or not at all, and what is wrong with it is said with the file and the
+place in it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from danon.runs.case import SCHEMA, CaseResult
+from danon.runs.pretrained_tasks import PRETRAINED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import TypeAdapter, ValidationError
+
+__all__ = [
+    "SchemaError",
+    "check_date",
+    "check_tasks",
+    "first_problem",
+    "parse",
+    "parse_case",
+    "parse_versioned",
+]
+
+RATIOS = ("time_ratio", "time_ratio_low", "time_ratio_high", "time_ratio_extrapolated")
+"""Metrics that readers divide by."""
+
+_T = TypeVar("_T")
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
+
+
+class SchemaError(ValueError):
+    """A file that this danon cannot read; the message names it and what is wrong."""
+
+
+def parse(kind: type[_T], content: bytes, where: object) -> _T:
+    """Read a dataclass from JSON; types must be right, and no field unknown if it says so.
+
+    Args:
+        where: the file, and the line of it, for the message.
+
+    Raises:
+        SchemaError: the content is something else.
+    """
+    from pydantic import ValidationError
+
+    try:
+        found = _adapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        raise SchemaError(f"{where}: {first_problem(error)}") from None
+    return found
+
+
+def parse_versioned(kind: type[_T], content: bytes, where: object) -> _T:
+    """Read a dataclass that has the version of the schema in its field ``schema``.
+
+    Raises:
+        SchemaError: another version, or the content is something else.
+    """
+    try:
+        values = json.loads(content)
+    except ValueError as error:  # UnicodeDecodeError, too
+        raise SchemaError(f"{where}: not whole JSON: {error}") from None
+    found = values.get("schema") if isinstance(values, dict) else None
+    if found != SCHEMA or isinstance(found, bool):
+        said = "no version of its schema" if found is None else f"schema {found!r}"
+        raise SchemaError(f"{where}: has {said}; this danon reads schema {SCHEMA}")
+    return parse(kind, content, where)
+
+
+def parse_case(line: bytes, where: object) -> CaseResult:
+    """Read a line of ``cases.jsonl``.
+
+    Raises:
+        SchemaError: it is no case, or has figures that no measurement has.
+    """
+    result = parse(CaseResult, line, where)
+    for name in RATIOS:
+        if result.metrics.get(name, 1.0) <= 0:
+            value = result.metrics[name]
+            raise SchemaError(f"{where}: metrics -> {name} = {value:g}: must be positive")
+    for part, names, kinds, word in (
+        ("check", ("error", "tolerance"), (float, int), "a number"),
+        ("place", ("host", "node"), (str,), "text"),
+        ("place", ("machine",), (dict,), "a fingerprint"),
+    ):
+        values: dict[str, Any] = getattr(result, part)
+        for name in names:
+            if name in values and not isinstance(values[name], kinds):
+                raise SchemaError(f"{where}: {part} -> {name} = {values[name]!r}: must be {word}")
+    return result
+
+
+def check_date(started: str, where: object) -> None:
+    """Raises: SchemaError: it is no date in ISO 8601."""
+    try:
+        dt.datetime.fromisoformat(started)
+    except ValueError:
+        raise SchemaError(f"{where}: info -> started = {started!r}: must be a date") from None
+
+
+def check_tasks(results: Sequence[CaseResult], where: object) -> None:
+    """Raises: SchemaError: nobody here knows what a task is judged by."""
+    for result in results:
+        case = result.case
+        if case.suite == "pretrained" and case.task not in PRETRAINED:
+            known = ", ".join(PRETRAINED)
+            raise SchemaError(f"{where}: {case.id}: task {case.task!r}: must be one of {known}")
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where the first of what is wrong is, what is allowed there, and how much more there is."""
+    first, more = error.errors()[0], error.error_count() - 1
+    place = " -> ".join(map(str, first["loc"])) or "the file"
+    return f"{place}: {first['msg']}{f' ({more} more)' if more else ''}"
+
+
+def _adapter(kind: type[_T]) -> TypeAdapter[_T]:
+    from pydantic import TypeAdapter
+
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]

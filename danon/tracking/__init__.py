@@ -1,0 +1,1 @@
+"""MLflow: where runs, models and figures are recorded."""

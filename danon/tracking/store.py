@@ -1,0 +1,403 @@
+"""Where runs are recorded: which MLflow store, how it is made, and what is cleaned up in it."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import logging
+import os
+import re
+import secrets
+import socket
+import sqlite3
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
+
+from filelock import FileLock, Timeout
+
+from danon.runs.folders import project_root
+from danon.runs.owner import EVERYBODY, Owner, is_held, remove_unheld
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, Run, RunTag
+
+__all__ = [
+    "SUITES",
+    "StoreError",
+    "artifact_location",
+    "bounded_retries",
+    "connect",
+    "experiment_id",
+    "failures",
+    "log_accepted",
+    "owner_tags",
+    "prepare",
+    "reap_stale",
+    "redact_password",
+    "root_cause",
+    "runs_where",
+    "sqlite_file",
+    "sqlite_uri",
+    "tracking_uri",
+]
+
+SUITES = ("speed", "memory", "scaling", "decode", "bounds", "recall", "language", "pretrained")
+PROBE_TIMEOUT_S = 5
+LOCK_TIMEOUT_S = 120  # creating the schema takes seconds, on a loaded machine tens of them
+SHARED = Path("/var/tmp")
+"""Folder that all users of a machine share and that a restart does not empty."""
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+"""What MLflow says of a name or a value; a store that fails says something else."""
+REFUSED = "danon.refused"
+"""How the names of tags begin that say what is refused."""
+REFUSED_NAME, REFUSED_LENGTH = 200, 1000  # characters
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+class StoreError(RuntimeError):
+    """The store cannot be used now; the message says which and why."""
+
+
+def tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI``, or the sqlite file of the repository one stands in."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    return sqlite_uri(project_root() / ".mlflow" / "mlflow.db")
+
+
+def sqlite_uri(file: Path) -> str:
+    """Return SQLAlchemy's address of a sqlite file, whatever its path is made of."""
+    special = {ord(letter): quote(letter) for letter in "%?#"}
+    return f"sqlite:///{str(file).translate(special)}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a sqlite store; None for any other store, and one in memory.
+
+    Raises:
+        StoreError: the address was put together from the path of a folder without quoting it.
+    """
+    head, found, written = uri.partition(":///")
+    path, _, query = written.partition("?")
+    path = unquote(path)
+    if not found or head.split("+")[0] != "sqlite" or path in ("", ":memory:"):
+        return None
+    if path.startswith("file:"):
+        return None
+    file, meant = Path(path).absolute(), Path(written).absolute()
+    elsewhere = meant.parent != file.parent and not file.exists()
+    if elsewhere and meant.parent.is_dir() and ("/" in query or not file.parent.is_dir()):
+        raise StoreError(f"{uri} is {file}: {meant} must be written {sqlite_uri(meant)}")
+    return file
+
+
+def redact_password(uri: str) -> str:
+    """A store's address without its password, for messages."""
+    parts = urlsplit(uri)
+    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where a store without a server keeps artifacts; None leaves it to the server."""
+    file = sqlite_file(uri)
+    return None if file is None else (file.parent / "artifacts").as_uri()
+
+
+def _prefix(uri: str) -> Path:
+    """Return how the paths of a store's lock files begin: beside its file, or in ``SHARED``."""
+    file = sqlite_file(uri)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+    folder = SHARED if os.access(SHARED, os.W_OK) else Path(tempfile.gettempdir())
+    return folder / f"danon-store-{hashlib.sha256(uri.encode()).hexdigest()[:16]}"
+
+
+@contextlib.contextmanager
+def exclusive(uri: str) -> Iterator[None]:
+    """While no other process of this machine is in one, for what two must not do at once.
+
+    Raises:
+        StoreError: another one does not come to an end, or the lock file cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(
+                FileLock(f"{_prefix(uri)}.lock", timeout=LOCK_TIMEOUT_S, mode=EVERYBODY)
+            )
+        except Timeout as error:
+            raise StoreError(
+                f"{redact_password(uri)}: locked by another process ({error})"
+            ) from error
+        except OSError as error:
+            raise StoreError(f"{redact_password(uri)}: {error}") from error
+        yield
+
+
+@contextlib.contextmanager
+def bounded_retries(*, retries: int, timeout_s: int) -> Iterator[None]:
+    """Bound how long MLflow waits for a server inside the block (its default is minutes).
+
+    MLflow reads these variables at every request. It is also kept quiet: it would log a traceback
+    for every retry, and two lines for every run that ends.
+    """
+    bounds = {
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
+    }
+    before = {name: os.environ.get(name) for name in bounds}
+    database_log = logging.getLogger("mlflow.store.db.utils")
+    level = database_log.level
+    os.environ.update(bounds)
+    database_log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")
+            yield
+    finally:
+        database_log.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a store that cannot be reached or used raises."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    # UnicodeError: a path with letters that the locale does not have.
+    return (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, UnicodeError)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of a store that answers, its schema made if it was new.
+
+    Raises:
+        StoreError: mlflow or a driver is missing, nobody answers, or the store refuses. Known
+            within seconds.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it starts threads while we measure
+    try:
+        from mlflow import MlflowClient
+    except ImportError as error:
+        raise StoreError("mlflow is not installed (pip install danon[bench])") from error
+    except RuntimeError as error:  # for a user whom the system does not know, and no HOME
+        raise StoreError(f"mlflow does not import ({error}): set HOME to a folder") from error
+    try:
+        with bounded_retries(retries=0, timeout_s=PROBE_TIMEOUT_S):
+            if urlsplit(uri).scheme in ("http", "https"):
+                client = MlflowClient(uri)
+                client.search_experiments(max_results=1)
+                return client
+            with exclusive(uri):  # several processes that create one schema at once break it
+                _knock(uri)
+                return MlflowClient(uri)
+    except ImportError as error:
+        raise StoreError(f"{redact_password(uri)}: {error}") from error
+    except failures() as error:
+        raise StoreError(f"{redact_password(uri)}: {root_cause(error)}") from error
+
+
+def _knock(uri: str) -> None:
+    """Fail at once where a database is none or does not answer; MLflow would retry for minutes."""
+    file = sqlite_file(uri)
+    if file is not None and file.exists():
+        with contextlib.closing(sqlite3.connect(file, timeout=PROBE_TIMEOUT_S)) as database:
+            database.execute("PRAGMA schema_version").fetchone()
+    parts = urlsplit(uri)
+    port = DATABASE_PORTS.get(parts.scheme.split("+")[0])
+    if port is not None and parts.hostname:
+        address = (parts.hostname, parts.port or port)
+        socket.create_connection(address, timeout=PROBE_TIMEOUT_S).close()
+
+
+def root_cause(error: BaseException) -> str:
+    """What failed in the end, in one line: libraries wrap "connection refused" in paragraphs."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError | sqlite3.Error):
+            error = inner
+        inner = inner.__cause__ or inner.__context__
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def prepare() -> None:
+    """Make the store that :func:`tracking_uri` names, with its experiments.
+
+    Raises:
+        StoreError: see :func:`connect`.
+    """
+    uri = tracking_uri()
+    client = connect(uri)
+    for suite in SUITES:
+        experiment_id(client, uri, suite)
+
+
+def experiment_id(client: MlflowClient, uri: str, suite: str) -> str:
+    """Id of the experiment ``danon/<suite>``, made or restored where it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    name = f"danon/{suite}"
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        root = artifact_location(uri)
+        location = None if root is None else f"{root}/{suite}"
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)  # another bench was faster
+            if found is None:
+                raise error
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def runs_where(client: MlflowClient, experiments: list[str], condition: str) -> list[Run]:
+    """Every run that meets an MLflow filter, over all pages."""
+    found: list[Run] = []
+    token: Any = None
+    while True:
+        page = client.search_runs(experiments, condition, max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def log_accepted(
+    client: MlflowClient,
+    run_id: str,
+    metrics: Sequence[Metric] = (),
+    params: Sequence[Param] = (),
+    tags: Sequence[RunTag] = (),
+) -> dict[str, str]:
+    """Log what MLflow accepts, so that one name or value that it refuses costs only itself.
+
+    Returns:
+        For each refused name a few words: name, value and MLflow's reason. The run has them in
+        tags ``danon.refused.<name>``.
+
+    Raises:
+        MlflowException: the store fails.
+    """
+    from mlflow.entities import RunTag
+
+    refused = _refused(client, run_id, {"metrics": metrics, "params": params, "tags": tags})
+    if refused:
+        said = {re.sub(r"[^\w-]", "_", name)[:REFUSED_NAME]: x for name, x in refused.items()}
+        words = [RunTag(f"{REFUSED}.{name}", x[:REFUSED_LENGTH]) for name, x in said.items()]
+        client.log_batch(run_id, tags=words)
+    return refused
+
+
+def _refused(client: MlflowClient, run_id: str, batch: dict[str, Any]) -> dict[str, str]:
+    """Log a batch, or one by one what is in it; what is refused."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_batch(run_id, **batch)
+    except MlflowException as error:
+        if error.error_code not in REFUSALS:
+            raise
+        each = [(kind, item) for kind, some in batch.items() for item in some]
+        if len(each) == 1:
+            ((_, item),) = each
+            return {item.key: f"{item.key} = {item.value!r} ({root_cause(error)})"}
+        refused: dict[str, str] = {}
+        for kind, item in each:
+            refused |= _refused(client, run_id, {kind: [item]})
+        return refused
+    return {}
+
+
+@cache
+def _owner_lock(uri: str) -> Path:
+    """Return the lock file by which others see whether this process lives."""
+    return Path(f"{_owner_prefix(uri)}{secrets.token_hex(6)}.lock")
+
+
+def _owner_prefix(uri: str) -> Path:
+    return Path(f"{_prefix(uri)}.owner-{quote(socket.gethostname(), safe='')}-")
+
+
+def owner_tags(uri: str, run_id: str) -> dict[str, str]:
+    """Return the tags that say to which invocation, and to which process, a run belongs.
+
+    Args:
+        uri: of the store.
+        run_id: of the invocation.
+
+    Raises:
+        StoreError: the lock that this process holds from now on cannot be made.
+    """
+    try:
+        owner = Owner.current(_owner_lock(uri))
+    except OSError as error:
+        raise StoreError(f"{redact_password(uri)}: {error}") from error
+    return {
+        "danon.run_id": run_id,
+        "danon.host": owner.host,
+        "danon.pid": str(owner.pid),
+        "danon.lock": str(owner.lock),
+    }
+
+
+def reap_stale() -> int:
+    """Mark runs KILLED that say RUNNING although their process on this host is gone.
+
+    Returns:
+        How many invocations were marked; the runs below them are marked with them.
+
+    Raises:
+        StoreError: see :func:`connect`.
+    """
+    uri = tracking_uri()
+    client = connect(uri)
+    try:
+        with bounded_retries(retries=1, timeout_s=PROBE_TIMEOUT_S):
+            return _reap(client, uri)
+    except failures() as error:
+        raise StoreError(f"{redact_password(uri)}: {root_cause(error)}") from error
+
+
+def _reap(client: MlflowClient, uri: str) -> int:
+    here = socket.gethostname()
+    found = client.search_experiments()
+    experiments = [e.experiment_id for e in found if e.name.startswith("danon/")]
+    if not experiments:
+        return 0
+    running = f"attributes.status = 'RUNNING' AND tags.`danon.host` = '{here}'"
+    stale, held = set(), cache(is_held)
+    for run in runs_where(client, experiments, running):
+        lock = run.data.tags.get("danon.lock")
+        if lock and not held(Path(lock)) and _says_running(client, run.info.run_id, lock):
+            client.set_terminated(run.info.run_id, "KILLED")
+            stale.add(run.data.tags["danon.run_id"])
+    # The lock file of every run that says RUNNING is held now; the others have served.
+    prefix = _owner_prefix(uri)
+    for file in prefix.parent.glob(f"{glob.escape(prefix.name)}*.lock"):
+        remove_unheld(file)
+    return len(stale)
+
+
+def _says_running(client: MlflowClient, run_id: str, lock: str) -> bool:
+    """Whether a run says that it goes on under a lock, asked after the lock was found free.
+
+    A process that ended between the search and the look at its lock has said how its run ended.
+    """
+    run = client.get_run(run_id)
+    return run.info.status == "RUNNING" and run.data.tags.get("danon.lock") == lock

@@ -1,0 +1,1 @@
+"""What a study can tune, one kind a file."""

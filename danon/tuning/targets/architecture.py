@@ -1,0 +1,174 @@
+"""Studies of an architecture: which attention on which layer, how many layers and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+from danon.attention import registry
+from danon.attention.base import BaseAttention
+from danon.bench.eligibility import PROBE, UnmeasuredError, check_eligible
+from danon.bench.timed_workload import TimedModel
+from danon.bench.verification import Verifier
+from danon.config import AttentionConfig
+from danon.evaluation.lookup_model import STAGES, VOCABULARY, WIDTH, error_rate, train_until_solved
+from danon.evaluation.small_model import build_encoder
+from danon.measure.memory import peak_bytes
+from danon.measure.paired_metrics import ratios
+from danon.measure.timing import measure_pair
+from danon.models import Backbone
+from danon.models.short_convolution import ShortConvolution
+from danon.runs.case import Case
+from danon.tuned.search_space import Categorical, Range, Space
+from danon.tuning.targets import hyperparameters
+from danon.tuning.targets.hyperparameters import TuningTarget, case_of
+
+__all__ = ["ArchitectureTarget"]
+
+CONVOLUTION, NONE = "convolution", "none"
+"""A layer that sees the tokens next to it, as cheap as a layer can be; and no layer."""
+MIXERS = ("sdpa", "msra", "dala", "ucsa", "window", "linear")
+LAYERS, FEWEST = 4, 2
+LEARNED = 4
+"""Stages of the teacher's training that a trial can afford; up to 1024 tokens."""
+EXAMPLES = 8
+
+
+class ArchitectureTarget(TuningTarget):
+    """Of a small model, beside one that has the attention on its last of two layers.
+
+    It is trained from nothing in every trial, to look things up over up to 1024 tokens; time and
+    memory are those of its forward pass at the length of the study.
+
+    Raises:
+        ValueError: the attention cannot run here.
+    """
+
+    objectives = ("speed", "memory", "quality", "parameters")
+
+    def __init__(self, attention: str, length: int, dtype: str, device: str) -> None:
+        case_of(attention, length, dtype, device)
+        self._length, self._dtype, self._device = length, getattr(torch, dtype), device
+        mixers = tuple(dict.fromkeys((CONVOLUTION, *MIXERS, attention)))
+        ranges: dict[str, Range] = {
+            f"layer{n}": Categorical(mixers if n <= FEWEST else (NONE, *mixers))
+            for n in range(1, LAYERS + 1)
+        }
+        ranges |= {"heads": Categorical((1, 2, 4)), "entries": Categorical((32, 64, 128, 256, 512))}
+        self.space = Space(
+            ranges,
+            {
+                "layer1": CONVOLUTION,
+                "layer2": attention,
+                "layer3": NONE,
+                "layer4": NONE,
+                "heads": 1,
+                "entries": 128,
+            },
+        )
+        self.starts = tuple({**self.space.default, "layer2": name} for name in mixers)
+        self._verifier = Verifier()
+        self._known: dict[int, float] = {}
+        self._ids = torch.randint(
+            VOCABULARY, (1, length), generator=torch.Generator().manual_seed(0)
+        ).to(device)
+
+    def steps(self, choice: Mapping[str, Any], seed: int) -> Iterator[dict[str, float]]:
+        self._check(choice)
+        default = self.space.default
+        models = [self._model(some, seed).to(self._device) for some in (choice, default)]
+        sizes = [sum(p.numel() for p in model.parameters()) for model in models]
+        timed = [TimedModel(model.eval().to(self._dtype), self._ids) for model in models]
+        calls = [some.call for some in timed]
+        place = torch.device(self._device)
+        peak, usual = (peak_bytes(call, place) for call in calls)
+        pair = measure_pair(
+            calls[0],
+            calls[1],
+            place,
+            budget_s=hyperparameters.TIMING_S,
+            width=hyperparameters.WIDTH,
+            seed=seed,
+        )
+        if fault := timed[0].fault():
+            raise ValueError(fault)
+        yield {
+            "parameters": float(sizes[0]),
+            "parameters_ratio": sizes[0] / sizes[1],
+            "peak_bytes": float(peak),
+            "memory_ratio": peak / usual,
+            "time_s": median(pair.candidate),
+            **ratios(pair),
+        }
+        if seed not in self._known:
+            *_, self._known[seed] = self._lessons(default, seed)
+        yield {"error_default": self._known[seed]}
+        errors = list[float]()
+        for number, error in enumerate(self._lessons(choice, seed)):
+            errors.append(error)
+            yield {f"error_after_{number + 1}": error}
+        yield {"error": errors[-1]}
+
+    def _lessons(self, choice: Mapping[str, Any], seed: int) -> Iterator[float]:
+        """Wrong answers after each stage of a training.
+
+        Raises:
+            ValueError: it diverged.
+        """
+        model = self._model(choice, seed).to(self._device)
+        for number in range(LEARNED):
+            if not train_until_solved(model, number, seed * LEARNED + number):
+                raise ValueError(f"its training diverged in stage {number + 1}")
+            longest = max(stage.task.length for stage in STAGES[number][1])
+            yield error_rate(model, longest, EXAMPLES, seed)
+
+    def _check(self, choice: Mapping[str, Any]) -> None:
+        """Raises: ValueError: an attention of a choice is wrong, or cannot be in such a model."""
+        shape = self._shape(choice)
+        for name in dict.fromkeys(_layers(choice)):
+            if name == CONVOLUTION:
+                continue
+            case = Case(
+                "tuned",
+                name,
+                self._length,
+                "float32",
+                "training",
+                self._device,
+                heads=shape.num_heads,
+                head_dim=shape.head_dim,
+            )
+            try:
+                check_eligible(case, shape, choice["entries"], PROBE, self._verifier)
+            except UnmeasuredError as reason:
+                raise ValueError(f"{name}: {reason}") from reason
+
+    def _shape(self, choice: Mapping[str, Any]) -> AttentionConfig:
+        return AttentionConfig(
+            hidden_size=WIDTH,
+            num_heads=choice["heads"],
+            causal=True,
+            num_layers=len(_layers(choice)),
+            vocab_size=VOCABULARY,
+            max_sequence_length=self._length,
+            rope_theta=1e6,
+        )
+
+    def _model(self, choice: Mapping[str, Any], seed: int) -> Backbone:
+        shape, names = self._shape(choice), iter(_layers(choice))
+
+        def mixer() -> BaseAttention:
+            name = next(names)
+            if name == CONVOLUTION:
+                return ShortConvolution(shape)
+            return registry.get(name).with_budget(shape, choice["entries"])
+
+        return build_encoder(shape, mixer, seed)
+
+
+def _layers(choice: Mapping[str, Any]) -> list[str]:
+    """Names of the mixers, the first layer first."""
+    return [x for n in range(1, LAYERS + 1) if (x := choice[f"layer{n}"]) != NONE]

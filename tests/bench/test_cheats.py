@@ -1,0 +1,98 @@
+"""Attentions that only seem fast or small end as failed rows; what they pretend to be does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import cheats
+import pytest
+
+from danon.attention import registry
+from danon.attention.discovery import discover
+from danon.bench.runner import CaseRunner
+from danon.bench.shapes import HEAD_DIM, HEADS
+from danon.measure.integrity import MEASURING, Integrity
+from danon.runs.case import Case, CaseResult, Phase
+from suites.profiles import PROFILES
+
+FORWARD: Phase = "forward"
+BACKWARD: Phase = "forward+backward"
+FAILED: dict[str, tuple[str, Phase, str]] = {
+    "RemembersIdentity": ("speed", FORWARD, "timed call .*: relative error"),
+    "RemembersAddress": ("speed", FORWARD, "timed call .*: relative error"),
+    "RemembersCorner": ("speed", FORWARD, "timed call .*: relative error"),
+    "KnowsShape": ("speed", FORWARD, "output: relative error"),
+    "KnowsGradientMode": ("speed", FORWARD, "timed call .*: relative error"),
+    "KnowsStack": ("speed", BACKWARD, "timed call .*: relative error"),
+    "KnowsWarmUp": ("speed", FORWARD, "timed call .*: relative error"),
+    "WritesInputs": ("speed", FORWARD, "writes into q, k or v"),
+    "ReturnsView": ("speed", FORWARD, "output shares memory with q, k or v"),
+    "Lazy": ("speed", FORWARD, "output is a _LazyTensor: must be a plain torch.Tensor"),
+    "Later": ("speed", FORWARD, "timed call .*: relative error|leaves a thread"),
+    "SlowClock": ("speed", FORWARD, "replaces danon.measure.timing.perf_counter"),
+    "SlowsReference": ("speed", FORWARD, "replaces torch.nn.functional.scaled_dot_product"),
+    "LowPrecision": ("speed", FORWARD, "timed call .*: relative error"),
+    "SkipsBackward": ("speed", BACKWARD, "timed call .*: d[qkv]: relative error 1.0e.00"),
+    "RemembersUpstream": ("speed", BACKWARD, "timed call .*: d[qkv]: relative error"),
+    "LoudRows": ("speed", BACKWARD, "timed call .*: d[qkv]: relative error"),
+    "SeesTheFirstThird": ("speed", FORWARD, "not causal: tokens after .* move earlier outputs"),
+    "SampledRows": ("speed", FORWARD, "timed call .*: relative error"),
+    "Boasts": ("speed", FORWARD, "GFLOP/s by its visible_pairs: this machine's matrix products"),
+    "KeepsScratch": ("memory", FORWARD, "MiB that it keeps between calls"),
+    "OutsideTheAllocator": ("memory", FORWARD, "takes 256 MiB of the process"),
+    "InAProcess": ("memory", FORWARD, "leaves a process that goes on after the call"),
+    "StaleStream": ("decode", "decode", "timed token .*: relative error"),
+    "HiddenState": ("decode", "decode", "Expected size for first two dimensions"),
+    "StateElsewhere": ("decode", "decode", "keeps .* MiB of its context, of which its state says"),
+}
+SIZES = {
+    "StateElsewhere": (1024, "float32"),  # what it keeps is to be more than a table
+    "LoudRows": (1024, "bfloat16"),  # where tolerances are wide
+}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[CaseRunner]:
+    discover((), ["window"])
+    names = [name for name in cheats.__all__ if name not in registry.names()]
+    for name in names:
+        registry.register(name)(getattr(cheats, name))
+    integrity = Integrity.take(*MEASURING)
+    yield CaseRunner(PROFILES["smoke"], lambda case: None, lambda result: None, integrity=integrity)
+    integrity.restore()
+    if cheats.InAProcess.helper is not None:
+        cheats.InAProcess.helper.communicate(b"\n")
+    for name in names:
+        del registry._TABLE[name]
+
+
+def measure(lab: CaseRunner, name: str, suite: str, phase: Phase) -> CaseResult:
+    tokens, dtype = SIZES.get(name, (64, "float32"))
+    return lab.result(Case(suite, name, tokens, dtype, phase, heads=HEADS, head_dim=HEAD_DIM))
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_a_cheat_is_a_failed_row_with_its_reason(lab: CaseRunner, name: str) -> None:
+    suite, phase, reason = FAILED[name]
+    result = measure(lab, name, suite, phase)
+    assert result.status == "failed", result.metrics
+    assert not result.metrics
+    assert re.search(reason, result.reason), result.reason
+
+
+def test_every_cheat_is_listed() -> None:
+    assert set(cheats.__all__) == {*FAILED, "Honest", "HonestStream"}
+
+
+@pytest.mark.parametrize("name", ["sdpa", "window", "msra", "dala", "ucsa", "Honest"])
+def test_an_honest_attention_is_measured(lab: CaseRunner, name: str) -> None:
+    for suite, phase in (("speed", FORWARD), ("speed", BACKWARD), ("memory", FORWARD)):
+        result = measure(lab, name, suite, phase)
+        assert result.status == "measured", result.reason
+
+
+@pytest.mark.parametrize("name", ["sdpa", "window", "msra", "dala", "ucsa", "HonestStream"])
+def test_an_honest_stream_is_measured(lab: CaseRunner, name: str) -> None:
+    result = measure(lab, name, "decode", "decode")
+    assert result.status == "measured", result.reason

@@ -1,0 +1,466 @@
+"""The suites, run as the bench command runs them, on a tiny profile with attentions of a user."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from danon.attention import registry
+from danon.attention.discovery import discover
+from danon.bench.cost_forecast import CostForecaster, Forecast
+from danon.bench.profile import CaseGrid, Profile
+from danon.bench.runner import CaseRunner
+from danon.data import qkv
+from danon.data.qkv import text_bytes, text_qkv
+from danon.measure.memory_limit import out_of_memory
+from danon.processes.suite_process import SuiteProcess
+from danon.runs.case import Case, CaseResult
+from danon.testing import relative_error
+from suites.profiles import PROFILES, visible_profiles
+
+OWN = '''
+import torch
+from danon.attention.base import BaseAttention
+from danon.attention.streaming import Span, StreamingAttention
+
+class Exact(BaseAttention):
+    description = "exact, by hand"
+
+    def __init__(self, config):
+        super().__init__()
+        self.setup_attention(config)
+        self.unused = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, q, k, v, mask=None):
+        return self.compute_attention(q, k).softmax(-1) @ v
+
+    def visible_pairs(self, length):
+        return length * (length + 1) // 2
+
+class Wrong(Exact):
+    """One percent off its own definition."""
+
+    def oracle(self, q, k, v, mask=None, rows=None):
+        out = Exact.forward(self, q.double(), k.double(), v.double())
+        return out if rows is None else out[:, :, rows]
+
+    def forward(self, q, k, v, mask=None):
+        return 1.01 * super().forward(q, k, v)
+
+class Short(Exact):
+    def forward(self, q, k, v, mask=None):
+        if q.shape[2] > 100:
+            raise RuntimeError("takes no more than 100 tokens")
+        return super().forward(q, k, v)
+
+class Streamed(Exact, StreamingAttention):
+    keep = 0
+
+    def init_parts(self, empty):
+        return {"k": Span.of(empty), "v": Span.of(empty)}
+
+    def step_parts(self, q, k, v, start, parts):
+        k, v = parts["k"].append(k), parts["v"].append(v)
+        logits = q @ k.rows.transpose(1, 2) * q.shape[-1] ** -0.5
+        place = torch.arange(k.size)
+        later = place > place[k.size - q.shape[1] :, None]
+        out = logits.masked_fill(later, -torch.inf).softmax(-1) @ v.rows
+        return out, {"k": k.since(self.keep), "v": v.since(self.keep)}
+
+class Forgetful(Streamed):
+    """Right as a whole, but its stream loses the first token."""
+
+    keep = 1
+'''
+SPEED = {
+    "time_s",
+    "time_ratio",
+    "time_ratio_low",
+    "time_ratio_high",
+    "reference_time_s",
+    "speedup",
+    "useful_flops_per_s",
+    "matmul_flops_per_s",
+    "roofline_fraction",
+    "error_vs_dense",
+    "conclusive",
+}
+BROUGHT = ("Exact", "Wrong", "Short", "Streamed", "Forgetful")
+DECODE = {
+    "time_s",
+    "time_ratio",
+    "time_ratio_low",
+    "time_ratio_high",
+    "reference_time_s",
+    "speedup",
+    "state_bytes",
+    "error_vs_dense",
+    "conclusive",
+}
+MEMORY = {"peak_bytes", "saved_bytes"}
+BOUNDS = {
+    "eps",
+    "frobenius",
+    "total_variation",
+    "gamma",
+    "dense_mass_covered",
+    "unexplained_output",
+}
+SCALING = {f"{what}_exponent{end}" for what in ("time", "memory") for end in ("", "_low", "_high")}
+
+
+def python(*arguments: str) -> str:
+    """What another interpreter prints."""
+    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@dataclass
+class Session:
+    status: int
+    planned: list[str]
+    results: dict[str, CaseResult]
+    benchmark: Path
+
+    def of(self, attention: str) -> list[CaseResult]:
+        return [r for r in self.results.values() if r.case.attention == attention]
+
+    def stored(self) -> dict[str, dict[str, Any]]:
+        found = json.loads(self.benchmark.read_text())["benchmarks"]
+        return {b["param"]: b for b in found}
+
+
+def reported(child: SuiteProcess) -> Iterator[dict[str, Any]]:
+    """What the suites report, until they end."""
+    with contextlib.suppress(EOFError):
+        while (event := child.event(None)) is not None:
+            yield event
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    scratch = tmp_path_factory.mktemp("suites")
+    own = scratch / "own.py"
+    own.write_text(OWN)
+    brought = [f"--danon-attention={own}:{name}" for name in BROUGHT]
+    child = SuiteProcess(["--danon-profile=smoke", "--danon-only=flash-attn", *brought], scratch)
+    planned: list[str] = []
+    results = {}
+    for event in reported(child):
+        if event["event"] == "plan":
+            planned = [identifier for identifier, _ in event["cases"]]
+            child.answer(run=None)
+        elif event["event"] == "result":
+            result = CaseResult.from_json(event["result"])
+            results[result.case.id] = result
+            child.answer()
+    status = child.wait()
+    assert planned, child.tail()
+    return Session(status, planned, results, child.benchmark)
+
+
+class TestSession:
+    def test_every_planned_case_has_an_outcome(self, session: Session) -> None:
+        assert set(session.planned) <= set(session.results)
+        assert {r.case.attention for r in session.results.values()} == {
+            "sdpa",
+            "flash-attn",
+            *BROUGHT,
+        }
+
+    def test_a_right_attention_has_every_figure(self, session: Session) -> None:
+        names = {
+            "speed": SPEED,
+            "memory": MEMORY,
+            "scaling": SCALING,
+            "decode": DECODE,
+            "bounds": BOUNDS,
+        }
+        for attention in ("sdpa", "Exact", "Streamed"):
+            for result in session.of(attention):
+                if result.case.task:
+                    continue
+                if attention == "Exact" and result.case.suite == "decode":
+                    assert result.status == "unavailable"
+                    assert result.reason == "has no streaming form"
+                    continue
+                assert result.status == "measured", result.reason
+                assert set(result.metrics) == names[result.case.suite]
+        for result in session.of("Exact"):
+            assert result.semantics == "exact, by hand"
+            if result.case.suite == "speed":
+                m = result.metrics
+                assert m["time_ratio_low"] <= m["time_ratio"] <= m["time_ratio_high"]
+                assert m["speedup"] == pytest.approx(1 / m["time_ratio"])
+                assert m["error_vs_dense"] < 1e-5
+                assert m["roofline_fraction"] > 0
+                assert len(result.samples["candidate_s"]) == len(result.samples["reference_s"])
+                assert result.check["kind"] == "self in float64"
+                assert result.check["causal"] is True
+
+    def test_decoding_is_right_or_refused(self, session: Session) -> None:
+        for length in (64, 128):
+            name = f"N{length}/float32/decode/cpu"
+            right = session.results[f"decode/Streamed/{name}"]
+            assert right.metrics["error_vs_dense"] < 1e-5
+            assert right.metrics["state_bytes"] >= 2 * 4 * 64 * 4 * length  # keys and values
+            wrong = session.results[f"decode/Forgetful/{name}"]
+            assert wrong.status == "failed" and "relative error" in wrong.reason
+
+    def test_quadratic_memory_is_seen(self, session: Session) -> None:
+        dense, exact = (
+            session.results[f"memory/{name}/N128/float32/forward/cpu"].metrics["peak_bytes"]
+            for name in ("sdpa", "Exact")
+        )
+        logits = 4 * 128 * 128 * 4
+        assert exact >= 2 * logits > dense
+
+    def test_a_wrong_attention_is_a_failed_row_without_figures(self, session: Session) -> None:
+        found = [r for r in session.of("Wrong") if r.case.suite != "decode"]  # it has no stream
+        assert {r.case.suite for r in found} == {
+            "speed",
+            "memory",
+            "bounds",
+            "scaling",
+            "recall",
+            "language",
+            "pretrained",
+        }
+        for result in found:
+            assert result.status == "failed"
+            assert "relative error 1.0e-02" in result.reason
+            assert not result.metrics
+            assert not result.samples
+        checked = [r.check for r in found if r.case.suite in ("speed", "memory")]
+        assert all(check["error"] > check["tolerance"] for check in checked)
+
+    def test_what_cannot_run_here_says_why(self, session: Session) -> None:
+        for result in session.of("flash-attn"):
+            assert result.status == "unavailable"
+            assert "flash-attn" in result.reason or "cuda" in result.reason
+            assert not result.metrics
+
+    def test_an_exception_is_the_row_of_its_case_alone(self, session: Session) -> None:
+        short = session.results["speed/Short/N64/float32/forward/cpu"]
+        long = session.results["speed/Short/N128/float32/forward/cpu"]
+        assert short.status == "measured"
+        line = 1 + OWN[: OWN.index("raise RuntimeError")].count("\n")
+        assert (long.status, long.reason) == (
+            "failed",
+            f"RuntimeError: takes no more than 100 tokens (own.py:{line})",
+        )
+        assert session.results["scaling/Short/N0/float32/forward/cpu"].status == "failed"
+
+    def test_short_lengths_come_first_and_trainings_last_each_in_one_piece(
+        self, session: Session
+    ) -> None:
+        parts = [identifier.split("/") for identifier in session.planned]
+        tasks = [p[0] in ("recall", "language", "pretrained") for p in parts]
+        calls = [int(p[2][1:]) for p, task in zip(parts, tasks, strict=True) if not task]
+        lengths = [n for n in calls if n]
+        assert lengths == sorted(lengths)
+        assert tasks.index(True) >= len(lengths)  # only scaling, which has none, is so late
+        trained = [tuple(p[:3]) for p in parts if p[0] == "recall"]
+        assert len(trained) > len(set(trained))  # several lengths of a task
+        assert len([a for a, b in pairwise([*trained, None]) if a != b]) == len(set(trained))
+
+    def test_failures_make_the_exit_status(self, session: Session) -> None:
+        assert session.status == 1
+
+    def test_samples_are_replayed_into_pytest_benchmark(self, session: Session) -> None:
+        stored = session.stored()
+        for result in session.results.values():
+            identifier = result.case.id.partition("/")[2]
+            if result.case.suite != "speed" or result.case.id not in session.planned:
+                continue
+            entries = [b for b in stored.values() if b["name"] == f"test_speed[{identifier}]"]
+            if result.status != "measured":
+                assert not entries
+                continue
+            (entry,) = entries
+            assert entry["stats"]["data"] == pytest.approx(result.samples["candidate_s"])
+            assert entry["stats"]["median"] == pytest.approx(result.metrics["time_s"])
+            assert entry["extra_info"]["time_ratio"] == result.metrics["time_ratio"]
+            assert entry["params"] == {"case": result.case.id}
+
+    def test_pytest_benchmark_compares_what_it_wrote(self, session: Session) -> None:
+        shown = python("-m", "pytest_benchmark", "compare", str(session.benchmark))
+        assert "test_speed[Exact/N64/float32/forward/cpu]" in shown
+
+
+class TestProfiles:
+    def test_reference_comes_first_and_short_before_long(self) -> None:
+        cases = list(PROFILES["quick"].cases(("sdpa", "window"), "cpu"))
+        assert len({case.id for case in cases}) == len(cases)
+        lengths = [case.length for case in cases if case.length and not case.task]
+        assert lengths == sorted(lengths)
+        assert [case.attention for case in cases[:2]] == ["sdpa", "window"]
+        assert all(case.length == 0 for case in cases if case.suite == "scaling")
+
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_scaling_has_lengths_enough(self, name: str) -> None:
+        profile = PROFILES[name]
+        for block in profile.scaling:
+            assert len(block.lengths) >= 3
+
+    def test_smoke_is_not_offered(self) -> None:
+        assert visible_profiles() == ("quick", "standard", "full")
+
+    def test_shorter_walks_down_to_none(self) -> None:
+        case = Case("speed", "sdpa", 16384, "bfloat16", "forward")
+        shorter = PROFILES["quick"].shorter(case)
+        assert shorter is not None
+        assert shorter.length == 4096
+        first = replace(case, length=1024)
+        assert PROFILES["quick"].shorter(first) is None
+
+
+class TestForecast:
+    def costs(self, *known: tuple[int, float]) -> CostForecaster:
+        costs = CostForecaster()
+        for length, seconds in known:
+            costs.add(Case("speed", "a", length, "float32", "forward"), seconds)
+        return costs
+
+    def seconds(self, costs: CostForecaster, length: int) -> float:
+        found = costs.forecast(Case("memory", "a", length, "float32", "forward"), 7)
+        assert found is not None
+        return found.seconds
+
+    def test_one_length_grows_between_linear_and_quadratic(self) -> None:
+        costs = self.costs((1000, 1.0))
+        assert self.seconds(costs, 4000) == pytest.approx(8 * self.seconds(costs, 1000))
+
+    def test_two_lengths_grow_as_measured_with_a_margin(self) -> None:
+        costs = self.costs((1000, 1.0), (4000, 4.0))
+        growth = self.seconds(costs, 16000) / self.seconds(costs, 4000)
+        assert 4 < growth < 8
+
+    def test_nothing_is_known_of_others(self) -> None:
+        costs = self.costs((1000, 1.0))
+        assert costs.forecast(Case("speed", "b", 2000, "float32", "forward"), 7) is None
+        assert costs.forecast(Case("speed", "a", 2000, "bfloat16", "forward"), 7) is None
+
+
+@pytest.fixture
+def lab() -> CaseRunner:
+    discover((), ())
+    block = CaseGrid("forward", ("float32",), (64, 128))
+    profile = Profile(
+        (block,), (block,), (), (block,), (), seconds=0.05, width=0.1, cap_s=20.0, bounds_cap_s=20.0
+    )
+    return CaseRunner(profile, on_begin=lambda case: None, on_result=lambda result: None)
+
+
+def speed(attention: str, length: int) -> Case:
+    return Case("speed", attention, length, "float32", "forward")
+
+
+class TestLab:
+    def test_measures_once(self, lab: CaseRunner) -> None:
+        assert lab.result(speed("sdpa", 64)) is lab.result(speed("sdpa", 64))
+
+    def test_what_costs_too_much_is_not_started(
+        self, lab: CaseRunner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            CostForecaster, "forecast", lambda self, case, calls: Forecast(300.0, 64)
+        )
+        found = lab.result(speed("window", 64))
+        assert found.status == "over budget"
+        assert found.reason.startswith("estimated 300 s at least, going by 64 tokens")
+        assert not found.metrics
+        assert "over budget already" in lab.result(speed("window", 128)).reason
+
+    def test_dense_is_extrapolated_and_named_so(
+        self, lab: CaseRunner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = CostForecaster.forecast
+
+        def forecast(self: CostForecaster, case: Case, calls: int) -> Forecast | None:
+            dense_and_long = case.attention == "sdpa" and case.length == 128
+            return Forecast(300.0, 64) if dense_and_long else original(self, case, calls)
+
+        monkeypatch.setattr(CostForecaster, "forecast", forecast)
+        found, dense = lab.result(speed("window", 128)), lab.result(speed("sdpa", 64))
+        assert found.status == "measured", found.reason
+        expected = found.metrics["time_s"] / (4 * dense.metrics["time_s"])
+        assert found.metrics["time_ratio_extrapolated"] == pytest.approx(expected)
+        assert found.metrics["speedup_extrapolated"] == pytest.approx(1 / expected)
+        assert found.metrics["extrapolated_from_length"] == 64
+        assert not {"time_ratio", "speedup", "reference_time_s"} & set(found.metrics)
+        assert list(found.samples) == ["candidate_s"]
+
+    def test_running_out_of_memory_is_over_budget(
+        self, lab: CaseRunner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def hungry(*args: object) -> None:
+            raise RuntimeError("can't allocate memory: you tried to allocate 4297064448 bytes.")
+
+        monkeypatch.setattr(registry.get("window"), "forward", hungry)
+        found = lab.result(speed("window", 64))
+        assert found.status == "over budget"
+        assert found.reason == "out of memory: 4,098 MiB more was too much"
+
+    def test_known_outcomes_are_not_measured_again(self) -> None:
+        heard: list[object] = []
+        known = CaseResult(speed("sdpa", 64), "measured", metrics={"time_s": 1.0})
+        lab = CaseRunner(
+            PROFILES["smoke"], on_begin=heard.append, on_result=heard.append, known=[known]
+        )
+        assert lab.result(speed("sdpa", 64)) is known
+        assert heard == []
+
+
+def test_the_memory_limit_turns_into_an_error() -> None:
+    program = (
+        "import torch; from danon.measure.memory_limit import *; limit = limit_memory()\n"
+        "try: torch.empty(limit + 2**30, dtype=torch.uint8)\n"
+        "except RuntimeError as error: print(out_of_memory(error))"
+    )
+    assert "MiB more was too much" in python("-c", program)
+    assert out_of_memory(MemoryError()) == "out of memory"
+    cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")
+    assert out_of_memory(cuda) == "out of memory: 20.00 GiB more was too much"
+    assert not out_of_memory(RuntimeError("shapes do not match"))
+
+
+class TestInputs:
+    def test_do_not_depend_on_how_much_is_made_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = text_qkv(2, 2, 1500, 16)
+        monkeypatch.setattr(qkv, "CHUNKS_TOGETHER", 1)
+        for x, y in zip(text_qkv.__wrapped__(2, 2, 1500, 16), whole, strict=True):
+            assert relative_error(x, y) <= 1e-6
+
+    def test_are_the_same_in_every_process(self) -> None:
+        program = (
+            "from danon.data.qkv import text_qkv\n"
+            "print([x.double().sum().item() for x in text_qkv(1, 4, 200, 64)])"
+        )
+        other = json.loads(python("-c", program))
+        assert other == pytest.approx([x.double().sum().item() for x in text_qkv(1, 4, 200, 64)])
+
+    def test_come_from_source_code(self) -> None:
+        text = bytes(text_bytes(1, 4096)[0].tolist()).decode()
+        assert "import" in text
+        assert "def " in text
+
+    def test_logits_spread_as_in_a_trained_model(self) -> None:
+        q, k, v = text_qkv(1, 4, 512, 64)
+        assert q.shape == k.shape == v.shape == (1, 4, 512, 64)
+        logits = q @ k.mT / 8
+        assert 1.5 < float(logits.std()) < 2.5
+        assert torch.isfinite(v).all()

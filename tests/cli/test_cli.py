@@ -1,0 +1,294 @@
+"""The commands as a user types them: what they refuse, what a stopped bench leaves behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from danon.bench.command import Options, bench
+from danon.bench.progress import Display
+from danon.cli.app import app
+from danon.cli.doctor import doctor
+from danon.cli.main import main
+from danon.processes.interpreter import bundle
+from danon.processes.suite_process import SuiteProcess
+from danon.runs.case import Case, CaseResult
+from danon.runs.journal import Journal
+from danon.runs.run_info import RunInfo
+from danon.runs.saved_model import SavedModel
+
+DANON = [sys.executable, "-c", "from danon.cli.main import main; main()"]
+NO_STORE = "http://127.0.0.1:9"  # refuses at once: these tests are not about MLflow
+
+
+def refused(tmp_path: Path, **changes: object) -> tuple[int, str]:
+    """Exit status and words of a bench that must not start measuring."""
+    values: dict[str, object] = {
+        "profile": "smoke",
+        "device": "cpu",
+        "attentions": (),
+        "only": "sdpa",
+        "suites": "",
+        "results": tmp_path / "runs",
+        "resume": False,
+        "command": "danon bench",
+        **changes,
+    }
+    console = Console(record=True, width=200, file=io.StringIO())
+    status = bench(Options(**values), console)  # type: ignore[arg-type]
+    assert not (tmp_path / "runs").exists()
+    return status, console.export_text()
+
+
+class TestRefusals:
+    def test_unknown_profile(self, tmp_path: Path) -> None:
+        status, said = refused(tmp_path, profile="nope")
+        assert status == 2
+        assert "unknown profile 'nope'; known: quick, standard, full" in said
+        assert len(said.splitlines()) == 1
+
+    def test_own_attention_that_leaks(self, tmp_path: Path) -> None:
+        own = tmp_path / "own.py"
+        own.write_text(
+            "from danon.attention.base import BaseAttention\n"
+            "class Leaky(BaseAttention):\n"
+            "    def __init__(self, config):\n"
+            "        super().__init__()\n"
+            "        self.setup_attention(config)\n"
+            "    def forward(self, q, k, v, mask=None):\n"
+            "        return (q @ k.mT / 8).softmax(-1) @ v\n"
+        )
+        status, said = refused(tmp_path, attentions=(f"{own}:Leaky",))
+        assert status == 2
+        assert "attention 'Leaky' was built with causal=True but is not causal" in said
+
+    def test_own_attention_that_does_not_import(self, tmp_path: Path) -> None:
+        own = tmp_path / "own.py"
+        own.write_text("import nothing_of_this_name\n")
+        status, said = refused(tmp_path, attentions=(f"{own}:Mine",))
+        assert status == 2
+        assert "does not import: ModuleNotFoundError" in said
+
+    def test_device_that_is_not_here(self, tmp_path: Path) -> None:
+        status, said = refused(tmp_path, device="tpu")
+        assert status == 2
+        assert "unknown device 'tpu'; known: cpu, cuda" in said
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": NO_STORE, "PYTHONPATH": str(bundle())}
+    return subprocess.Popen(
+        [*DANON, "bench", "--profile", "smoke", "--only", "window", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def lines(journal: Path) -> list[str]:
+    return journal.read_text().splitlines() if journal.is_file() else []
+
+
+def first_cases(folder: Path, process: subprocess.Popen[str]) -> Path:
+    """The journal of a bench, when it has two cases."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        found = list(folder.glob("results/runs/*/cases.jsonl"))
+        if found and len(lines(found[0])) >= 2:
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError(process.communicate()[0])
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """Folder, exit status and words of a bench that got Ctrl-C after its first cases."""
+    folder = tmp_path_factory.mktemp("stopped")
+    process = start(folder)
+    first_cases(folder, process)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    return folder, process.returncode, said
+
+
+def test_an_answer_that_the_suites_do_not_live_to_read(tmp_path: Path) -> None:
+    with SuiteProcess(("--danon-profile=smoke",), tmp_path) as child:
+        child.stop()
+        with pytest.raises(EOFError):
+            child.event(None)
+        child.answer(run="never read")
+        assert child.wait() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(("wanted", "most"), [("1", 1), ("999", os.cpu_count())])
+def test_a_run_that_goes_on_keeps_its_threads(tmp_path: Path, wanted: str, most: int) -> None:
+    options = ("--danon-profile=smoke", "--danon-only=sdpa", f"--danon-threads={wanted}")
+    with SuiteProcess(options, tmp_path) as child:
+        while (event := child.event(None)) is not None and event["event"] != "plan":
+            pass
+        child.stop()
+    assert event is not None and 1 <= int(event["fingerprint"]["threads"]) <= most
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux limits other processes")
+class TestFullDisk:
+    """A file that may not grow stands in for it."""
+
+    def test_what_was_measured_stays(self, tmp_path: Path) -> None:
+        process = start(tmp_path, "--suites", "speed,memory")
+        place = first_cases(tmp_path, process)
+        room = place.stat().st_size + 100
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, room))
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 74, said
+        assert "File too large" in said and "cases.jsonl" in said and "Traceback" not in said
+        journal = Journal(place.parent)
+        kept = journal.results()
+        assert 2 <= len(kept) and journal.status == "KILLED"
+        said = " ".join(said.split())
+        assert f"{len(kept)} cases stay in results/runs/{place.parent.name}; when it" in said
+        process = start(tmp_path, "--suites", "speed,memory", "--resume")
+        said, _ = process.communicate(timeout=100)
+        assert process.returncode == 0 and f"{len(kept)} cases are measured already" in said
+        assert journal.results()[: len(kept)] == kept and journal.status == "FINISHED"
+
+
+class TestStopped:
+    def test_what_was_measured_stays(self, stopped: tuple[Path, int, str]) -> None:
+        folder, status, said = stopped
+        assert status == 130, said
+        (run,) = folder.glob("results/runs/*/run.json")
+        journal = Journal(run.parent)
+        assert journal.status == "KILLED"
+        assert len(journal.results()) >= 2
+        stored = json.loads((run.parent / "results.json").read_text())
+        assert len(stored["results"]) == len(journal.results())
+        assert "--resume goes on" in said
+        assert "Not recording in MLflow" in said
+
+    def test_resume_goes_on_where_it_ended(self, stopped: tuple[Path, int, str]) -> None:
+        folder, _, _ = stopped
+        (run,) = folder.glob("results/runs/*/run.json")
+        before = lines(run.parent / "cases.jsonl")
+        process = start(folder, "--resume")
+        said, _ = process.communicate(timeout=100)
+        assert process.returncode == 0, said
+        assert list(folder.glob("results/runs/*/run.json")) == [run], "it made another run"
+        after = lines(run.parent / "cases.jsonl")
+        assert after[: len(before)] == before, "measured again"
+        journal = Journal(run.parent)
+        assert journal.status == "FINISHED"
+        assert len({r.case for r in journal.results()}) == len(after)
+        assert f"{len(before)} cases are measured already" in said
+        assert (run.parent / "report.html").stat().st_size > 10_000
+        entries = json.loads((run.parent / "benchmark.json").read_text())["benchmarks"]
+        replayed = {b["params"]["case"] for b in entries}
+        assert replayed <= {r.case.id for r in journal.results()}
+        assert replayed
+        models = {(kept.attention, kept.task) for kept, _ in SavedModel.all(run.parent)}
+        assert models == {(a, task) for a in ("sdpa", "window") for task in ("mqar", "code")}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    info = RunInfo.capture("smoke", 0, "danon bench", {"id": "x", "cpu": "test"})
+    journal = Journal.create(tmp_path / "runs", info)
+    case = Case("speed", "sdpa", 64, "float32", "forward")
+    metrics = {"time_s": 1e-3, "time_ratio": 1.0, "speedup": 1.0}
+    journal.append(CaseResult(case, "measured", "", "exact", metrics, {"candidate_s": [1e-3]}))
+    journal.set_status("FINISHED")
+    return journal.run_dir
+
+
+class TestOtherCommands:
+    def test_report_of_the_last_run(self, run_dir: Path) -> None:
+        done = CliRunner().invoke(app, ["report", "--results", str(run_dir.parent)])
+        assert done.exit_code == 0, done.output
+        assert "sdpa" in done.output
+        assert (run_dir / "report.html").is_file()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["report", "--results", "nowhere"], "no run is recorded under nowhere"),
+            (["report", "nowhere"], "nowhere is no recorded run"),
+            (["record", "nowhere"], "nowhere has neither run.json nor gate.json"),
+            (["doctor", "--device", "tpu"], "unknown device 'tpu'; known: cpu, cuda"),
+            (["doctor", "--device", "cuda"], "--device cuda: torch finds no CUDA device here"),
+        ],
+    )
+    def test_refuse(
+        self, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 2
+        assert message in done.output
+
+    def test_record_says_when_the_store_is_away(
+        self, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", NO_STORE)
+        done = CliRunner().invoke(app, ["record", str(run_dir)])
+        assert done.exit_code == 2
+        assert NO_STORE in done.output
+
+    def test_doctor_names_what_cannot_run(self) -> None:
+        console = Console(record=True, width=160)
+        doctor("cpu", console)
+        said = console.export_text()
+        for word in ("cpu-flash", "cuda-flash", "no CUDA device", "msra", "flex-window", "sqlite"):
+            assert word in said
+
+    def test_bare_installation_names_the_extra(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        find = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: None if name == "typer" else find(name)
+        )
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        assert "not installed: typer; pip install danon[bench]" in capsys.readouterr().err
+
+
+class TestDisplay:
+    def test_time_left_follows_the_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = [100.0]
+        monkeypatch.setattr("danon.bench.progress.time.monotonic", lambda: now[0])
+        console = Console(record=True, width=80)
+        with Display(console) as display:
+            display.plan([("reused", 5.0), ("short", 1.0), ("long", 4.0)])
+            display.done("reused", reused=True)
+            now[0] += 10
+            display.begin("short")
+            display.done("short", reused=False)
+        assert "2/3 cases, 0:40 left" in console.export_text()
+
+
+def test_options_become_arguments_of_the_suites() -> None:
+    options = Options("quick", "cpu", ("a.py:B",), "x,y", "speed", Path("r"), False, "danon bench")
+    assert options.arguments() == [
+        "--danon-profile=quick",
+        "--danon-device=cpu",
+        "--danon-only=x,y",
+        "--danon-suites=speed",
+        "--danon-attention=a.py:B",
+    ]
+    assert asdict(options)["resume"] is False

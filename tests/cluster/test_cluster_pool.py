@@ -1,0 +1,227 @@
+"""A crew and the shares of a study, on a Ray that a test stands for."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from danon.cluster import pool
+from danon.cluster.connection import ClusterError, Node
+from danon.tuning.ray_executor import _Asked, _Shares
+from danon.tuning.study import StudyError
+
+NODES = [Node(name * 8, f"host-{name}", "10.0.0.1", 1, 0) for name in "ab"]
+
+
+class _Ray:
+    """Crew's Ray, without processes: jobs yield what the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.exceptions = pytest.importorskip("ray").exceptions
+        self.killed: list[str] = []
+        self.said: list[str] = []
+        self.nice = 0
+        self.alive = list(NODES)
+        monkeypatch.setitem(sys.modules, "ray", self)
+        monkeypatch.setattr(pool, "TICK_S", 0.01)
+        monkeypatch.setattr(pool, "STOP_S", 0.05)
+        monkeypatch.setattr(pool.WorkerPool, "_ask", lambda of: _ask(of, self.alive))
+        monkeypatch.setattr(pool.WorkerPool, "_hire", _hire)
+        monkeypatch.setattr(pool, "installed", lambda *_: {"code": ""})
+        self.crew = pool.WorkerPool("cpu", (), self.said.append)
+
+    def wait(self, what: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        if isinstance(what[0], tuple) and what[0][0] == "answer":
+            return list(what), []
+        ready = [some for some in what if isinstance(some, tuple)]
+        ready += [some for some in what if isinstance(some, _Stream) and some.ready]
+        if not ready:
+            time.sleep(0.01)
+        return ready[:1], []
+
+    def get(self, what: Any) -> Any:
+        if isinstance(what, self.exceptions.RayError):
+            raise what
+        if isinstance(what, tuple):
+            return {"code": ""} if what[0] == "answer" else self.nice
+        return what
+
+    def kill(self, actor: Any) -> None:
+        self.killed.append(actor.node.id)
+
+
+def _ask(of: Any, alive: list[Node]) -> None:
+    known = {*of._members, *of._refused}
+    of._looked = time.monotonic()
+    of._asked = {
+        ("answer", n.id): n for n in alive if n.id not in known and of._deaths[n.id] <= pool.RETRIES
+    }
+
+
+def _hire(of: Any, node: Node) -> None:
+    start = time.monotonic()
+    of._members[node.id] = pool._Worker(node, _Actor(node), ("ready", node.id), start)
+
+
+class _Stream:
+    """What a job yields; ``...`` is silence until it is stopped."""
+
+    def __init__(self, events: Iterable[Any]) -> None:
+        self._events = list(events)
+
+    @property
+    def ready(self) -> bool:
+        return self._events[:1] != [...]
+
+    def __next__(self) -> Any:
+        if not self._events:
+            raise StopIteration
+        return self._events.pop(0)
+
+
+class _Actor:
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        streaming = SimpleNamespace(remote=lambda number, job: _Stream(job(node)))
+        self.do = SimpleNamespace(options=lambda **_: streaming)
+        self.stop = SimpleNamespace(remote=lambda number: None)
+
+
+class _Work:
+    """One job for each node."""
+
+    def __init__(self, job: Callable[[Node], Iterable[Any]]) -> None:
+        self._job, self.wanted = job, {node.id for node in NODES}
+        self.events: list[Any] = []
+        self.over: list[tuple[str, bool]] = []
+
+    @property
+    def done(self) -> bool:
+        return not self.wanted and len(self.over) >= len(NODES)
+
+    def pulse(self) -> None:
+        pass
+
+    def offer(self, node: Node) -> Any:
+        if node.id not in self.wanted:
+            return None
+        self.wanted.remove(node.id)
+        return self._job
+
+    def heard(self, node: Node, event: Any) -> None:
+        self.events.append(event)
+        if isinstance(event, Exception):
+            raise event
+
+    def ended(self, node: Node, *, lost: bool) -> None:
+        self.over.append((node.id, lost))
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> _Ray:
+    return _Ray(monkeypatch)
+
+
+class TestCrew:
+    def test_a_hand_that_does_not_stop_is_let_go(self, ray: _Ray) -> None:
+        """The next work must not hear of the one before."""
+        slow = NODES[0]
+        work = _Work(lambda node: [...] if node == slow else [KeyError("told")])
+        with pytest.raises(KeyError, match="told"):
+            ray.crew.run(work)
+        assert ray.killed == [slow.id] and (slow.id, True) in work.over
+        again = _Work(lambda node: [node.host])
+        ray.crew._looked = -pool.LOOK_S  # time goes by
+        ray.crew.run(again)
+        assert sorted(again.events) == ["host-a", "host-b"]
+
+    def test_what_fails_in_a_stop_is_said_at_its_end(self, ray: _Ray) -> None:
+        work = _Work(lambda node: [node.host, OSError("full"), "last"])
+        with pytest.raises(OSError, match="full"):
+            ray.crew.run(work, lambda: work.events)
+        assert work.events.count("last") == 2 and not ray.killed
+
+    def test_the_last_hand_that_dies_is_replaced_once(self, ray: _Ray) -> None:
+        ray.alive.remove(NODES[1])
+        ray.crew._members.pop(NODES[1].id)
+        dies = ray.exceptions.ActorDiedError()
+        work = _Work(lambda node: [dies])
+        work.offer = lambda node: work._job  # type: ignore[method-assign]
+        with pytest.raises(ClusterError, match="no node of the cluster is left"):
+            ray.crew.run(work)
+        assert work.over == [(NODES[0].id, True)] * 2
+
+    def test_a_low_priority_is_said_once(self, ray: _Ray) -> None:
+        ray.nice = 15
+        for _ in range(2):
+            ray.crew.run(_Work(lambda node: []))
+        assert [words[:40] for words in ray.said] == [f"{node} measures"[:40] for node in NODES]
+        assert all("at nice 15" in words for words in ray.said)
+
+    def test_a_job_that_fails_is_the_loss_of_one_machine(self, ray: _Ray) -> None:
+        full = ray.exceptions.RayTaskError(
+            "do", "Traceback ...", OSError(28, "No space left"), "ray::Hand", 1, "10.0.0.1"
+        )
+        work = _Work(lambda node: [full] if node == NODES[0] else [node.host])
+        ray.crew.run(work)
+        assert work.events == ["host-b"]
+        assert sorted(work.over) == [(NODES[0].id, True), (NODES[1].id, False)]
+        words = "is lost: its job failed: OSError: [Errno 28] No space left"
+        assert ray.said == [f"{NODES[0]} {words}"]
+
+
+class _Study:
+    """As much of a study as a phase looks at."""
+
+    def __init__(self) -> None:
+        self.trials: list[Any] = []
+
+    def get_trials(self, **_: object) -> list[Any]:
+        return list(self.trials)
+
+
+class TestShares:
+    def run(self, ray: _Ray, *bad: Node) -> None:
+        def share() -> Any:
+            return lambda node: [{"error": "another space"} if node in bad else {"value": None}]
+
+        shares = _Shares(share, _Study(), "", None, ray.crew)  # type: ignore[arg-type]
+        ray.crew.run(shares)
+
+    def test_a_machine_that_cannot_is_left_out(self, ray: _Ray) -> None:
+        self.run(ray, NODES[0])
+        assert ray.said == [f"{NODES[0]}: another space; it takes no more part"]
+        assert ray.crew.nodes == NODES[1:]
+
+    def test_where_none_can_that_is_the_end(self, ray: _Ray) -> None:
+        with pytest.raises(StudyError, match="another space"):
+            self.run(ray, *NODES)
+
+    def test_only_trials_of_our_machines_are_told(self, ray: _Ray) -> None:
+        study, told = _Study(), list[int]()
+        ledger = SimpleNamespace(ended=lambda trial: told.append(trial.number))
+        ray.crew.run(_Work(lambda node: []))
+        shares = _Shares(list, study, "", ledger, ray.crew)  # type: ignore[arg-type]
+        state = SimpleNamespace(name="COMPLETE", is_finished=lambda: True)
+        for number, node in enumerate((NODES[0].id, "of another command", "")):
+            origin = {"place": {"node": node}} if node else {}
+            attributes = {"origin": origin}
+            study.trials.append(SimpleNamespace(number=number, state=state, user_attrs=attributes))
+        shares.tell()
+        assert told == [0]
+
+    def test_a_question_is_answered_by_an_answer(self, ray: _Ray) -> None:
+        given: list[Node] = []
+
+        def question(node: Node) -> list[Any]:
+            given.append(node)
+            return [{"value": 1}] if len(given) > 1 else []
+
+        asked = _Asked(question)  # type: ignore[arg-type]
+        ray.crew.run(asked)
+        assert asked.value == 1 and len(given) == 2

@@ -1,0 +1,420 @@
+"""Training that goes on: checkpoints that are whole, alone and of this run; recording in MLflow."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_training import drawing, settings, small, text, weights
+from torch.utils.data import Dataset
+
+import danon.training.training_recorder
+from danon.tracking import store
+from danon.training import Trainer, checkpoint
+from danon.training.training_recorder import recorded
+
+ROOT = Path(__file__).parents[2]
+
+
+KILLED = """
+import os, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import test_training as t
+from danon.training import Trainer
+class Dies(Trainer):
+    def backward_step(self, loss):
+        if self.step == {at}:
+            os._exit(9)
+        super().backward_step(loss)
+c = t.settings(checkpoint_every={every}, eval_every=3)
+Dies(t.drawing(), c, directory={place!r}).fit(t.text(), t.text())
+"""
+
+
+@pytest.mark.parametrize(("at", "every"), [(0, 1), (5, 1), (7, 4), (11, 5)])
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, at: int, every: int) -> None:
+    whole = drawing()
+    c = settings(checkpoint_every=every, eval_every=3)
+    want = Trainer(whole, c).fit(text(), text())
+    code = KILLED.format(
+        root=str(ROOT),
+        tests=str(ROOT / "tests" / "training"),
+        at=at,
+        every=every,
+        place=str(tmp_path),
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 9, done.stderr.decode()
+    again = drawing(seed=5)  # its weights come from the checkpoint, or from the start
+    if not list(tmp_path.glob("step-*")):
+        again = drawing()
+    got = Trainer(again, c, directory=tmp_path).fit(text(), text())
+    assert torch.equal(weights(again), weights(whole))
+    assert got == want
+
+
+def damage(folder: Path) -> str:
+    """Cut the end off the largest file; its name."""
+    file = max(folder.iterdir(), key=lambda f: f.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-100])
+    return file.name
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    c = settings(checkpoint_every=4)
+    whole, again = drawing(), drawing(seed=5)
+    Trainer(whole, c, directory=tmp_path).fit(text())
+    newest = tmp_path / "step-00000012"
+    name = damage(newest)
+    Trainer(again, c, directory=tmp_path).fit(text())
+    assert caplog.messages == [
+        f"checkpoint {newest} is damaged ({name} changed since it was "
+        "written): step-00000008 is used instead"
+    ]
+    assert torch.equal(weights(again), weights(whole))
+    assert checkpoint.read(newest)[0] == 12  # written again
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
+    c = settings(steps=2, checkpoint_every=1)
+    Trainer(small(), c, directory=tmp_path).fit(text())
+    damage(tmp_path / "step-00000001")
+    (tmp_path / "step-00000002" / checkpoint.SEAL).unlink()
+    message = (
+        f"{tmp_path} has no whole checkpoint: .*step-00000002 is damaged .FileNotFound.*"
+        "step-00000001 is damaged .*; remove the directory to start anew"
+    )
+    with pytest.raises(ValueError, match=message):
+        Trainer(small(), c, directory=tmp_path).fit(text())
+
+
+class Judged(Trainer):
+    """The evaluation is best at step 4."""
+
+    def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
+        return {"eval_loss": abs(self.step - 4.0)}
+
+
+def test_the_best_checkpoint_stays_and_can_be_loaded(tmp_path: Path) -> None:
+    c = {"schedule": "constant", "eval_every": 2, "checkpoint_every": 3}
+    Judged(small(), settings(**c), directory=tmp_path).fit(text(), text())
+    assert [p.name[-2:] for p in sorted(tmp_path.glob("step-*"))] == ["04", "09", "12"]
+    best, four = Trainer(small(seed=5), settings(**c), directory=tmp_path), small()
+    best.load_best()
+    Trainer(four, settings(schedule="constant", steps=4)).fit(text())
+    assert torch.equal(weights(best.model), weights(four))
+
+
+def test_without_a_best_checkpoint_none_is_loaded(tmp_path: Path) -> None:
+    trainer = Trainer(small(), settings(steps=1), directory=tmp_path)
+    for at in ("no run", "no evaluation"):
+        with pytest.raises(ValueError, match=rf"directory = {tmp_path}: must hold checkpoints of"):
+            trainer.load_best()
+        if at == "no run":
+            trainer.fit(text())
+    with pytest.raises(ValueError, match="directory = None: must hold"):
+        Trainer(small(), settings()).load_best()
+
+
+def test_a_directory_has_one_trainer_at_a_time(tmp_path: Path) -> None:
+    class Second(Trainer):
+        def train_step(self, batch: object) -> torch.Tensor:
+            with pytest.raises(ValueError, match=f"{tmp_path} is in use by another training run"):
+                Trainer(small(), self.config, directory=tmp_path).fit(text())
+            return super().train_step(batch)
+
+    c = settings(steps=1)
+    Second(small(), c, directory=tmp_path).fit(text())
+    assert Trainer(small(), c, directory=tmp_path).fit(text()).step == 1
+
+
+def test_what_killed_runs_left_half_written_goes(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000007.12345").mkdir()
+    (tmp_path / ".step-00000007.12345" / "model.safetensors").write_text("half")
+    Trainer(small(), settings(steps=1), directory=tmp_path).fit(text())
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", "step-00000001"}
+
+
+def content(text: str) -> Any:
+    return lambda place: (place / "x").write_text(text)
+
+
+def test_a_step_written_again_is_never_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if target.name.startswith("step-"):
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    final = checkpoint.save(tmp_path, 1, content("old"), {}, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 1, content("new"), {}, 2)
+    with checkpoint.alone(tmp_path):
+        assert checkpoint.read(final) and (final / "x").read_text() == "old"
+        checkpoint.save(tmp_path, 1, content("new"), {}, 2)
+    assert checkpoint.read(final) and (final / "x").read_text() == "new"
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", "step-00000001"}
+
+
+def test_damaged_later_checkpoints_do_not_count_among_those_that_stay(tmp_path: Path) -> None:
+    for step in (8, 9, 1, 2):
+        checkpoint.save(tmp_path, step, content("x"), {}, 2)
+    assert [p.name[-1] for p in sorted(tmp_path.iterdir())] == ["1", "2", "8", "9"]
+
+
+def test_checkpoints_that_are_too_old_go(tmp_path: Path) -> None:
+    Trainer(
+        small(), settings(steps=6, checkpoint_every=1, keep_checkpoints=3), directory=tmp_path
+    ).fit(text())
+    assert [p.name[-1] for p in sorted(tmp_path.glob("step-*"))] == ["4", "5", "6"]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, content("1"), {}, 2)
+
+    def full(place: Path) -> None:
+        (place / "x").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path, 2, full, {}, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    Trainer(small(), settings(steps=2), directory=tmp_path).fit(text())
+    with pytest.raises(ValueError, match=r"is of a run with steps = 2: must have steps = 3, or"):
+        Trainer(small(), settings(steps=3), directory=tmp_path).fit(text())
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    c = settings(steps=1)
+    Trainer(small(), c, directory=tmp_path).fit(text(), text())
+    wider = Trainer(torch.nn.Embedding(32, 8), c, directory=tmp_path)
+    for load in (lambda: wider.fit(text()), wider.load_best):
+        with pytest.raises(
+            ValueError,
+            match=r"step-00000001 is of another model: weight is of "
+            r"shape none \(it is not there\), must be \(32, 8\)",
+        ):
+            load()
+    other = small()
+    other.norm = torch.nn.RMSNorm(64)
+    with pytest.raises(ValueError, match=r": norm.weight is of shape \(32,\), must be \(64,\);"):
+        Trainer(other, c, directory=tmp_path).fit(text())
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """To be copied: making the tables takes seconds."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    store.experiment_id(store.connect(f"sqlite:///{file}"), f"sqlite:///{file}", "training")
+    return file
+
+
+@pytest.fixture
+def database(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "mlflow.db"
+    shutil.copy(empty_store, file)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    return file
+
+
+def runs() -> list[Any]:
+    client = store.connect(store.tracking_uri())
+    where = store.experiment_id(client, store.tracking_uri(), "training")
+    return list(client.search_runs([where], order_by=["attributes.start_time ASC"]))
+
+
+@pytest.mark.usefixtures("database")
+def test_a_run_is_recorded_with_its_metrics_and_its_end() -> None:
+    c = settings(steps=4, log_every=2)
+    with recorded("good", c.to_dict()) as listener:
+        result = Trainer(small(), c, listeners=(listener,)).fit(text(), text())
+    with pytest.raises(RuntimeError, match="broken"), recorded("bad", {}):
+        raise RuntimeError("broken")
+    with pytest.raises(KeyboardInterrupt), recorded("stopped", {}):
+        raise KeyboardInterrupt
+    found = {run.info.run_name: run for run in runs()}
+    ended = {name: run.info.status for name, run in found.items()}
+    assert ended == {"good": "FINISHED", "bad": "FAILED", "stopped": "KILLED"}
+    good = found["good"]
+    assert good.data.params["learning_rate"] == "0.003"
+    steps = store.connect(store.tracking_uri()).get_metric_history(good.info.run_id, "loss")
+    assert {m.step: m.value for m in steps} == {
+        step: metrics["loss"] for step, metrics in result.history.items()
+    }
+    assert good.data.metrics["eval_loss"] == result.best
+
+
+def drop(database: Path, table: str) -> None:
+    with closing(sqlite3.connect(database)) as opened:
+        opened.execute(f"DROP TABLE {table}")
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "danon.training.training_recorder"]
+
+
+def test_a_store_that_dies_does_not_stop_training(
+    database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def dies(step: int, metrics: object) -> None:
+        if step == 4:
+            drop(database, "metrics")
+
+    c = settings(log_every=2)
+    with recorded("dies", {}) as listener:
+        result = Trainer(small(), c, listeners=(dies, listener)).fit(text())
+    assert (result.outcome, result.step) == ("finished", 12)
+    (said,) = warnings_of(caplog)
+    assert said.startswith(
+        "training goes on, but from step 4 on it is not recorded in MLflow at "
+        f"sqlite:///{database}: no such table: metrics"
+    )
+
+
+@pytest.mark.usefixtures("database")
+def test_a_metric_that_mlflow_refuses_is_said_once_and_the_others_stay(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Odd(Trainer):
+        def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
+            value: Any = None if self.step == 4 else 2.0
+            return {"eval_loss": 1.0 / self.step, "top+5": 0.5, "sometimes": value}
+
+    c = settings(log_every=2, eval_every=2)
+    with recorded("odd", {}) as listener:
+        Odd(small(), c, listeners=(listener,)).fit(text(), text())
+    said = warnings_of(caplog)
+    assert (
+        len(said) == 2 and "refuses a metric of step 2, which is not recorded: top+5 = " in said[0]
+    )
+    assert "refuses a metric of step 4, which is not recorded: sometimes = None" in said[1]
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["danon.refused.top_5"].startswith("top+5 = 0.5 (")
+    assert run.data.tags["danon.refused.sometimes"].startswith("sometimes = None (")
+    client = store.connect(store.tracking_uri())
+    for name, steps in (("loss", 6), ("eval_loss", 6), ("sometimes", 5)):
+        assert len(client.get_metric_history(run.info.run_id, name)) == steps
+
+
+def test_a_store_that_fails_for_a_while_leaves_a_run_that_says_so(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("no room")
+
+    with recorded("lost", {}) as listener:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "log_batch", fails)
+            listener(3, {"loss": 1.0})
+        listener(4, {"loss": 1.0})
+    (run,) = runs()
+    assert run.data.tags["danon.lost"] == "from step 3 on it is not recorded"
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize("how", ["parameter", "file", "monitor"])
+def test_a_start_that_fails_leaves_no_run_that_says_running(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no thread")
+
+    names: dict[str, Any] = {"a+b": 1} if how == "parameter" else {"a": 1}
+    if how == "file":
+        (tmp_path / "mlflow-run").mkdir()
+        monkeypatch.setattr(danon.training.training_recorder, "_still_there", lambda *_: None)
+    if how == "monitor":
+        monkeypatch.setattr(SystemMetricsMonitor, "start", fails)
+    message = {"parameter": r"a\+b", "file": "Is a directory", "monitor": "no thread"}[how]
+    with (
+        pytest.raises((store.StoreError, RuntimeError), match=message),
+        recorded("never", names, directory=tmp_path),
+    ):
+        pass
+    assert [run.info.status for run in runs()] == ["FAILED"]
+
+
+def test_a_store_that_died_does_not_hide_what_happened(
+    database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks() -> None:
+        drop(database, "runs")
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"), recorded("dies", {}):
+        breaks()
+    (said,) = warnings_of(caplog)
+    assert "(FAILED) is not recorded in MLflow at sqlite:///" in said and "no such table" in said
+
+
+@pytest.mark.usefixtures("database")
+def test_a_resumed_training_goes_on_in_the_same_mlflow_run(tmp_path: Path) -> None:
+    place = tmp_path / "training"
+
+    class Dies(Trainer):
+        def backward_step(self, loss: torch.Tensor) -> None:
+            if self.step == 6:
+                raise KeyboardInterrupt
+            super().backward_step(loss)
+
+    c = settings(log_every=1, checkpoint_every=4)
+    for kind in (Dies, Trainer):
+        try:
+            with recorded("long", c.to_dict(), directory=place) as listener:
+                (run,) = runs()
+                assert run.info.status == "RUNNING"
+                with pytest.raises(ValueError, match=f"{place} is in use by another training run"):
+                    recorded("long", c.to_dict(), directory=place).__enter__()
+                kind(small(), c, directory=place, listeners=(listener,)).fit(text())
+        except KeyboardInterrupt:
+            assert runs()[0].info.status == "KILLED"
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    client = store.connect(store.tracking_uri())
+    steps = client.get_metric_history(run.info.run_id, "loss")
+    assert {m.step for m in steps} == set(range(1, 13))
+    with (
+        pytest.raises(store.StoreError, match="Changing param values is not allowed"),
+        recorded("long", {"steps": 13}, directory=place),
+    ):
+        pass
+    assert runs()[0].info.status == "FINISHED"
+    client.delete_run(run.info.run_id)  # a new one where the store has it no more
+    for kept in (None, "of another store", ""):
+        if kept is not None:
+            (place / "mlflow-run").write_text(kept)
+        with recorded("again", {}, directory=place):
+            assert runs()[-1].info.status == "RUNNING"
+    assert [run.info.run_name for run in runs()] == ["again"] * 3
+
+
+def test_what_recording_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.split(".")[0] == "mlflow"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(store.StoreError, match=r"pip install danon\[bench\]"), recorded("a", {}):
+        pass
+    code = "import sys; sys.modules['filelock'] = None; import danon.training.training_recorder"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "recording needs the package filelock: pip install 'danon[bench]'" in done.stderr

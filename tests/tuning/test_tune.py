@@ -1,0 +1,197 @@
+"""The command tune, from its options to files, records and pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from rich.console import Console
+
+from danon.cluster.connection import ClusterError
+from danon.tuning import candidates, command
+from danon.tuning.command import Options, join, tune
+from danon.tuning.study import StudyError
+
+MINE = """
+import torch
+from danon import BaseAttention
+from danon.tuned.search_space import Categorical, Space
+
+
+class Mine(BaseAttention):
+    def __init__(self, config, window=64):
+        super().__init__()
+        self.setup_attention(config)
+        self.window = window
+
+    @classmethod
+    def search_space(cls):
+        return Space({"window": Categorical((16, 32, 64, 128))}, {"window": 64})
+
+    def forward(self, q, k, v, mask=None):
+        if self.window == 16:
+            raise RuntimeError("too narrow")
+        logits = self.compute_attention(q, k)
+        at = torch.arange(q.shape[2])
+        far = at[:, None] - at >= self.window
+        return torch.softmax(logits.masked_fill(far, -torch.inf), dim=-1) @ v
+"""
+
+
+def options(tmp_path: Path, **changes: Any) -> Options:
+    values: dict[str, Any] = {
+        "mechanism": str(tmp_path / "mine.py") + ":Mine",
+        "kind": "hyperparameters",
+        "objective": "speed,quality",
+        "limits": (),
+        "length": 192,
+        "dtype": "float32",
+        "device": "cpu",
+        "trials": 6,
+        "sampler": "random",
+        "seed": 0,
+        "study": "s",
+        "storage": f"sqlite:///{tmp_path / 'optuna.db'}",
+        "results": tmp_path / "results",
+        "command": "danon tune",
+        "engine": "local",
+        "address": "",
+    }
+    return Options(**values | changes)
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine.py").write_text(MINE)
+    for module in (candidates, command):
+        monkeypatch.setattr(module, "REPEATS", 2)
+        monkeypatch.setattr(module, "CHOOSING", 1)
+    monkeypatch.setattr(candidates, "MOST", 1)
+    return tmp_path
+
+
+def test_a_study_of_ones_own_attention(
+    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = options(mine)
+    assert tune(asked, Console(width=120)) == 0
+    said = capsys.readouterr().out
+    assert "failed: RuntimeError: too narrow" in said and re.search(r", \d again", said)
+    assert "best for" in said and "commit it" in said
+    found = json.loads((mine / "results" / "tuned" / "Mine.json").read_text())
+    assert found["attention"] == "Mine" and set(found["best"]) >= {"speed", "balanced"}
+    exact = found["best"]["quality"]
+    done = exact["provenance"]["trials"]
+    assert exact["settings"]["window"] >= 64 and 4 <= done <= 6  # there are four choices
+    folder = mine / "results" / "tune" / "s"
+    assert (folder / "front.png").stat().st_size > 5000
+    page = (folder / "report.html").read_text()
+    for part in (
+        "Pareto",
+        "Front: time",
+        "Optimization History",
+        "<th>best for</th>",
+        "<td>(default)</td>",
+        "Mine, 192 tokens, float32 on cpu, random sampler",
+    ):
+        assert part in page, part
+
+    client = mlflow.MlflowClient(sqlite)
+    experiment = client.get_experiment_by_name("danon/tune")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "danon.trial" not in run.data.tags]
+    trials = [run for run in runs if run is not parent]
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in trials)
+    states = {run.data.tags["danon.state"]: run.info.status for run in trials}
+    assert states == {"complete": "FINISHED", "fail": "FAILED"}
+    assert parent.info.status == "FINISHED" and parent.data.tags["danon.trials"] == str(done)
+    (complete, *_) = [run for run in trials if run.info.status == "FINISHED"]
+    assert {"time_ratio", "error", "objective.speed"} <= set(complete.data.metrics)
+
+    assert tune(asked, Console(width=120)) == 0  # has them all: nothing is measured again
+    assert "trial 0" not in capsys.readouterr().out.split("best for")[0]
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+
+    def gone(*_: object) -> None:
+        raise ClusterError("nobody is left")
+
+    monkeypatch.setattr(command.SubprocessEvaluator, "settings", gone)
+    (folder / "report.html").unlink()
+    assert tune(asked, Console(width=120)) == 1
+    said = capsys.readouterr().out
+    assert "not written: nobody is left" in said and "best for" in said and "MLflow" in said
+    assert (folder / "report.html").is_file()
+
+
+def test_a_space_that_changes_in_the_middle_ends_the_study(mine: Path) -> None:
+    """What a choice stands for must not become another thing from one repeat to the next."""
+    local = command.SubprocessEvaluator(command._asked(options(mine)), mine / "log")
+    try:
+        choice = local.describe()["default"]
+        assert local.settings(choice) == {"window": 64}
+        (mine / "mine.py").write_text(MINE.replace("(16, 32, 64, 128)", "(32, 64)"))
+        local.close()  # as for a repeat
+        with pytest.raises(StudyError, match=r"Mine has changed .*: window was .*16.*, is .*"):
+            local.settings(choice)
+    finally:
+        local.close()
+
+
+def test_a_worker_joins_with_the_name_alone(
+    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = list[str]()
+    keep = lambda asked, *_: written.append(asked.command) or ([], 0)  # noqa: E731
+    monkeypatch.setattr(command, "_written", keep)
+    monkeypatch.setattr(command, "redact_password", lambda url: "sqlite:///***")
+    asked = options(mine, trials=1)
+    typed = f"danon tune --storage {asked.storage}"
+    assert tune(replace(asked, command=typed), Console(width=200)) == 0
+    assert written == ["danon tune --storage sqlite:///***"]  # a password stays where it was typed
+    capsys.readouterr()
+    assert join("s", asked.storage, 3, Console(width=200), "danon tune worker") == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^trial \d+", said, re.MULTILINE)) == 2  # the first one is there
+    assert join("t", asked.storage, 3, Console(width=200), "danon tune worker") == 2
+    assert "no study 't'; there are: s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trials": 0}, "--trials 0: must be at least 1"),
+        ({"engine": "dask"}, "--engine 'dask': must be one of local, ray"),
+        (
+            {"kind": "luck"},
+            "--kind 'luck': must be one of hyperparameters, architecture, quantization",
+        ),
+        ({"objective": "fame"}, "--objective 'fame': must be of speed, memory, quality, balanced"),
+        ({"limits": ("speed=fast",)}, "--limit 'speed=fast': must be"),
+        ({"mechanism": "sdpa"}, "attention 'sdpa' has nothing to tune"),
+        ({"mechanism": "nobody"}, "unknown attention 'nobody'; known: "),
+        ({"study": "it's"}, "must be of letters, digits"),
+        ({"storage": "postgresql+psycopg://127.0.0.1:9/none"}, "--storage postgresql"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(
+    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: str
+) -> None:
+    assert tune(options(mine, **changes), Console(width=200)) == 2
+    said = capsys.readouterr().out
+    assert words in said and "Traceback" not in said
+    assert not (mine / "results").exists()
+
+
+def test_limits_that_no_trial_meets_are_said_with_the_nearest(
+    mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = options(mine, trials=2, objective="memory", limits=("quality=0.0001",))
+    assert tune(asked, Console(width=200)) == 1
+    assert "no trial met quality <= 0.0001 (the least is" in capsys.readouterr().out
+    assert not list((mine / "results" / "tuned").iterdir())
