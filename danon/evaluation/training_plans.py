@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -86,8 +87,12 @@ class Plan(ABC):
 
     @property
     def digest(self) -> str:
-        """Equal where figures compare: the same settings, and the same examples of each kind."""
-        hashed = hashlib.sha256(repr(replace(self, cap_s=0.0)).encode())
+        """Equal where figures compare: the same settings, and the same examples of each kind.
+
+        Of values alone: what classes and fields are called does not change it.
+        """
+        settings = json.dumps([self.suite, _values(replace(self, cap_s=0.0))])
+        hashed = hashlib.sha256(settings.encode())
         for ids, answers, _ in self.samples():
             hashed.update(ids.numpy().tobytes() + answers.numpy().tobytes())
         return hashed.hexdigest()[:12]
@@ -223,3 +228,11 @@ class LanguagePlan(Plan):
         for reading in self.readings:
             text = corpus(self.corpus)[0]
             yield *sample_windows(text, reading.batch, reading.context, 0), reading.steps
+
+
+def _values(x: object) -> object:
+    """The values of a dataclass and of those in it, a task's name first."""
+    if is_dataclass(x):
+        named = [x.name] if isinstance(x, Task) else []
+        return [*named, *(_values(getattr(x, field.name)) for field in fields(x))]
+    return [_values(one) for one in x] if isinstance(x, tuple) else x

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from repositories import MINE, git
 from rich.console import Console
@@ -20,6 +23,7 @@ from danon.gate.result import RECALL_TOLERANCE_POINTS, ExactMetric
 from danon.gate.thresholds import Accepted, Threshold, Thresholds
 from danon.gate.workspace import Options
 
+ROOT = Path(__file__).parents[2]
 CASE = list(gate_cases(["MyAttention"]))[-1]
 WHOLE = MINE.format(work=1)
 """Softmax attention."""
@@ -33,6 +37,16 @@ OTHER = WHOLE.replace(
 def test_the_case_is_what_the_suite_trains() -> None:
     (longest,) = (c for c in PLAN.cases("MyAttention", "cpu") if c.length == PLAN.lengths[-1])
     assert longest == CASE
+
+
+def test_the_committed_weights_are_of_the_plan_and_of_the_thresholds() -> None:
+    stored = json.loads((ROOT / "results" / "thresholds.json").read_text())
+    models = {x["model"] for x in stored["cases"].values() if x["model"]}
+    weights = sorted((ROOT / "results" / "recall").glob("*.pt"))
+    assert weights
+    for file in weights:
+        assert torch.load(file, weights_only=True)["plan"] == PLAN.digest, file.name
+    assert models == {hashlib.sha256(f.read_bytes()).hexdigest()[:12] for f in weights}
 
 
 class TestJudged:
