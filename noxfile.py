@@ -224,7 +224,7 @@ def ui(session: nox.Session) -> None:
             if dashboard is not None:
                 dashboard.wait()
             return
-        run(session, "python", "-c", "from danon.runs import store; store.prepare()")
+        run(session, "python", "-c", "from danon.tracking import store; store.prepare()")
         quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         serve = ["mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]
         run(session, *serve, *session.posargs, env=quick)

@@ -1,4 +1,4 @@
-"""How far each attention is from dense attention's matrix: the bounds of the seed's section 5."""
+"""How far each attention is from dense attention's matrix: the bounds of specification 5."""
 
 from __future__ import annotations
 

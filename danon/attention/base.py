@@ -54,7 +54,7 @@ class BaseAttention(nn.Module):
     _auxiliary: Tensor | None = None
 
     def setup_attention(self, config: AttentionConfig) -> None:
-        """Keep the configuration (the seed's extension point).
+        """Keep the configuration (the specification's extension point).
 
         Raises:
             ValueError: ``config.kernel`` names no kernel; the message lists them.
@@ -68,7 +68,7 @@ class BaseAttention(nn.Module):
     def compute_attention(self, q: Tensor, k: Tensor) -> Tensor:
         """Dense logits ``q k^T / sqrt(D)`` (B, H, N, N), later tokens hidden when causal.
 
-        Seed section 1.2. For short inputs: the matrix is materialised.
+        Specification 1.2. For short inputs: the matrix is materialised.
         """
         k_BHND = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         logits: Tensor = q @ k_BHND.transpose(-1, -2) * q.shape[-1] ** -0.5

@@ -15,7 +15,7 @@ PIECE = 1 << 20
 
 
 class ImportancePool(nn.Module):
-    """One node out of ``rate`` children: a weighted mean, recursively (seed section 1.1).
+    """One node out of ``rate`` children: a weighted mean, recursively (specification 1.1).
 
     The weight of a child is the softmax, over the children of a node, of log(mass) + beta with
 
@@ -116,7 +116,7 @@ def soft_cap(beta: Tensor, s: float) -> Tensor:
 
 
 def sinusoid(position: Tensor, dim: int) -> Tensor:
-    """PE of seed section 1.1: positions (n,) -> (n, dim) float64, sine and cosine in turn."""
+    """PE of specification 1.1: positions (n,) -> (n, dim) float64, sine and cosine in turn."""
     return sinusoid_pairs(position, dim).flatten(1)[:, :dim]
 
 

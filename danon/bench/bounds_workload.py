@@ -1,4 +1,4 @@
-"""The quantities of the seed's section 5, measured on the inputs of a case."""
+"""The quantities of specification 5, measured on the inputs of a case."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from danon.measure.matrix_distance import dense_weights, distances, spread_rows
 __all__ = ["bounds"]
 
 
-def bounds(specimen: Workload) -> dict[str, float]:
+def bounds(workload: Workload) -> dict[str, float]:
     """Distances from dense attention's matrix, and where the softmax mass goes, on sampled rows.
 
     Beside what :func:`danon.measure.matrix_distance.distances` gives:
@@ -28,23 +28,23 @@ def bounds(specimen: Workload) -> dict[str, float]:
     Raises:
         ValueError: the output has no gradient in v.
     """
-    q, k, v, module = specimen.q, specimen.k, specimen.v, specimen.module
-    rows = spread_rows(specimen.case.length).to(specimen.device)
-    out, shares = _observed(specimen, rows)
-    sight = module.effective_attention(q, k, v, rows)
+    q, k, v, module = workload.q, workload.k, workload.v, workload.module
+    rows = spread_rows(workload.case.length).to(workload.device)
+    out, shares = _observed(workload, rows)
+    effective = module.effective_attention(q, k, v, rows)
     with torch.no_grad():
         dense = dense_weights(q, k, rows, causal=module.config.is_causal)
-        metrics = distances(sight.weights, dense, sight.exact, q.shape[-1])
+        metrics = distances(effective.weights, dense, effective.exact, q.shape[-1])
         values = v.double().repeat_interleave(q.shape[1] // v.shape[1], 1)
-        metrics["unexplained_output"] = relative_error(sight.weights @ values, out)
-    if sight.pooling_loss is not None:
-        keys, of_values = sight.pooling_loss
+        metrics["unexplained_output"] = relative_error(effective.weights @ values, out)
+    if effective.pooling_loss is not None:
+        keys, of_values = effective.pooling_loss
         metrics |= {"delta_keys": keys, "delta_values": of_values}
         metrics["delta"] = math.sqrt((keys**2 + of_values**2) / 2)
     return metrics | {f"mass_{name.replace(' ', '_')}": x for name, x in shares.items()}
 
 
-def _observed(specimen: Workload, rows: Tensor) -> tuple[Tensor, dict[str, float]]:
+def _observed(workload: Workload, rows: Tensor) -> tuple[Tensor, dict[str, float]]:
     """The attention's own output on the rows, and the mean share of mass of each branch."""
     shares: dict[str, float] = {}
 
@@ -53,5 +53,5 @@ def _observed(specimen: Workload, rows: Tensor) -> tuple[Tensor, dict[str, float
             shares[name] = shares.get(name, 0.0) + share
 
     with torch.no_grad(), observe_branches(watch):
-        out = specimen.attend(specimen.q, specimen.k, specimen.v)
+        out = workload.attend(workload.q, workload.k, workload.v)
     return out[:, :, rows], shares

@@ -103,8 +103,8 @@ class AttentionJob(_SuiteJob):
 
 def _models(run_dir: Path, sent: set[Path]) -> Iterator[tuple[SavedModel, dict[str, bytes]]]:
     """Trained models that are new, as descriptions and files."""
-    for kept, folder in SavedModel.all(run_dir):
+    for saved, folder in SavedModel.all(run_dir):
         if folder not in sent:
             sent.add(folder)
             files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-            yield kept, {str(file.relative_to(folder)): file.read_bytes() for file in files}
+            yield saved, {str(file.relative_to(folder)): file.read_bytes() for file in files}

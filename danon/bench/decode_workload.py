@@ -189,9 +189,9 @@ class DecodeWorkload:
         Within that the stream promises the parallel form, whatever its state forgets later.
         """
         length = min(self.case.length, CHECKED)
-        specimen = Workload(replace(self.case, length=length))
-        specimen.attend = self._attend  # type: ignore[method-assign]
-        return specimen
+        workload = Workload(replace(self.case, length=length))
+        workload.attend = self._attend  # type: ignore[method-assign]
+        return workload
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Half in chunks, of all sizes; the last tokens one by one."""

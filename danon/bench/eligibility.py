@@ -110,9 +110,9 @@ def attention_costs(
         UnmeasuredError: a timed call was wrong.
     """
     alone = replace(case, phase="forward", task="")
-    specimen = Workload(alone, module)
-    candidate = TimedAttention(specimen, verifier.tolerance(specimen))
-    metrics = {"peak_bytes": float(peak_bytes(candidate.call, specimen.device))}
+    workload = Workload(alone, module)
+    candidate = TimedAttention(workload, verifier.tolerance(workload))
+    metrics = {"peak_bytes": float(peak_bytes(candidate.call, workload.device))}
     if (pairs := module.visible_pairs(case.length)) is not None:
         metrics["pairs_share"] = pairs / (case.length * (case.length + 1) / 2)
     if case.attention != REFERENCE:
@@ -120,7 +120,7 @@ def attention_costs(
         pair = measure_pair(
             candidate.call,
             TimedAttention(Workload(alone, dense()), None).call,
-            specimen.device,
+            workload.device,
             budget_s=seconds * SHARE,
             width=width,
             seed=case.length,

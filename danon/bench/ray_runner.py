@@ -45,11 +45,11 @@ def run_on_cluster(
     own = [
         file for target in options.attentions if (file := target.rpartition(":")[0]).endswith(".py")
     ]
-    with connected(options.address), WorkerPool(options.device, own, tell) as crew:
-        for node in crew.nodes:
+    with connected(options.address), WorkerPool(options.device, own, tell) as pool:
+        for node in pool.nodes:
             tell(f"{node} measures")
         plan = _Planned(options)
-        crew.run(plan, lambda: stopped)
+        pool.run(plan, lambda: stopped)
         if stopped:
             return 128 + stopped[0]
         if plan.refusal:
@@ -60,7 +60,7 @@ def run_on_cluster(
         with Display(console) as display:
             work = _Units(session, options, plan.event, display, tell)
             try:
-                crew.run(work, lambda: stopped)
+                pool.run(work, lambda: stopped)
             except ClusterError as error:
                 why = f"{error}: "
     left = work.left
@@ -133,7 +133,7 @@ class _Units:
         self._seen: set[str] = set()
         self._tries: Counter[str] = Counter()
         self._busy: dict[str, str] = {}  # node -> attention
-        self._ended: dict[str, bool] = {}  # node -> whether its unit came to its end
+        self._ended: dict[str, bool] = {}  # node -> whether its job came to its end
         self.left = sorted(self._cases, key=lambda name: (name != REFERENCE, -weights[name]))
         for attention in list(self.left):
             self._skip(attention)
@@ -160,8 +160,8 @@ class _Units:
         if event["event"] == "result":
             result = CaseResult.from_json(event["result"])
             if result.case.attention == attention:  # dense attention has its own row
-                for kept, files in event["models"]:
-                    _store(self._journal.run_dir, kept, files)
+                for saved, files in event["models"]:
+                    _store(self._journal.run_dir, saved, files)
                 placed = replace(result, place=event["place"])
                 self._session.handle({**event, "result": placed.to_json()}, self._display)
         elif event["event"] == "done":
@@ -204,7 +204,7 @@ class _Units:
                 self._display.done(case, reused=True)
 
 
-def _store(run_dir: Path, kept: SavedModel, files: dict[str, bytes]) -> None:
+def _store(run_dir: Path, saved: SavedModel, files: dict[str, bytes]) -> None:
     """Put a trained model into the run's folder."""
 
     def fill(folder: Path) -> None:
@@ -213,4 +213,4 @@ def _store(run_dir: Path, kept: SavedModel, files: dict[str, bytes]) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content)
 
-    kept.write(run_dir, fill)
+    saved.write(run_dir, fill)

@@ -1,4 +1,4 @@
-"""The lab measures each case once: can it run, is it affordable, is it right, and how fast."""
+"""Measures each case once: can it run, is it affordable, is it right, and how fast."""
 
 from __future__ import annotations
 
@@ -149,21 +149,21 @@ class CaseRunner:
                 return _without(case, "over budget", reason)
             if case.suite == "decode":
                 return self._decode(case)
-            specimen = Workload(case)
-            verdict = self._verifier.verdict(specimen)
+            workload = Workload(case)
+            verdict = self._verifier.verdict(workload)
             if verdict.reason:
                 self._costs.add(case, verdict.seconds / (CHECK_CALLS + SELF_CALLS))
                 return replace(
                     _without(case, "failed", verdict.reason),
-                    semantics=specimen.module.description,
+                    semantics=workload.module.description,
                     check=verdict.info,
                 )
-            if reason := self._slow_backward(specimen, verdict):
+            if reason := self._slow_backward(workload, verdict):
                 return replace(_without(case, "over budget", reason), check=verdict.info)
             suites = {"speed": self._speed, "memory": self._memory, "bounds": self._bounds}
-            metrics, samples = suites[case.suite](specimen, verdict)
+            metrics, samples = suites[case.suite](workload, verdict)
             self._costs.add(case, min(samples["candidate_s"]))
-            module = specimen.module
+            module = workload.module
             return CaseResult(
                 case,
                 "measured",
@@ -204,20 +204,20 @@ class CaseRunner:
             return ""
         return _over(forecast.seconds, forecast.length, cap)
 
-    def _slow_backward(self, specimen: Workload, verdict: Correctness) -> str:
+    def _slow_backward(self, workload: Workload, verdict: Correctness) -> str:
         """Why the backward pass that the suite bounds makes of a float64 copy is not affordable."""
-        case, cap = specimen.case, self._profile.bounds_cap_s
+        case, cap = workload.case, self._profile.bounds_cap_s
         if case.suite != "bounds" or _defined(case):
             return ""
         seconds = GRADIENT_CALLS * verdict.seconds / (CHECK_CALLS + SELF_CALLS)
         return _over(seconds, case.length, cap) if seconds > cap else ""
 
     def _speed(
-        self, specimen: Workload, verdict: Correctness
+        self, workload: Workload, verdict: Correctness
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        case, device = specimen.case, specimen.device
+        case, device = workload.case, workload.device
         budget, width = self._profile.seconds, self._profile.width
-        candidate = TimedAttention(specimen, self._verifier.tolerance(specimen))
+        candidate = TimedAttention(workload, self._verifier.tolerance(workload))
         start = perf_counter()
         metrics = {"error_vs_dense": verdict.error_vs_dense}
         dense = None if case.attention == REFERENCE else self._dense(case, verdict)
@@ -247,8 +247,8 @@ class CaseRunner:
             ratio = seconds / (dense.metrics["time_s"] * growth)
             metrics |= {"time_ratio_extrapolated": ratio, "speedup_extrapolated": 1 / ratio}
             metrics["extrapolated_from_length"] = float(dense.case.length)
-        metrics |= self._flops(specimen, seconds)
-        _refuse(self._faster_than_the_machine(specimen, metrics))
+        metrics |= self._flops(workload, seconds)
+        _refuse(self._faster_than_the_machine(workload, metrics))
         return metrics, samples
 
     def _dense(self, case: Case, verdict: Correctness) -> CaseResult | None:
@@ -266,14 +266,14 @@ class CaseRunner:
                 return dense
         return None
 
-    def _flops(self, specimen: Workload, seconds: float) -> dict[str, float]:
+    def _flops(self, workload: Workload, seconds: float) -> dict[str, float]:
         """Useful FLOP/s beside what matrix products reach in this run."""
-        case = specimen.case
+        case = workload.case
         kind = (case.device, case.dtype)
         if kind not in self._rates:
-            self._rates[kind] = matmul_rate(specimen.device, specimen.q.dtype)
+            self._rates[kind] = matmul_rate(workload.device, workload.q.dtype)
         rate = self._rates[kind]
-        pairs = specimen.module.counted_pairs(specimen.k)
+        pairs = workload.module.counted_pairs(workload.k)
         if pairs is None:
             return {"matmul_flops_per_s": rate}
         useful = 4 * case.head_dim * case.heads * pairs * case.batch / seconds
@@ -285,20 +285,20 @@ class CaseRunner:
             "roofline_fraction": useful / rate,
         }
 
-    def _faster_than_the_machine(self, specimen: Workload, metrics: dict[str, float]) -> str:
+    def _faster_than_the_machine(self, workload: Workload, metrics: dict[str, float]) -> str:
         """Why the figures cannot be; empty if they can."""
         useful, rate = metrics.get("useful_flops_per_s", 0.0), metrics["matmul_flops_per_s"]
         if useful > rate:  # the machine may have been busy when that was measured
             flops = useful * metrics["time_s"]
-            rate = max(rate, matmul_rate_of(flops, specimen.device, specimen.q.dtype))
+            rate = max(rate, matmul_rate_of(flops, workload.device, workload.q.dtype))
         if useful > rate:
             return (
                 f"{useful / 1e9:.3g} GFLOP/s by its visible_pairs: this machine's matrix products "
                 f"reach {rate / 1e9:.3g}"
             )
         # A query is read and an output written, whatever is computed.
-        moved = 2 * specimen.q.nbytes / metrics["time_s"]
-        if moved > (rate := copy_rate(specimen.q)):
+        moved = 2 * workload.q.nbytes / metrics["time_s"]
+        if moved > (rate := copy_rate(workload.q)):
             return (
                 f"{moved / 1e9:.3g} GB/s if it only reads q and writes its output: this machine "
                 f"copies {rate / 1e9:.3g}"
@@ -306,28 +306,28 @@ class CaseRunner:
         return ""
 
     def _memory(
-        self, specimen: Workload, verdict: Correctness
+        self, workload: Workload, verdict: Correctness
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        case, device = specimen.case, specimen.device
-        timed = TimedAttention(specimen, self._verifier.tolerance(specimen))
+        case, device = workload.case, workload.device
+        timed = TimedAttention(workload, self._verifier.tolerance(workload))
         memory = CallMemory.of(timed.call, device, timed.returned)
         _refuse(timed.fault(0.0))
-        _refuse(hidden_memory(timed.call, memory, (specimen.q, specimen.k, specimen.v)))
+        _refuse(hidden_memory(timed.call, memory, (workload.q, workload.k, workload.v)))
         metrics = {"peak_bytes": float(memory.peak)}
         if self._unavailable(case, backward=True) is None:
-            leaves = specimen.leaves()
+            leaves = workload.leaves()
             kept = saved_bytes(
-                lambda: specimen.attend(*leaves), [*leaves, *specimen.parameters.values()], device
+                lambda: workload.attend(*leaves), [*leaves, *workload.parameters.values()], device
             )
             metrics["saved_bytes"] = float(kept)
         return metrics, {"candidate_s": [memory.seconds]}
 
     def _bounds(
-        self, specimen: Workload, verdict: Correctness
+        self, workload: Workload, verdict: Correctness
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
         start = perf_counter()
-        with fewer_threads_beside_load(specimen.device):
-            metrics = bounds(specimen)
+        with fewer_threads_beside_load(workload.device):
+            metrics = bounds(workload)
         return metrics, {"candidate_s": [perf_counter() - start]}
 
     def _decode(self, case: Case) -> CaseResult:

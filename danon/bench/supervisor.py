@@ -57,7 +57,7 @@ class Supervisor:
 
     def __init__(self, options: Sequence[str], scratch: Path) -> None:
         self._options, self._scratch = tuple(options), scratch
-        self._child: SuiteProcess | None = None
+        self._process: SuiteProcess | None = None
         self._listening: SuiteProcess | None = None
         self._journal: Journal | None = None
         self._planned: tuple[Case, ...] = ()
@@ -77,8 +77,8 @@ class Supervisor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._child is not None:
-            self._child.__exit__(kind, error, trace)
+        if self._process is not None:
+            self._process.__exit__(kind, error, trace)
         if self._journal is not None:
             attempts.end(self._journal.run_dir)
 
@@ -90,18 +90,18 @@ class Supervisor:
         """
         while not self._over:
             kills = _memory_kills()
-            with SuiteProcess(self._options, self._scratch) as child:
-                self._child = self._listening = child
+            with SuiteProcess(self._options, self._scratch) as process:
+                self._process = self._listening = process
                 if self._stopped:
-                    child.stop()
+                    process.stop()
                 progress = _ProcessProgress()
-                yield from self._forwarded(child, progress)
-                status = child.wait()
+                yield from self._forwarded(process, progress)
+                status = process.wait()
             self._listening = None
             if self._through:
                 return
             self.status = status
-            yield from self._record_exit(child, progress, memory=_memory_kills() > kills)
+            yield from self._record_exit(process, progress, memory=_memory_kills() > kills)
 
     def go(self, journal: Journal) -> None:
         """Let the suites measure what the journal of the run does not have yet."""
@@ -116,8 +116,8 @@ class Supervisor:
     def stop(self) -> None:
         """End the suites; safe to call from a signal handler."""
         self._stopped = True
-        if self._child is not None:
-            self._child.stop()
+        if self._process is not None:
+            self._process.stop()
 
     @property
     def _over(self) -> bool:
@@ -127,28 +127,28 @@ class Supervisor:
     @property
     def files(self) -> tuple[Path, ...]:
         """What the suites leave: pytest's log and pytest-benchmark's figures."""
-        return () if self._child is None else (self._child.log, self._child.benchmark)
+        return () if self._process is None else (self._process.log, self._process.benchmark)
 
     def tail(self) -> str:
         """The last of what the last process printed."""
-        return "" if self._child is None else self._child.tail()
+        return "" if self._process is None else self._process.tail()
 
     def _answer(self, **values: Any) -> None:
         if self._listening is not None:  # nobody waits for it where a process has died
             self._listening.answer(**values)
 
     def _forwarded(
-        self, child: SuiteProcess, progress: _ProcessProgress
+        self, process: SuiteProcess, progress: _ProcessProgress
     ) -> Iterator[dict[str, Any]]:
         """Forward what a process reports until it ends, and end it if it is silent for too long."""
         while not progress.over:
             try:
-                event = child.event(progress.limit_s)
+                event = process.event(progress.limit_s)
             except EOFError:
                 break
             if event is None:
                 progress.silent = True
-                child.abort()
+                process.abort()
                 break
             progress.hear(event)
             if event["event"] == "plan":
@@ -174,18 +174,18 @@ class Supervisor:
                 yield event
         if not progress.silent and not self._stopped:
             progress.line_closed = _still_running(
-                child, EXIT_LIMIT_S if progress.over else PATIENCE_S
+                process, EXIT_LIMIT_S if progress.over else PATIENCE_S
             )
             if progress.line_closed:
-                child.abort()
+                process.abort()
 
     def _record_exit(
-        self, child: SuiteProcess, progress: _ProcessProgress, *, memory: bool
+        self, process: SuiteProcess, progress: _ProcessProgress, *, memory: bool
     ) -> Iterator[dict[str, Any]]:
         """What becomes of the case that a process died at."""
         if progress.leaving or self._stopped:
             return
-        how, log = progress.exit_reason(self.status, memory=memory), child.tail(LINES)
+        how, log = progress.exit_reason(self.status, memory=memory), process.tail(LINES)
         if where := _last_line(log):
             how = f"{how} ({where})"
         if self._journal is None or progress.planning:
@@ -290,12 +290,12 @@ class _ProcessProgress:
         return f"the process died by {name}"
 
 
-def _still_running(child: SuiteProcess, seconds: float) -> bool:
+def _still_running(process: SuiteProcess, seconds: float) -> bool:
     """Whether a process that says nothing more has not ended after so many seconds."""
     deadline = time.monotonic() + seconds
-    while child.running and time.monotonic() < deadline:
+    while process.running and time.monotonic() < deadline:
         time.sleep(0.05)
-    return child.running
+    return process.running
 
 
 def _last_line(log: str) -> str:

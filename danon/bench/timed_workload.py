@@ -1,4 +1,4 @@
-"""The timed call of a specimen: new inputs each time, and outputs that are checked afterwards."""
+"""The timed call of a workload: new inputs each time, and outputs that are checked afterwards."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ class TimedAttention:
     """One side of a timing.
 
     Args:
-        specimen: gives the attention, its inputs and its oracle.
+        workload: gives the attention, its inputs and its oracle.
         tolerance: of its correctness check; None: the calls are not checked (the reference).
     """
 
-    def __init__(self, specimen: Workload, tolerance: Mapping[str, float] | None) -> None:
-        self._specimen, self._tolerance = specimen, tolerance
-        self._inputs = VariedInputs(specimen.q, specimen.k, specimen.v)
-        self._backward = specimen.case.phase == "forward+backward"
+    def __init__(self, workload: Workload, tolerance: Mapping[str, float] | None) -> None:
+        self._workload, self._tolerance = workload, tolerance
+        self._inputs = VariedInputs(workload.q, workload.k, workload.v)
+        self._backward = workload.case.phase == "forward+backward"
         buffers = (self._inputs.q, self._inputs.k, self._inputs.v)
         self._leaves = [x.detach().requires_grad_(self._backward) for x in buffers]
-        self._parameters = list(specimen.parameters.values())
+        self._parameters = list(workload.parameters.values())
         # (B, H, N, D), dense: every row of every timed call has to have a backward pass.
-        self._upstream = torch.empty_like(specimen.q)
+        self._upstream = torch.empty_like(workload.q)
         self._variation: Variation | None = None
         self._spot_checks = SpotChecks(
             self._inputs, **({"calls": FEW_CALLS} if self._backward else {})
@@ -84,7 +84,7 @@ class TimedAttention:
             return checked > 0 and perf_counter() - start > allowed_s
 
         check = self._gradient_fault if self._backward else self._output_fault
-        with fewer_threads_beside_load(self._specimen.device):
+        with fewer_threads_beside_load(self._workload.device):
             start = perf_counter()
             return self._spot_checks.first_fault(check, enough)
 
@@ -95,7 +95,7 @@ class TimedAttention:
 
     def _forward(self) -> object:
         with torch.no_grad():
-            return self._specimen.attend(*self._leaves)
+            return self._workload.attend(*self._leaves)
 
     def _forward_and_backward(self) -> object:
         return self._differentiated(self._leaves, self._upstream)
@@ -103,7 +103,7 @@ class TimedAttention:
     def _differentiated(
         self, leaves: list[Tensor], upstream: Tensor
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        out = self._specimen.attend(*leaves)
+        out = self._workload.attend(*leaves)
         wrt = [*leaves, *self._parameters]
         return out, torch.autograd.grad(out, wrt, upstream, allow_unused=True)
 
@@ -122,7 +122,7 @@ class TimedAttention:
         assert self._tolerance is not None
         inputs = self._inputs.of(kept.variation)
         allowed = SLACK * self._tolerance["output"]
-        return check_rows(self._specimen.subject(), inputs, kept.rows, kept.output, allowed)
+        return check_rows(self._workload.subject(), inputs, kept.rows, kept.output, allowed)
 
     def _gradient_fault(self, kept: KeptCall) -> str:
         """Check the output, and the gradients, on rows drawn anew while they are nearly right.
@@ -133,7 +133,7 @@ class TimedAttention:
         if fault := self._output_fault(kept):
             return fault
         for draw in range(GRADIENT_DRAWS):
-            drawn = torch.randperm(self._specimen.case.length)[: self._gradient_rows].to(kept.rows)
+            drawn = torch.randperm(self._workload.case.length)[: self._gradient_rows].to(kept.rows)
             rows = drawn if draw else torch.cat((kept.rows, drawn))[: len(drawn)]
             excess, fault = self._gradient_error(kept, rows.unique())
             if excess <= 1:
@@ -146,7 +146,7 @@ class TimedAttention:
     def _gradient_rows(self) -> int:
         """Rows whose gradients are compared: the more, the less they stand out of all rows."""
         assert self._tolerance is not None
-        length = self._specimen.case.length
+        length = self._workload.case.length
         allowed = GRADIENT_SLACK * min(self._tolerance[name] for name in ("dq", "dk", "dv"))
         return min(max(KEPT_ROWS, ceil(length * (ALONE_FACTOR * allowed) ** 2)), length)
 
@@ -159,20 +159,20 @@ class TimedAttention:
         know them either: each timed call has an upstream gradient of its own.
         """
         assert self._tolerance is not None
-        specimen, inputs = self._specimen, self._inputs.of(kept.variation)
-        subject = specimen.subject()
+        workload, inputs = self._workload, self._inputs.of(kept.variation)
+        subject = workload.subject()
         rows = rows[decided_rows(subject, inputs, rows)]
         if not len(rows):
             return 0.0, ""
         # As large as all other rows together: little is lost in the sum.
-        gain = (specimen.case.length / len(rows)) ** 0.5
-        before = torch.empty_like(specimen.q)
+        gain = (workload.case.length / len(rows)) ** 0.5
+        before = torch.empty_like(workload.q)
         _write_upstream(before, kept.variation)
         upstream = -before
         upstream[:, :, rows] += gain * torch.randn_like(upstream[:, :, rows])
         leaves = [x.requires_grad_() for x in inputs]
         _, again = self._differentiated(leaves, upstream)
-        names = ["dq", "dk", "dv", *specimen.parameters]
+        names = ["dq", "dk", "dv", *workload.parameters]
         tensors = [*leaves, *self._parameters]
         found = {
             name: _dense(first, like) + _dense(second, like)

@@ -56,36 +56,36 @@ class Verifier:
         self._verdicts: dict[Case, Correctness] = {}
         self._tolerances: dict[tuple[object, ...], dict[str, float]] = {}
 
-    def verdict(self, specimen: Workload) -> Correctness:
+    def verdict(self, workload: Workload) -> Correctness:
         """Raises whatever the attention or its oracle raises."""
-        key = replace(specimen.case, suite="")
+        key = replace(workload.case, suite="")
         if key not in self._verdicts:
             start = perf_counter()
-            with fewer_threads_beside_load(specimen.device):
-                verdict = self._verify(specimen)
+            with fewer_threads_beside_load(workload.device):
+                verdict = self._verify(workload)
             self._verdicts[key] = replace(verdict, seconds=perf_counter() - start)
         return self._verdicts[key]
 
-    def tolerance(self, specimen: Workload) -> dict[str, float]:
+    def tolerance(self, workload: Workload) -> dict[str, float]:
         """What rounding may cost: relative errors of ``output``, ``dq`` ..."""
-        return self._tolerance(specimen, specimen.module.config.is_causal)
+        return self._tolerance(workload, workload.module.config.is_causal)
 
-    def _verify(self, specimen: Workload) -> Correctness:
-        case, module = specimen.case, specimen.module
-        q, k, v = specimen.q, specimen.k, specimen.v
+    def _verify(self, workload: Workload) -> Correctness:
+        case, module = workload.case, workload.module
+        q, k, v = workload.q, workload.k, workload.v
         causal, backward = module.config.is_causal, case.phase == "forward+backward"
         check = check_case(
-            specimen.subject(),
+            workload.subject(),
             q,
             k,
             v,
             _rows(case),
-            self._tolerance(specimen, causal),
+            self._tolerance(workload, causal),
             backward=backward,
         )
         reason = check.reason
         if not reason and case.phase == "forward" and claims_causal(module):
-            reason = check_causal(specimen.attend, q, k, v, seed=case.length)
+            reason = check_causal(workload.attend, q, k, v, seed=case.length)
         error = math.inf
         if check.output is not None and check.positions is not None:
             exact = dense_rows(q.double(), k.double(), v.double(), check.positions, causal=causal)
@@ -101,12 +101,12 @@ class Verifier:
         }
         return Correctness(reason, info, error, 0.0)
 
-    def _tolerance(self, specimen: Workload, causal: bool) -> dict[str, float]:
-        case = specimen.case
+    def _tolerance(self, workload: Workload, causal: bool) -> dict[str, float]:
+        case = workload.case
         length = min(case.length, TOLERANCE_LENGTH)
         key = (length, case.dtype, case.phase, case.device, causal)
         if key not in self._tolerances:
-            q, k, v = (x[:, :, :length] for x in (specimen.q, specimen.k, specimen.v))
+            q, k, v = (x[:, :, :length] for x in (workload.q, workload.k, workload.v))
             self._tolerances[key] = tolerances(
                 q,
                 k,

@@ -1,4 +1,4 @@
-"""A hand on every machine of the cluster, and jobs for those that are free."""
+"""An actor on every machine of the cluster, and jobs for those that are free."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ BUSY_S = 20.0
 STOP_S = 15.0
 """For a job that is stopped to end by itself."""
 RETRIES = 1
-"""Of a machine whose hand died."""
+"""Of a machine whose actor died."""
 
 
 class Dispatcher(Protocol):
-    """What a crew is run for."""
+    """What a pool is run for."""
 
     @property
     def done(self) -> bool: ...
@@ -53,7 +53,7 @@ class Dispatcher(Protocol):
 
 @dataclass
 class _Worker:
-    """A hand, or one that is to come.
+    """An actor on a machine, or one that is to come.
 
     Attributes:
         jobs: given so far.
@@ -208,7 +208,7 @@ class WorkerPool:
             work.ended(member.node, lost=True)
 
     def _regained(self, stopped: Callable[[], object]) -> bool:
-        """Whether a machine whose hand died has another, or need not."""
+        """Whether a machine whose actor died has another, or need not."""
         self._ask()
         end = time.monotonic() + ANSWER_S
         while self._asked and time.monotonic() < end and not (self._members or stopped()):
@@ -216,7 +216,7 @@ class WorkerPool:
         return bool(self._members or stopped())
 
     def _look(self, seconds: float = 0) -> None:
-        """Machines that have joined, or whose hand died, get one."""
+        """Machines that have joined, or whose actor died, get one."""
         if time.monotonic() - self._looked > LOOK_S:
             self._ask()
         for node, reason in self._answered(seconds):
@@ -227,7 +227,7 @@ class WorkerPool:
                 self._hire(node)
 
     def _ask(self) -> None:
-        """Machines without a hand are asked what they have installed."""
+        """Machines without an actor are asked what they have installed."""
         import ray
 
         self._looked = time.monotonic()
@@ -272,7 +272,7 @@ class WorkerPool:
     def _stop(self, work: Dispatcher) -> Exception | None:
         """Let jobs that are not over end, and hear what they still say; returns what failed first.
 
-        A hand that is still busy then is let go: the next work must not hear of this one.
+        An actor that is still busy then is let go: the next work must not hear of this one.
         """
         errors: list[Exception] = []
         for member in self._busy():

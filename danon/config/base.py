@@ -85,9 +85,9 @@ class AttentionConfig(Config):
         causal: a query sees no later token. None means the default of the class.
         num_layers: blocks of the backbone.
         vocab_size: entries of the token embedding.
-        max_sequence_length: the length L the module is configured for, in tokens. The seed's
-            rates (r_t, w_t, c_t) use it, so they never depend on how long an input happens to be.
-            Longer inputs work.
+        max_sequence_length: the length L the module is configured for, in tokens. The
+            specification's rates (r_t, w_t, c_t) use it, so they never depend on how long an
+            input happens to be. Longer inputs work.
         rope_theta: base of the rotary positions of the backbone, > 1. Angles repeat themselves only
             beyond about 6 * rope_theta tokens; models of long inputs take 1e6 or more.
         gradient_checkpointing: recompute each block in the backward pass.
@@ -191,7 +191,7 @@ TUNED = {
 
 
 def length_dependent(alpha: float, length: int, largest: int) -> float:
-    """min(alpha * ln L, largest): the seed's form of every length-dependent size."""
+    """min(alpha * ln L, largest): the specification's form of every length-dependent size."""
     return min(alpha * math.log(max(length, 2)), largest)
 
 

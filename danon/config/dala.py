@@ -22,15 +22,15 @@ class DALAConfig(AttentionConfig):
         memory_size: important tokens kept, at most.
         importance_threshold: a token is kept only if sigmoid(importance) is larger, in [0, 1).
         global_tokens: first tokens, visible to every query at full resolution.
-        window_beta: beta of w = min(window_max, ceil(beta * ln L)), tokens (seed 2.3). Head h
-            has w * 2 ** (h mod 4).
+        window_beta: beta of w = min(window_max, ceil(beta * ln L)), tokens (specification 2.3).
+            Head h has w * 2 ** (h mod 4).
         window_max: w_max of the same.
-        decay_rate: lambda of the decay exp(-lambda |i - j|), per token (seed 2.2).
+        decay_rate: lambda of the decay exp(-lambda |i - j|), per token (specification 2.2).
         decay: ``renormalized``: the decay is a logit bias; ``literal``: it multiplies after the
-            softmax, as the seed writes it.
+            softmax, as the specification writes it.
         adaptive_window: content before a query's period widens or narrows w for that period, by
-            a learned factor from 1/8 to 8 for each key/value head (seed 2.3).
-        use_adaptive_router: weigh the paths {near, memory, state} per query (seed 2.1).
+            a learned factor from 1/8 to 8 for each key/value head (specification 2.3).
+        use_adaptive_router: weigh the paths {near, memory, state} per query (specification 2.1).
         router_temperature: tau of the router, > 0.
         router_iterations: agreement updates b += y.a, >= 0.
         load_balance_weight: of the router's load-balance loss in the auxiliary loss, >= 0.
@@ -72,7 +72,7 @@ class DALAConfig(AttentionConfig):
 
     @property
     def base_window(self) -> int:
-        """w_t of seed section 2.3, in tokens."""
+        """w_t of specification 2.3, in tokens."""
         return math.ceil(
             length_dependent(self.window_beta, self.max_sequence_length, self.window_max)
         )

@@ -33,7 +33,7 @@ ALIASES = {
     "max_length": "max_sequence_length",
     "sparsity": "sparsity_factor",
 }
-"""The words of the seed's attention_config for fields of a component."""
+"""The words of the specification's attention_config for fields of a component."""
 
 
 def mechanism_of(component: str) -> str:
@@ -63,7 +63,7 @@ class SuperHybridConfig(AttentionConfig):
             mechanism; fewer parameters and less time.
         fusion_strategy: of the blend. ``adaptive``: the weights are learned; ``fixed``: they stay
             what ``components`` says.
-        temperature: T of w = softmax(beta / T), in select and blend (seed 4.1).
+        temperature: T of w = softmax(beta / T), in select and blend (specification 4.1).
         accuracy_weight: alpha_1 of beta = alpha_1 accuracy + alpha_2 speed + alpha_3 memory.
         speed_weight: alpha_2 of the same.
         memory_weight: alpha_3 of the same.
@@ -79,7 +79,7 @@ class SuperHybridConfig(AttentionConfig):
             what earlier ones give; else the length of the input.
         select_dtype: the dtype whose records decide, whatever the dtype of the input: a model must
             not become another one in lower precision.
-        diversity_weight: lambda_1 of the blend's loss terms (seed 4.2).
+        diversity_weight: lambda_1 of the blend's loss terms (specification 4.2).
         regularization_weight: lambda_2 of the same.
         pattern: mechanisms of the layers, from the first on and over again: ``("msra", "ucsa")``.
             Empty: the components in turn.
@@ -210,7 +210,7 @@ class SuperHybridConfig(AttentionConfig):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from the fields, or from the seed's ``attention_config``.
+        """Build from the fields, or from the specification's ``attention_config``.
 
         The latter has ``"type": "hybrid"``; its components may say ``levels``, ``max_length`` and
         ``sparsity``, and it is a blend unless it gives another ``mode``.

@@ -18,10 +18,11 @@ class MSRAConfig(AttentionConfig):
         num_levels: coarse scales with parameters of their own; deeper recursion reuses the last.
         window: block length of level 0, in tokens.
         global_tokens: first tokens, visible to every query at full resolution.
-        compression_factor: r_max of r = min(compression_alpha * ln L, r_max), rounded (seed 1.3).
+        compression_factor: r_max of r = min(compression_alpha * ln L, r_max), rounded
+            (specification 1.3).
         compression_alpha: alpha of the same.
-        feature_fusion: ``adaptive``: scale weights w_l = softmax(beta_l) per query (seed 1.1);
-            ``uniform``: none.
+        feature_fusion: ``adaptive``: scale weights w_l = softmax(beta_l) per query
+            (specification 1.1); ``uniform``: none.
         bidirectional_flow: both sides of the query at every scale; the opposite of ``causal``.
             None follows ``causal``; without either, bidirectional.
         calibration_factor: temperature of the coarse levels, 0 to 1. Averaging shortens keys and so
@@ -72,7 +73,7 @@ class MSRAConfig(AttentionConfig):
 
     @property
     def rate(self) -> int:
-        """r_t of seed section 1.3, nodes of one level under a node of the next.
+        """r_t of specification 1.3, nodes of one level under a node of the next.
 
         The nearest integer from 2 to ``compression_factor`` that divides the window.
         """

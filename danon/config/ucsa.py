@@ -22,7 +22,7 @@ class UCSAConfig(AttentionConfig):
         compression_ratio: nodes of a level per node of the level below, in (0, 0.5]: 0.25 makes
             every node the mean of four; the fan-out is the integer nearest to its inverse.
         leaf_max: c_max of the leaf size c = min(leaf_alpha * ln L, c_max), tokens, rounded to a
-            power of two (seed 3.1).
+            power of two (specification 3.1).
         leaf_alpha: alpha of the same.
         query_block: queries that share their candidates, which the queries before them chose.
         candidate_blocks: leaf blocks a query may choose from (also the width of the descent).
@@ -30,15 +30,16 @@ class UCSAConfig(AttentionConfig):
         coarse_nodes: what is not refined stays visible as pooled nodes. False: it is not seen,
             which suits models that were not trained with nodes.
         sparsity_factor: bound on the share of the far leaf blocks that a query refines, in (0, 1].
-        sparsity_start: s_0 of s_t = s_0 * exp(-lambda t) + s_min (seed 3.2), in [0, 1]: in training
-            a query refines that share of the far leaf blocks more than it does in the end; only
-            ``candidate_blocks`` bounds the sum. 0: no annealing. t is what
+        sparsity_start: s_0 of s_t = s_0 * exp(-lambda t) + s_min (specification 3.2), in [0, 1]: in
+            training a query refines that share of the far leaf blocks more than it does in the end;
+            only ``candidate_blocks`` bounds the sum. 0: no annealing. t is what
             :func:`danon.attention.ucsa.layer.anneal` says.
         sparsity_decay: lambda of the same, per step of t.
-        information_weight: of L_info (seed 3.1) in the auxiliary loss; 0: none.
+        information_weight: of L_info (specification 3.1) in the auxiliary loss; 0: none.
         information_kl: lambda of KL in L_info.
         error_tolerance: relative pooling error of a node, rms distance of its tokens' keys from
-            the node's over their rms length, below which refining it is forbidden (seed 3.3).
+            the node's over their rms length, below which refining it is forbidden
+            (specification 3.3).
         error_alpha: alpha of the error threshold mu + alpha sigma above which a node is refined
             first; None: none is.
         enable_cache: bound what a stream keeps. False: it keeps every token.
@@ -116,6 +117,6 @@ class UCSAConfig(AttentionConfig):
 
     @property
     def leaf(self) -> int:
-        """c_t of seed section 3.1: tokens of a leaf block, a power of two."""
+        """c_t of specification 3.1: tokens of a leaf block, a power of two."""
         rate = length_dependent(self.leaf_alpha, self.max_sequence_length, self.leaf_max)
         return 1 << max(0, int(math.log2(max(rate, 1))))

@@ -70,16 +70,16 @@ CORPORA = (*FILES, "genome")
 
 @lru_cache(maxsize=len(CORPORA))
 def corpus(name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Bytes to learn from, to choose by and to judge on, uint8 each.
+    """Bytes to train on, to validate on and to test on, uint8 each.
 
     Raises:
         CorpusError: an unknown name, or its package is missing; says what to install.
     """
-    learn, choose, judge = bytearray(), bytearray(), bytearray()
+    train, validation, test = bytearray(), bytearray(), bytearray()
     for number, text in enumerate(_texts(name)):
-        kind = {HELD_OUT - 1: choose, 2 * HELD_OUT - 1: judge}.get(number % (2 * HELD_OUT), learn)
-        kind.extend(text)
-    a, b, c = (torch.frombuffer(text, dtype=torch.uint8) for text in (learn, choose, judge))
+        held_out = {HELD_OUT - 1: validation, 2 * HELD_OUT - 1: test}
+        held_out.get(number % (2 * HELD_OUT), train).extend(text)
+    a, b, c = (torch.frombuffer(text, dtype=torch.uint8) for text in (train, validation, test))
     return a, b, c
 
 

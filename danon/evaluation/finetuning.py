@@ -71,12 +71,12 @@ def _train(
         warmup_steps=min(WARMUP, how.steps // 5),
         mixed_precision="bf16",
     )
-    pupil = _ModelWithAuxiliaryLoss(model, attentions)
+    wrapped = _ModelWithAuxiliaryLoss(model, attentions)
     start = perf_counter()
     try:
-        found = Trainer(pupil, config, progress=False).fit(data)
+        found = Trainer(wrapped, config, progress=False).fit(data)
     finally:  # what accelerate wraps refers to itself, and would keep all this
-        pupil.model, pupil._attentions = None, ()
+        wrapped.model, wrapped._attentions = None, ()
     if found.outcome == "diverged":
         raise UnmeasuredError("failed", f"diverged at step {found.step}")
     return perf_counter() - start

@@ -148,8 +148,8 @@ def _model(make: Callable[[AttentionConfig], BaseAttention], length: int) -> Bac
 
 @cache
 def _weights() -> dict[str, Any]:
-    kept = torch.load(WEIGHTS, map_location="cpu", weights_only=True)
-    return {name: x.float() for name, x in kept.items()}
+    saved = torch.load(WEIGHTS, map_location="cpu", weights_only=True)
+    return {name: x.float() for name, x in saved.items()}
 
 
 def train() -> dict[str, Any]:
@@ -164,8 +164,8 @@ def train() -> dict[str, Any]:
 def train_until_solved(model: Backbone, number: int, seed: int) -> bool:
     """Train a model on a stage; False if it diverged."""
     rate, stages = STAGES[number]
-    lessons = CurriculumDataset(list(stages), seed=seed)
-    steps = len(lessons)
+    dataset = CurriculumDataset(list(stages), seed=seed)
+    steps = len(dataset)
     config = TrainingConfig(
         steps=steps,
         batch_size=1,
@@ -176,7 +176,7 @@ def train_until_solved(model: Backbone, number: int, seed: int) -> bool:
         warmup_steps=min(10, steps // 5),
     )
     with fewer_threads_beside_load(model.embed.weight.device):
-        found = AnswerTrainer(model, config, progress=False).fit(lessons)
+        found = AnswerTrainer(model, config, progress=False).fit(dataset)
     return found.outcome != "diverged"
 
 

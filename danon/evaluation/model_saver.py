@@ -49,7 +49,7 @@ class ModelSaver:
         """
         try:
             content, modules = _language_model(model)
-            kept = SavedModel(
+            saved = SavedModel(
                 suite=case.suite,
                 attention=case.attention,
                 task=case.task,
@@ -69,7 +69,7 @@ class ModelSaver:
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     copy.write_bytes(source.read_bytes())
 
-            kept.write(self._run_dir, fill)
+            saved.write(self._run_dir, fill)
         except Exception as error:  # noqa: BLE001  its figures stand without it
             self._say(
                 f"the model of {case.attention} on {case.task} is not kept: {one_line(error)}"

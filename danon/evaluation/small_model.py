@@ -119,7 +119,7 @@ class AnswerTrainer(Trainer):
     judging_s = 0.0
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        ids, answers = (x.flatten(0, -2) for x in batch)  # of lessons, each a batch itself
+        ids, answers = (x.flatten(0, -2) for x in batch)  # of items, each a batch itself
         return answer_logits(self.accelerator.unwrap_model(self.model), ids, answers)
 
     def compute_loss(self, outputs: Any) -> Tensor:

@@ -108,14 +108,14 @@ def _forecast(case: Case, plan: Plan) -> float:
 def learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> TrainingRun:
     run = TrainingRun(rate, build_small_model(case.attention, plan.shape, seed).to(case.device))
     for number in range(len(plan.stages)):
-        lessons = CurriculumDataset(plan.parts(number), seed=seed * len(plan.stages) + number)
+        dataset = CurriculumDataset(plan.parts(number), seed=seed * len(plan.stages) + number)
         config = TrainingConfig(
-            steps=len(lessons),
+            steps=len(dataset),
             batch_size=1,
-            log_every=len(lessons),
-            **plan.settings(rate * (1 - number / len(plan.stages)), seed, len(lessons)),
+            log_every=len(dataset),
+            **plan.settings(rate * (1 - number / len(plan.stages)), seed, len(dataset)),
         )
-        if not _fit(run, config, lessons):
+        if not _fit(run, config, dataset):
             return run
     run.score = float(
         score_answers(run.model, *eval_examples(plan.tests[-1], EVAL_SEED - 1)).mean()

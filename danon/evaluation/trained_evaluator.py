@@ -51,12 +51,12 @@ class TrainedModelEvaluator:
 
     Args:
         profile: decides what is trained.
-        keeper: is given the best model of each training, once it has been judged.
+        saver: is given the best model of each training, once it has been judged.
     """
 
-    def __init__(self, profile: Profile, keeper: ModelSaver | None = None) -> None:
+    def __init__(self, profile: Profile, saver: ModelSaver | None = None) -> None:
         self._profile = profile
-        self._keeper = keeper
+        self._saver = saver
         self._verifier = Verifier()
         self._runs: dict[tuple[str, Plan], list[TrainingRun] | BaseException] = {}
         self._checks: dict[tuple[str, Plan], dict[str, Any]] = {}
@@ -128,9 +128,9 @@ class TrainedModelEvaluator:
             seconds=self._profile.seconds,
             width=self._profile.width,
         )
-        if self._keeper is not None and case.length == plan.lengths[-1]:
+        if self._saver is not None and case.length == plan.lengths[-1]:
             seed = max(range(len(runs)), key=lambda number: runs[number].score)
-            self._keeper.keep(
+            self._saver.keep(
                 case,
                 plan,
                 runs[seed].model,

@@ -35,10 +35,12 @@ class Allowance:
     facts: Mapping[str, float] = field(default_factory=dict)
     why: str = ""
 
-    def of(self, fact: ExactMetric) -> float:
+    def of(self, metric: ExactMetric) -> float:
         """What the head's figure may be; of recall, how far it may fall."""
-        grown = 0.0 if fact.is_recall else math.ceil(fact.base * self.growth.get(fact.name, 0.0))
-        return max(self.facts.get(fact.name, 0.0), grown)
+        grown = (
+            0.0 if metric.is_recall else math.ceil(metric.base * self.growth.get(metric.name, 0.0))
+        )
+        return max(self.facts.get(metric.name, 0.0), grown)
 
 
 def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str) -> Thresholds:
@@ -82,7 +84,8 @@ def accept(thresholds: Thresholds, found: Path, names: str, *, why: str, by: str
         moved[name] = known.model_copy(
             update={
                 "time": time,
-                "facts": known.facts | {fact.name: _moved(known, fact, here) for fact in row.facts},
+                "facts": known.facts
+                | {metric.name: _moved(known, metric, here) for metric in row.facts},
                 "history": _history(known, commit=comparison.head, by=by, why=why),
             }
         )
@@ -185,18 +188,18 @@ def allowances(base: Thresholds | None, head: Thresholds | None) -> dict[str, Al
     return found
 
 
-def _moved(known: Threshold, fact: ExactMetric, here: bool) -> float:
+def _moved(known: Threshold, metric: ExactMetric, here: bool) -> float:
     """A figure that is accepted; of recall how far it fell, in whatever model that was.
 
     Args:
         here: the threshold is of the machine that measured; if not, it grows by the same factor.
     """
-    before = known.facts.get(fact.name, fact.base)
-    if fact.is_recall:
-        return min(1.0, max(0.0, before + fact.head - fact.base))
-    if here or fact.name in PORTABLE or before == fact.base or not fact.base:
-        return fact.head
-    return math.ceil(before * fact.head / fact.base)
+    before = known.facts.get(metric.name, metric.base)
+    if metric.is_recall:
+        return min(1.0, max(0.0, before + metric.head - metric.base))
+    if here or metric.name in PORTABLE or before == metric.base or not metric.base:
+        return metric.head
+    return math.ceil(before * metric.head / metric.base)
 
 
 def _history(old: Threshold, *, commit: str, by: str, why: str) -> tuple[Accepted, ...]:

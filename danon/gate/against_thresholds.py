@@ -59,7 +59,9 @@ def measure_against_thresholds(
     say: Say,
     seed: int = 0,
 ) -> list[Row]:
-    """What became of each case, in their order; arguments as in :func:`against`.
+    """What became of each case, in their order.
+
+    Arguments as in :func:`danon.gate.against_commit.compare_commits`.
 
     Raises:
         ThresholdsError: a trained model is not there.
@@ -133,12 +135,12 @@ def measure_thresholds(
     Raises:
         WorkerError: an unknown attention, the side does not start, or a worker died.
     """
-    facts = exact_metrics_of(side, cases, inputs, log, replace(models, train=True), say)
-    without = {case: some for case, some in facts.items() if isinstance(some, Missing)}
+    metrics = exact_metrics_of(side, cases, inputs, log, replace(models, train=True), say)
+    without = {case: some for case, some in metrics.items() if isinstance(some, Missing)}
     for some in without.values():
         if some.then == "removed":
             raise WorkerError(some.reason)
-    measured = {case: dict(some) for case, some in facts.items() if not isinstance(some, Missing)}
+    measured = {case: dict(some) for case, some in metrics.items() if not isinstance(some, Missing)}
     running = [case for case in measured if not case.task]
     ratios: dict[Case, list[float]] = {case: [] for case in running}
     relative: dict[Case, list[float]] = {case: [] for case in running}

@@ -192,9 +192,9 @@ def _calibrate(options: Options, pairs: int, console: Console) -> int:
             cases=recalibrated(known, found, commit=commit, by=by),
         )
         for trained in sorted(bench.scratch.glob("models/*.pt")):
-            kept = bench.repository.root / MODELS / trained.name
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(kept, trained.read_bytes())
+            destination = bench.repository.root / MODELS / trained.name
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(destination, trained.read_bytes())
         thresholds.write(place)
     for name, reason in without.items():
         say(console, "", f"{name}: {reason}")

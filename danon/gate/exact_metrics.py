@@ -49,7 +49,7 @@ class RecallModels:
 
     Attributes:
         folder: of their weights, ``<attention>.pt``.
-        train: first of all, with the side whose facts are taken.
+        train: first of all, with the side whose exact metrics are taken.
     """
 
     folder: Path
@@ -94,7 +94,7 @@ def exact_metrics_of(
             worker = stack.enter_context(WorkerClient(side, inputs, log, end))
             for done, case in enumerate(cases, 1):
                 try:
-                    found[case] = _facts(worker, case, models)
+                    found[case] = _exact_metrics(worker, case, models)
                 except DiedError as error:
                     found[case] = Missing(str(error))
                     worker = stack.enter_context(WorkerClient(side, inputs, log, end))
@@ -132,16 +132,16 @@ def compare_exact(case: Case, base: Facts, head: Facts, allowed: Allowance | Non
     if isinstance(base, Missing):
         return Row(case, "new", note=base.reason)
     both = [ExactMetric(name, base[name], head[name]) for name in base if name in head]
-    both = sorted(both, key=lambda fact: (len(fact.name), fact.name))  # 8 pairs before 16
-    facts = tuple(fact for fact in both if fact.is_recall or fact.base != fact.head)
-    if case.task and not facts:
+    both = sorted(both, key=lambda metric: (len(metric.name), metric.name))  # 8 pairs before 16
+    metrics = tuple(metric for metric in both if metric.is_recall or metric.base != metric.head)
+    if case.task and not metrics:
         return Row(case, "not measured", note="base and head were asked other questions")
-    bad = any(fact.bad(allowed.of(fact)) for fact in facts)
+    bad = any(metric.bad(allowed.of(metric)) for metric in metrics)
     finding: Finding = ("worse" if case.task else "larger") if bad else "same"
-    return Row(case, finding, facts=facts, note=f"accepted: {allowed.why}" if allowed.why else "")
+    return Row(case, finding, facts=metrics, note=f"accepted: {allowed.why}" if allowed.why else "")
 
 
-def _facts(worker: WorkerClient, case: Case, models: RecallModels) -> Facts:
+def _exact_metrics(worker: WorkerClient, case: Case, models: RecallModels) -> Facts:
     if case.attention not in worker.attentions:
         known = ", ".join(worker.attentions)
         reason = f"{worker.side.name}: no attention {case.attention!r}; known: {known}"

@@ -65,9 +65,9 @@ def record(found: GateResult) -> str:
                 metrics[figure_name(row.case, name), row.case.length] = value
         if row.relative_time is not None:
             metrics[figure_name(row.case, "relative_time"), row.case.length] = row.relative_time
-        for fact in row.facts:
-            if fact.is_recall:
-                metrics[figure_name(row.case, fact.name), row.case.length] = fact.head
+        for metric in row.facts:
+            if metric.is_recall:
+                metrics[figure_name(row.case, metric.name), row.case.length] = metric.head
     uri, start = store.tracking_uri(), int(found.when.timestamp() * 1000)
     with _patient() as client, store.exclusive(uri):  # or two would make a run each
         experiment = store.experiment_id(client, uri, EXPERIMENT)

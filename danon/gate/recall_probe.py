@@ -49,14 +49,14 @@ def recall(attention: str, place: Path) -> dict[str, float] | str:
         ``recall_<pairs>``, from 0 to 1.
     """
     try:
-        kept = torch.load(place, map_location="cpu", weights_only=True)
+        saved = torch.load(place, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  whatever torch makes of a damaged file
         return f"{place.name} cannot be read: {type(error).__name__}"
-    if kept["plan"] != PLAN.digest:
+    if saved["plan"] != PLAN.digest:
         return f"{place.name} was trained for other questions: calibrate again"
     model = build_small_model(attention, PLAN.shape, 0).eval()
     try:
-        model.load_state_dict(kept["state"])
+        model.load_state_dict(saved["state"])
     except RuntimeError as error:  # it names every parameter in a line of its own
         lines = [line.strip() for line in str(error).splitlines()]
         return f"{place.name} does not fit: {'; '.join(lines[1:3] or lines)}"

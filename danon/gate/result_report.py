@@ -229,16 +229,16 @@ def _times(row: Row) -> tuple[str, str, str, str, str]:
 
 
 def _note(row: Row) -> str:
-    return "; ".join((*map(_fact, row.facts), *([row.note] if row.note else [])))
+    return "; ".join((*map(_metric_text, row.facts), *([row.note] if row.note else [])))
 
 
-def _fact(fact: ExactMetric) -> str:
-    if fact.is_recall:
-        pairs = fact.name.removeprefix(RECALL)
-        return f"recall of {pairs} pairs {fact.base:.1%} -> {fact.head:.1%}"
-    name, write = FIGURES.get(fact.name, (fact.name, str))
-    change = f" ({fact.head / fact.base - 1:+.2%})" if fact.base else ""
-    return f"{name} {write(fact.base)} -> {write(fact.head)}{change}"
+def _metric_text(metric: ExactMetric) -> str:
+    if metric.is_recall:
+        pairs = metric.name.removeprefix(RECALL)
+        return f"recall of {pairs} pairs {metric.base:.1%} -> {metric.head:.1%}"
+    name, write = FIGURES.get(metric.name, (metric.name, str))
+    change = f" ({metric.head / metric.base - 1:+.2%})" if metric.base else ""
+    return f"{name} {write(metric.base)} -> {write(metric.head)}{change}"
 
 
 def _markdown_table(rows: tuple[Row, ...] | list[Row]) -> list[str]:

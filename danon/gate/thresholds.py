@@ -26,7 +26,7 @@ RUNTIME = ("torch", "device")
 MACHINE = (*RUNTIME, "cpu_capability", "cpu", "cores", "cpu_limit")
 """Entries of a fingerprint."""
 PORTABLE = ("parameters", "flops", "state_bytes")
-"""Facts that no runtime changes."""
+"""Exact metrics that no runtime changes."""
 
 
 class ThresholdsError(ValueError):

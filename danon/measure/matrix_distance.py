@@ -42,7 +42,7 @@ def dense_weights(q: Tensor, k: Tensor, rows: Tensor, *, causal: bool) -> Tensor
 def distances(
     weights: Tensor, dense: Tensor, exact: Tensor | None, head_dim: int
 ) -> dict[str, float]:
-    """The seed's section 5.2 on these rows, means over heads.
+    """Specification 5.2 on these rows, means over heads.
 
     - ``eps``: ||A^ - A||_F sqrt(d / log n), the norm estimated for all n rows;
     - ``frobenius``: ||A^ - A||_F / ||A||_F;

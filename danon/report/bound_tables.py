@@ -1,4 +1,4 @@
-"""The bounds of the seed's section 5 as the scoreboard and the report show them."""
+"""The bounds of specification 5 as the scoreboard and the report show them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Quantity:
         metric: its name in the records.
         symbol: in a heading.
         formula: in words.
-        claim: what the seed says of it, or how it is to be read.
-        claimed: the seed bounds it.
+        claim: what the specification says of it, or how it is to be read.
+        claimed: the specification bounds it.
     """
 
     metric: str
@@ -48,21 +48,22 @@ QUANTITIES = (
         "eps",
         "eps",
         "‖Â - A‖ √(d / log n), the Frobenius norm of the whole n x n matrix",
-        "seed 5.2: ‖Â - A‖ ≤ eps √(log n / d) for some eps: it must not grow with n",
+        "specification 5.2: ‖Â - A‖ ≤ eps √(log n / d) for some eps: it must not grow with n",
         claimed=True,
     ),
     Quantity(
         "gamma",
         "gamma",
         "‖Sparse(A) - A‖ / ‖A‖, Sparse(A): A where tokens are seen as themselves",
-        "seed 5.2: at most some gamma; it is never above 1, so only growth says something",
+        "specification 5.2: at most some gamma; it is never above 1, so only growth says something",
         claimed=True,
     ),
     Quantity(
         "delta",
         "delta",
         "‖X - X̂‖ / ‖X‖ of keys and values, X̂ with nodes in place of their tokens",
-        "seed 5.2: at most some delta; means are never above 1, so only growth says something",
+        "specification 5.2: at most some delta; means are never above 1, so only growth says "
+        "something",
         claimed=True,
     ),
     Quantity(
@@ -94,7 +95,7 @@ QUANTITIES = (
 
 @dataclass(frozen=True)
 class Order:
-    """How time or state grow: the seed's claim (5.1) beside the measured exponent of N."""
+    """How time or state grow: the specification's claim (5.1) beside the measured exponent of N."""
 
     what: str
     claim: str
@@ -112,7 +113,7 @@ class Row:
         values: metric -> length -> value.
         mass: length -> branch -> share of softmax mass, largest first; empty where there are no
             branches.
-        orders: what the seed claims of its time and state.
+        orders: what the specification claims of its time and state.
     """
 
     attention: str
@@ -187,14 +188,14 @@ def bounds(results: Sequence[CaseResult], command: str) -> Bounds | None:
         for name in names
     ]
 
-    def standing(row: Row) -> tuple[bool, float]:
+    def rank(row: Row) -> tuple[bool, float]:
         value = row.value("total_variation", lengths[-1])
         return math.isnan(value), value
 
     case = found[0].case
     kind = "causal" if case.causal else "bidirectional"
     where = f"{case.dtype}, {case.device}, {case.heads} heads x {case.head_dim}, {kind}"
-    return Bounds(where, lengths, tuple(sorted(rows, key=standing)))
+    return Bounds(where, lengths, tuple(sorted(rows, key=rank)))
 
 
 def _row(name: str, mine: Sequence[CaseResult], results: Sequence[CaseResult], command: str) -> Row:

@@ -229,10 +229,10 @@ def attentions(among: Sequence[Task]) -> dict[str, Role]:
     """All that have figures and their roles, best first in the first task, then in the next."""
     found = {row.attention: row.role for task in among for row in task.rows}
 
-    def standing(name: str) -> tuple[float, ...]:
+    def rank(name: str) -> tuple[float, ...]:
         return tuple(task.loss(task.score(name, task.headline)) for task in among)
 
-    return {name: found[name] for name in sorted(found, key=standing)}
+    return {name: found[name] for name in sorted(found, key=rank)}
 
 
 def _task(
@@ -252,11 +252,11 @@ def _task(
     rows = [Row(a, role(a, command), found, said.get(a, ())) for a, found in scores.items()]
     task = Task(suite, name, metric, higher, lengths, ())
 
-    def standing(row: Row) -> tuple[float, ...]:
+    def rank(row: Row) -> tuple[float, ...]:
         """At the longest length; shorter ones decide between equals."""
         return tuple(task.loss(row.scores.get(n)) for n in reversed(lengths))
 
-    return dataclasses.replace(task, rows=tuple(sorted(rows, key=standing)))
+    return dataclasses.replace(task, rows=tuple(sorted(rows, key=rank)))
 
 
 def _score(result: CaseResult, metric: str) -> Score:

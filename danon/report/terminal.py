@@ -87,10 +87,10 @@ LOOKUP = _Kind(
 BOUNDS_LEGEND = (
     "A: dense attention's matrix, A^: the attention's own, on rows spread over the length. eps: "
     "|A^ - A| sqrt(d / log n), N^: how it grows with the length (? from two lengths: no interval); "
-    "the seed bounds it by a constant. rel: |A^ - A| / |A|. TV: total variation of a row. gamma: "
-    "share of |A| that is not seen token by token; covered: share of its mass that is. delta: "
-    "|X - X^| / |X|, tokens under nodes replaced by these. Mass: where its own softmax looks. "
-    "- is not defined."
+    "the specification bounds it by a constant. rel: |A^ - A| / |A|. TV: total variation of a "
+    "row. gamma: share of |A| that is not seen token by token; covered: share of its mass that "
+    "is. delta: |X - X^| / |X|, tokens under nodes replaced by these. Mass: where its own softmax "
+    "looks. - is not defined."
 )
 
 
@@ -272,8 +272,8 @@ def _print_quality(
     """One table of some tasks; the costs of an attention are those at their longest length."""
     chief = max(tasks, key=lambda task: task.headline)
     at, wide = _at(chief.headline), console.width >= WIDE
-    standing = quality_tables.attentions(tasks)
-    longest = min(18, max(map(len, standing)))
+    roles = quality_tables.attentions(tasks)
+    longest = min(18, max(map(len, roles)))
     fit = _Fit(tasks, console.width - longest - (61 if wide else 16))
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("\nattention", no_wrap=True, max_width=18)
@@ -293,7 +293,7 @@ def _print_quality(
         task.front(task.headline) if n == task.headline else frozenset() for task, n in fit.columns
     ]
     marked = False
-    for name, role in standing.items():
+    for name, role in roles.items():
         cost = chief.score(name, chief.headline)
         cells = [_name(name, said.get(name, ()))]
         if wide:

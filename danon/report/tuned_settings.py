@@ -70,12 +70,10 @@ def tuned_settings_rows(
         row = tuned.known_row(name) if place is None else tuned.named(name, place)
         attention = name if row is None else row.attention
         own |= tuned.known_rows(attention) if place is None else tuned.rows(attention, place)
-    return [
-        _settled(row, report.resolve().parent, configs.get(row.name, ())) for row in own.values()
-    ]
+    return [_row(row, report.resolve().parent, configs.get(row.name, ())) for row in own.values()]
 
 
-def _settled(
+def _row(
     row: tuned.TunedSettings, folder: Path, measured: Iterable[Mapping[str, Any]]
 ) -> TunedSettingsRow:
     figures, origin = row.figures, row.provenance

@@ -45,21 +45,21 @@ def register(
         Exception: one of store.failures(), when the store has no registry or cannot be written.
     """
     new = 0
-    for kept, folder in SavedModel.all(run_dir):
-        found = [r for r in results if kept.of(r.case) and r.status == "measured"]
+    for saved, folder in SavedModel.all(run_dir):
+        found = [r for r in results if saved.of(r.case) and r.status == "measured"]
         if not found:
             continue  # the run was killed before
-        name, run_id = f"danon-{kept.name}", run_of(found[-1])
+        name, run_id = f"danon-{saved.name}", run_of(found[-1])
         if not client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-            _complete(folder, kept)
-            client.log_artifacts(run_id, str(folder), f"models/{kept.task}")
+            _complete(folder, saved)
+            client.log_artifacts(run_id, str(folder), f"models/{saved.task}")
             make(client, name)
             client.create_model_version(
                 name,
-                f"runs:/{run_id}/models/{kept.task}",
+                f"runs:/{run_id}/models/{saved.task}",
                 run_id,
-                _tags(kept, found[-1], info),
-                description=_words(kept, info),
+                _tags(saved, found[-1], info),
+                description=_words(saved, info),
                 await_creation_for=0,
             )
             new += 1
@@ -109,9 +109,9 @@ def _beats(new: Mapping[str, str], old: Mapping[str, str]) -> bool:
     return mine > theirs
 
 
-def _tags(kept: SavedModel, result: CaseResult, info: RunInfo) -> dict[str, str]:
+def _tags(saved: SavedModel, result: CaseResult, info: RunInfo) -> dict[str, str]:
     """Where a version is from, and the figures that it was accepted with."""
-    facts = {**kept.values(), "requirements": " ".join(kept.requirements)}
+    facts = {**saved.values(), "requirements": " ".join(saved.requirements)}
     return {
         "danon.run_id": info.run_id,
         "danon.commit": info.commit,
@@ -126,21 +126,21 @@ def _tags(kept: SavedModel, result: CaseResult, info: RunInfo) -> dict[str, str]
     }
 
 
-def _words(kept: SavedModel, info: RunInfo) -> str:
+def _words(saved: SavedModel, info: RunInfo) -> str:
     return (
-        f"{kept.attention} in a small model, trained on {kept.task}: {kept.metric} "
-        f"{kept.value:.4g} at {kept.length} tokens (profile {info.profile}, commit "
+        f"{saved.attention} in a small model, trained on {saved.task}: {saved.metric} "
+        f"{saved.value:.4g} at {saved.length} tokens (profile {info.profile}, commit "
         f"{info.commit[:10]}{' with changes' if info.dirty else ''})"
     )
 
 
-def _complete(folder: Path, kept: SavedModel) -> None:
+def _complete(folder: Path, saved: SavedModel) -> None:
     """Make it a folder that ``mlflow.pytorch`` loads, without unpickling anything here."""
     from mlflow.models import Model
 
     code = "code" if (folder / "code").is_dir() else None
-    model = Model(metadata=kept.values())
-    model.add_flavor("pytorch", model_data="data", pytorch_version=kept.torch, code=code)
+    model = Model(metadata=saved.values())
+    model.add_flavor("pytorch", model_data="data", pytorch_version=saved.torch, code=code)
     replace_file(folder / "data" / "pickle_module_info.txt", b"pickle")
-    replace_file(folder / "requirements.txt", "\n".join((*kept.requirements, "")).encode())
+    replace_file(folder / "requirements.txt", "\n".join((*saved.requirements, "")).encode())
     replace_file(folder / "MLmodel", model.to_yaml().encode())

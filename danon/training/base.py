@@ -69,7 +69,7 @@ class BaseTrainer:
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig | Mapping[str, Any]) -> None:
-        """``config``: or a dictionary, of its fields or in the seed's nested form."""
+        """``config``: or a dictionary, of its fields or in the specification's nested form."""
         if not isinstance(config, TrainingConfig):
             config = TrainingConfig.from_dict(config)
         self.model, self.config = model, config

@@ -17,7 +17,7 @@ SEED = {
     ("scheduler", "type"): "schedule",
     ("scheduler", "warmup_steps"): "warmup_steps",
 }
-"""Places of fields in the nested dictionary of the seed's section on configuration."""
+"""Places of fields in the nested dictionary of the specification's section on configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class TrainingConfig(Config):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from fields, or from the seed's ``training_config`` with its two inner mappings."""
+        """Build from fields, or from the specification's ``training_config``, nested as it is."""
         flat: dict[str, Any] = {}
         for name, value in values.items():
             if name in ("optimizer", "scheduler"):
@@ -131,7 +131,7 @@ class TrainingConfig(Config):
 
 
 def _flat(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of an inner mapping of the seed's form."""
+    """Fields of an inner mapping of the specification's form."""
     known = {key: field for (name, key), field in SEED.items() if name == part}
     found = {}
     for key, value in values.items():

@@ -70,10 +70,10 @@ def recorded(
             held.enter_context(checkpoint.locked(directory, f".{RUN_FILE}.lock"))
         # All the while: the monitor's thread would ask a dead server for minutes, and we for it.
         held.enter_context(store.bounded_retries(**PATIENCE))
-        kept = None if directory is None else directory / RUN_FILE
+        run_file = None if directory is None else directory / RUN_FILE
         try:
             where = store.experiment_id(client, uri, experiment)
-            run_id, resumed = _open(client, uri, where, name, settings, kept)
+            run_id, resumed = _open(client, uri, where, name, settings, run_file)
         except store.failures() as error:
             raise store.StoreError(
                 f"{store.redact_password(uri)}: {store.root_cause(error)}"
@@ -142,14 +142,14 @@ def _open(
     experiment_id: str,
     name: str,
     settings: Mapping[str, Any],
-    kept: Path | None,
+    run_file: Path | None,
 ) -> tuple[str, bool]:
-    """Id of the run that the file ``kept`` names, or of a new one; whether it was there."""
+    """Id of the run that the file ``run_file`` names, or of a new one; whether it was there."""
     from mlflow.entities import Param, RunTag
 
     tags = store.owner_tags(uri, name)
     params = [Param(k, str(v)) for k, v in settings.items()]
-    run_id = None if kept is None else _still_there(client, kept)
+    run_id = None if run_file is None else _still_there(client, run_file)
     if run_id is not None:
         # Changed settings are refused here, before the run that ended says RUNNING.
         client.log_batch(run_id, params=params, tags=[RunTag(*item) for item in tags.items()])
@@ -158,8 +158,8 @@ def _open(
     run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
     try:
         client.log_batch(run_id, params=params)
-        if kept is not None:
-            kept.write_text(run_id, encoding="utf-8")
+        if run_file is not None:
+            run_file.write_text(run_id, encoding="utf-8")
     except BaseException:
         with contextlib.suppress(*store.failures()):
             client.set_terminated(run_id, "FAILED")
@@ -167,13 +167,13 @@ def _open(
     return run_id, False
 
 
-def _still_there(client: MlflowClient, kept: Path) -> str | None:
+def _still_there(client: MlflowClient, run_file: Path) -> str | None:
     """The id in a file, if the store has that run."""
     from mlflow.exceptions import MlflowException
 
-    if not kept.exists():
+    if not run_file.exists():
         return None
-    run_id = kept.read_text(encoding="utf-8").strip()
+    run_id = run_file.read_text(encoding="utf-8").strip()
     try:
         run = client.get_run(run_id)
     except MlflowException as error:

@@ -107,10 +107,10 @@ def join(name: str, url: str, trials: int, console: Console, command: str) -> in
                 )
             typed = _without_password(command, place)
             info = RunInfo.capture("", plan.seed, typed, about["machine"])
-            ledger = _Said(study, Recorder(study, info, joined=True), console, about["default"])
+            listener = _Said(study, Recorder(study, info, joined=True), console, about["default"])
             wanted = trials or int(study.user_attrs[TRIALS])
             run_trials(
-                study, evaluator, wanted, ledger, origin=origin(info), worker=secrets.token_hex(8)
+                study, evaluator, wanted, listener, origin=origin(info), worker=secrets.token_hex(8)
             )
         return 0
 
@@ -121,9 +121,11 @@ def _tune(options: Options, console: Console, log: Path) -> int:
     plan = _asked(options)
     url = options.storage or storage.default()
     with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(contextlib.closing(_engine(options, plan, url, log, console)))
-        storage.load()  # while the engine's process starts
-        about = engine.describe()
+        executor = stack.enter_context(
+            contextlib.closing(_executor(options, plan, url, log, console))
+        )
+        storage.load()  # while the executor's process starts
+        about = executor.describe()
         goal = Objective.parse(options.objective, options.limits, about["known"])
         plan = replace(
             plan,
@@ -145,8 +147,8 @@ def _tune(options: Options, console: Console, log: Path) -> int:
         (options.results / "tuned").mkdir(parents=True, exist_ok=True)
         info = RunInfo.capture("", plan.seed, options.command, about["machine"])
         recorder = Recorder(study, info)
-        ledger = _Said(study, recorder, console, about["default"])
-        run = partial(engine.run, study, options.trials, ledger, origin(info))
+        listener = _Said(study, recorder, console, about["default"])
+        run = partial(executor.run, study, options.trials, listener, origin(info))
         status, known = "KILLED", progress(study).finished
         try:
             say(console, "Study", f"{name} in {redact_password(url)}: {known} trials finished")
@@ -159,7 +161,7 @@ def _tune(options: Options, console: Console, log: Path) -> int:
                 run(queued=True)
             status = "FINISHED"
         finally:
-            files, code = _written(options, plan, study, about, engine, console)
+            files, code = _written(options, plan, study, about, executor, console)
             say(console, "MLflow", recorder.finish(status, files, _tags(study)))
         return code
 
@@ -194,7 +196,7 @@ def _written(
     plan: Plan,
     study: Study,
     about: dict[str, Any],
-    engine: Executor,
+    executor: Executor,
     console: Console,
 ) -> tuple[list[Path], int]:
     """Table, pictures and files of what is known; and the exit status."""
@@ -211,7 +213,7 @@ def _written(
     # Written before anything is printed: the reader may be gone.
     if confirmed := {name: c for name, c in found.items() if c.confirmed}:
         try:
-            meant = engine.settings(c.choice for c in confirmed.values())
+            meant = executor.settings(c.choice for c in confirmed.values())
         except (ClusterError, StudyError, TrialError) as error:  # the rest is known without it
             unwritten = str(error)
         else:
@@ -252,7 +254,7 @@ def _without_password(command: str, url: str) -> str:
     return command.replace(url, redact_password(url))
 
 
-def _engine(options: Options, plan: Plan, url: str, log: Path, console: Console) -> Executor:
+def _executor(options: Options, plan: Plan, url: str, log: Path, console: Console) -> Executor:
     if options.engine == "local":
         return LocalExecutor(plan, log)
     from danon.tuning.ray_executor import RayExecutor

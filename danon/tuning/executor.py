@@ -1,4 +1,4 @@
-"""Where the trials of a study are run: here, or (``spread``) on a cluster."""
+"""Where the trials of a study are run: here, or (:mod:`danon.tuning.ray_executor`) on a cluster."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Executor(Protocol):
         self,
         study: Study,
         trials: int,
-        ledger: TrialListener,
+        listener: TrialListener,
         origin: Mapping[str, Any],
         *,
         queued: bool = False,
@@ -62,12 +62,12 @@ class LocalExecutor:
         self,
         study: Study,
         trials: int,
-        ledger: TrialListener,
+        listener: TrialListener,
         origin: Mapping[str, Any],
         *,
         queued: bool = False,
     ) -> None:
-        run_trials(study, self._local, trials, ledger, origin=origin, queued=queued)
+        run_trials(study, self._local, trials, listener, origin=origin, queued=queued)
 
     def close(self) -> None:
         self._local.close()

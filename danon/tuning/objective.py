@@ -125,8 +125,8 @@ class Objective:
 
         1 for these. Of errors the ratio is that of the odds, wrong over right answers: it takes as
         much to halve few errors as to halve time or bytes, and nothing makes up for an attention
-        that finds nothing. (In the seed's beta = alpha_1 accuracy + alpha_2 speed + alpha_3 memory,
-        section 4.1, a large speed-up does.)
+        that finds nothing. (In beta = alpha_1 accuracy + alpha_2 speed + alpha_3 memory,
+        specification 4.1, a large speed-up does.)
         """
         ratios = [figures[FIGURES[name]] for name in self.known if name != "quality"]
         if "quality" in self.known:

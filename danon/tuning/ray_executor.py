@@ -25,7 +25,7 @@ __all__ = ["RayExecutor"]
 
 
 class RayExecutor:
-    """An engine on Ray: on every machine a worker, in turn with whatever else measures there.
+    """An executor on Ray: on every machine a worker, in turn with whatever else measures there.
 
     Args:
         address: see :func:`danon.cluster.connection.connected`.
@@ -43,13 +43,13 @@ class RayExecutor:
             self._open.enter_context(connected(address))
             file = plan.attention.rpartition(":")[0]
             files = [file] if file.endswith(".py") else []
-            self._crew = self._open.enter_context(
+            self._pool = self._open.enter_context(
                 WorkerPool(plan.device, files, say, self._reaches)
             )
         except BaseException:
             self._open.close()
             raise
-        for node in self._crew.nodes:
+        for node in self._pool.nodes:
             say(f"{node} measures")
 
     def describe(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class RayExecutor:
         self,
         study: Study,
         trials: int,
-        ledger: TrialListener,
+        listener: TrialListener,
         origin: Mapping[str, Any],
         *,
         queued: bool = False,
@@ -79,11 +79,11 @@ class RayExecutor:
             lambda: StudyWorkerJob(plan, study.study_name, self._url, trials, queued=queued),
             study,
             self._url,
-            ledger,
-            self._crew,
+            listener,
+            self._pool,
         )
         try:
-            self._crew.run(shares)
+            self._pool.run(shares)
         finally:
             shares.tell()
 
@@ -92,7 +92,7 @@ class RayExecutor:
 
     def _answer(self, question: DescribeJob) -> Any:
         asked = _Asked(question)
-        self._crew.run(asked)
+        self._pool.run(asked)
         return asked.value
 
     def _reaches(self, node: Node) -> str:
@@ -141,11 +141,11 @@ class _Shares:
         share: Callable[[], StudyWorkerJob],
         study: Study,
         url: str,
-        ledger: TrialListener,
-        crew: WorkerPool,
+        listener: TrialListener,
+        pool: WorkerPool,
     ) -> None:
-        self._share, self._study, self._url, self._ledger = share, study, url, ledger
-        self._crew = crew
+        self._share, self._study, self._url, self._listener = share, study, url, listener
+        self._pool = pool
         self._errors: dict[str, str] = {}  # by node
         self._told = {t.number for t in self._finished()}
         self._looked = 0.0
@@ -178,9 +178,9 @@ class _Shares:
         if lost:
             _miss(self._study, self._url, node)
         elif error := self._errors.pop(node.id, ""):
-            if self._crew.nodes == [node]:
+            if self._pool.nodes == [node]:
                 raise StudyError(f"{node}: {error}")
-            self._crew.refuse(node, error)
+            self._pool.refuse(node, error)
 
     def tell(self) -> None:
         """Pass on trials of our machines that have ended since; workers and others tell theirs."""
@@ -189,8 +189,8 @@ class _Shares:
                 self._told.add(trial.number)
                 died = trial.state.name == "FAIL" and "error" not in trial.user_attrs
                 place = trial.user_attrs.get("origin", {}).get("place", {})
-                if place.get("node") in self._crew.had and not died:
-                    self._ledger.ended(trial)
+                if place.get("node") in self._pool.had and not died:
+                    self._listener.ended(trial)
 
     def _finished(self) -> list[Any]:
         return [t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()]

@@ -103,7 +103,7 @@ class StudyWorkerJob(_Measuring):
 
 
 class _Silent:
-    """A ledger: whoever gave the job looks into the study."""
+    """A listener that does nothing: whoever gave the job looks into the study."""
 
     def begun(self, trial: Trial) -> None:
         pass

@@ -61,7 +61,7 @@ def run_trials(
     study: Study,
     evaluator: Evaluator,
     trials: int,
-    ledger: TrialListener,
+    listener: TrialListener,
     *,
     origin: Mapping[str, Any] | None = None,
     worker: str = "",
@@ -84,7 +84,7 @@ def run_trials(
 
     plan = plan_of(study)
     study.sampler = sampler(plan, study, worker)
-    run = _Objective(study, evaluator, ledger, trials, dict(origin or {}), queued=queued)
+    run = _Objective(study, evaluator, listener, trials, dict(origin or {}), queued=queued)
     while True:
         _miss(study)
         now = progress(study)
@@ -103,7 +103,7 @@ def run_trials(
                 run,
                 n_trials=1,
                 catch=(TrialError, _SurplusError),
-                callbacks=[lambda _, t: None if SURPLUS in t.user_attrs else ledger.ended(t)],
+                callbacks=[lambda _, t: None if SURPLUS in t.user_attrs else listener.ended(t)],
             )
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
             late = isinstance(error, optuna.exceptions.UpdateFinishedTrialError)
@@ -149,14 +149,14 @@ class _Objective:
         self,
         study: Study,
         evaluator: Evaluator,
-        ledger: TrialListener,
+        listener: TrialListener,
         trials: int,
         origin: dict[str, Any],
         *,
         queued: bool,
     ) -> None:
         plan = plan_of(study)
-        self._study, self._evaluator, self._ledger = study, evaluator, ledger
+        self._study, self._evaluator, self._listener = study, evaluator, listener
         self._goal, self._seed, self._ranges = plan.goal, plan.seed, distributions(plan.space)
         self._trials, self._origin, self._queued = trials, origin, queued
         self.choice: Mapping[str, Any] = {}
@@ -172,7 +172,7 @@ class _Objective:
             raise _SurplusError
         self.choice = {name: _suggest(trial, name, some) for name, some in self._ranges.items()}
         trial.set_user_attr("origin", self._origin)
-        self._ledger.begun(trial)
+        self._listener.begun(trial)
         try:
             values = self._measured(trial)
         except (TrialError, ValueError) as error:

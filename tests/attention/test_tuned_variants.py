@@ -113,17 +113,17 @@ def test_sizes_are_not_changed(tmp_path: Path) -> None:
     ):
         kind.with_budget(SHAPE, 32)
     smoke = PROFILES["smoke"]
-    lab = CaseRunner(
+    runner = CaseRunner(
         smoke,
         on_begin=lambda case: None,
         on_result=lambda result: None,
         evaluators=evaluators(smoke),
     )
     case = Case("recall", "msra-balanced", 64, "float32", "training", heads=1, task="mqar")
-    result = lab.result(case)
+    result = runner.result(case)
     assert result.status == "unavailable" and "tuned to for 16384 tokens" in result.reason
     case = Case("speed", "msra-balanced", 64, "float32", "forward", heads=4, head_dim=64)
-    result = lab.result(case)
+    result = runner.result(case)
     assert result.status == "measured" and result.config["window"] == 4096
 
 

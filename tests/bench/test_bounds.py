@@ -76,7 +76,7 @@ def small() -> dict[str, BaseAttention]:
         }
 
 
-def specimen(module: BaseAttention, length: int = N) -> Workload:
+def workload(module: BaseAttention, length: int = N) -> Workload:
     return Workload(case(length=length), module.eval())
 
 
@@ -165,15 +165,15 @@ class TestClosedForms:
         assert metrics["dense_mass_covered"] == 1.0
         assert metrics["unexplained_output"] < 1e-6
         rows = spread_rows(N)
-        sight = some.module.effective_attention(some.q, some.k, some.v, rows)
+        effective = some.module.effective_attention(some.q, some.k, some.v, rows)
         dense = dense_weights(some.q, some.k, rows, causal=True)
-        assert torch.allclose(sight.weights, dense, atol=1e-12)
+        assert torch.allclose(effective.weights, dense, atol=1e-12)
 
     def test_a_window_misses_what_is_outside(self) -> None:
         from baselines.window import Window
 
         module = Window(config(AttentionConfig), width=32, sinks=4)
-        some, rows = specimen(module), spread_rows(N)
+        some, rows = workload(module), spread_rows(N)
         metrics = bounds(some)
         A = dense_weights(some.q, some.k, rows, causal=True)
         i, j = rows[:, None], torch.arange(N)
@@ -189,7 +189,7 @@ class TestClosedForms:
 
     @pytest.mark.parametrize("name", ["msra", "ucsa"])
     def test_nodes_of_identical_tokens_are_exact(self, name: str) -> None:
-        some = specimen(small()[name])
+        some = workload(small()[name])
         # four tokens alike in every node, whatever the level
         alike = torch.arange(N)
         alike = torch.where(alike < 4, alike, torch.full_like(alike, 4))
@@ -210,46 +210,46 @@ class TestClosedForms:
             selected_blocks=64,
             max_cache_size=64,
         )
-        metrics = bounds(specimen(UCSA(every)))
+        metrics = bounds(workload(UCSA(every)))
         assert {metrics[x] for x in (*EXACT, "gamma", "delta")} == {0.0}
 
 
 class TestMechanisms:
     @pytest.mark.parametrize("name", ["msra", "dala", "ucsa", "blend"])
     def test_masses_sum_to_one_and_the_matrix_is_causal(self, name: str) -> None:
-        some, rows = specimen(small()[name]), spread_rows(N)
+        some, rows = workload(small()[name]), spread_rows(N)
         metrics = bounds(some)
         mass = {x: y for x, y in metrics.items() if x.startswith("mass_")}
         assert sum(mass.values()) == pytest.approx(1.0, abs=1e-5)
         assert min(mass.values()) >= 0
         assert len(mass) >= 3
-        sight = some.module.effective_attention(some.q, some.k, some.v, rows)
+        effective = some.module.effective_attention(some.q, some.k, some.v, rows)
         later = torch.arange(N) > rows[:, None]
-        assert not sight.weights.masked_select(later).any()
-        assert sight.exact is not None
-        assert not sight.exact.masked_select(later).any()
+        assert not effective.weights.masked_select(later).any()
+        assert effective.exact is not None
+        assert not effective.exact.masked_select(later).any()
         assert 0 < metrics["dense_mass_covered"] < 1
         assert 0 < metrics["gamma"] < 1
 
     @pytest.mark.parametrize("name", ["msra", "ucsa"])
     def test_a_union_of_tokens_and_nodes_is_all_in_the_matrix(self, name: str) -> None:
-        some, rows = specimen(small()[name]), spread_rows(N)
+        some, rows = workload(small()[name]), spread_rows(N)
         metrics = bounds(some)
         assert metrics["unexplained_output"] < 1e-5
         assert 0 < metrics["delta"] < 1
         assert metrics["frobenius"] > 0.01
         # what is seen as itself keeps dense attention's proportions, what is not does not
-        sight = some.module.effective_attention(some.q, some.k, some.v, rows)
-        ratio = sight.weights / dense_weights(some.q, some.k, rows, causal=True)
-        assert sight.exact is not None
-        own = ratio.masked_fill(~sight.exact, torch.nan)
+        effective = some.module.effective_attention(some.q, some.k, some.v, rows)
+        ratio = effective.weights / dense_weights(some.q, some.k, rows, causal=True)
+        assert effective.exact is not None
+        own = ratio.masked_fill(~effective.exact, torch.nan)
         first = own[..., :1]  # a sink
         assert float(((own - first) / first).nan_to_num(0.0).abs().max()) < 1e-9
-        shared = ((ratio - first) / first).abs()[~sight.exact & (sight.weights > 0)]
+        shared = ((ratio - first) / first).abs()[~effective.exact & (effective.weights > 0)]
         assert float(shared.min()) > 1e-9
 
     def test_delta_is_of_what_each_row_gets_for_each_token(self) -> None:
-        some, rows = specimen(small()["ucsa"], 96), spread_rows(96)
+        some, rows = workload(small()["ucsa"], 96), spread_rows(96)
         assert isinstance(some.module, UCSA)
         sinks = some.module.cfg.global_tokens
         exact, levels = seen(some.module, some.q, some.k, some.v, rows)
@@ -267,10 +267,10 @@ class TestMechanisms:
         assert bounds(some)["delta_keys"] == pytest.approx((gap / whole) ** 0.5)
 
     def test_what_the_state_of_dala_has_is_on_no_token(self) -> None:
-        some, rows = specimen(small()["dala"]), spread_rows(N)
+        some, rows = workload(small()["dala"]), spread_rows(N)
         metrics = bounds(some)
-        sight = some.module.effective_attention(some.q, some.k, some.v, rows)
-        missing = float((1 - sight.weights.sum(-1)).mean())
+        effective = some.module.effective_attention(some.q, some.k, some.v, rows)
+        missing = float((1 - effective.weights.sum(-1)).mean())
         assert missing == pytest.approx(metrics["mass_state"], abs=1e-5)
         assert metrics["unexplained_output"] > 1e-5
         assert "delta" not in metrics
@@ -354,14 +354,14 @@ class TestTables:
         assert not any("GFLOP/s" in line for line in lines)  # no scoreboard of nothing
         write_report(measured, info, tmp_path / "report.html")
         page = (tmp_path / "report.html").read_text()
-        for text in ("bounds-mass", "bounds-eps", "seed 5.2", "O(N log N)"):
+        for text in ("bounds-mass", "bounds-eps", "specification 5.2", "O(N log N)"):
             assert text in page
 
 
 def test_nodes_without_log_mass_are_visibly_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in a pretrained model's perplexity (docs/log.md), but in what is approximated."""
     module, length = small()["msra"], 512
-    right = bounds(specimen(module, length))
+    right = bounds(workload(module, length))
     entries = msra_definition.entries
 
     def weightless(*args: Any) -> Any:
@@ -369,7 +369,7 @@ def test_nodes_without_log_mass_are_visibly_worse(monkeypatch: pytest.MonkeyPatc
         return keys, values, [mass.clamp_max(1) for mass in masses], level_of, visible
 
     monkeypatch.setattr(msra_definition, "entries", weightless)
-    wrong = bounds(specimen(module, length))
+    wrong = bounds(workload(module, length))
     assert all(wrong[name] > 1.2 * right[name] for name in ("eps", "frobenius", "total_variation"))
     # The mechanism has it still: against a definition without, its check fails.
     q, k, v = (torch.randn(1, H, length, D) for _ in range(3))
@@ -387,6 +387,6 @@ def test_a_sight_of_one_s_own_is_asked() -> None:
                 found.weights, torch.zeros_like(found.weights, dtype=torch.bool)
             )
 
-    metrics = bounds(specimen(Told(config(AttentionConfig))))
+    metrics = bounds(workload(Told(config(AttentionConfig))))
     assert metrics["dense_mass_covered"] == 0.0
     assert metrics["gamma"] == pytest.approx(1.0)

@@ -137,7 +137,7 @@ class TestPlaces:
 
 
 class _Bench:
-    """The units of a bench of two attentions, with events by hand."""
+    """The jobs of a bench of two attentions, with events by hand."""
 
     def __init__(self, folder: Path) -> None:
         console = Console(file=io.StringIO())

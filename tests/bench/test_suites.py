@@ -95,7 +95,7 @@ SPEED = {
     "error_vs_dense",
     "conclusive",
 }
-BROUGHT = ("Exact", "Wrong", "Short", "Streamed", "Forgetful")
+USER_ATTENTIONS = ("Exact", "Wrong", "Short", "Streamed", "Forgetful")
 DECODE = {
     "time_s",
     "time_ratio",
@@ -141,10 +141,10 @@ class Session:
         return {b["param"]: b for b in found}
 
 
-def reported(child: SuiteProcess) -> Iterator[dict[str, Any]]:
+def reported(process: SuiteProcess) -> Iterator[dict[str, Any]]:
     """What the suites report, until they end."""
     with contextlib.suppress(EOFError):
-        while (event := child.event(None)) is not None:
+        while (event := process.event(None)) is not None:
             yield event
 
 
@@ -153,21 +153,23 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     scratch = tmp_path_factory.mktemp("suites")
     own = scratch / "own.py"
     own.write_text(OWN)
-    brought = [f"--danon-attention={own}:{name}" for name in BROUGHT]
-    child = SuiteProcess(["--danon-profile=smoke", "--danon-only=flash-attn", *brought], scratch)
+    attentions = [f"--danon-attention={own}:{name}" for name in USER_ATTENTIONS]
+    process = SuiteProcess(
+        ["--danon-profile=smoke", "--danon-only=flash-attn", *attentions], scratch
+    )
     planned: list[str] = []
     results = {}
-    for event in reported(child):
+    for event in reported(process):
         if event["event"] == "plan":
             planned = [identifier for identifier, _ in event["cases"]]
-            child.answer(run=None)
+            process.answer(run=None)
         elif event["event"] == "result":
             result = CaseResult.from_json(event["result"])
             results[result.case.id] = result
-            child.answer()
-    status = child.wait()
-    assert planned, child.tail()
-    return Session(status, planned, results, child.benchmark)
+            process.answer()
+    status = process.wait()
+    assert planned, process.tail()
+    return Session(status, planned, results, process.benchmark)
 
 
 class TestSession:
@@ -176,7 +178,7 @@ class TestSession:
         assert {r.case.attention for r in session.results.values()} == {
             "sdpa",
             "flash-attn",
-            *BROUGHT,
+            *USER_ATTENTIONS,
         }
 
     def test_a_right_attention_has_every_figure(self, session: Session) -> None:
@@ -416,10 +418,10 @@ class TestLab:
     def test_known_outcomes_are_not_measured_again(self) -> None:
         heard: list[object] = []
         known = CaseResult(speed("sdpa", 64), "measured", metrics={"time_s": 1.0})
-        lab = CaseRunner(
+        runner = CaseRunner(
             PROFILES["smoke"], on_begin=heard.append, on_result=heard.append, known=[known]
         )
-        assert lab.result(speed("sdpa", 64)) is known
+        assert runner.result(speed("sdpa", 64)) is known
         assert heard == []
 
 

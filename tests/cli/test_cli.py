@@ -127,21 +127,21 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
 
 
 def test_an_answer_that_the_suites_do_not_live_to_read(tmp_path: Path) -> None:
-    with SuiteProcess(("--danon-profile=smoke",), tmp_path) as child:
-        child.stop()
+    with SuiteProcess(("--danon-profile=smoke",), tmp_path) as process:
+        process.stop()
         with pytest.raises(EOFError):
-            child.event(None)
-        child.answer(run="never read")
-        assert child.wait() == -signal.SIGTERM
+            process.event(None)
+        process.answer(run="never read")
+        assert process.wait() == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(("wanted", "most"), [("1", 1), ("999", os.cpu_count())])
 def test_a_run_that_goes_on_keeps_its_threads(tmp_path: Path, wanted: str, most: int) -> None:
     options = ("--danon-profile=smoke", "--danon-only=sdpa", f"--danon-threads={wanted}")
-    with SuiteProcess(options, tmp_path) as child:
-        while (event := child.event(None)) is not None and event["event"] != "plan":
+    with SuiteProcess(options, tmp_path) as process:
+        while (event := process.event(None)) is not None and event["event"] != "plan":
             pass
-        child.stop()
+        process.stop()
     assert event is not None and 1 <= int(event["fingerprint"]["threads"]) <= most
 
 
@@ -158,14 +158,14 @@ class TestFullDisk:
         assert process.returncode == 74, said
         assert "File too large" in said and "cases.jsonl" in said and "Traceback" not in said
         journal = Journal(place.parent)
-        kept = journal.results()
-        assert 2 <= len(kept) and journal.status == "KILLED"
+        measured = journal.results()
+        assert 2 <= len(measured) and journal.status == "KILLED"
         said = " ".join(said.split())
-        assert f"{len(kept)} cases stay in results/runs/{place.parent.name}; when it" in said
+        assert f"{len(measured)} cases stay in results/runs/{place.parent.name}; when it" in said
         process = start(tmp_path, "--suites", "speed,memory", "--resume")
         said, _ = process.communicate(timeout=100)
-        assert process.returncode == 0 and f"{len(kept)} cases are measured already" in said
-        assert journal.results()[: len(kept)] == kept and journal.status == "FINISHED"
+        assert process.returncode == 0 and f"{len(measured)} cases are measured already" in said
+        assert journal.results()[: len(measured)] == measured and journal.status == "FINISHED"
 
 
 class TestStopped:
@@ -200,7 +200,7 @@ class TestStopped:
         replayed = {b["params"]["case"] for b in entries}
         assert replayed <= {r.case.id for r in journal.results()}
         assert replayed
-        models = {(kept.attention, kept.task) for kept, _ in SavedModel.all(run.parent)}
+        models = {(saved.attention, saved.task) for saved, _ in SavedModel.all(run.parent)}
         assert models == {(a, task) for a in ("sdpa", "window") for task in ("mqar", "code")}
 
 

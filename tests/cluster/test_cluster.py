@@ -39,9 +39,9 @@ sys.stdin.read()
 cluster.shutdown()
 """
 FEWER = (
-    "from danon.tuning import command, front\n"
-    "for module in (command, front): module.REPEATS, module.CHOOSING = 2, 1\n"
-    "front.MOST = 1\n"
+    "from danon.tuning import candidates, command\n"
+    "for module in (command, candidates): module.REPEATS, module.CHOOSING = 2, 1\n"
+    "candidates.MOST = 1\n"
 )
 DANON = "from danon.cli.main import main; main()"
 MINE = """
@@ -372,8 +372,8 @@ def test_an_interrupted_study_puts_its_trial_back(tmp_path: Path, sqlite: str) -
             "cannot reach --storage sqlite:///o.db, a file of elsewhere",
         ),
         (
-            "from danon.cluster import crew; real = crew.installed\n"
-            "crew.installed = lambda *given: {**real(*given), 'code': 'newer'}\n",
+            "from danon.cluster import pool; real = pool.installed\n"
+            "pool.installed = lambda *given: {**real(*given), 'code': 'newer'}\n",
             "has other code of danon",
         ),
     ],

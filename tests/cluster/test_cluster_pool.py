@@ -1,4 +1,4 @@
-"""A crew and the shares of a study, on a Ray that a test stands for."""
+"""A pool of workers and the jobs of a study, on a Ray that a test stands for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NODES = [Node(name * 8, f"host-{name}", "10.0.0.1", 1, 0) for name in "ab"]
 
 
 class _Ray:
-    """Crew's Ray, without processes: jobs yield what the test says."""
+    """The pool's Ray, without processes: jobs yield what the test says."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.exceptions = pytest.importorskip("ray").exceptions
@@ -33,7 +33,7 @@ class _Ray:
         monkeypatch.setattr(pool.WorkerPool, "_ask", lambda of: _ask(of, self.alive))
         monkeypatch.setattr(pool.WorkerPool, "_hire", _hire)
         monkeypatch.setattr(pool, "installed", lambda *_: {"code": ""})
-        self.crew = pool.WorkerPool("cpu", (), self.said.append)
+        self.pool = pool.WorkerPool("cpu", (), self.said.append)
 
     def wait(self, what: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
         if isinstance(what[0], tuple) and what[0][0] == "answer":
@@ -133,42 +133,42 @@ class TestCrew:
         slow = NODES[0]
         work = _Work(lambda node: [...] if node == slow else [KeyError("told")])
         with pytest.raises(KeyError, match="told"):
-            ray.crew.run(work)
+            ray.pool.run(work)
         assert ray.killed == [slow.id] and (slow.id, True) in work.over
         again = _Work(lambda node: [node.host])
-        ray.crew._looked = -pool.LOOK_S  # time goes by
-        ray.crew.run(again)
+        ray.pool._looked = -pool.LOOK_S  # time goes by
+        ray.pool.run(again)
         assert sorted(again.events) == ["host-a", "host-b"]
 
     def test_what_fails_in_a_stop_is_said_at_its_end(self, ray: _Ray) -> None:
         work = _Work(lambda node: [node.host, OSError("full"), "last"])
         with pytest.raises(OSError, match="full"):
-            ray.crew.run(work, lambda: work.events)
+            ray.pool.run(work, lambda: work.events)
         assert work.events.count("last") == 2 and not ray.killed
 
     def test_the_last_hand_that_dies_is_replaced_once(self, ray: _Ray) -> None:
         ray.alive.remove(NODES[1])
-        ray.crew._members.pop(NODES[1].id)
+        ray.pool._members.pop(NODES[1].id)
         dies = ray.exceptions.ActorDiedError()
         work = _Work(lambda node: [dies])
         work.offer = lambda node: work._job  # type: ignore[method-assign]
         with pytest.raises(ClusterError, match="no node of the cluster is left"):
-            ray.crew.run(work)
+            ray.pool.run(work)
         assert work.over == [(NODES[0].id, True)] * 2
 
     def test_a_low_priority_is_said_once(self, ray: _Ray) -> None:
         ray.nice = 15
         for _ in range(2):
-            ray.crew.run(_Work(lambda node: []))
+            ray.pool.run(_Work(lambda node: []))
         assert [words[:40] for words in ray.said] == [f"{node} measures"[:40] for node in NODES]
         assert all("at nice 15" in words for words in ray.said)
 
     def test_a_job_that_fails_is_the_loss_of_one_machine(self, ray: _Ray) -> None:
         full = ray.exceptions.RayTaskError(
-            "do", "Traceback ...", OSError(28, "No space left"), "ray::Hand", 1, "10.0.0.1"
+            "do", "Traceback ...", OSError(28, "No space left"), "ray::NodeActor", 1, "10.0.0.1"
         )
         work = _Work(lambda node: [full] if node == NODES[0] else [node.host])
-        ray.crew.run(work)
+        ray.pool.run(work)
         assert work.events == ["host-b"]
         assert sorted(work.over) == [(NODES[0].id, True), (NODES[1].id, False)]
         words = "is lost: its job failed: OSError: [Errno 28] No space left"
@@ -190,13 +190,13 @@ class TestShares:
         def share() -> Any:
             return lambda node: [{"error": "another space"} if node in bad else {"value": None}]
 
-        shares = _Shares(share, _Study(), "", None, ray.crew)  # type: ignore[arg-type]
-        ray.crew.run(shares)
+        shares = _Shares(share, _Study(), "", None, ray.pool)  # type: ignore[arg-type]
+        ray.pool.run(shares)
 
     def test_a_machine_that_cannot_is_left_out(self, ray: _Ray) -> None:
         self.run(ray, NODES[0])
         assert ray.said == [f"{NODES[0]}: another space; it takes no more part"]
-        assert ray.crew.nodes == NODES[1:]
+        assert ray.pool.nodes == NODES[1:]
 
     def test_where_none_can_that_is_the_end(self, ray: _Ray) -> None:
         with pytest.raises(StudyError, match="another space"):
@@ -204,9 +204,9 @@ class TestShares:
 
     def test_only_trials_of_our_machines_are_told(self, ray: _Ray) -> None:
         study, told = _Study(), list[int]()
-        ledger = SimpleNamespace(ended=lambda trial: told.append(trial.number))
-        ray.crew.run(_Work(lambda node: []))
-        shares = _Shares(list, study, "", ledger, ray.crew)  # type: ignore[arg-type]
+        listener = SimpleNamespace(ended=lambda trial: told.append(trial.number))
+        ray.pool.run(_Work(lambda node: []))
+        shares = _Shares(list, study, "", listener, ray.pool)  # type: ignore[arg-type]
         state = SimpleNamespace(name="COMPLETE", is_finished=lambda: True)
         for number, node in enumerate((NODES[0].id, "of another command", "")):
             origin = {"place": {"node": node}} if node else {}
@@ -223,5 +223,5 @@ class TestShares:
             return [{"value": 1}] if len(given) > 1 else []
 
         asked = _Asked(question)  # type: ignore[arg-type]
-        ray.crew.run(asked)
+        ray.pool.run(asked)
         assert asked.value == 1 and len(given) == 2

@@ -228,7 +228,7 @@ def test_a_genome_is_held_out_by_pieces(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(corpora, "PIECE", 100)
     corpora.GENOME.write_bytes(gzip.compress("\n".join([">a header", *lines]).lower().encode()))
     corpora.corpus.cache_clear()
-    learn, choose, judge = (bytes(text.tolist()).decode() for text in corpus("genome"))
+    train, validation, test = (bytes(text.tolist()).decode() for text in corpus("genome"))
     corpora.corpus.cache_clear()
-    assert (choose, judge) == (bases[1500:1600], bases[3100:3200])
-    assert learn == bases[:1500] + bases[1600:3100] + bases[3200:]
+    assert (validation, test) == (bases[1500:1600], bases[3100:3200])
+    assert train == bases[:1500] + bases[1600:3100] + bases[3200:]

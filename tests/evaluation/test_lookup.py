@@ -29,14 +29,14 @@ def result(attention: str, length: int = 2048, cap_s: float = 60.0) -> CaseResul
         bounds_cap_s=1.0,
         pretrained=(LookupPlan((length,), cap_s),),
     )
-    lab = CaseRunner(
+    runner = CaseRunner(
         profile,
         on_begin=lambda case: None,
         on_result=lambda result: None,
         evaluators=evaluators(profile),
     )
     ((case),) = profile.cases((attention,), "cpu")
-    return lab.result(case)
+    return runner.result(case)
 
 
 def test_an_attention_finds_what_it_sees() -> None:
@@ -85,13 +85,13 @@ def test_what_is_over_budget_is_not_tried_at_longer_lengths() -> None:
         bounds_cap_s=1.0,
         pretrained=(LookupPlan((512, 1024), 1e-4),),
     )
-    lab = CaseRunner(
+    runner = CaseRunner(
         profile,
         on_begin=lambda case: None,
         on_result=lambda result: None,
         evaluators=evaluators(profile),
     )
-    shorter, longer = [lab.result(case) for case in profile.cases(("window",), "cpu")]
+    shorter, longer = [runner.result(case) for case in profile.cases(("window",), "cpu")]
     assert shorter.status == longer.status == "over budget"
     assert longer.reason == "512 tokens are over budget already"
 

@@ -45,13 +45,13 @@ def profile(*plans: PretrainedPlan) -> Profile:
 
 def results(attention: str, *plans: PretrainedPlan) -> dict[str, CaseResult]:
     chosen = profile(*(plans or (PLAN,)))
-    lab = CaseRunner(
+    runner = CaseRunner(
         chosen,
         on_begin=lambda case: None,
         on_result=lambda result: None,
         evaluators=evaluators(chosen),
     )
-    return {f"{c.task} {c.length}": lab.result(c) for c in chosen.cases((attention,), "cpu")}
+    return {f"{c.task} {c.length}": runner.result(c) for c in chosen.cases((attention,), "cpu")}
 
 
 def tokens(count: int) -> Tensor:
@@ -327,14 +327,16 @@ def test_known_results_are_kept_and_dense_is_read_again_for_the_ratio() -> None:
     first = results("window", plan)
     known = [*results("sdpa", plan).values(), first[f"passkey {LENGTH}"]]
     heard: list[str] = []
-    lab = CaseRunner(
+    runner = CaseRunner(
         chosen,
         on_begin=lambda case: heard.append(case.id),
         on_result=lambda r: None,
         known=known,
         evaluators=evaluators(chosen),
     )
-    after = {(c.attention, c.task): lab.result(c) for c in chosen.cases(("sdpa", "window"), "cpu")}
+    after = {
+        (c.attention, c.task): runner.result(c) for c in chosen.cases(("sdpa", "window"), "cpu")
+    }
     assert len(heard) == 1 and heard[0].startswith("pretrained/text/window/")
     assert after["window", "passkey"] is first[f"passkey {LENGTH}"]
     ratio = after["window", "text"].metrics["perplexity_ratio"]

@@ -33,14 +33,14 @@ OURS = ("msra", "dala", "ucsa")
 
 
 def results(attention: str, profile: Profile = PROFILES["smoke"]) -> dict[str, CaseResult]:
-    lab = CaseRunner(
+    runner = CaseRunner(
         profile,
         on_begin=lambda case: None,
         on_result=lambda result: None,
         evaluators=evaluators(profile),
     )
     cases = [c for c in profile.cases((attention,), "cpu") if c.suite in ("recall", "language")]
-    return {f"{c.task} {c.length}": lab.result(c) for c in cases}
+    return {f"{c.task} {c.length}": runner.result(c) for c in cases}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "ucsa"])

@@ -108,9 +108,9 @@ class TestRates:
         assert rates(rounds(0.0, 31) + rounds(0.1, 31), {}) == []
 
     def test_others_judge_the_same_samples_by_their_own_code(self) -> None:
-        rivals = {"pytest-benchmark mean:5%": RIVALS["pytest-benchmark mean:5%"]()}
+        other_tools = {"pytest-benchmark mean:5%": RIVALS["pytest-benchmark mean:5%"]()}
         some = rounds(0.0, 60, noise=0.05) + rounds(0.2, 40, noise=0.01, seed=1)
-        found = {(r.method, r.slowdown): r for r in rates(some, rivals)}
+        found = {(r.method, r.slowdown): r for r in rates(some, other_tools)}
         assert found["pytest-benchmark mean:5%", 0.0].alarms > 0  # noise alone
         late = found["pytest-benchmark mean:5%", 0.2]
         assert late.alarms == late.runs == 80

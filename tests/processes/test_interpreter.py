@@ -55,13 +55,13 @@ def test_the_suites_begin_in_a_folder_of_misleading_names(misleading: Path, targ
     scratch = misleading / "scratch"
     scratch.mkdir()
     options = ("--danon-profile=smoke", "--danon-suites=speed", f"--danon-attention={target}")
-    with SuiteProcess(options, scratch) as child:
+    with SuiteProcess(options, scratch) as process:
         event: dict[str, Any] = {"event": "prepare"}
         while event.get("event") == "prepare":
-            event = child.event(60.0) or {}
-        child.stop()
-        child.wait()
-        said = child.tail()
+            event = process.event(60.0) or {}
+        process.stop()
+        process.wait()
+        said = process.tail()
     assert event.get("event") == "plan", (event, said)
     assert "MyAttention" in event["attentions"]
 

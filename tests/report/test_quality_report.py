@@ -20,7 +20,7 @@ TEXTS = ("code", "genome")
 CONTEXT = 1024
 
 # attention: (accuracy by length, bits of code, share of pairs, time ratio, MiB)
-PUPILS = {
+TRAINED = {
     "window": ((0.999, 0.6, 0.2), 2.17, 0.23, 0.5, 2.0),
     "sdpa": ((1.0, 1.0, 0.996), 2.10, 1.0, math.nan, 3.0),
     "ucsa": ((1.0, 0.99, 0.97), 2.12, 0.25, 0.8, 4.0),
@@ -30,9 +30,9 @@ PUPILS = {
 DIVERGED = "learning rate 0.003 diverged at step 17; learning rate 0.006 diverged at step 12"
 
 
-def pupil(name: str, suite: str, task: str, length: int, value: float) -> CaseResult:
+def trained_row(name: str, suite: str, task: str, length: int, value: float) -> CaseResult:
     """A made-up result; the seeds differ by 0.01 to both sides."""
-    _, _, share, ratio, mib = PUPILS[name]
+    _, _, share, ratio, mib = TRAINED[name]
     metric = {"recall": "accuracy", "language": "bits_per_byte"}[suite]
     metrics = {
         metric: value,
@@ -75,23 +75,23 @@ def pupil(name: str, suite: str, task: str, length: int, value: float) -> CaseRe
 
 def trained() -> list[CaseResult]:
     results = []
-    for name, (accuracies, bits, *_) in PUPILS.items():
+    for name, (accuracies, bits, *_) in TRAINED.items():
         for length, accuracy in zip(LENGTHS, accuracies, strict=True):
-            results.append(pupil(name, "recall", "mqar", length, accuracy))
-        results.append(pupil(name, "recall", "needle", 64, accuracies[0]))
+            results.append(trained_row(name, "recall", "mqar", length, accuracy))
+        results.append(trained_row(name, "recall", "needle", 64, accuracies[0]))
         for number, text in enumerate(TEXTS):
-            results.append(pupil(name, "language", text, CONTEXT, bits + number / 2))
+            results.append(trained_row(name, "language", text, CONTEXT, bits + number / 2))
     for length in LENGTHS:
         case = Case("recall", "nsa", length, "float32", "training", heads=1, task="mqar")
         results.append(CaseResult(case, "failed", DIVERGED))
-    results.append(pupil("window", "recall", "other", 64, math.nan))
+    results.append(trained_row("window", "recall", "other", 64, math.nan))
     return results
 
 
 def put_in() -> list[CaseResult]:
     """What a pretrained model was asked, with perplexities 30 times the bits of code."""
     results, config = [], {"hidden_size": 576, "entries": 512}
-    for name, (accuracies, bits, share, ratio, mib) in PUPILS.items():
+    for name, (accuracies, bits, share, ratio, mib) in TRAINED.items():
         costs = {"forward_s": 9.0, "peak_bytes": mib * 2**20, "time_ratio": ratio}
         if math.isfinite(share):
             costs["pairs_share"] = share
@@ -183,11 +183,11 @@ def test_what_was_not_measured_is_nan_and_dense_is_once_as_fast_as_itself() -> N
 
 def test_shorter_lengths_decide_between_equals_and_a_missing_length_comes_last() -> None:
     results = [
-        pupil("window", "recall", "mqar", 64, 0.5),
-        pupil("window", "recall", "mqar", 128, 0.9),
-        pupil("ucsa", "recall", "mqar", 64, 0.7),
-        pupil("ucsa", "recall", "mqar", 128, 0.9),
-        pupil("sdpa", "recall", "mqar", 64, 1.0),
+        trained_row("window", "recall", "mqar", 64, 0.5),
+        trained_row("window", "recall", "mqar", 128, 0.9),
+        trained_row("ucsa", "recall", "mqar", 64, 0.7),
+        trained_row("ucsa", "recall", "mqar", 128, 0.9),
+        trained_row("sdpa", "recall", "mqar", 64, 1.0),
     ]
     (task,) = quality_tables.tasks(results, "")
     assert [row.attention for row in task.rows] == ["ucsa", "window", "sdpa"]
@@ -201,7 +201,7 @@ def test_the_front_holds_whom_no_other_beats_in_everything() -> None:
     assert code.front(CONTEXT, ["peak"]) == {"sdpa", "window"}
     assert recall.front(64, ["speedup"]) == {"ucsa", "window"}  # equals in quality: the fastest
     assert recall.front(512) == frozenset()
-    equals = [pupil(name, "recall", "mqar", 64, 0.5) for name in ("window", "linear")]
+    equals = [trained_row(name, "recall", "mqar", 64, 0.5) for name in ("window", "linear")]
     assert quality_tables.tasks(equals, "")[0].front(64) == {"window", "linear"}
 
 
@@ -261,7 +261,7 @@ def test_the_terminal_shows_quality_on_the_boards_and_below(info: RunInfo, width
     ends = {line.split()[0]: line.split()[-2:] for line in on_board[:3]}
     assert ends == {"sdpa": [">99%", "2.100"], "ucsa": ["other", "other"], "nsa": ["-", "-"]}
     start = next(i for i, line in enumerate(lines) if line.startswith("Quality ·"))
-    rows = [line for line in lines[start:] if line.startswith(tuple(PUPILS))]
+    rows = [line for line in lines[start:] if line.startswith(tuple(TRAINED))]
     assert [row.split()[0] for row in rows] == ["sdpa", "ucsa", "MyAttention", "window", "linear"]
     cells = rows[1].split()
     for figure in ("25%", "*97%", "96-98%", "*2.120", "*2.620", "1.25", "50.0"):
@@ -284,7 +284,7 @@ def test_the_terminal_shows_a_pretrained_model_in_a_table_of_its_own(
     assert max(map(len, lines)) <= width
     starts = [i for i, line in enumerate(lines) if line.startswith("Quality ·")]
     assert "small models" in lines[starts[0]] and "dense attention" in lines[starts[1]]
-    rows = [line.split() for line in lines[starts[1] :] if line.startswith(tuple(PUPILS))]
+    rows = [line.split() for line in lines[starts[1] :] if line.startswith(tuple(TRAINED))]
     assert rows[1] == ["ucsa", "25%", "63.60", "*63.60", "*97%", "1.25"]
     assert rows[0][:5] == ["sdpa", "100%", "63.00", "*63.00", "*>99%"]
     assert "training" not in " ".join(lines[starts[1] : starts[1] + 3])
@@ -402,7 +402,7 @@ def test_the_charts_of_quality_get_every_figure(page: Page) -> None:
     assert recall["lines"]["ucsa"][2]["speedup"]["value"] == 1 / 0.8
     assert code["lines"]["window"][0]["curves"]["bits_by_seconds"] == [[5.0, 3.17], [50.0, 2.17]]
     assert code["fronts"]["1024"]["peak"] == ["sdpa", "window"]
-    assert {a["name"] for a in payload_of(page)["attentions"]} == {*PUPILS, "nsa"}
+    assert {a["name"] for a in payload_of(page)["attentions"]} == {*TRAINED, "nsa"}
 
 
 def test_without_depths_there_is_no_chart_of_them(info: RunInfo, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def aliased(alias: str, name: str = "danon-msra-mqar") -> str:
     return client.get_model_version_by_alias(name, alias).tags["danon.run_id"]
 
 
-# --- kept
+# --- saved with the run
 
 
 def test_a_model_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -158,11 +158,11 @@ def test_a_model_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
-    ((kept, folder),) = SavedModel.all(tmp_path)
-    assert kept.task == "a" and kept.requirements == ("danon==1",)
+    ((saved, folder),) = SavedModel.all(tmp_path)
+    assert saved.task == "a" and saved.requirements == ("danon==1",)
     assert {f.name for f in folder.iterdir()} == {"half", "about.json"}
-    replace(kept, task="b").write(tmp_path, weights)  # and once more over it
-    replace(kept, task="b").write(tmp_path, weights)
+    replace(saved, task="b").write(tmp_path, weights)  # and once more over it
+    replace(saved, task="b").write(tmp_path, weights)
     assert [k.task for k, _ in SavedModel.all(tmp_path)] == ["a", "b"]
     assert not list((tmp_path / "models").glob(".*"))
 
@@ -376,12 +376,12 @@ def test_a_trained_model_comes_back_bit_for_bit(
             trained[f"models:/danon-{case.attention}-{case.task}@champion"] = logits
 
     said: list[str] = []
-    school = TrainedModelEvaluator(PROFILES["smoke"], Listens(journal.run_dir, said.append))
+    evaluator = TrainedModelEvaluator(PROFILES["smoke"], Listens(journal.run_dir, said.append))
     for case in PROFILES["smoke"].cases(("ucsa", "local-attention"), "cpu"):
         if (case.attention, case.suite) in (("ucsa", "language"), ("local-attention", "recall")):
-            journal.append(school.result(case))
-    keeper, (case, plan) = Listens(journal.run_dir, said.append), some_case("sdpa")
-    keeper.keep(
+            journal.append(evaluator.result(case))
+    saver, (case, plan) = Listens(journal.run_dir, said.append), some_case("sdpa")
+    saver.keep(
         replace(case, attention="Mine"),
         plan,
         build_small_model(mine, plan.shape, 0).eval(),

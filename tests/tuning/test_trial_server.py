@@ -1,4 +1,4 @@
-"""What a trial measures: settings beside the default ones, schedules, lookups of the teacher."""
+"""What a trial measures: settings beside the default ones, schedules, lookups."""
 
 from __future__ import annotations
 

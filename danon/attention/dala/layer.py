@@ -29,18 +29,18 @@ __all__ = ["DALA"]
 
 @register("dala")
 class DALA(DALABase):
-    """Dynamic adaptive long-range attention (seed section 2).
+    """Dynamic adaptive long-range attention (specification 2).
 
     Tokens after the first ``global_tokens`` fall into periods. A query sees, under one softmax:
 
     - near: the first tokens, its own period and the one before, the latter two with the bias
-      -lambda |i-j| - |i-j|^2 / (2 w^2) (seed 2.2, 2.3). w goes by the head, and by the content of
-      the period before: see :class:`~danon.attention.dala.window.WindowNetwork`;
+      -lambda |i-j| - |i-j|^2 / (2 w^2) (specification 2.2, 2.3). w goes by the head, and by the
+      content of the period before: see :class:`~danon.attention.dala.window.WindowNetwork`;
     - memory: of the tokens older than that, the ``memory_size`` most important ones whose
       sigmoid(s) passes the threshold, s = MLP(key + PE); ties to the more recent. Their logits get
       log sigmoid(s), so the score learns;
     - state: one entry made of a gated state h that takes one step per period over the period's
-      mean key and value (seed 2.2), up to the period before the near window.
+      mean key and value (specification 2.2), up to the period before the near window.
 
     The router gives each query a distribution over the three paths, whose logarithm is the bias of
     the path. In training, :meth:`auxiliary_loss` keeps it from forgetting a path

@@ -22,7 +22,7 @@ __all__ = [
 
 
 class ImportanceNetwork(nn.Module):
-    """s = MLP(h + PE) of seed section 2.1, with h the key and PE of its position."""
+    """s = MLP(h + PE) of specification 2.1, with h the key and PE of its position."""
 
     def __init__(self, head_dim: int, hidden: int = 16) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def _positions(
 
 
 class GatedState(nn.Module):
-    """The gated update of seed section 2.2, one step per period; its state is one entry.
+    """The gated update of specification 2.2, one step per period; its state is one entry.
 
         z = sigma(W_z [h, x] + b_z)   r = sigma(W_r [h, x] + b_r)
         h~ = tanh(W_h [r * h, x] + b_h)   h <- (1 - z) * h + z * h~
@@ -119,7 +119,7 @@ class GatedState(nn.Module):
 
 
 class Router(nn.Module):
-    """Each query's distribution over paths (seed section 2.1).
+    """Each query's distribution over paths (specification 2.1).
 
     p_ij = softmax_j(s_i.k_j / tau + b_ij), s_i = squash(W q_i / sqrt(d)) and k_j the squashed mean
     key of the path before the query's period. b_ij starts at zero and is updated by agreement:
@@ -231,7 +231,7 @@ def select_memory(
 
 
 def remember_both_sides(score: Tensor, period: int, size: int) -> tuple[Tensor, Tensor]:
-    """:func:`remember` for all periods, from what lies on both sides of their near windows.
+    """:func:`select_memory` for all periods, from what lies on both sides of their near windows.
 
     Returns:
         Token numbers (periods, X, size), and which of them are really kept, bool.

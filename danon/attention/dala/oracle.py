@@ -140,7 +140,7 @@ def shares(
         blocks.append((state_logit, on[:, None].expand_as(state_logit)))
     A = torch.cat([x.masked_fill(~on, -torch.inf) for x, on in blocks], -1)
     A = A.softmax(-1).nan_to_num(0.0)
-    if c.decay == "literal":  # seed 2.2: the softmax without decay, then times gamma
+    if c.decay == "literal":  # specification 2.2: the softmax without decay, then times gamma
         blocks[0] = (blocks[0][0] - gamma, on_near)
         A = torch.cat([x.masked_fill(~on, -torch.inf) for x, on in blocks], -1)
         A = A.softmax(-1).nan_to_num(0.0)

@@ -1,9 +1,9 @@
 """DALA's near window: how far a query looks, by head and by content, and the decay that says so.
 
-The decay is the logit bias -lambda d - d^2 / (2 w^2) with d = |i - j| (seed 2.2, 2.3). w is one
-number per head and period, so the bias is that of one tile, -lambda d, plus the query's 1 / w^2
-times a second one, -d^2 / 2: a :class:`~danon.attention.union.plan.ScaledBias`. Columns of q and k
-would spare even those two matrices, since d^2 = i^2 - 2 i j + j^2, but its terms are up to
+The decay is the logit bias -lambda d - d^2 / (2 w^2) with d = |i - j| (specification 2.2, 2.3).
+w is one number per head and period, so the bias is that of one tile, -lambda d, plus the query's
+1 / w^2 times a second one, -d^2 / 2: a :class:`~danon.attention.union.plan.ScaledBias`. Columns of
+q and k would spare even those two matrices, since d^2 = i^2 - 2 i j + j^2, but its terms are up to
 (period / w)^2 times larger than what is left of them: too coarse below float32, in the logits at
 least. Where it is only about the gradient, hat functions instead of powers of j avoid the
 cancellation.
@@ -23,7 +23,7 @@ ANCHORS = 5
 
 
 class WindowNetwork(nn.Module):
-    """The factor by which content widens or narrows the window (seed 2.3).
+    """The factor by which content widens or narrows the window (specification 2.3).
 
     2^(3 tanh f), so from 1/8 to 8, with f = W_2 tanh(W_1 x + b_1) and x the mean key and mean value
     of the period before the query's, or half the sum of both neighbours' when bidirectional; zero

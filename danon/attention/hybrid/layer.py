@@ -53,7 +53,7 @@ def mechanism_of_layer(config: SuperHybridConfig, layer: int) -> StreamingAttent
 
 @register("super-hybrid")
 class SuperHybrid(StreamingAttention):
-    """MSRA, DALA and UCSA as one attention (seed section 4).
+    """MSRA, DALA and UCSA as one attention (specification 4).
 
     - select: runs one of them, the one that
       :func:`danon.attention.hybrid.selection.select_mechanism` finds best in recorded measurements.
@@ -63,7 +63,7 @@ class SuperHybrid(StreamingAttention):
       stream keeps to the mechanism that it began with. A bidirectional module without
       ``select_length`` chooses for the length of the input, padding included.
     - blend: o = sum_i w_i o_i with w = softmax(beta / T) and beta_i = b_i + g_i . q per query. b
-      starts where w is the configured shares, g at zero. Loss terms (seed 4.2):
+      starts where w is the configured shares, g at zero. Loss terms (specification 4.2):
       L_div = log M - H(mean of w over all queries), which keeps every mechanism in use and still
       lets each query decide; L_reg = mean of (beta - starting beta)^2, which keeps the weights from
       hardening. A blend of one is that mechanism, without weights.
@@ -278,10 +278,10 @@ class SuperHybrid(StreamingAttention):
         return math.log(len(mean)) - entropy, away
 
     def auxiliary_loss(self) -> Tensor:
-        """lambda_1 L_div + lambda_2 L_reg (seed 4.2) and the members' losses, all of the last pass.
+        """lambda_1 L_div + lambda_2 L_reg and the members' losses, all of the last pass.
 
-        The former two are zero where no weights are learned: in mode select, with one mechanism,
-        or with ``fusion_strategy`` fixed.
+        The former two (specification 4.2) are zero where no weights are learned: in mode select,
+        with one mechanism, or with ``fusion_strategy`` fixed.
 
         Raises:
             ValueError: a blend that has had no forward pass with gradients.

@@ -119,7 +119,7 @@ class Score:
         accuracy: 1 - relative error against dense attention, at least 0.
         speed: least time of all / its own.
         memory: least bytes of all / its own.
-        beta: alpha_1 accuracy + alpha_2 speed + alpha_3 memory (seed 4.1).
+        beta: alpha_1 accuracy + alpha_2 speed + alpha_3 memory (specification 4.1).
         weight: softmax(beta / T) over the mechanisms within the budgets; 0 for the others.
         over_budget: which budget it exceeds, and by what figure; empty if none.
         record: the figures this comes from.

@@ -31,7 +31,7 @@ __all__ = ["MSRA"]
 
 @register("msra")
 class MSRA(MSRABase):
-    """Multi-scale recursive attention (seed section 1).
+    """Multi-scale recursive attention (specification 1).
 
     A query sees, under one softmax: the first ``global_tokens`` tokens; its own block of ``window``
     tokens and the block before; and nodes of level l = 1, 2, ... that partition everything older,

@@ -55,7 +55,7 @@ def depth_of(c: UCSAConfig, bounds: tuple[int, int, int]) -> int:
 
 
 def budget_of(c: UCSAConfig, bounds: Bounds, extra: float = 0.0) -> list[int]:
-    """Leaves each query may refine, by the share of those far from it (seed 3.2).
+    """Leaves each query may refine, by the share of those far from it (specification 3.2).
 
     At most ``sparsity_factor`` of them and ``selected_blocks``, which together are s_min; and
     ``extra`` of them on top, s_0 * exp(-lambda t), which no number bounds but the candidates': a

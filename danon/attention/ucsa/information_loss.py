@@ -1,4 +1,4 @@
-"""UCSA's information loss (seed 3.1): what the tree of pooled nodes loses of keys and values."""
+"""UCSA's information loss (specification 3.1): what pooled nodes lose of keys and values."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ ALL_LEAVES, LARGEST_LEAF = 512, 16
 
 @register("ucsa")
 class UCSA(StreamingAttention):
-    """Unified compressed sparse attention (seed section 3).
+    """Unified compressed sparse attention (specification 3).
 
     A query sees, under one softmax: the first ``global_tokens`` tokens; its own block of
     ``local_window_size`` tokens and the block before; and everything else exactly once, through a
@@ -94,10 +94,10 @@ class UCSA(StreamingAttention):
     result is exact attention.
 
     A node whose tokens have the same keys (error below ``error_tolerance``) is never refined; with
-    ``error_alpha`` one of a large error is refined before others (:mod:`~.ucsa_error`).
+    ``error_alpha`` one of a large error is refined before others (:mod:`~.pooling_error`).
 
-    In training more may be refined, less and less (seed 3.2; see :func:`anneal`), and
-    :meth:`auxiliary_loss` is the information loss (seed 3.1; :mod:`~.ucsa_information`).
+    In training more may be refined, less and less (specification 3.2; see :func:`anneal`), and
+    :meth:`auxiliary_loss` is the information loss (specification 3.1; :mod:`~.information_loss`).
 
     Learned: the pooling scores. Selection itself has no gradient.
 
@@ -241,7 +241,7 @@ class UCSA(StreamingAttention):
 
     @property
     def extra_share(self) -> float:
-        """s_0 * exp(-lambda t) of seed section 3.2: what training refines on top."""
+        """s_0 * exp(-lambda t) of specification 3.2: what training refines on top."""
         c = self.cfg
         if not (self.training and c.sparsity_start):
             return 0.0

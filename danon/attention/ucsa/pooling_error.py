@@ -1,4 +1,4 @@
-"""UCSA's error detection (seed 3.3): which nodes pooling made worse than usual, which not at all.
+"""UCSA's error detection (specification 3.3): which nodes pooling made worse than usual.
 
 The relative error of a node is the rms distance of its tokens' keys from the node's key over their
 rms length, tokens weighted as in pooling. With m the mean of their squared lengths,
@@ -9,10 +9,10 @@ so it costs one number per node to carry along. An error below ``error_tolerance
 
 mu and sigma are the mean and the deviation of e over the nodes of the same level that lie in the
 far past of a block of queries (over the whole sequence when bidirectional): the running statistics
-of the seed with t the place in the sequence and equal weights. Being a matter of the sequence alone
-they show no query a later token, need no training, are the same when a forward pass is repeated by
-gradient checkpointing, and a stream carries them along as three sums per node. Statistics over
-training steps would have none of the last three.
+of the specification with t the place in the sequence and equal weights. Being a matter of the
+sequence alone they show no query a later token, need no training, are the same when a forward pass
+is repeated by gradient checkpointing, and a stream carries them along as three sums per node.
+Statistics over training steps would have none of the last three.
 """
 
 from __future__ import annotations

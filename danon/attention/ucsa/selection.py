@@ -153,9 +153,9 @@ def _votes(
 
 
 def choose_leaves(logits: Tensor, on: Tensor, budget: Tensor, most: int) -> Tensor:
-    """Each query's own leaves, shared by the heads of its group (seed 3.2).
+    """Each query's own leaves, shared by the heads of its group (specification 3.2).
 
-    P(z = 1) = sigmoid(q.k / sqrt(d) + b) with b what :mod:`~.ucsa_tree` adds, the best of any head;
+    P(z = 1) = sigmoid(q.k / sqrt(d) + b) with b what :mod:`~.tree` adds, the best of any head;
     the sigmoid is monotone, so its argument is compared. Equals at the edge are all chosen.
 
     Args:

@@ -61,8 +61,8 @@ def exact(count: int, of: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def rates(rounds: Sequence[Round], rivals: Mapping[str, Rule]) -> list[Rate]:
-    """For each machine, load and slowdown that there are rounds of: ours, and the rivals'.
+def rates(rounds: Sequence[Round], other_tools: Mapping[str, Rule]) -> list[Rate]:
+    """For each machine, load and slowdown that there are rounds of: ours, and the other tools'.
 
     A run goes through rounds in the order they were measured, begins where no other does, and takes
     as many as it needs. Where nothing is planted, no two runs begin with a common round.
@@ -80,19 +80,19 @@ def rates(rounds: Sequence[Round], rivals: Mapping[str, Rule]) -> list[Rate]:
             continue
         runs = [_run(same, start) for start in range(0, len(same) - FIRST + 1, FIRST)]
         plain = partial(about, slowdown=0.0, rounds=len(same), disjoint=len(runs))
-        found += _judged(runs, rivals, "", plain)
+        found += _judged(runs, other_tools, "", plain)
         for slowdown, slower in sorted(kinds.items()):
             if len(slower) >= ENOUGH:
                 disjoint = len(slower) // (FIRST + CONFIRMING[0])
                 planted = partial(about, slowdown=slowdown, rounds=len(slower), disjoint=disjoint)
-                found += _over_attentions(same, slower, rivals, planted)
+                found += _over_attentions(same, slower, other_tools, planted)
     return found
 
 
 def _over_attentions(
     same: Sequence[_Round],
     slower: Sequence[_Round],
-    rivals: Mapping[str, Rule],
+    other_tools: Mapping[str, Rule],
     about: Callable[..., Rate],
 ) -> list[Rate]:
     """With the slowdown in one attention after the other, the others' cases of equal rounds."""
@@ -107,7 +107,7 @@ def _over_attentions(
                     for name in own
                 }
             )
-        for rate in _judged(runs, rivals, attention, about):
+        for rate in _judged(runs, other_tools, attention, about):
             before = found.get(rate.method)
             found[rate.method] = (
                 rate
@@ -129,7 +129,10 @@ def _run(rounds: Sequence[_Round], start: int) -> _Run:
 
 
 def _judged(
-    runs: Sequence[_Run], rivals: Mapping[str, Rule], attention: str, about: Callable[..., Rate]
+    runs: Sequence[_Run],
+    other_tools: Mapping[str, Rule],
+    attention: str,
+    about: Callable[..., Rate],
 ) -> Iterator[Rate]:
     """What every method makes of them.
 
@@ -140,7 +143,7 @@ def _judged(
     ours = [_decided(run, attention) for run in runs]
     alarms, undecided = (sum(which) for which in zip(*ours, strict=True))
     yield some(method=OURS, alarms=alarms, undecided=undecided)
-    for method, rule in rivals.items():
+    for method, rule in other_tools.items():
         alarms = sum(_raised(rule, run, attention) for run in runs)
         yield some(method=method, alarms=alarms, undecided=0)
 

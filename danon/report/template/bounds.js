@@ -46,11 +46,11 @@
       text: rows.map((a) => (share(a, branch) >= 0.06 ? plain(branch) : "")), textposition: "inside", insidetextanchor: "middle", insidetextfont: { color: "#ffffff" },
       hovertext: rows.map((a) => `<b>${plain(a.name)}</b><br>${plain(branch)} ${digits(100 * share(a, branch))} %`), hovertemplate: "%{hovertext}<extra></extra>",
     }));
-    const caught = rows.map((a) => values[a.name].dense_mass_covered?.[n] ?? null);
+    const covered = rows.map((a) => values[a.name].dense_mass_covered?.[n] ?? null);
     const marks = {
-      type: "scatter", mode: "markers", name: "of dense attention's, seen as itself", y: rows.map((a) => plain(a.name)), x: caught.map((x) => (x === null ? null : 100 * x)),
+      type: "scatter", mode: "markers", name: "of dense attention's, seen as itself", y: rows.map((a) => plain(a.name)), x: covered.map((x) => (x === null ? null : 100 * x)),
       marker: { symbol: "line-ns-open", size: 44, color: theme("--ink"), line: { color: theme("--ink"), width: 3 } },
-      hovertext: rows.map((a, i) => `<b>${plain(a.name)}</b><br>sees ${digits(100 * (caught[i] ?? 0))} % of dense attention's mass`), hovertemplate: "%{hovertext}<extra></extra>",
+      hovertext: rows.map((a, i) => `<b>${plain(a.name)}</b><br>sees ${digits(100 * (covered[i] ?? 0))} % of dense attention's mass`), hovertemplate: "%{hovertext}<extra></extra>",
     };
     const plot = (title, more) => ({ title: { text: title, standoff: 8 }, gridcolor: theme("--grid"), linecolor: theme("--line"), zeroline: false, automargin: true, ...more });
     const layout = {

@@ -33,7 +33,7 @@ CONVOLUTION, NONE = "convolution", "none"
 MIXERS = ("sdpa", "msra", "dala", "ucsa", "window", "linear")
 LAYERS, FEWEST = 4, 2
 LEARNED = 4
-"""Stages of the teacher's training that a trial can afford; up to 1024 tokens."""
+"""Stages of the lookup model's training that a trial can afford; up to 1024 tokens."""
 EXAMPLES = 8
 
 

@@ -103,15 +103,15 @@ class HyperparameterTarget(TuningTarget):
         settings = self.space.settings(choice)
         # The verifier checks a case once: other settings are other cases.
         case = replace(self._case, task=json.dumps(settings, sort_keys=True))
-        specimen = Workload(case, self._built(config_for(case), settings).eval().to(case.device))
-        candidate = TimedAttention(specimen, self._verifier.tolerance(specimen))
-        peak = float(peak_bytes(candidate.call, specimen.device))
+        workload = Workload(case, self._built(config_for(case), settings).eval().to(case.device))
+        candidate = TimedAttention(workload, self._verifier.tolerance(workload))
+        peak = float(peak_bytes(candidate.call, workload.device))
         usual = self._default_peak
         reference = TimedAttention(Workload(self._case, self._default), None)
         pair = measure_pair(
             candidate.call,
             reference.call,
-            specimen.device,
+            workload.device,
             budget_s=TIMING_S,
             width=WIDTH,
             seed=seed,
@@ -125,7 +125,7 @@ class HyperparameterTarget(TuningTarget):
             "error_default": self._default_errors(seed),
             **ratios(pair),
         }
-        verdict = self._verifier.verdict(specimen)
+        verdict = self._verifier.verdict(workload)
         if verdict.reason:
             raise ValueError(verdict.reason)
         error = errors(lambda shape: self._built(shape, settings), case.length, seed, case.device)
@@ -150,5 +150,5 @@ class HyperparameterTarget(TuningTarget):
 
     @cached_property
     def _default_peak(self) -> float:
-        specimen = Workload(self._case, self._default)
-        return float(peak_bytes(specimen.call(), specimen.device))
+        workload = Workload(self._case, self._default)
+        return float(peak_bytes(workload.call(), workload.device))

@@ -73,19 +73,19 @@ class ScheduleTarget(TuningTarget):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             module = self._kind.build(shape).eval().to(case.device)
-        specimen = _Scheduled(case, module, choice)
+        workload = _Scheduled(case, module, choice)
         usual = Workload(self._case, build_for(self._case))
         try:
-            verdict = self._verifier.verdict(specimen)
+            verdict = self._verifier.verdict(workload)
             if verdict.reason:
                 raise ValueError(verdict.reason)
-            peak, before = (peak_bytes(some.call(), some.device) for some in (specimen, usual))
-            candidate = TimedAttention(specimen, self._verifier.tolerance(specimen))
+            peak, before = (peak_bytes(some.call(), some.device) for some in (workload, usual))
+            candidate = TimedAttention(workload, self._verifier.tolerance(workload))
             reference = TimedAttention(usual, None).call
             pair = measure_pair(
                 candidate.call,
                 replace(reference, run=_with_threads(reference.run, self._threads)),
-                specimen.device,
+                workload.device,
                 budget_s=TIMING_S,
                 width=WIDTH,
                 seed=seed,
