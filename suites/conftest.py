@@ -49,6 +49,7 @@ _cases = pytest.StashKey[dict[str, Case]]()
 _names = pytest.StashKey[tuple[str, ...]]()
 _integrity = pytest.StashKey[Integrity]()
 _answer = pytest.StashKey[dict[str, Any]]()
+_most_threads = pytest.StashKey[int]()
 _isolation = pytest.StashKey[Isolation]()
 _session = pytest.StashKey[pytest.Session]()
 
@@ -63,9 +64,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--danon-only", default="", help="registered names to keep, comma separated")
     group.addoption("--danon-one", default="", help="registered name whose cases alone are run")
     group.addoption(
-        "--danon-threads",
-        default="",
-        help="that cases are timed with; auto: fewer beside another program; all without",
+        "--danon-fewer-threads",
+        action="store_true",
+        help="time with fewer threads where another program keeps the machine busy",
     )
     group.addoption("--danon-suites", default="", help=f"of {', '.join(SUITES)}; all without")
 
@@ -93,7 +94,7 @@ def _prepare(config: pytest.Config) -> None:
         raise ValueError(f"unknown device {device!r}; known: {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch finds no CUDA device here; use --device cpu")
-    _set_threads(config)
+    _choose_threads(config)
     # What the suites themselves set is there before the first case: it is no attention's change.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     tqdm.tqdm.monitor_interval = 0  # its thread would run beside what is timed
@@ -121,18 +122,11 @@ def _prepare(config: pytest.Config) -> None:
         limit_memory()  # CUDA reserves more address space than it uses
 
 
-def _set_threads(config: pytest.Config) -> None:
-    wanted, most = config.getoption("--danon-threads"), torch.get_num_threads()
-    if not wanted or config.getoption("--danon-device") != "cpu":
-        return
-    if wanted != "auto":
-        torch.set_num_threads(min(int(wanted), most))
-        return
-    with _alone(config):  # or another bench would be the other program
-        threads = threads_for_timing()
-    torch.set_num_threads(threads)
-    if threads < most:
-        config.stash[_channel].send(event="threads", threads=threads, most=most)
+def _choose_threads(config: pytest.Config) -> None:
+    config.stash[_most_threads] = torch.get_num_threads()
+    if config.getoption("--danon-fewer-threads") and config.getoption("--danon-device") == "cpu":
+        with _alone(config):  # or another bench would be the other program
+            torch.set_num_threads(threads_for_timing())
 
 
 def _load(config: pytest.Config, target: str) -> str:
@@ -190,14 +184,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     cases = [_case(item) for item in session.items]
     plan = [(case.id, profile.weight(case)) for case in cases]
     device = torch.device(config.getoption("--danon-device"))
-    config.stash[_answer] = config.stash[_channel].ask(
+    answer = config.stash[_answer] = config.stash[_channel].ask(
         event="plan",
         cases=plan,
         attentions=[case.attention for case in cases],
         described=[asdict(case) for case in cases],
         fingerprint=fingerprint(device),
+        most_threads=config.stash[_most_threads],
         basis=_basis(config, cases),
     )
+    if answer.get("threads"):  # those of the run, which may have begun in another process
+        torch.set_num_threads(answer["threads"])
 
 
 def _basis(config: pytest.Config, cases: Sequence[Case]) -> dict[str, str]:
@@ -260,7 +257,7 @@ def pytest_benchmark_update_machine_info(
 
 
 @pytest.fixture(scope="session")
-def lab(pytestconfig: pytest.Config) -> CaseRunner:
+def runner(pytestconfig: pytest.Config) -> CaseRunner:
     channel = pytestconfig.stash[_channel]
     run_dir = pytestconfig.stash[_answer].get("run")
 
@@ -297,16 +294,16 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture
-def measure(lab: CaseRunner, request: pytest.FixtureRequest) -> Callable[[Case], None]:
+def measure(runner: CaseRunner, request: pytest.FixtureRequest) -> Callable[[Case], None]:
     """Measure a case: figures go to pytest-benchmark, a reason instead becomes skip or failure."""
 
     def run(case: Case) -> None:
-        result = lab.result(case)
+        result = runner.result(case)
         if result.status == "failed":
             pytest.fail(result.reason, pytrace=False)
         if result.status != "measured":
             pytest.skip(f"{result.status}: {result.reason}")
-        replay(result, lab.samples(result), request.getfixturevalue("benchmark"))
+        replay(result, runner.samples(result), request.getfixturevalue("benchmark"))
 
     return run
 

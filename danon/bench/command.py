@@ -39,9 +39,7 @@ def bench(options: Options, console: Console) -> int:
             return _spread(session, options, console)
         with (
             tempfile.TemporaryDirectory(prefix="danon-") as scratch,
-            Supervisor(
-                [*options.arguments(), f"--danon-threads={session.threads}"], Path(scratch)
-            ) as suites,
+            Supervisor([*options.arguments(), "--danon-fewer-threads"], Path(scratch)) as suites,
         ):
             return _measured(session, suites, console)
     except ResumeError as error:
@@ -67,10 +65,10 @@ def _measured(session: Session, suites: Supervisor, console: Console) -> int:
         for event in suites.events():
             if event["event"] == "plan":
                 planned = [case for case, _ in event["cases"]]
-                session.open(event["fingerprint"], event["basis"], planned)
+                session.open(event["fingerprint"], event["basis"], planned, event["most_threads"])
                 display.plan(event["cases"])
                 assert session.journal is not None
-                suites.go(session.journal)
+                suites.go(session.journal, session.threads)
                 continue
             session.handle(event, display)
             if event["event"] == "result":

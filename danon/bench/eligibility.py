@@ -21,7 +21,6 @@ from danon.config import AttentionConfig
 from danon.data.qkv import text_qkv
 from danon.measure.correctness import check_causal
 from danon.measure.memory import peak_bytes
-from danon.measure.paired_metrics import ratios
 from danon.measure.threads import fewer_threads_beside_load
 from danon.measure.timing import measure_pair
 from danon.runs.case import Case, Status
@@ -127,5 +126,5 @@ def attention_costs(
         )
         if fault := candidate.fault(perf_counter() - start):
             raise UnmeasuredError("failed", fault)
-        metrics |= ratios(pair) | {"time_s": median(pair.candidate)}
+        metrics |= pair.metrics() | {"time_s": median(pair.candidate)}
     return metrics

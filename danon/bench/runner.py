@@ -14,7 +14,7 @@ from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.attention.registry import REFERENCE
 from danon.attention.streaming import StreamingAttention
-from danon.bench.bounds_workload import bounds
+from danon.bench.bounds import bounds
 from danon.bench.cost_forecast import (
     CHECK_CALLS,
     GRADIENT_CALLS,
@@ -34,7 +34,6 @@ from danon.measure.background_work import BackgroundWork
 from danon.measure.integrity import Integrity
 from danon.measure.live_tensors import LiveTensors, hidden_state
 from danon.measure.memory import CallMemory, hidden_memory, saved_bytes
-from danon.measure.paired_metrics import ratios
 from danon.measure.roofline import copy_rate, matmul_rate, matmul_rate_of
 from danon.measure.statistics import fit_exponent
 from danon.measure.threads import fewer_threads_beside_load
@@ -105,8 +104,11 @@ class CaseRunner:
         return self._results[case]
 
     def _evaluator(self, case: Case) -> ModelEvaluator:
-        named = [self._evaluators[x] for x in (case.task, case.suite) if x in self._evaluators]
-        return named[0]
+        for name in (case.task, case.suite):
+            if name in self._evaluators:
+                return self._evaluators[name]
+        known = ", ".join(self._evaluators) or "none"
+        raise ValueError(f"nothing evaluates task {case.task!r} of {case.suite}; known: {known}")
 
     def samples(self, result: CaseResult) -> list[float]:
         """Seconds per call behind a result; of a scaling case those of its longest length."""
@@ -232,7 +234,7 @@ class CaseRunner:
                 seed=case.length,
             )
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
-            metrics |= ratios(pair)
+            metrics |= pair.metrics()
         else:
             single = measure_single(candidate.call, device, budget_s=budget, width=width)
             samples = {"candidate_s": list(single.samples)}
@@ -386,7 +388,7 @@ class CaseRunner:
                 seed=case.length,
             )
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
-            metrics |= ratios(pair)
+            metrics |= pair.metrics()
         with fewer_threads_beside_load(stream.device):
             fault = stream.fault(self._verifier.tolerance(checked)["output"])
         _refuse(fault)

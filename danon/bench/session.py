@@ -92,26 +92,17 @@ class Session:
         self._traces: dict[str, str] = {}
 
     @property
-    def threads(self) -> str:
-        """How many the suites are to time with: those of the run that goes on, or ``auto``."""
-        if self._options.resume:
-            for run in recorded_runs(self._options.results, lambda reason: None):
-                if run.status == "KILLED":
-                    return str(run.info.fingerprint.get("threads", "auto"))
-        return "auto"
+    def threads(self) -> int | None:
+        """How many the cases of this run are timed with, if its fingerprint says it."""
+        assert self.journal is not None
+        known = self.journal.info().fingerprint.get("threads")
+        return None if known is None else int(known)
 
     def handle(self, event: dict[str, Any], display: Display) -> None:
         """Take what the suites report; a plan is for :meth:`open`."""
         kind = event["event"]
         if kind == "refused":
             self.refusal = event["reason"]
-        elif kind == "threads":
-            self._console.print(
-                f"[yellow]Another program keeps this machine busy: all is timed with "
-                f"{event['threads']} of {event['most']} threads, which it slows down less "
-                f"(OMP_NUM_THREADS={event['most']} insists on all)",
-                soft_wrap=True,
-            )
         elif kind == "begin":
             display.begin(event["case"])
         elif kind == "note":
@@ -207,12 +198,14 @@ class Session:
         fingerprint: dict[str, Any],
         basis: Mapping[str, str] | None = None,
         planned: Iterable[str] = (),
+        most_threads: int = 0,
     ) -> Path:
         """Make the run's folder, or take that of a killed run; says where things are recorded.
 
         Args:
             basis: what decides the figures, by name.
             planned: cases that are to have a row in the end.
+            most_threads: of the process that measures; the fingerprint has those it has chosen.
 
         Raises:
             ResumeError: there is a killed run, but it was measured with something else.
@@ -220,7 +213,7 @@ class Session:
         options, say = self._options, self._console.print
         info = RunInfo.capture(options.profile, SEED, options.command, fingerprint, basis)
         self._planned = list(planned)
-        old = _killed(options, info, self._console) if options.resume else None
+        old = _killed(options, info, most_threads, self._console) if options.resume else None
         if old is not None:
             self.journal, info = old, old.info()
             old.set_status("RUNNING")
@@ -229,6 +222,13 @@ class Session:
             if options.resume:
                 say("Nothing to resume: no run was killed")
             self.journal = Journal.create(options.results, info)
+            if (self.threads or 0) < most_threads:
+                say(
+                    "[yellow]Another program keeps this machine busy: all is timed with "
+                    f"{self.threads} of {most_threads} threads, which it slows down less "
+                    f"(OMP_NUM_THREADS={most_threads} insists on all)",
+                    soft_wrap=True,
+                )
         if info.commit == UNKNOWN:
             say(f"[yellow]The commit is recorded as unknown:[/] {escape(why_unknown())}")
         if info.dirty:
@@ -243,10 +243,10 @@ class Session:
         return self.journal.run_dir
 
 
-def _killed(options: Options, info: RunInfo, console: Console) -> Journal | None:
+def _killed(options: Options, info: RunInfo, most_threads: int, console: Console) -> Journal | None:
     """The last killed run that was measured with what there is now; None: none was killed.
 
-    Says which runs cannot be read.
+    Says which runs cannot be read. A run goes on with its own number of threads.
 
     Raises:
         ResumeError: there are some, but none of them was; says what differs from the last one.
@@ -255,7 +255,7 @@ def _killed(options: Options, info: RunInfo, console: Console) -> Journal | None
     for run in recorded_runs(options.results, partial(pass_over, console)):
         if run.status != "KILLED":
             continue
-        different = _differences(options, run, info)
+        different = _differences(options, run, info, most_threads)
         if not different:
             return Journal(run.run_dir)
         refusal = refusal or (
@@ -267,7 +267,7 @@ def _killed(options: Options, info: RunInfo, console: Console) -> Journal | None
     return None
 
 
-def _differences(options: Options, run: RecordedRun, info: RunInfo) -> list[str]:
+def _differences(options: Options, run: RecordedRun, info: RunInfo, most_threads: int) -> list[str]:
     """What decides figures and is not as it was in a run.
 
     On a cluster each machine goes on with what its like has measured, if it was on that device;
@@ -288,5 +288,7 @@ def _differences(options: Options, run: RecordedRun, info: RunInfo) -> list[str]
         here = {name: x for name, x in info.fingerprint.items() if name != "id"}
     for machine in machines:
         there = {name: x for name, x in machine.items() if name != "id"}
-        found += differences(there, here)
+        threads = there.get("threads", "")
+        possible = threads.isdecimal() and int(threads) <= most_threads
+        found += differences(there, here | {"threads": threads} if possible else here)
     return list(dict.fromkeys(found))

@@ -60,6 +60,7 @@ class Supervisor:
         self._process: SuiteProcess | None = None
         self._listening: SuiteProcess | None = None
         self._journal: Journal | None = None
+        self._threads: int | None = None
         self._planned: tuple[Case, ...] = ()
         self._rows: set[str] = set()
         self._done: set[str] = set()
@@ -103,11 +104,16 @@ class Supervisor:
             self.status = status
             yield from self._record_exit(process, progress, memory=_memory_kills() > kills)
 
-    def go(self, journal: Journal) -> None:
-        """Let the suites measure what the journal of the run does not have yet."""
-        self._journal = journal
+    def go(self, journal: Journal, threads: int | None = None) -> None:
+        """Let the suites measure what the journal of the run does not have yet.
+
+        Args:
+            journal: of the run.
+            threads: that all its processes time with; None: what each has chosen.
+        """
+        self._journal, self._threads = journal, threads
         self._rows = {result.case.id for result in journal.results()}
-        self._answer(run=str(journal.run_dir.resolve()))
+        self._answer(run=str(journal.run_dir.resolve()), threads=threads)
 
     def stored(self) -> None:
         """Let the suites go on after a result."""
@@ -154,10 +160,8 @@ class Supervisor:
             if event["event"] == "plan":
                 self._planned = tuple(Case(**values) for values in event["described"])
                 if self._journal is not None:  # of an earlier process
-                    self.go(self._journal)
+                    self.go(self._journal, self._threads)
                     continue
-                # What a later process measures is to be of the same machine.
-                self._options += (f"--danon-threads={event['fingerprint']['threads']}",)
             elif event["event"] == "begin" and self._journal is not None:
                 attempts.begin(self._journal.run_dir, progress.cases[-1].case)
             elif event["event"] == "result":

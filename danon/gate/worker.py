@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 GATE = Path(__file__).resolve().parent
-INSTRUMENTS = {name: GATE.parent / "measure" / f"{name}.py" for name in ("memory", "live_tensors")}
+INSTRUMENTS = GATE.parent / "measure"
 ENGINE = ("bench", "console", "data", "evaluation", "gate", "measure", "processes", "runs")
 """Packages of danon that train models and ask them: both sides by this checkout's."""
 
@@ -51,8 +51,8 @@ def _instrument(path: Path) -> ModuleType:
 
 calls = _instrument(GATE / "calls.py")
 provenance = _instrument(GATE / "provenance.py")
-memory = _instrument(INSTRUMENTS["memory"])
-live_tensors = _instrument(INSTRUMENTS["live_tensors"])
+memory = _instrument(INSTRUMENTS / "memory.py")
+live_tensors = _instrument(INSTRUMENTS / "live_tensors.py")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Worker:
         provenance.put_first([*provenance.import_roots(root, targets, repo), Path(library)])
         attention = importlib.import_module("danon.attention")
         is_danon = (root / "danon" / "__init__.py").is_file()
-        self._allowed = [*INSTRUMENTS.values(), *(GATE.parent / name for name in ENGINE)]
+        self._allowed = [GATE.parent / name for name in ENGINE]
         if not is_danon:
             self._allowed += [Path(str(attention.__file__)).parents[1], Path(bundle) / "baselines"]
         self._root, self._repository = root, repo

@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -82,6 +83,17 @@ class Paired:
     reference: tuple[float, ...]
     ratio: Estimate
     conclusive: bool
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures that a row has of it."""
+        return {
+            "time_ratio": self.ratio.value,
+            "time_ratio_low": self.ratio.low,
+            "time_ratio_high": self.ratio.high,
+            "speedup": 1 / self.ratio.value,
+            "reference_time_s": median(self.reference),
+            "conclusive": float(self.conclusive),
+        }
 
 
 def measure_pair(

@@ -244,3 +244,18 @@ def test_a_half_precision_bias_is_rounded_by_cutlass_alone(monkeypatch: pytest.M
         assert table.keeps_bias(name, device, dtype, 64) == keeps, name
     table.resolve.cache_clear()
     assert set(table.available()) == set(table.names())
+
+
+def test_a_kernel_that_is_registered_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "REGISTERED", dict(base.REGISTERED))
+    monkeypatch.setattr(table, "REGISTERED", base.REGISTERED)
+
+    class Mine(Dense):
+        name = "mine"
+
+    base.register(Mine)
+    cpu = torch.device("cpu")
+    assert "mine" in table.names() and table.available()["mine"] is None
+    assert isinstance(table.resolve("mine", cpu, torch.float32, 32, True), Mine)
+    with pytest.raises(ValueError, match="kernel 'mine' is registered already"):
+        base.register(Mine)

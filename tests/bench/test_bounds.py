@@ -18,7 +18,7 @@ from danon.attention.discovery import discover
 from danon.attention.effective_matrix import EffectiveAttention
 from danon.attention.msra import oracle as msra_definition
 from danon.attention.ucsa.oracle import seen
-from danon.bench.bounds_workload import bounds
+from danon.bench.bounds import bounds
 from danon.bench.cost_forecast import CostForecaster
 from danon.bench.runner import CaseRunner
 from danon.bench.workload import Workload
@@ -135,7 +135,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def lab() -> CaseRunner:
+def runner() -> CaseRunner:
     return CaseRunner(PROFILES["smoke"], on_begin=lambda case: None, on_result=lambda result: None)
 
 
@@ -292,29 +292,29 @@ class TestMechanisms:
 
 
 class TestWrong:
-    def test_a_random_selection_is_visibly_worse(self, own: None, lab: CaseRunner) -> None:
-        best, random = (lab.result(case_of(name)) for name in ("Sparse", "RandomSparse"))
+    def test_a_random_selection_is_visibly_worse(self, own: None, runner: CaseRunner) -> None:
+        best, random = (runner.result(case_of(name)) for name in ("Sparse", "RandomSparse"))
         assert best.status == random.status == "measured"
         for worse in (*EXACT, "gamma"):
             assert random.metrics[worse] > 2 * best.metrics[worse]
         assert random.metrics["dense_mass_covered"] < best.metrics["dense_mass_covered"] - 0.2
 
-    def test_values_in_another_order_are_a_failed_row(self, own: None, lab: CaseRunner) -> None:
-        found = lab.result(case_of("Shuffled"))
+    def test_values_in_another_order_are_a_failed_row(self, own: None, runner: CaseRunner) -> None:
+        found = runner.result(case_of("Shuffled"))
         assert (found.status, found.metrics) == ("failed", {})
         assert "not causal" in found.reason
 
-    def test_without_a_gradient_there_is_no_matrix(self, own: None, lab: CaseRunner) -> None:
-        found = lab.result(case_of("Gateless"))
+    def test_without_a_gradient_there_is_no_matrix(self, own: None, runner: CaseRunner) -> None:
+        found = runner.result(case_of("Gateless"))
         assert (found.status, found.metrics) == ("failed", {})
         assert "no gradient in v" in found.reason
 
     def test_a_slow_backward_is_over_budget(
-        self, own: None, lab: CaseRunner, monkeypatch: pytest.MonkeyPatch
+        self, own: None, runner: CaseRunner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("danon.bench.runner.GRADIENT_CALLS", 1e9)
-        assert lab.result(case_of("Sparse")).status == "over budget"
-        assert lab.result(case_of("window")).status == "measured"  # has a definition
+        assert runner.result(case_of("Sparse")).status == "over budget"
+        assert runner.result(case_of("window")).status == "measured"  # has a definition
 
     def test_a_forecast_is_of_its_own_and_linear(self) -> None:
         costs = CostForecaster()
@@ -331,10 +331,10 @@ def case_of(name: str) -> Case:
 
 
 @pytest.fixture
-def measured(own: None, lab: CaseRunner) -> list[CaseResult]:
+def measured(own: None, runner: CaseRunner) -> list[CaseResult]:
     names = ("sdpa", "msra", "dala", "ucsa", "window", "linear", "Sparse", "Shuffled")
     cases = PROFILES["smoke"].cases(names, "cpu")
-    return [lab.result(one) for one in cases if one.suite == "bounds"]
+    return [runner.result(one) for one in cases if one.suite == "bounds"]
 
 
 class TestTables:

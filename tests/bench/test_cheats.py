@@ -53,7 +53,7 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[CaseRunner]:
+def runner() -> Iterator[CaseRunner]:
     discover((), ["window"])
     names = [name for name in cheats.__all__ if name not in registry.names()]
     for name in names:
@@ -63,19 +63,20 @@ def lab() -> Iterator[CaseRunner]:
     integrity.restore()
     if cheats.InAProcess.helper is not None:
         cheats.InAProcess.helper.communicate(b"\n")
+        cheats.InAProcess.helper = None  # the fixture may be set up again
     for name in names:
         del registry._TABLE[name]
 
 
-def measure(lab: CaseRunner, name: str, suite: str, phase: Phase) -> CaseResult:
+def measure(runner: CaseRunner, name: str, suite: str, phase: Phase) -> CaseResult:
     tokens, dtype = SIZES.get(name, (64, "float32"))
-    return lab.result(Case(suite, name, tokens, dtype, phase, heads=HEADS, head_dim=HEAD_DIM))
+    return runner.result(Case(suite, name, tokens, dtype, phase, heads=HEADS, head_dim=HEAD_DIM))
 
 
 @pytest.mark.parametrize("name", FAILED)
-def test_a_cheat_is_a_failed_row_with_its_reason(lab: CaseRunner, name: str) -> None:
+def test_a_cheat_is_a_failed_row_with_its_reason(runner: CaseRunner, name: str) -> None:
     suite, phase, reason = FAILED[name]
-    result = measure(lab, name, suite, phase)
+    result = measure(runner, name, suite, phase)
     assert result.status == "failed", result.metrics
     assert not result.metrics
     assert re.search(reason, result.reason), result.reason
@@ -86,13 +87,13 @@ def test_every_cheat_is_listed() -> None:
 
 
 @pytest.mark.parametrize("name", ["sdpa", "window", "msra", "dala", "ucsa", "Honest"])
-def test_an_honest_attention_is_measured(lab: CaseRunner, name: str) -> None:
+def test_an_honest_attention_is_measured(runner: CaseRunner, name: str) -> None:
     for suite, phase in (("speed", FORWARD), ("speed", BACKWARD), ("memory", FORWARD)):
-        result = measure(lab, name, suite, phase)
+        result = measure(runner, name, suite, phase)
         assert result.status == "measured", result.reason
 
 
 @pytest.mark.parametrize("name", ["sdpa", "window", "msra", "dala", "ucsa", "HonestStream"])
-def test_an_honest_stream_is_measured(lab: CaseRunner, name: str) -> None:
-    result = measure(lab, name, "decode", "decode")
+def test_an_honest_stream_is_measured(runner: CaseRunner, name: str) -> None:
+    result = measure(runner, name, "decode", "decode")
     assert result.status == "measured", result.reason

@@ -463,7 +463,7 @@ def run(
             for event in suites.events():
                 heard.append(event)
                 if event["event"] == "plan":
-                    suites.go(journal)
+                    suites.go(journal, 1)
                 elif event["event"] == "result":
                     journal.append(CaseResult.from_json(event["result"]))
                     suites.stored()
@@ -503,8 +503,8 @@ class TestSupervisor:
         assert sorted(done) == sorted(case.id for case in CASES), "each once"
         (trace,) = (event["trace"] for event in heard if event.get("trace"))
         assert fatal.id in trace and "mine.py" in trace
-        assert Process.begun[1].answers[0] == {"run": str(journal.run_dir)}
-        assert [process.options for process in Process.begun] == [(), ("--danon-threads=1",)]
+        first = [process.answers[0] for process in Process.begun]
+        assert first == 2 * [{"run": str(journal.run_dir), "threads": 1}], "all with as many"
         assert not (journal.run_dir / attempts.FILE).exists(), "the bench has outlived it"
 
     def test_a_kill_for_memory_is_told_from_others(
@@ -662,15 +662,27 @@ class TestSession:
             with pytest.raises(ResumeError, match=words):
                 resumed(machine, now, **changes)
         assert list(tmp_path.iterdir()) == [run_dir], "nothing new has begun"
-        again = Session(options(tmp_path, resume=True), Console(file=io.StringIO()))
-        assert (first.threads, again.threads) == ("auto", "1")
         assert resumed(HERE, basis) == run_dir
+
+    def test_a_run_goes_on_with_its_own_threads(self, tmp_path: Path) -> None:
+        first = Session(options(tmp_path), Console(file=io.StringIO()))
+        run_dir = first.open(HERE, {}, most_threads=2)
+        assert first.journal is not None and first.threads == 1
+        first.journal.set_status("KILLED")
+        console = Console(record=True, width=200, file=io.StringIO())
+        again = Session(options(tmp_path, resume=True), console)
+        assert again.open(HERE | {"threads": "2"}, {}, most_threads=2) == run_dir
+        assert again.threads == 1 and "busy" not in console.export_text()
+        first.journal.set_status("KILLED")
+        (run_dir / "run.json").write_text(
+            (run_dir / "run.json").read_text().replace('"threads": "1"', '"threads": "4"')
+        )
+        with pytest.raises(ResumeError, match=r"threads \(was 4, is 2\)"):
+            again.open(HERE | {"threads": "2"}, {}, most_threads=2)
 
     def test_fewer_threads_are_said_when_the_bench_begins(self, tmp_path: Path) -> None:
         console = Console(record=True, width=200, file=io.StringIO())
-        with Display(console) as display:
-            event = {"event": "threads", "threads": 1, "most": 2}
-            Session(options(tmp_path), console).handle(event, display)
+        Session(options(tmp_path), console).open(HERE, {}, most_threads=2)
         said = console.export_text()
         assert "Another program keeps this machine busy: all is timed with 1 of 2 threads" in said
         assert "OMP_NUM_THREADS=2" in said

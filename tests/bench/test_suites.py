@@ -356,7 +356,7 @@ class TestForecast:
 
 
 @pytest.fixture
-def lab() -> CaseRunner:
+def runner() -> CaseRunner:
     discover((), ())
     block = CaseGrid("forward", ("float32",), (64, 128))
     profile = Profile(
@@ -370,23 +370,23 @@ def speed(attention: str, length: int) -> Case:
 
 
 class TestLab:
-    def test_measures_once(self, lab: CaseRunner) -> None:
-        assert lab.result(speed("sdpa", 64)) is lab.result(speed("sdpa", 64))
+    def test_measures_once(self, runner: CaseRunner) -> None:
+        assert runner.result(speed("sdpa", 64)) is runner.result(speed("sdpa", 64))
 
     def test_what_costs_too_much_is_not_started(
-        self, lab: CaseRunner, monkeypatch: pytest.MonkeyPatch
+        self, runner: CaseRunner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
             CostForecaster, "forecast", lambda self, case, calls: Forecast(300.0, 64)
         )
-        found = lab.result(speed("window", 64))
+        found = runner.result(speed("window", 64))
         assert found.status == "over budget"
         assert found.reason.startswith("estimated 300 s at least, going by 64 tokens")
         assert not found.metrics
-        assert "over budget already" in lab.result(speed("window", 128)).reason
+        assert "over budget already" in runner.result(speed("window", 128)).reason
 
     def test_dense_is_extrapolated_and_named_so(
-        self, lab: CaseRunner, monkeypatch: pytest.MonkeyPatch
+        self, runner: CaseRunner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         original = CostForecaster.forecast
 
@@ -395,7 +395,7 @@ class TestLab:
             return Forecast(300.0, 64) if dense_and_long else original(self, case, calls)
 
         monkeypatch.setattr(CostForecaster, "forecast", forecast)
-        found, dense = lab.result(speed("window", 128)), lab.result(speed("sdpa", 64))
+        found, dense = runner.result(speed("window", 128)), runner.result(speed("sdpa", 64))
         assert found.status == "measured", found.reason
         expected = found.metrics["time_s"] / (4 * dense.metrics["time_s"])
         assert found.metrics["time_ratio_extrapolated"] == pytest.approx(expected)
@@ -405,13 +405,13 @@ class TestLab:
         assert list(found.samples) == ["candidate_s"]
 
     def test_running_out_of_memory_is_over_budget(
-        self, lab: CaseRunner, monkeypatch: pytest.MonkeyPatch
+        self, runner: CaseRunner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def hungry(*args: object) -> None:
             raise RuntimeError("can't allocate memory: you tried to allocate 4297064448 bytes.")
 
         monkeypatch.setattr(registry.get("window"), "forward", hungry)
-        found = lab.result(speed("window", 64))
+        found = runner.result(speed("window", 64))
         assert found.status == "over budget"
         assert found.reason == "out of memory: 4,098 MiB more was too much"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import importlib.util
 import subprocess
 import sys
 import threading
@@ -272,6 +273,7 @@ class TestIntegrity:
 
     def test_nothing_has_changed(self) -> None:
         assert Integrity.take(*MEASURING).replaced() == []
+        assert all(importlib.util.find_spec(package) for package in MEASURING)
 
 
 class TestBackgroundWork:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -135,14 +136,20 @@ def test_an_answer_that_the_suites_do_not_live_to_read(tmp_path: Path) -> None:
         assert process.wait() == -signal.SIGTERM
 
 
-@pytest.mark.parametrize(("wanted", "most"), [("1", 1), ("999", os.cpu_count())])
-def test_a_run_that_goes_on_keeps_its_threads(tmp_path: Path, wanted: str, most: int) -> None:
-    options = ("--danon-profile=smoke", "--danon-only=sdpa", f"--danon-threads={wanted}")
-    with SuiteProcess(options, tmp_path) as process:
-        while (event := process.event(None)) is not None and event["event"] != "plan":
-            pass
-        process.stop()
-    assert event is not None and 1 <= int(event["fingerprint"]["threads"]) <= most
+def test_the_suites_time_with_the_threads_of_the_run(tmp_path: Path) -> None:
+    options = ("--danon-profile=smoke", "--danon-only=sdpa", "--danon-suites=speed")
+    asked = []
+    with SuiteProcess(options, tmp_path) as process, contextlib.suppress(EOFError):
+        while (event := process.event(None)) is not None:
+            if event["event"] == "plan":
+                asked.append(event["most_threads"])
+                process.answer(run=None, threads=1)
+            elif event["event"] == "result":
+                process.answer()
+        process.wait()
+    assert asked and asked[0] >= 1
+    stored = json.loads((tmp_path / "benchmark.json").read_text())
+    assert stored["machine_info"]["danon"]["threads"] == "1"
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux limits other processes")

@@ -92,7 +92,13 @@ _K = TypeVar("_K", bound=type[Kernel])
 
 
 def register(kind: _K) -> _K:
-    """Class decorator: make a kernel one that a configuration can name."""
+    """Class decorator: make a kernel one that a configuration can name.
+
+    Raises:
+        ValueError: another kernel has the name.
+    """
+    if kind.name in REGISTERED:
+        raise ValueError(f"kernel {kind.name!r} is registered already")
     REGISTERED[kind.name] = kind()
     return kind
 

@@ -23,18 +23,17 @@ __all__ = ["available", "keeps_bias", "names", "resolve"]
 for _module in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
     if _module.name != __name__:
         importlib.import_module(_module.name)  # a file here is a backend, and registers it
-_TABLE = REGISTERED
 _AUTO = ("cpu-flash", "cuda-flash", "cuda-efficient", "dense")
 
 
 def names() -> tuple[str, ...]:
     """Every kernel, whether it can run here or not."""
-    return tuple(_TABLE)
+    return tuple(REGISTERED)
 
 
 def available() -> dict[str, str | None]:
     """Kernel name -> None if it can run on this machine, else the reason why not."""
-    return {name: kernel.missing() for name, kernel in _TABLE.items()}
+    return {name: kernel.missing() for name, kernel in REGISTERED.items()}
 
 
 @functools.lru_cache(maxsize=256)
@@ -53,20 +52,22 @@ def resolve(
     """
     if name == "auto":
         for candidate in _AUTO:
-            if _TABLE[candidate].refuses(device, dtype, head_dim, bias) is None:
-                return _TABLE[candidate]
-    if name not in _TABLE:
-        raise ValueError(f"unknown kernel {name!r}; known: auto, {', '.join(_TABLE)}")
-    if reason := _TABLE[name].refuses(device, dtype, head_dim, bias):
-        able = [n for n, k in _TABLE.items() if k.refuses(device, dtype, head_dim, bias) is None]
+            if REGISTERED[candidate].refuses(device, dtype, head_dim, bias) is None:
+                return REGISTERED[candidate]
+    if name not in REGISTERED:
+        raise ValueError(f"unknown kernel {name!r}; known: auto, {', '.join(REGISTERED)}")
+    if reason := REGISTERED[name].refuses(device, dtype, head_dim, bias):
+        able = [
+            n for n, k in REGISTERED.items() if k.refuses(device, dtype, head_dim, bias) is None
+        ]
         raise ValueError(
             f"kernel {name!r} cannot run this call: {reason}; these can: {', '.join(able)}"
         )
-    return _TABLE[name]
+    return REGISTERED[name]
 
 
 def keeps_bias(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether the kernel for a call takes a logit bias and adds it in float32 or wider."""
-    if name in _TABLE and _TABLE[name].refuses(device, dtype, head_dim, True) is not None:
+    if name in REGISTERED and REGISTERED[name].refuses(device, dtype, head_dim, True) is not None:
         return False
     return not resolve(name, device, dtype, head_dim, True).rounds_bias or dtype not in HALF

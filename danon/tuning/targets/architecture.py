@@ -17,7 +17,6 @@ from danon.config import AttentionConfig
 from danon.evaluation.lookup_model import STAGES, VOCABULARY, WIDTH, error_rate, train_until_solved
 from danon.evaluation.small_model import build_encoder
 from danon.measure.memory import peak_bytes
-from danon.measure.paired_metrics import ratios
 from danon.measure.timing import measure_pair
 from danon.models import Backbone
 from danon.models.short_convolution import ShortConvolution
@@ -101,7 +100,7 @@ class ArchitectureTarget(TuningTarget):
             "peak_bytes": float(peak),
             "memory_ratio": peak / usual,
             "time_s": median(pair.candidate),
-            **ratios(pair),
+            **pair.metrics(),
         }
         if seed not in self._known:
             *_, self._known[seed] = self._lessons(default, seed)

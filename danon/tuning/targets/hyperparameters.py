@@ -21,7 +21,6 @@ from danon.bench.workload import Workload
 from danon.config import AttentionConfig
 from danon.evaluation.lookup_model import errors
 from danon.measure.memory import peak_bytes
-from danon.measure.paired_metrics import ratios
 from danon.measure.timing import measure_pair
 from danon.runs.case import Case
 from danon.tuned.search_space import Space
@@ -123,7 +122,7 @@ class HyperparameterTarget(TuningTarget):
             "memory_ratio": peak / usual,
             "time_s": median(pair.candidate),
             "error_default": self._default_errors(seed),
-            **ratios(pair),
+            **pair.metrics(),
         }
         verdict = self._verifier.verdict(workload)
         if verdict.reason:

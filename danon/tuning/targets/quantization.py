@@ -25,7 +25,6 @@ from danon.evaluation.attention_swap import (
 )
 from danon.evaluation.training_plans import PAIR_FRACTIONS
 from danon.measure.memory import peak_bytes
-from danon.measure.paired_metrics import ratios
 from danon.measure.timing import measure_pair
 from danon.quantization import KINDS, model_bytes, quantize
 from danon.runs.case import Case
@@ -111,7 +110,7 @@ class QuantizationTarget(TuningTarget):
                 "memory_ratio": (stored[0] + peaks[0]) / (stored[1] + peaks[1]),
                 "time_s": median(pair.candidate),
                 "error_default": 0.0,
-                **ratios(pair),
+                **pair.metrics(),
             }
             said, usual = (logits_of(model, ids, len(ids) - half) for model in models)
         changed = (said.argmax(-1) != usual.argmax(-1)).double().mean()

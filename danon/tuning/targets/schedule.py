@@ -20,7 +20,6 @@ from danon.bench.timed_workload import TimedAttention
 from danon.bench.verification import Verifier
 from danon.bench.workload import Workload
 from danon.measure.memory import peak_bytes
-from danon.measure.paired_metrics import ratios
 from danon.measure.timing import measure_pair
 from danon.runs.case import Case
 from danon.tuned.search_space import Categorical, Range, Space
@@ -94,7 +93,7 @@ class ScheduleTarget(TuningTarget):
                 raise ValueError(fault)
         finally:
             torch.set_num_threads(self._threads)
-        found = ratios(pair)
+        found = pair.metrics()
         for name in ("time_ratio", "time_ratio_low", "time_ratio_high"):
             found[name] /= case.batch
         yield {
