@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -19,14 +18,15 @@ from filelock import Timeout
 
 from danon.attention import registry
 from danon.attention.discovery import discover
+from danon.bench import suite as suites
 from danon.bench.contract import check_contract
 from danon.bench.isolation import Isolation
 from danon.bench.profile import Profile
 from danon.bench.pytest_benchmark_adapter import replay
 from danon.bench.runner import CaseRunner
+from danon.bench.suite import planned_cases
+from danon.bench.suite_selection import select_suites
 from danon.bench.user_files import imported_user_files
-from danon.evaluation.evaluators import evaluators
-from danon.evaluation.model_saver import ModelSaver
 from danon.measure.background_work import BackgroundWork
 from danon.measure.fingerprint import fingerprint
 from danon.measure.integrity import MEASURING, Integrity
@@ -37,15 +37,17 @@ from danon.measure.threads import threads_for_timing
 from danon.processes.code_digest import code, digest
 from danon.processes.event_channel import EventChannel
 from danon.processes.interruption import interrupt_on_signal
+from danon.processes.suite_modules import import_suites
 from danon.runs.case import Case, CaseResult
 from danon.runs.journal import Journal
+from danon.runs.suite_info import described
 from suites.profiles import PROFILES, visible_profiles
 
 DEVICES = ("cpu", "cuda")
-SUITES = ("speed", "memory", "decode", "bounds", "scaling", "recall", "language", "pretrained")
 _channel = pytest.StashKey[EventChannel]()
 _profile = pytest.StashKey[Profile]()
 _cases = pytest.StashKey[dict[str, Case]]()
+_suites = pytest.StashKey[tuple[str, ...]]()
 _names = pytest.StashKey[tuple[str, ...]]()
 _integrity = pytest.StashKey[Integrity]()
 _answer = pytest.StashKey[dict[str, Any]]()
@@ -68,7 +70,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="time with fewer threads where another program keeps the machine busy",
     )
-    group.addoption("--danon-suites", default="", help=f"of {', '.join(SUITES)}; all without")
+    group.addoption(
+        "--danon-suites", default="", help="names, or file.py:Class to run as well; all without"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -87,6 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _prepare(config: pytest.Config) -> None:
+    import_suites()  # before what measures is taken down
     name, device = config.getoption("--danon-profile"), config.getoption("--danon-device")
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; known: {', '.join(visible_profiles())}")
@@ -104,11 +109,11 @@ def _prepare(config: pytest.Config) -> None:
     names, own = discover(
         config.getoption("--danon-attention"), _words(config, "only"), partial(_load, config)
     )
-    for suite in _words(config, "suites"):
-        if suite not in SUITES:
-            raise ValueError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
+    config.stash[_suites] = select_suites(
+        _words(config, "suites"), lambda text: config.stash[_channel].send(event="note", text=text)
+    )
     profile = config.stash[_profile] = PROFILES[name]
-    dtypes = {d for block in (*profile.speed, *profile.memory) for d in block.dtypes}
+    dtypes = {d for name in ("speed", "memory") for g in profile.grids[name] for d in g.dtypes}
     for attention in own:
         with _prepared(config, attention, f"attention {attention!r} is called with a few tokens"):
             check_contract(attention, sorted(dtypes), device)
@@ -152,28 +157,21 @@ def _prepared(config: pytest.Config, attention: str, what: str) -> Iterator[None
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
-    suite = metafunc.function.__name__.removeprefix("test_")
-    cases = config.stash[_profile].cases(config.stash[_names], config.getoption("--danon-device"))
-    # Identifiers, not cases: pytest-benchmark stores the parameters in its JSON.
-    wanted = suite in (_words(config, "suites") or SUITES)
     one = config.getoption("--danon-one")
-    mine = {
-        case.id: case
-        for case in cases
-        if wanted and case.suite == suite and one in ("", case.attention)
-    }
-    config.stash[_cases] |= mine
-    metafunc.parametrize("case", mine, ids=[i.partition("/")[2] for i in mine], indirect=True)
+    planned = planned_cases(
+        config.stash[_profile],
+        config.stash[_names],
+        config.getoption("--danon-device"),
+        config.stash[_suites],
+    )
+    # Identifiers, not cases: pytest-benchmark stores the parameters in its JSON.
+    cases = config.stash[_cases] = {c.id: c for c in planned if one in ("", c.attention)}
+    metafunc.parametrize("case", list(cases), ids=list(cases), indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Short lengths first, whatever the suite: long ones are forecast from them.
-
-    What has a task comes last, all lengths of a training together: killed in between and resumed,
-    a bench trains again only what it was at.
-    """
-    items[:] = [item for item in items if isinstance(_parameter(item), str)]  # a suite not wanted
-    items.sort(key=lambda item: (not _case(item).task and _case(item).length) or math.inf)
+    """Drop the item that pytest makes where there are no cases at all."""
+    items[:] = [item for item in items if isinstance(_parameter(item), str)]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -182,7 +180,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     profile = config.stash[_profile]
     cases = [_case(item) for item in session.items]
-    plan = [(case.id, profile.weight(case)) for case in cases]
+    plan = [(case.id, suites.get(case.suite).seconds(profile, case)) for case in cases]
     device = torch.device(config.getoption("--danon-device"))
     answer = config.stash[_answer] = config.stash[_channel].ask(
         event="plan",
@@ -191,6 +189,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         described=[asdict(case) for case in cases],
         fingerprint=fingerprint(device),
         most_threads=config.stash[_most_threads],
+        suites={name: asdict(described()[name]) for name in config.stash[_suites]},
         basis=_basis(config, cases),
     )
     if answer.get("threads"):  # those of the run, which may have begun in another process
@@ -200,11 +199,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def _basis(config: pytest.Config, cases: Sequence[Case]) -> dict[str, str]:
     """What decides the figures, for a run that goes on."""
     names: tuple[str, ...] = config.stash[_names]
+    planned = {case.suite for case in cases}
     asked = {
         "profile": config.getoption("--danon-profile"),
         "device": config.getoption("--danon-device"),
         "attentions": ", ".join(names),
-        "suites": ", ".join(dict.fromkeys(case.suite for case in cases)),
+        "suites": ", ".join(name for name in config.stash[_suites] if name in planned),
     }
     return (
         asked
@@ -260,10 +260,6 @@ def pytest_benchmark_update_machine_info(
 def runner(pytestconfig: pytest.Config) -> CaseRunner:
     channel = pytestconfig.stash[_channel]
     run_dir = pytestconfig.stash[_answer].get("run")
-
-    def note(text: str) -> None:
-        channel.send(event="note", text=text)
-
     profile, isolation = pytestconfig.stash[_profile], pytestconfig.stash[_isolation]
 
     def begin(case: Case) -> None:
@@ -282,9 +278,10 @@ def runner(pytestconfig: pytest.Config) -> CaseRunner:
         on_begin=begin,
         on_result=keep,
         known=Journal(run_dir).results() if run_dir else (),
-        evaluators=evaluators(profile, ModelSaver(Path(run_dir), note) if run_dir else None),
         isolation=isolation,
         integrity=pytestconfig.stash[_integrity],
+        run_dir=Path(run_dir) if run_dir else None,
+        note=lambda text: channel.send(event="note", text=text),
     )
 
 

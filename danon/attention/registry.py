@@ -17,7 +17,7 @@ from torch import nn
 
 from danon.attention.base import BaseAttention
 
-__all__ = ["REFERENCE", "get", "load", "make_importable", "names", "register"]
+__all__ = ["REFERENCE", "get", "import_target", "load", "make_importable", "names", "register"]
 
 REFERENCE = "sdpa"
 """Dense attention, beside which all others are measured."""
@@ -91,19 +91,7 @@ def load(target: str) -> str:
     Raises:
         ValueError: the target cannot be imported or is no attention class; says why.
     """
-    place, _, attr = target.rpartition(":")
-    if not place or not attr:
-        raise ValueError(f"attention {target!r}: must be a registered name or 'file.py:Class'")
-    path = Path(place).resolve()
-    if place.endswith(".py") and not path.is_file():
-        raise ValueError(f"attention {target!r}: no such file {path}")
-    make_importable(target)
-    try:
-        module = _imported(path) if place.endswith(".py") else importlib.import_module(place)
-    except (Exception, SystemExit) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}:{last.lineno}"
-        raise ValueError(f"attention {target!r} does not import: {error!r} ({where})") from error
+    module, attr = import_target(target, "attention")
     cls = getattr(module, attr, None)
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         classes = [
@@ -124,6 +112,35 @@ def load(target: str) -> str:
         )
     register(attr)(cls)
     return attr
+
+
+def import_target(target: str, what: str) -> tuple[ModuleType, str]:
+    """Import the module of ``path/to/file.py:Name`` or ``package.module:Name``.
+
+    Args:
+        target: the module, and a name in it.
+        what: the kind of thing that the name stands for, for messages.
+
+    Returns:
+        The module, and the name.
+
+    Raises:
+        ValueError: it cannot be imported; says why.
+    """
+    place, _, name = target.rpartition(":")
+    if not place or not name:
+        raise ValueError(f"{what} {target!r}: must be a registered name or 'file.py:Class'")
+    path = Path(place).resolve()
+    if place.endswith(".py") and not path.is_file():
+        raise ValueError(f"{what} {target!r}: no such file {path}")
+    make_importable(target)
+    try:
+        module = _imported(path) if place.endswith(".py") else importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        raise ValueError(f"{what} {target!r} does not import: {error!r} ({where})") from error
+    return module, name
 
 
 def _imported(path: Path) -> ModuleType:

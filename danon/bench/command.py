@@ -65,7 +65,13 @@ def _measured(session: Session, suites: Supervisor, console: Console) -> int:
         for event in suites.events():
             if event["event"] == "plan":
                 planned = [case for case, _ in event["cases"]]
-                session.open(event["fingerprint"], event["basis"], planned, event["most_threads"])
+                session.open(
+                    event["fingerprint"],
+                    event["basis"],
+                    planned,
+                    event["most_threads"],
+                    event["suites"],
+                )
                 display.plan(event["cases"])
                 assert session.journal is not None
                 suites.go(session.journal, session.threads)

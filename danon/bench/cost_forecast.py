@@ -1,4 +1,4 @@
-"""What a longer case will take, from what shorter ones took."""
+"""Forecasts the seconds of a longer case from those of shorter ones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ __all__ = [
     "GRADIENT_CALLS",
     "SELF_CALLS",
     "TIMING_CALLS",
+    "UNKNOWN",
     "CostForecaster",
     "Forecast",
 ]
@@ -27,7 +28,7 @@ GRADIENT_CALLS = 16
 """What its backward pass may cost, in calls: 3 as a rule, 16 of the slowest baseline."""
 
 UNKNOWN = 1.5
-"""Exponent while there is a single length to go by."""
+"""Exponent while there is a single length to go by: between linear and quadratic."""
 MARGIN = 0.3
 """Added to a measured exponent: fixed costs make short lengths look flat."""
 
@@ -43,26 +44,40 @@ class Forecast:
 
 
 class CostForecaster:
-    """Seconds of a call, by attention, dtype, phase and length."""
+    """Seconds of a call, by attention, dtype, kind of call and length."""
 
     def __init__(self) -> None:
         self._calls: dict[_Key, dict[int, float]] = defaultdict(dict)
 
-    def add(self, case: Case, call_s: float) -> None:
-        """Note the shortest call of a case: what disturbs the machine only adds to it."""
-        self._calls[_key(case)][case.length] = call_s
+    def add(self, case: Case, call_s: float, kind: str = "") -> None:
+        """Note the shortest call of a case: what disturbs the machine only adds to it.
 
-    def forecast(self, case: Case, calls: int) -> Forecast | None:
-        """What so many calls take at least; None where nothing shorter has been measured.
-
-        One shorter length: growth between linear and quadratic. Two or more: the growth between the
-        last two, plus a margin, and never taken for less than linear or more than quadratic.
+        Args:
+            case: that was measured.
+            call_s: seconds of the call.
+            kind: of call; empty: a call in the phase of the case.
         """
-        known = {n: s for n, s in self._calls[_key(case)].items() if n <= case.length}
+        self._calls[_key(case, kind)][case.length] = call_s
+
+    def forecast(
+        self, case: Case, calls: int, kind: str = "", exponent: float = UNKNOWN
+    ) -> Forecast | None:
+        """Return what so many calls take at least; None where nothing shorter has been measured.
+
+        One shorter length: growth with the given exponent. Two or more: the growth between the last
+        two, plus a margin, and never taken for less than linear or more than quadratic.
+
+        Args:
+            case: that may be measured.
+            calls: of the attention that it takes.
+            kind: as in :meth:`add`.
+            exponent: of the growth while there is a single length to go by.
+        """
+        known = {n: s for n, s in self._calls[_key(case, kind)].items() if n <= case.length}
         if not known:
             return None
         *before, last = sorted(known)
-        power = 1.0 if case.suite == "bounds" else UNKNOWN  # its rows are sampled
+        power = exponent
         if before:
             measured = math.log(known[last] / known[before[-1]]) / math.log(last / before[-1])
             power = min(max(measured + MARGIN, 1.0), 2.0)
@@ -70,6 +85,5 @@ class CostForecaster:
         return Forecast(calls * call_s, last)
 
 
-def _key(case: Case) -> _Key:
-    # a call of the suite bounds is its whole case
-    return case.attention, case.dtype, "bounds" if case.suite == "bounds" else case.phase
+def _key(case: Case, kind: str) -> _Key:
+    return case.attention, case.dtype, kind or case.phase

@@ -14,6 +14,7 @@ from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.attention.registry import REFERENCE
 from danon.bench.shapes import claims_causal
+from danon.bench.suite import UnmeasuredError
 from danon.bench.timed_workload import TimedAttention
 from danon.bench.verification import Verifier
 from danon.bench.workload import Workload
@@ -23,22 +24,14 @@ from danon.measure.correctness import check_causal
 from danon.measure.memory import peak_bytes
 from danon.measure.threads import fewer_threads_beside_load
 from danon.measure.timing import measure_pair
-from danon.runs.case import Case, Status
+from danon.runs.case import Case
 
-__all__ = ["PROBE", "UnmeasuredError", "attention_costs", "check_eligible"]
+__all__ = ["PROBE", "attention_costs", "check_eligible"]
 
 PROBE = 256
 """Tokens that the correctness check of an attention takes, at most."""
 SHARE = 0.25
 """Of the time that the profile gives a case, to time the attention of a model."""
-
-
-class UnmeasuredError(Exception):
-    """There are no figures: the status and the reason of the row."""
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status: Status = status
 
 
 def check_eligible(

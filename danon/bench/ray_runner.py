@@ -42,9 +42,8 @@ def run_on_cluster(
     def tell(words: str) -> None:
         say(console, "Cluster", words)
 
-    own = [
-        file for target in options.attentions if (file := target.rpartition(":")[0]).endswith(".py")
-    ]
+    targets = (*options.attentions, *options.suites.split(","))
+    own = [file for target in targets if (file := target.rpartition(":")[0]).endswith(".py")]
     with connected(options.address), WorkerPool(options.device, own, tell) as pool:
         for node in pool.nodes:
             tell(f"{node} measures")
@@ -55,7 +54,8 @@ def run_on_cluster(
         if plan.refusal:
             raise ClusterError(plan.refusal)
         planned = [case for case, _ in plan.event["cases"]]
-        session.open(plan.event["fingerprint"], plan.event["basis"], planned)
+        event = plan.event
+        session.open(event["fingerprint"], event["basis"], planned, suites=event["suites"])
         why = ""
         with Display(console) as display:
             work = _Units(session, options, plan.event, display, tell)

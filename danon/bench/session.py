@@ -25,6 +25,7 @@ from danon.runs.commit import UNKNOWN, why_unknown
 from danon.runs.export import write_results
 from danon.runs.journal import Journal, RecordedRun, RunStatus, recorded_runs
 from danon.runs.run_info import RunInfo
+from danon.runs.suite_info import SuiteInfo
 from danon.tracking.bench_recorder import Recorder
 
 __all__ = ["REFUSED", "Options", "ResumeError", "Session"]
@@ -44,7 +45,7 @@ class Options:
     Attributes:
         attentions: registered names, or ``file.py:Class`` / ``module:Class`` to measure as well.
         only: registered names to keep, comma separated; empty keeps all.
-        suites: to run, comma separated; empty runs all.
+        suites: to run, comma separated: names, or ``file.py:Class``; empty runs all.
         results: folder of all runs.
         resume: go on with the last killed run; all that decides figures must be as it was.
         command: as typed, for the record.
@@ -199,6 +200,7 @@ class Session:
         basis: Mapping[str, str] | None = None,
         planned: Iterable[str] = (),
         most_threads: int = 0,
+        suites: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Path:
         """Make the run's folder, or take that of a killed run; says where things are recorded.
 
@@ -206,12 +208,20 @@ class Session:
             basis: what decides the figures, by name.
             planned: cases that are to have a row in the end.
             most_threads: of the process that measures; the fingerprint has those it has chosen.
+            suites: what the suites that run say of themselves, by name.
 
         Raises:
             ResumeError: there is a killed run, but it was measured with something else.
         """
         options, say = self._options, self._console.print
-        info = RunInfo.capture(options.profile, SEED, options.command, fingerprint, basis)
+        info = RunInfo.capture(
+            options.profile,
+            SEED,
+            options.command,
+            fingerprint,
+            basis,
+            {name: SuiteInfo.from_values(values) for name, values in (suites or {}).items()},
+        )
         self._planned = list(planned)
         old = _killed(options, info, most_threads, self._console) if options.resume else None
         if old is not None:

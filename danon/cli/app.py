@@ -60,7 +60,9 @@ def bench(
         typer.Option(help="file.py:Class of your own, measured beside everything else."),
     ] = None,
     only: Annotated[str, typer.Option(help="Registered names to keep, comma separated.")] = "",
-    suites: Annotated[str, typer.Option(help="Suites to run, comma separated; all without.")] = "",
+    suites: Annotated[
+        str, typer.Option(help="Suites to run: names, or file.py:Class; default: all.")
+    ] = "",
     *,
     results: Results,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,

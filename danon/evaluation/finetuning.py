@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from danon.attention.base import BaseAttention
-from danon.bench.eligibility import UnmeasuredError
+from danon.bench.suite import UnmeasuredError
 from danon.data.corpora import sample_windows
 from danon.evaluation.attention_swap import swap_attention
 from danon.evaluation.pretrained_plans import Adaptation

@@ -14,8 +14,9 @@ from torch import Tensor
 from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.attention.registry import REFERENCE
-from danon.bench.eligibility import UnmeasuredError, attention_costs, check_eligible
+from danon.bench.eligibility import attention_costs, check_eligible
 from danon.bench.shapes import config_for, configuration
+from danon.bench.suite import UnmeasuredError
 from danon.bench.verification import Verifier
 from danon.data.qkv import text_qkv
 from danon.evaluation.lookup_model import EXAMPLES, num_queries, right_answers

@@ -20,9 +20,10 @@ from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.attention.registry import REFERENCE
 from danon.bench.cost_forecast import UNKNOWN
-from danon.bench.eligibility import UnmeasuredError, attention_costs, check_eligible
+from danon.bench.eligibility import attention_costs, check_eligible
 from danon.bench.profile import Profile
 from danon.bench.shapes import configuration
+from danon.bench.suite import UnmeasuredError
 from danon.bench.verification import Verifier
 from danon.data.corpora import CorpusError, document, rest_of_corpus
 from danon.data.passkey import prompts

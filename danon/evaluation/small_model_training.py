@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
-from danon.bench.eligibility import UnmeasuredError
+from danon.bench.suite import UnmeasuredError
 from danon.data.corpora import CorpusError, corpus, sample_windows
 from danon.data.tasks.synthetic import Task
 from danon.evaluation.curriculum import CurriculumDataset

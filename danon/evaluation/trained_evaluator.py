@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from danon.attention.registry import REFERENCE
-from danon.bench.eligibility import PROBE, UnmeasuredError, attention_costs, check_eligible
+from danon.bench.eligibility import PROBE, attention_costs, check_eligible
 from danon.bench.profile import Profile
 from danon.bench.shapes import configuration
+from danon.bench.suite import Session, UnmeasuredError
 from danon.bench.verification import Verifier
 from danon.data.corpora import corpus, sample_windows
 from danon.evaluation.model_saver import ModelSaver
@@ -60,6 +61,13 @@ class TrainedModelEvaluator:
         self._verifier = Verifier()
         self._runs: dict[tuple[str, Plan], list[TrainingRun] | BaseException] = {}
         self._checks: dict[tuple[str, Plan], dict[str, Any]] = {}
+
+    @classmethod
+    def of(cls, session: Session) -> Self:
+        """Return the evaluator of a session, which keeps models where the run has a folder."""
+        run_dir = session.run_dir
+        saver = None if run_dir is None else ModelSaver(run_dir, session.note)
+        return cls(session.profile, saver)
 
     def result(self, case: Case) -> CaseResult:
         """Train, unless a case before has, and judge at the length of the case."""

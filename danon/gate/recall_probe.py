@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from danon.bench.eligibility import PROBE, UnmeasuredError, check_eligible
+from danon.bench.eligibility import PROBE, check_eligible
+from danon.bench.suite import UnmeasuredError
 from danon.bench.verification import Verifier
 from danon.evaluation.small_model import build_small_model
 from danon.evaluation.small_model_training import (

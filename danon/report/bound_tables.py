@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from danon.measure.statistics import fit_exponent
 from danon.report import configuration
 from danon.report.figure import Figure
+from danon.report.suite_infos import suite_infos
 from danon.report.tables import figure, mechanism, role
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from danon.report.tables import Role
     from danon.runs.case import CaseResult
+    from danon.runs.suite_info import SuiteInfo
 
-__all__ = ["QUANTITIES", "Bounds", "Order", "Quantity", "Row", "bounds", "growth"]
+__all__ = ["Bounds", "Order", "Quantity", "Row", "bounds", "growth"]
 
 FEWEST_LENGTHS = 3
 MASS = "mass_"
@@ -41,56 +43,6 @@ class Quantity:
     formula: str
     claim: str
     claimed: bool = False
-
-
-QUANTITIES = (
-    Quantity(
-        "eps",
-        "eps",
-        "‖Â - A‖ √(d / log n), the Frobenius norm of the whole n x n matrix",
-        "specification 5.2: ‖Â - A‖ ≤ eps √(log n / d) for some eps: it must not grow with n",
-        claimed=True,
-    ),
-    Quantity(
-        "gamma",
-        "gamma",
-        "‖Sparse(A) - A‖ / ‖A‖, Sparse(A): A where tokens are seen as themselves",
-        "specification 5.2: at most some gamma; it is never above 1, so only growth says something",
-        claimed=True,
-    ),
-    Quantity(
-        "delta",
-        "delta",
-        "‖X - X̂‖ / ‖X‖ of keys and values, X̂ with nodes in place of their tokens",
-        "specification 5.2: at most some delta; means are never above 1, so only growth says "
-        "something",
-        claimed=True,
-    ),
-    Quantity(
-        "frobenius",
-        "‖Â - A‖ / ‖A‖",
-        "relative Frobenius error of the matrix",
-        "no claim; eps without the factor that grows with n",
-    ),
-    Quantity(
-        "total_variation",
-        "TV",
-        "total variation of a row, half the sum of |Â - A|, the mean over rows",
-        "no claim; the mass that stands on other tokens than dense attention's",
-    ),
-    Quantity(
-        "dense_mass_covered",
-        "covered",
-        "dense attention's mass on tokens that are seen as themselves",
-        "no claim; the more the better",
-    ),
-    Quantity(
-        "unexplained_output",
-        "off Â",
-        "‖o - Â v‖ / ‖o‖, what of the output o the matrix does not explain",
-        "no claim; where it is large, by a state or values that pass a network, the rest says less",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -145,11 +97,13 @@ class Bounds:
 
     Attributes:
         where: shape and dtype in words.
+        columns: what the suite measures, in the order of the report.
     """
 
     where: str
     lengths: tuple[int, ...]
     rows: tuple[Row, ...]
+    columns: tuple[Quantity, ...] = ()
 
     @property
     def headline(self) -> int:
@@ -158,7 +112,8 @@ class Bounds:
 
     @property
     def quantities(self) -> list[Quantity]:
-        return [q for q in QUANTITIES if any(q.metric in row.values for row in self.rows)]
+        """The columns that some row has a value of."""
+        return [q for q in self.columns if any(q.metric in row.values for row in self.rows)]
 
 
 def growth(points: dict[int, float]) -> Figure:
@@ -175,8 +130,16 @@ def growth(points: dict[int, float]) -> Figure:
     return Figure(math.log(z / y) / math.log(m / n))
 
 
-def bounds(results: Sequence[CaseResult], command: str) -> Bounds | None:
-    """The table of a run; None without a figure."""
+def bounds(
+    results: Sequence[CaseResult], command: str, suites: Mapping[str, SuiteInfo] | None = None
+) -> Bounds | None:
+    """Return the table of a run; None without a figure.
+
+    Args:
+        results: of the run.
+        command: as it was typed.
+        suites: what they say of themselves, as stored with the run.
+    """
     found = [r for r in results if r.case.suite == "bounds" and r.status == "measured"]
     if not found:
         return None
@@ -195,7 +158,12 @@ def bounds(results: Sequence[CaseResult], command: str) -> Bounds | None:
     case = found[0].case
     kind = "causal" if case.causal else "bidirectional"
     where = f"{case.dtype}, {case.device}, {case.heads} heads x {case.head_dim}, {kind}"
-    return Bounds(where, lengths, tuple(sorted(rows, key=rank)))
+    columns = tuple(
+        Quantity(metric.name, metric.heading, metric.description, metric.note, metric.claimed)
+        for metric in suite_infos(found, suites)["bounds"].metrics
+        if not metric.listed
+    )
+    return Bounds(where, lengths, tuple(sorted(rows, key=rank)), columns)
 
 
 def _row(name: str, mine: Sequence[CaseResult], results: Sequence[CaseResult], command: str) -> Row:

@@ -132,6 +132,25 @@ def format_seconds(value: float) -> str:
     return f"{_three_digits(value * 1e6)} us" if math.isfinite(value) else NOTHING
 
 
+def format_number(value: float) -> str:
+    """Three digits: ``0.0312``, ``46.1``, ``1.25e+09``."""
+    return f"{value:.3g}" if math.isfinite(value) else NOTHING
+
+
+def format_unit(value: float, unit: str) -> str:
+    """Return a value as its unit is read best: ``118 ms``, ``3.20 MiB``, ``46.1``.
+
+    Args:
+        value: in the unit.
+        unit: of a metric; the unit itself is printed only where its prefix depends on the value.
+    """
+    if unit == "s":
+        return format_seconds(value)
+    if unit == "B" and math.isfinite(value):
+        return f"{format_mebibytes(value)} MiB"
+    return format_number(value)
+
+
 def format_list(settings: Mapping[str, Any]) -> str:
     """Settings in a line: ``window 512, decay 0.125``; those of a part in parentheses."""
     return ", ".join(f"{name} {_value(x)}" for name, x in settings.items())

@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any, get_args
 import jinja2
 from markupsafe import Markup
 
-from danon.report import bound_tables, figure, formatting, machine_notes, quality_tables, tables
+from danon.report import (
+    bound_tables,
+    figure,
+    formatting,
+    machine_notes,
+    quality_tables,
+    suite_tables,
+    tables,
+)
 from danon.report.gate_error_rates import GateErrorRates, Panel, gate_error_rates
 from danon.report.remarks import remarks
 from danon.report.style import styles
+from danon.report.suite_infos import suite_infos
 from danon.report.tuned_settings import tuned_settings_rows
 from danon.runs import failures
 from danon.runs.files import replace_file
@@ -29,17 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
-# (suite, metric) of every curve that the charts draw.
-CURVES = (
-    ("speed", "speedup"),
-    ("speed", "time_s"),
-    ("speed", "useful_flops_per_s"),
-    ("speed", "roofline_fraction"),
-    ("speed", "matmul_flops_per_s"),
-    ("speed", "error_vs_dense"),
-    ("memory", "peak_bytes"),
-)
-
 
 def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> None:
     """Write the report of one run.
@@ -53,9 +51,11 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
 
     data = tables.table(results)
     views = tables.views(data)
-    tasks = quality_tables.tasks(results, info.command)
-    found = bound_tables.bounds(results, info.command)
-    errs, errs_trouble = _alarms(path) if views or tasks or found else (None, "")
+    tasks = quality_tables.tasks(results, info.command, info.suites)
+    found = bound_tables.bounds(results, info.command, info.suites)
+    others = suite_tables.suite_tables(results, info)
+    drawn = bool(views or tasks or found or others)
+    errs, errs_trouble = _alarms(path) if drawn else (None, "")
     template = importlib.resources.files("danon.report") / "template"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.globals.update(formatting=formatting, isfinite=math.isfinite)
@@ -68,6 +68,8 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         boards=[tables.scoreboard(data, view, info.command, remarks(results)) for view in views],
         tasks=tasks,
         bounds=found,
+        drawn=drawn,
+        suites_section=_section("suites.html", environment, bool(others), tables=others),
         bounds_section=_section("bounds.html", environment, bool(found), bounds=found),
         tuned_section=_tuned(results, path, environment),
         alarms_section=_section(
@@ -78,7 +80,8 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         checks=tables.check_rows(data).to_dict("records"),
         counts=data["status"].value_counts().to_dict(),
         payload={
-            **_payload(data, views, info),
+            **_payload(results, data, views, info),
+            "suites": [_suite_payload(table) for table in others],
             "quality": [_task_payload(t) for t in tasks],
             "bounds": _bounds_payload(found) if found else None,
             "alarms": [_panel_payload(panel) for panel in errs.panels] if errs else [],
@@ -90,6 +93,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
                 "report.js",
                 *(["quality.js"] if tasks else ()),
                 *(["bounds.js"] if found else ()),
+                *(["suites.js"] if others else ()),
                 *(["alarms.js"] if errs else ()),
             )
         ],
@@ -124,8 +128,14 @@ def _section(name: str, environment: jinja2.Environment, there: bool, **values: 
     return Markup(environment.from_string(template.read_text(encoding="utf-8")).render(**values))
 
 
-def _payload(data: pd.DataFrame, views: Sequence[tables.View], info: RunInfo) -> dict[str, Any]:
-    """What the charts draw, as plain data."""
+def _payload(
+    results: Sequence[CaseResult], data: pd.DataFrame, views: Sequence[tables.View], info: RunInfo
+) -> dict[str, Any]:
+    """Return what the charts draw, as plain data."""
+    suites = suite_infos(results, info.suites)
+    charted = [
+        (s.name, m.name) for s in suites.values() for m in s.metrics if m.charted and not m.listed
+    ]
     order = ("reference", "ours", "yours", "baseline")
     names = [] if data.empty else list(dict.fromkeys(data["attention"]))
     names.sort(key=lambda name: order.index(tables.role(name, info.command)))
@@ -141,14 +151,16 @@ def _payload(data: pd.DataFrame, views: Sequence[tables.View], info: RunInfo) ->
             }
             for name in names
         ],
-        "views": [_view_payload(data, view, names) for view in views],
+        "views": [_view_payload(data, view, names, charted) for view in views],
     }
 
 
-def _view_payload(data: pd.DataFrame, view: tables.View, names: Sequence[str]) -> dict[str, Any]:
+def _view_payload(
+    data: pd.DataFrame, view: tables.View, names: Sequence[str], charted: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
     lines = tables.Curves(view.of(data))
     curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for suite, metric in CURVES:
+    for suite, metric in charted:
         home, asked = view.source(suite, metric)
         found = {name: lines.get(home, name, asked) for name in names}
         curves[metric] = {
@@ -190,6 +202,29 @@ def _task_payload(task: quality_tables.Task) -> dict[str, Any]:
         "fronts": {
             n: {cost: sorted(task.front(n, [cost])) for cost in costs} for n in task.lengths
         },
+    }
+
+
+def _suite_payload(table: suite_tables.SuiteTable) -> dict[str, Any]:
+    return {
+        "lengths": table.lengths,
+        "metrics": [
+            {
+                "name": metric.name,
+                "heading": metric.heading,
+                "unit": metric.unit,
+                "lines": {
+                    row.attention: [
+                        {"n": n, **_finite(row.figure(metric, n))}
+                        for n in table.lengths
+                        if math.isfinite(row.figure(metric, n).value)
+                    ]
+                    for row in table.rows
+                },
+            }
+            for metric in table.metrics
+            if metric.charted
+        ],
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from danon.report import configuration, formatting
 from danon.report.figure import Figure
 from danon.report.remarks import Remark, doubtful, remarks
+from danon.report.suite_infos import suite_infos
 from danon.report.tables import figure, role, speedup
 from danon.runs.pretrained_tasks import PRETRAINED
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from danon.report.tables import Role
     from danon.runs.case import CaseResult
+    from danon.runs.suite_info import Metric, SuiteInfo
 
 __all__ = ["Cost", "Row", "Score", "Task", "attentions", "hardest", "tasks"]
 
@@ -38,16 +40,6 @@ LOOKUP = "lookup"
 """The task whose attentions have the settings that speed is measured with."""
 TASKS = {*RECALL, *TEXTS, *PRETRAINED}
 """Those that come with danon, recorded or not."""
-METRICS = {
-    ("recall", ""): ("accuracy", True),
-    ("language", ""): ("bits_per_byte", False),
-    ("pretrained", "text"): ("perplexity", False),
-    ("pretrained", "passkey"): ("accuracy", True),
-    ("pretrained", "adapted"): ("perplexity", False),
-    ("pretrained", LOOKUP): ("accuracy", True),
-}
-"""Of suite and task (empty: any of the suite), and whether more of it is better."""
-SUITES = tuple(dict.fromkeys(suite for suite, _ in METRICS))
 WRITTEN = {
     "accuracy": formatting.format_accuracy,
     "bits_per_byte": formatting.format_bits,
@@ -179,7 +171,7 @@ class Task:
 
     def write(self, value: float) -> str:
         """``98%``, ``2.131`` or ``37.55``."""
-        return WRITTEN[self.metric](value)
+        return WRITTEN.get(self.metric, formatting.format_number)(value)
 
     def spread(self, quality: Figure) -> str:
         """``93-98%``, empty with one seed."""
@@ -208,15 +200,28 @@ class Task:
         )
 
 
-def tasks(results: Sequence[CaseResult], command: str) -> list[Task]:
-    """Every task with figures: recall first, pretrained last, else as they come."""
-    found: dict[tuple[str, str], list[CaseResult]] = {}
-    for result in results:
-        if result.case.suite in SUITES and result.status == "measured":
-            found.setdefault((result.case.suite, result.case.task), []).append(result)
-    keys = sorted(found, key=lambda key: SUITES.index(key[0]))
+def tasks(
+    results: Sequence[CaseResult], command: str, suites: Mapping[str, SuiteInfo] | None = None
+) -> list[Task]:
+    """Return every task with figures: suite by suite, else as they come.
+
+    Args:
+        results: of one run.
+        command: as it was typed.
+        suites: what they say of themselves, as stored with the run.
+    """
+    measured = [r for r in results if r.case.task and r.status == "measured"]
+    infos = suite_infos(measured, suites)
+    by_task: dict[tuple[str, str], list[CaseResult]] = {}
+    for result in measured:
+        by_task.setdefault((result.case.suite, result.case.task), []).append(result)
     said = remarks(results)
-    made = (_task(suite, name, found[suite, name], command, said) for suite, name in keys)
+    made = []
+    for suite, info in infos.items():
+        for name in (task for owner, task in by_task if owner == suite):
+            judge = info.judge(name)
+            if judge is not None and not judge.listed:
+                made.append(_task(suite, name, judge, by_task[suite, name], command, said))
     return [task for task in made if task.rows]
 
 
@@ -238,11 +243,12 @@ def attentions(among: Sequence[Task]) -> dict[str, Role]:
 def _task(
     suite: str,
     name: str,
+    judge: Metric,
     results: Sequence[CaseResult],
     command: str,
     said: Mapping[str, tuple[Remark, ...]],
 ) -> Task:
-    metric, higher = METRICS[suite, name if suite == "pretrained" else ""]
+    metric, higher = judge.name, judge.better == "higher"
     scores: dict[str, dict[int, Score]] = {}
     for result in sorted(results, key=lambda r: r.case.length):
         score = _score(result, metric)

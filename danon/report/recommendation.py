@@ -261,7 +261,7 @@ def _tasks(runs: Sequence[Run], task: str) -> list[tuple[RunInfo, Task]]:
     names: set[str] = set()
     found = []
     for info, results in runs:
-        known = quality_tables.tasks(results, info.command)
+        known = quality_tables.tasks(results, info.command, info.suites)
         names |= {name for t in known for name in (t.suite, t.name)}
         # Lookups are asked for by name: with settings for speed they answer another question.
         wanted = [t for t in known if task == t.name or (task == t.suite and t.name != LOOKUP)]

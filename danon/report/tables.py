@@ -50,6 +50,8 @@ REFERENCE = "sdpa"
 Role = Literal["ours", "yours", "reference", "baseline"]
 SHAPE = ("device", "batch", "heads", "head_dim", "causal")
 PHASES = ("forward", "forward+backward", "decode")
+BOARD_SUITES = ("speed", "memory", "scaling", "decode")
+"""Suites whose figures stand together on a scoreboard."""
 
 
 def role(attention: str, command: str) -> Role:
@@ -122,7 +124,7 @@ class View:
         return (
             case.length == length
             and not case.task
-            and case.suite != "bounds"
+            and case.suite in BOARD_SUITES
             and all(
                 getattr(case, name) == value for name, value in dataclasses.asdict(self).items()
             )
@@ -140,11 +142,11 @@ def views(frame: pd.DataFrame) -> list[View]:
     """Every view with a measured figure, forward before backward, then by dtype and shape.
 
     What is measured in a model is no view: its figures do not compare with those of a single pass.
-    Nor are bounds, which have a table of their own.
+    Nor are suites that have a table of their own.
     """
     if frame.empty:
         return []
-    alone = frame["phase"].isin(PHASES) & (frame["task"] == "") & (frame["suite"] != "bounds")
+    alone = frame["phase"].isin(PHASES) & (frame["task"] == "") & frame["suite"].isin(BOARD_SUITES)
     measured = frame[(frame["status"] == "measured") & alone]
     names = [f.name for f in dataclasses.fields(View)]
     found = [View(*key) for key in measured[names].drop_duplicates().itertuples(index=False)]
@@ -271,7 +273,7 @@ def scoreboard(
     """
     known = remarks or {}
     mine = view.of(frame)
-    mine = mine[mine["suite"] != "bounds"]
+    mine = mine[mine["suite"].isin(BOARD_SUITES)]
     curves = Curves(mine)
     measured = mine[mine["status"] == "measured"]
     speed = measured[measured["suite"] == view.source("speed", "")[0]]

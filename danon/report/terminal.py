@@ -9,7 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from danon.report import bound_tables, formatting, machine_notes, quality_tables, tables
+from danon.report import (
+    bound_tables,
+    formatting,
+    machine_notes,
+    quality_tables,
+    suite_tables,
+    tables,
+)
 from danon.report.remarks import MARK, Remark, doubtful, remarks
 
 if TYPE_CHECKING:
@@ -30,6 +37,7 @@ QUALITY_COLUMN = 7  # of a task on a board
 OTHER = "other"  # settings were judged than those that the row is of
 RESIZED = "°"
 NAME = 7  # characters of a task
+MIN_METRIC_COLUMN = 9
 SCORE_COLUMN, RANGE_COLUMN, TRAINING_COLUMN = 7, 9, 9
 
 LEGEND = (
@@ -104,7 +112,7 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
         console.print(escape(machine), style="dim", highlight=False)
     said = remarks(results)
     boards = [tables.scoreboard(data, view, info.command, said) for view in tables.views(data)]
-    tasks = quality_tables.tasks(results, info.command)
+    tasks = quality_tables.tasks(results, info.command, info.suites)
     for shown in boards:
         console.print(f"\n[bold]{_title(shown)}[/]", highlight=False)
         console.print(_table(shown, tasks, console.width))
@@ -116,11 +124,14 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
     for kind in (TRAINED, PRETRAINED, LOOKUP):
         if some := [task for task in tasks if _kind(task) is kind]:
             _print_quality(some, kind, console, said)
-    found = bound_tables.bounds(results, info.command)
+    found = bound_tables.bounds(results, info.command, info.suites)
     if found:
         _print_bounds(found, console)
+    others = suite_tables.suite_tables(results, info)
+    for table in others:
+        _print_suite(table, console)
     _print_remarks(boards, said, console)
-    if not (boards or tasks or found):
+    if not (boards or tasks or found or others):
         console.print("\nNo case has figures.")
     _print_absences(tables.unmeasured(data), console)
 
@@ -348,6 +359,38 @@ def _print_bounds(found: bound_tables.Bounds, console: Console) -> None:
     )
     console.print(table)
     console.print(Text(BOUNDS_LEGEND, style="dim"))
+
+
+def _print_suite(table: suite_tables.SuiteTable, console: Console) -> None:
+    """Print the figures of a suite: every metric at the lengths that fit, the longest first."""
+    names = [row.attention for row in table.rows]
+    room = console.width - min(18, max(map(len, names))) - 1
+    width = max(MIN_METRIC_COLUMN, *(len(metric.heading) + 1 for metric in table.metrics))
+    count = max(1, room // (width * len(table.metrics)))
+    lengths = table.lengths[-count:]
+    grid = Table(box=None, padding=(0, 1, 0, 0))
+    grid.add_column("\nattention", no_wrap=True, max_width=18)
+    for metric in table.metrics:
+        for n in lengths:
+            above = metric.heading if n == lengths[0] else ""
+            grid.add_column(
+                f"{above}\n{formatting.format_length(n) if n else 'all'}", justify="right"
+            )
+    for row in table.rows:
+        cells = [
+            Text(formatting.format_unit(row.figure(metric, n).value, metric.unit))
+            for metric in table.metrics
+            for n in lengths
+        ]
+        grid.add_row(Text(row.attention), *cells, style=STYLES[row.role])
+    console.print(f"\n[bold]{escape(table.suite.name)} · {escape(table.where)}[/]", highlight=False)
+    console.print(grid)
+    legend = [table.suite.description]
+    for metric in table.metrics:
+        unit = f" ({metric.unit})" if metric.unit else ""
+        better = f", {metric.better} is better" if metric.better else ""
+        legend.append(f"{metric.heading}: {metric.description or metric.name}{unit}{better}.")
+    console.print(Text(" ".join(filter(None, legend)), style="dim"))
 
 
 class _Fit:

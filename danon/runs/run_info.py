@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 from danon.runs.case import STRICT
 from danon.runs.commit import commit_of
+from danon.runs.suite_info import SuiteInfo
 
 __all__ = ["RunInfo"]
 
@@ -50,6 +51,7 @@ class RunInfo:
         versions: installed package -> version.
         command: as it was typed.
         basis: what decides the figures besides, by name; digests where it is code.
+        suites: what the suites that ran say of themselves, by name.
     """
 
     run_id: str
@@ -62,6 +64,7 @@ class RunInfo:
     seed: int
     command: str
     basis: dict[str, str] = dataclasses.field(default_factory=dict)
+    suites: dict[str, SuiteInfo] = dataclasses.field(default_factory=dict)
 
     __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
@@ -73,6 +76,7 @@ class RunInfo:
         command: str,
         fingerprint: dict[str, Any],
         basis: Mapping[str, str] | None = None,
+        suites: Mapping[str, SuiteInfo] | None = None,
     ) -> Self:
         """Describe the invocation that starts now."""
         now = dt.datetime.now(dt.UTC)
@@ -88,6 +92,7 @@ class RunInfo:
             seed=seed,
             command=command,
             basis=dict(basis or {}),
+            suites=dict(suites or {}),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from danon.report.quality_tables import METRICS
+from danon.report.suite_infos import suite_info
 from danon.runs.files import replace_file
 from danon.runs.saved_model import SavedModel
 
@@ -101,7 +101,8 @@ def _beats(new: Mapping[str, str], old: Mapping[str, str]) -> bool:
     """Whether a version takes the alias from another; of equals the later run has it."""
     if new["danon.plan"] != old["danon.plan"]:
         return int(new["danon.train_tokens"]) > int(old["danon.train_tokens"])
-    _, higher = METRICS[new["danon.suite"], ""]
+    judge = suite_info(new["danon.suite"]).judge(new["danon.task"])
+    higher = judge is not None and judge.better == "higher"
     mine, theirs = (
         (float(tags["danon.value"]) * (1 if higher else -1), tags["danon.run_id"])
         for tags in (new, old)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
 __all__ = [
-    "SUITES",
     "StoreError",
     "artifact_location",
     "bounded_retries",
@@ -49,7 +48,6 @@ __all__ = [
     "tracking_uri",
 ]
 
-SUITES = ("speed", "memory", "scaling", "decode", "bounds", "recall", "language", "pretrained")
 PROBE_TIMEOUT_S = 5
 LOCK_TIMEOUT_S = 120  # creating the schema takes seconds, on a loaded machine tens of them
 SHARED = Path("/var/tmp")
@@ -235,15 +233,12 @@ def root_cause(error: BaseException) -> str:
 
 
 def prepare() -> None:
-    """Make the store that :func:`tracking_uri` names, with its experiments.
+    """Make the store that :func:`tracking_uri` names; experiments come with their first run.
 
     Raises:
         StoreError: see :func:`connect`.
     """
-    uri = tracking_uri()
-    client = connect(uri)
-    for suite in SUITES:
-        experiment_id(client, uri, suite)
+    connect(tracking_uri())
 
 
 def experiment_id(client: MlflowClient, uri: str, suite: str) -> str:

@@ -16,8 +16,8 @@ from danon.attention import DALA, MSRA, UCSA, BaseAttention, registry, tuned_var
 from danon.attention.discovery import discover
 from danon.bench.runner import CaseRunner
 from danon.bench.shapes import config_for, configuration
+from danon.bench.suite import get, planned_cases
 from danon.config import AttentionConfig
-from danon.evaluation.evaluators import evaluators
 from danon.report import configuration as recorded
 from danon.report import tables
 from danon.runs.case import Case, CaseResult
@@ -113,12 +113,7 @@ def test_sizes_are_not_changed(tmp_path: Path) -> None:
     ):
         kind.with_budget(SHAPE, 32)
     smoke = PROFILES["smoke"]
-    runner = CaseRunner(
-        smoke,
-        on_begin=lambda case: None,
-        on_result=lambda result: None,
-        evaluators=evaluators(smoke),
-    )
+    runner = CaseRunner(smoke, on_begin=lambda case: None, on_result=lambda result: None)
     case = Case("recall", "msra-balanced", 64, "float32", "training", heads=1, task="mqar")
     result = runner.result(case)
     assert result.status == "unavailable" and "tuned to for 16384 tokens" in result.reason
@@ -130,9 +125,9 @@ def test_sizes_are_not_changed(tmp_path: Path) -> None:
 def test_the_profile_quick_measures_where_they_are_for() -> None:
     def lengths(profile: str) -> dict[str, set[int]]:
         found: dict[str, set[int]] = {}
-        for case in PROFILES[profile].cases(("msra-balanced",), "cpu"):
+        for case in planned_cases(PROFILES[profile], ("msra-balanced",), "cpu"):
             found.setdefault(case.task or case.suite, set()).add(case.length)
-            shorter = PROFILES[profile].shorter(case) if not case.task else None
+            shorter = get(case.suite).shorter(PROFILES[profile], case) if not case.task else None
             assert shorter is None or shorter.length in found[case.suite]
         return found
 

@@ -18,9 +18,9 @@ from danon.attention.discovery import discover
 from danon.attention.effective_matrix import EffectiveAttention
 from danon.attention.msra import oracle as msra_definition
 from danon.attention.ucsa.oracle import seen
-from danon.bench.bounds import bounds
 from danon.bench.cost_forecast import CostForecaster
 from danon.bench.runner import CaseRunner
+from danon.bench.suite import planned_cases
 from danon.bench.workload import Workload
 from danon.config import AttentionConfig, DALAConfig, MSRAConfig, SuperHybridConfig, UCSAConfig
 from danon.measure.matrix_distance import dense_weights, distances, spread_rows
@@ -29,6 +29,7 @@ from danon.report.html_report import write_report
 from danon.runs.case import Case, CaseResult
 from danon.runs.run_info import RunInfo
 from danon.testing import Inputs, assert_matches_oracle
+from suites.bounds import Bounds, bounds
 from suites.profiles import PROFILES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -312,16 +313,17 @@ class TestWrong:
     def test_a_slow_backward_is_over_budget(
         self, own: None, runner: CaseRunner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("danon.bench.runner.GRADIENT_CALLS", 1e9)
+        monkeypatch.setattr("suites.bounds.GRADIENT_CALLS", 1e9)
         assert runner.result(case_of("Sparse")).status == "over budget"
         assert runner.result(case_of("window")).status == "measured"  # has a definition
 
     def test_a_forecast_is_of_its_own_and_linear(self) -> None:
         costs = CostForecaster()
         costs.add(Case("speed", "a", 1000, "float32", "forward"), 9.0)
-        assert costs.forecast(Case("bounds", "a", 4000, "float32", "forward"), 1) is None
-        costs.add(Case("bounds", "a", 1000, "float32", "forward"), 1.0)
-        found = costs.forecast(Case("bounds", "a", 4000, "float32", "forward"), 1)
+        own = {"kind": "bounds", "exponent": Bounds.exponent}
+        assert costs.forecast(Case("bounds", "a", 4000, "float32", "forward"), 1, **own) is None
+        costs.add(Case("bounds", "a", 1000, "float32", "forward"), 1.0, "bounds")
+        found = costs.forecast(Case("bounds", "a", 4000, "float32", "forward"), 1, **own)
         assert found is not None
         assert found.seconds == pytest.approx(4.0)
 
@@ -333,7 +335,7 @@ def case_of(name: str) -> Case:
 @pytest.fixture
 def measured(own: None, runner: CaseRunner) -> list[CaseResult]:
     names = ("sdpa", "msra", "dala", "ucsa", "window", "linear", "Sparse", "Shuffled")
-    cases = PROFILES["smoke"].cases(names, "cpu")
+    cases = planned_cases(PROFILES["smoke"], names, "cpu")
     return [runner.result(one) for one in cases if one.suite == "bounds"]
 
 

@@ -563,7 +563,7 @@ class TestSupervisor:
     def test_a_limit_is_several_times_what_a_case_may_take(self) -> None:
         profile = PROFILES["quick"]
         assert profile.limit(CASE) == 15 * profile.cap_s
-        (training,) = profile.recall[:1]
+        (training,) = profile.plans_of("recall")[:1]
         case = replace(CASE, suite="recall", length=training.lengths[0], task=training.task)
         assert profile.limit(case) == 5 * training.cap_s + 15 * profile.cap_s
 

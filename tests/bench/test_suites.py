@@ -20,6 +20,7 @@ from danon.attention.discovery import discover
 from danon.bench.cost_forecast import CostForecaster, Forecast
 from danon.bench.profile import CaseGrid, Profile
 from danon.bench.runner import CaseRunner
+from danon.bench.suite import planned_cases
 from danon.data import qkv
 from danon.data.qkv import text_bytes, text_qkv
 from danon.measure.memory_limit import out_of_memory
@@ -27,6 +28,7 @@ from danon.processes.suite_process import SuiteProcess
 from danon.runs.case import Case, CaseResult
 from danon.testing import relative_error
 from suites.profiles import PROFILES, visible_profiles
+from suites.speed import Speed
 
 OWN = '''
 import torch
@@ -286,7 +288,7 @@ class TestSession:
             identifier = result.case.id.partition("/")[2]
             if result.case.suite != "speed" or result.case.id not in session.planned:
                 continue
-            entries = [b for b in stored.values() if b["name"] == f"test_speed[{identifier}]"]
+            entries = [b for b in stored.values() if b["name"] == f"test_suite[speed/{identifier}]"]
             if result.status != "measured":
                 assert not entries
                 continue
@@ -298,12 +300,12 @@ class TestSession:
 
     def test_pytest_benchmark_compares_what_it_wrote(self, session: Session) -> None:
         shown = python("-m", "pytest_benchmark", "compare", str(session.benchmark))
-        assert "test_speed[Exact/N64/float32/forward/cpu]" in shown
+        assert "test_suite[speed/Exact/N64/float32/forward/cpu]" in shown
 
 
 class TestProfiles:
     def test_reference_comes_first_and_short_before_long(self) -> None:
-        cases = list(PROFILES["quick"].cases(("sdpa", "window"), "cpu"))
+        cases = planned_cases(PROFILES["quick"], ("sdpa", "window"), "cpu")
         assert len({case.id for case in cases}) == len(cases)
         lengths = [case.length for case in cases if case.length and not case.task]
         assert lengths == sorted(lengths)
@@ -313,19 +315,19 @@ class TestProfiles:
     @pytest.mark.parametrize("name", PROFILES)
     def test_scaling_has_lengths_enough(self, name: str) -> None:
         profile = PROFILES[name]
-        for block in profile.scaling:
-            assert len(block.lengths) >= 3
+        for grid in profile.grids["scaling"]:
+            assert len(grid.lengths) >= 3
 
     def test_smoke_is_not_offered(self) -> None:
         assert visible_profiles() == ("quick", "standard", "full")
 
     def test_shorter_walks_down_to_none(self) -> None:
         case = Case("speed", "sdpa", 16384, "bfloat16", "forward")
-        shorter = PROFILES["quick"].shorter(case)
+        shorter = Speed.shorter(PROFILES["quick"], case)
         assert shorter is not None
         assert shorter.length == 4096
         first = replace(case, length=1024)
-        assert PROFILES["quick"].shorter(first) is None
+        assert Speed.shorter(PROFILES["quick"], first) is None
 
 
 class TestForecast:
@@ -359,9 +361,8 @@ class TestForecast:
 def runner() -> CaseRunner:
     discover((), ())
     block = CaseGrid("forward", ("float32",), (64, 128))
-    profile = Profile(
-        (block,), (block,), (), (block,), (), seconds=0.05, width=0.1, cap_s=20.0, bounds_cap_s=20.0
-    )
+    grids = dict.fromkeys(("speed", "memory", "bounds"), (block,))
+    profile = Profile(grids, seconds=0.05, width=0.1, cap_s=20.0)
     return CaseRunner(profile, on_begin=lambda case: None, on_result=lambda result: None)
 
 
@@ -369,7 +370,7 @@ def speed(attention: str, length: int) -> Case:
     return Case("speed", attention, length, "float32", "forward")
 
 
-class TestLab:
+class TestCaseRunner:
     def test_measures_once(self, runner: CaseRunner) -> None:
         assert runner.result(speed("sdpa", 64)) is runner.result(speed("sdpa", 64))
 
@@ -377,7 +378,9 @@ class TestLab:
         self, runner: CaseRunner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            CostForecaster, "forecast", lambda self, case, calls: Forecast(300.0, 64)
+            CostForecaster,
+            "forecast",
+            lambda self, case, calls, kind, exponent: Forecast(300.0, 64),
         )
         found = runner.result(speed("window", 64))
         assert found.status == "over budget"
@@ -390,9 +393,9 @@ class TestLab:
     ) -> None:
         original = CostForecaster.forecast
 
-        def forecast(self: CostForecaster, case: Case, calls: int) -> Forecast | None:
+        def forecast(self: CostForecaster, case: Case, *others: Any) -> Forecast | None:
             dense_and_long = case.attention == "sdpa" and case.length == 128
-            return Forecast(300.0, 64) if dense_and_long else original(self, case, calls)
+            return Forecast(300.0, 64) if dense_and_long else original(self, case, *others)
 
         monkeypatch.setattr(CostForecaster, "forecast", forecast)
         found, dense = runner.result(speed("window", 128)), runner.result(speed("sdpa", 64))

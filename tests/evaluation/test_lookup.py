@@ -7,7 +7,7 @@ import pytest
 from danon.attention.discovery import discover
 from danon.bench.profile import Profile
 from danon.bench.runner import CaseRunner
-from danon.evaluation.evaluators import evaluators
+from danon.bench.suite import planned_cases
 from danon.evaluation.pretrained_plans import LookupPlan
 from danon.report import quality_tables
 from danon.runs.case import CaseResult
@@ -18,24 +18,10 @@ discover((), ())
 
 def result(attention: str, length: int = 2048, cap_s: float = 60.0) -> CaseResult:
     profile = Profile(
-        (),
-        (),
-        (),
-        (),
-        (),
-        seconds=0.01,
-        width=1.0,
-        cap_s=30.0,
-        bounds_cap_s=1.0,
-        pretrained=(LookupPlan((length,), cap_s),),
+        {}, seconds=0.01, width=1.0, cap_s=30.0, plans=(LookupPlan((length,), cap_s),)
     )
-    runner = CaseRunner(
-        profile,
-        on_begin=lambda case: None,
-        on_result=lambda result: None,
-        evaluators=evaluators(profile),
-    )
-    ((case),) = profile.cases((attention,), "cpu")
+    runner = CaseRunner(profile, on_begin=lambda case: None, on_result=lambda result: None)
+    ((case),) = planned_cases(profile, (attention,), "cpu")
     return runner.result(case)
 
 
@@ -74,24 +60,10 @@ def test_what_cannot_be_asked_says_why(attention: str, status: str, words: str) 
 
 def test_what_is_over_budget_is_not_tried_at_longer_lengths() -> None:
     profile = Profile(
-        (),
-        (),
-        (),
-        (),
-        (),
-        seconds=0.01,
-        width=1.0,
-        cap_s=30.0,
-        bounds_cap_s=1.0,
-        pretrained=(LookupPlan((512, 1024), 1e-4),),
+        {}, seconds=0.01, width=1.0, cap_s=30.0, plans=(LookupPlan((512, 1024), 1e-4),)
     )
-    runner = CaseRunner(
-        profile,
-        on_begin=lambda case: None,
-        on_result=lambda result: None,
-        evaluators=evaluators(profile),
-    )
-    shorter, longer = [runner.result(case) for case in profile.cases(("window",), "cpu")]
+    runner = CaseRunner(profile, on_begin=lambda case: None, on_result=lambda result: None)
+    shorter, longer = [runner.result(case) for case in planned_cases(profile, ("window",), "cpu")]
     assert shorter.status == longer.status == "over budget"
     assert longer.reason == "512 tokens are over budget already"
 
@@ -99,5 +71,5 @@ def test_what_is_over_budget_is_not_tried_at_longer_lengths() -> None:
 def test_profiles_ask_as_far_as_the_speed_of_all_is_measured() -> None:
     for profile in PROFILES.values():
         if not profile.hidden:
-            (plan,) = [p for p in profile.pretrained if isinstance(p, LookupPlan)]
+            (plan,) = [p for p in profile.plans_of("pretrained") if isinstance(p, LookupPlan)]
             assert plan.lengths == (1024, 4096, 16384)

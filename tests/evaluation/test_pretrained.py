@@ -17,12 +17,12 @@ from danon.attention.base import BaseAttention
 from danon.attention.discovery import discover
 from danon.bench.profile import Profile
 from danon.bench.runner import CaseRunner
+from danon.bench.suite import get, planned_cases
 from danon.config import AttentionConfig
 from danon.data.corpora import document, rest_of_corpus
 from danon.data.passkey import prompts
 from danon.data.pretrained_models import pretrained_model
 from danon.evaluation.attention_swap import build_per_layer, logits_of, perplexity, swap_attention
-from danon.evaluation.evaluators import evaluators
 from danon.evaluation.finetuning import finetune
 from danon.evaluation.pretrained_plans import SMOKE, STANDARD, Adaptation, PretrainedPlan
 from danon.runs.case import CaseResult
@@ -38,20 +38,15 @@ PLAN = replace(SMOKE[0], lengths=(LENGTH,))
 
 def profile(*plans: PretrainedPlan) -> Profile:
     """Nothing but these, and little timing."""
-    return Profile(
-        (), (), (), (), (), seconds=0.01, width=1.0, cap_s=30.0, bounds_cap_s=1.0, pretrained=plans
-    )
+    return Profile({}, seconds=0.01, width=1.0, cap_s=30.0, plans=plans)
 
 
 def results(attention: str, *plans: PretrainedPlan) -> dict[str, CaseResult]:
     chosen = profile(*(plans or (PLAN,)))
-    runner = CaseRunner(
-        chosen,
-        on_begin=lambda case: None,
-        on_result=lambda result: None,
-        evaluators=evaluators(chosen),
-    )
-    return {f"{c.task} {c.length}": runner.result(c) for c in chosen.cases((attention,), "cpu")}
+    runner = CaseRunner(chosen, on_begin=lambda case: None, on_result=lambda result: None)
+    return {
+        f"{c.task} {c.length}": runner.result(c) for c in planned_cases(chosen, (attention,), "cpu")
+    }
 
 
 def tokens(count: int) -> Tensor:
@@ -328,14 +323,11 @@ def test_known_results_are_kept_and_dense_is_read_again_for_the_ratio() -> None:
     known = [*results("sdpa", plan).values(), first[f"passkey {LENGTH}"]]
     heard: list[str] = []
     runner = CaseRunner(
-        chosen,
-        on_begin=lambda case: heard.append(case.id),
-        on_result=lambda r: None,
-        known=known,
-        evaluators=evaluators(chosen),
+        chosen, on_begin=lambda case: heard.append(case.id), on_result=lambda r: None, known=known
     )
     after = {
-        (c.attention, c.task): runner.result(c) for c in chosen.cases(("sdpa", "window"), "cpu")
+        (c.attention, c.task): runner.result(c)
+        for c in planned_cases(chosen, ("sdpa", "window"), "cpu")
     }
     assert len(heard) == 1 and heard[0].startswith("pretrained/text/window/")
     assert after["window", "passkey"] is first[f"passkey {LENGTH}"]
@@ -347,6 +339,6 @@ def test_known_results_are_kept_and_dense_is_read_again_for_the_ratio() -> None:
 
 def test_no_profile_asks_a_length_twice() -> None:
     for chosen in PROFILES.values():
-        cases = [c for c in chosen.cases(("sdpa",), "cpu") if c.suite == "pretrained"]
+        cases = [c for c in planned_cases(chosen, ("sdpa",), "cpu") if c.suite == "pretrained"]
         assert len({c.id for c in cases}) == len(cases)
-        assert all(chosen.weight(c) > 0 for c in cases)
+        assert all(get(c.suite).seconds(chosen, c) > 0 for c in cases)

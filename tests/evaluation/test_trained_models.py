@@ -16,11 +16,11 @@ from danon.attention.discovery import discover
 from danon.attention.ucsa import far_entries
 from danon.bench.profile import Profile
 from danon.bench.runner import CaseRunner
+from danon.bench.suite import planned_cases
 from danon.config import AttentionConfig
 from danon.data.tasks.synthetic import NeedleInAHaystack
 from danon.evaluation import small_model_training
 from danon.evaluation.curriculum import Stage
-from danon.evaluation.evaluators import evaluators
 from danon.evaluation.small_model import build_small_model
 from danon.evaluation.small_model_training import EVAL_SEED
 from danon.evaluation.trained_evaluator import by_depth
@@ -33,13 +33,10 @@ OURS = ("msra", "dala", "ucsa")
 
 
 def results(attention: str, profile: Profile = PROFILES["smoke"]) -> dict[str, CaseResult]:
-    runner = CaseRunner(
-        profile,
-        on_begin=lambda case: None,
-        on_result=lambda result: None,
-        evaluators=evaluators(profile),
-    )
-    cases = [c for c in profile.cases((attention,), "cpu") if c.suite in ("recall", "language")]
+    runner = CaseRunner(profile, on_begin=lambda case: None, on_result=lambda result: None)
+    cases = [
+        c for c in planned_cases(profile, (attention,), "cpu") if c.suite in ("recall", "language")
+    ]
     return {f"{c.task} {c.length}": runner.result(c) for c in cases}
 
 
@@ -79,7 +76,7 @@ def test_right_answers_to_needles_are_told_by_depth() -> None:
     plan = replace(
         SMOKE[0][0], stages=(Stage(tests[0], batch=4, steps=2),), tests=tests, rates=(1e-2,)
     )
-    found = results("sdpa", replace(PROFILES["smoke"], recall=(plan,), language=()))
+    found = results("sdpa", replace(PROFILES["smoke"], plans=(plan,)))
     for task in tests:
         result = found[f"needle {task.length}"]
         tenths, shares = zip(*result.curves["accuracy_by_depth"], strict=True)
@@ -165,8 +162,8 @@ def test_a_run_that_diverges_is_a_row_with_its_step(bring: Callable[..., str]) -
 
 def test_what_takes_too_long_is_not_trained() -> None:
     smoke = PROFILES["smoke"]
-    recall = tuple(replace(plan, cap_s=1e-3) for plan in smoke.recall)
-    found = results("sdpa", replace(smoke, recall=recall, language=()))
+    recall = tuple(replace(plan, cap_s=1e-3) for plan in smoke.plans_of("recall"))
+    found = results("sdpa", replace(smoke, plans=recall))
     for result in found.values():
         assert result.status == "over budget"
         assert "going by one step; the profile allows 0 s" in result.reason
@@ -177,7 +174,7 @@ def test_one_disturbed_step_does_not_put_a_training_over_budget(
 ) -> None:
     seconds = iter([2741.0, 5.0])
     monkeypatch.setattr(small_model_training, "_forecast", lambda case, plan: next(seconds))
-    found = results("sdpa", replace(PROFILES["smoke"], language=()))
+    found = results("sdpa", replace(PROFILES["smoke"], plans=PROFILES["smoke"].plans_of("recall")))
     assert {result.status for result in found.values()} == {"measured"}
 
 
@@ -189,7 +186,7 @@ def trained(attention: str, steps: float = 1.0) -> float:
     plan = QUICK[0][0]
     stages = tuple(replace(s, steps=round(s.steps * steps)) for s in plan.stages)
     plan = replace(plan, stages=stages, cap_s=1e4)  # however slow the machine
-    profile = replace(PROFILES["quick"], recall=(plan,), language=())
+    profile = replace(PROFILES["quick"], plans=(plan,))
     found = results(attention, profile)
     assert found["mqar 256"].status == "measured", found["mqar 256"].reason
     return found["mqar 256"].metrics["accuracy"]
@@ -233,7 +230,7 @@ def test_a_memory_that_is_off_is_seen(bring: Callable[..., str]) -> None:
         for length in (32, 64, 128)
     )
     plan = replace(QUICK[0][0], stages=stages, tests=(NeedleInAHaystack(256, 2, 64),), cap_s=1e4)
-    profile = replace(PROFILES["quick"], recall=(plan,), language=())
+    profile = replace(PROFILES["quick"], plans=(plan,))
     right, without = (
         results(name, profile)["needle 256"].metrics["accuracy"]
         for name in ("dala", bring("forgets", Forgets))
@@ -245,5 +242,5 @@ def test_a_memory_that_is_off_is_seen(bring: Callable[..., str]) -> None:
 def test_a_task_has_one_training_in_a_profile(name: str) -> None:
     """Tables and registered models go by the name of the task."""
     profile = PROFILES[name]
-    tasks = [plan.task for plan in (*profile.recall, *profile.language)]
+    tasks = [plan.task for plan in (*profile.plans_of("recall"), *profile.plans_of("language"))]
     assert len(tasks) == len(set(tasks)) and "mqar" in tasks and "code" in tasks

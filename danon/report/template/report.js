@@ -12,7 +12,7 @@
   // Plotly reads a few tags in labels; names come from outside.
   const plain = (text) => text.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
   const tokens = (n) => (n % 1048576 === 0 ? `${n / 1048576}M` : n % 1024 === 0 ? `${n / 1024}k` : `${n}`);
-  const curves = (metric) => data.views[view].curves[metric];
+  const curves = (metric) => data.views[view].curves[metric] ?? {};
 
   const digits = (x) => (x === 0 ? "0" : Number(x.toPrecision(3)).toString());
   const seconds = (x) => {

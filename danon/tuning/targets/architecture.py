@@ -10,7 +10,8 @@ import torch
 
 from danon.attention import registry
 from danon.attention.base import BaseAttention
-from danon.bench.eligibility import PROBE, UnmeasuredError, check_eligible
+from danon.bench.eligibility import PROBE, check_eligible
+from danon.bench.suite import UnmeasuredError
 from danon.bench.timed_workload import TimedModel
 from danon.bench.verification import Verifier
 from danon.config import AttentionConfig

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from danon.bench.eligibility import PROBE, UnmeasuredError, check_eligible
+from danon.bench.eligibility import PROBE, check_eligible
+from danon.bench.suite import UnmeasuredError
 from danon.bench.timed_workload import TimedModel
 from danon.bench.verification import Verifier
 from danon.data.corpora import CorpusError, document

@@ -1,4 +1,4 @@
-"""Time of one more token after a context, and the bytes that remember it."""
+"""The cases of every suite, as tests of pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from danon.runs.case import Case
 pytestmark = pytest.mark.benchmark(timer=CLOCK)
 
 
-def test_decode(case: Case, measure: Callable[[Case], None]) -> None:
-    """Seconds a token and the ratio to dense attention with a key cache; state bytes; error."""
+def test_suite(case: Case, measure: Callable[[Case], None]) -> None:
+    """Measure a case: its suite says how."""
     measure(case)

@@ -1,0 +1,45 @@
+"""The suites that are run: all, those named, and those in files of the user."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+
+from danon.attention import registry
+from danon.bench import suite as suites
+from danon.bench.suite import Suite
+from danon.processes.suite_modules import import_suites
+
+__all__ = ["select_suites"]
+
+
+def select_suites(chosen: Iterable[str], note: Callable[[str], object]) -> tuple[str, ...]:
+    """Return the names of the suites to run, in the order of listing.
+
+    Args:
+        chosen: names, or ``file.py:Class`` / ``module:Class`` of a suite, or ``file.py:function``
+            of an extra metric, which adds the suite that it belongs to. None at all: every suite.
+        note: hears why a suite of an installed package is left out.
+
+    Raises:
+        ValueError: an unknown name, or a target that cannot be loaded; says why.
+    """
+    for reason in import_suites():
+        note(reason)
+    selected = {_load(target) if ":" in target else suites.get(target).name for target in chosen}
+    return tuple(name for name in suites.names() if not selected or name in selected)
+
+
+def _load(target: str) -> str:
+    """Import a target; returns the suite that it is, or adds a metric to."""
+    module, attribute = registry.import_target(target, "suite")
+    value = getattr(module, attribute, None)
+    if inspect.isclass(value) and issubclass(value, Suite):
+        return suites.register(value).name
+    belongs_to = getattr(value, "suite", None)
+    if isinstance(belongs_to, str):
+        return belongs_to
+    raise ValueError(
+        f"suite {target!r}: {attribute} is neither a danon.bench.suite.Suite nor a function below "
+        "@extra_metric"
+    )

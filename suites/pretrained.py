@@ -1,0 +1,46 @@
+"""What an attention costs a model that was trained with dense attention, when it is put into it."""
+
+from __future__ import annotations
+
+from danon.bench.model_suite import ModelSuite
+from danon.bench.suite import Session, register
+from danon.evaluation.lookup_evaluator import LookupEvaluator
+from danon.evaluation.pretrained_evaluator import PretrainedEvaluator
+from danon.runs.case import Case, CaseResult
+from danon.runs.suite_info import Metric
+
+__all__ = ["Pretrained"]
+
+
+@register
+class Pretrained(ModelSuite):
+    """Asks a model with each attention in its layers."""
+
+    name = "pretrained"
+    description = "Perplexity and answers of a pretrained model with each attention put into it."
+    order = 80
+    metrics = (
+        Metric(
+            "perplexity",
+            "perplexity of held-out text",
+            better="lower",
+            judges=("text", "adapted"),
+            listed=False,
+        ),
+        Metric(
+            "accuracy",
+            "fraction of right answers",
+            better="higher",
+            judges=("passkey", "lookup"),
+            listed=False,
+        ),
+    )
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._lookup = LookupEvaluator(session.profile)
+        self._pretrained = PretrainedEvaluator(session.profile)
+
+    def measure(self, case: Case) -> CaseResult:
+        """Put the attention into the model, and ask it."""
+        return (self._lookup if case.task == "lookup" else self._pretrained).result(case)

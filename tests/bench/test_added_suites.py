@@ -1,0 +1,167 @@
+"""A suite and a metric, each in one file of a user, from the bench to MLflow and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from danon.bench import suite as suites
+from danon.bench.suite_selection import select_suites
+from danon.processes.interpreter import python_command, python_environment
+from danon.runs.suite_info import Metric
+
+SUITE = '''
+"""The norm of the output."""
+
+from danon.bench.call_suite import CallSuite
+from danon.bench.suite import register
+from danon.runs.suite_info import Metric
+
+
+@register
+class OutputNorm(CallSuite):
+    """Measures the root mean square of the output."""
+
+    name = "output-norm"
+    description = "Root mean square of the output."
+    metrics = (
+        Metric("output_rms", "root mean square", unit="V", better="lower", charted=True),
+    )
+
+    def figures(self, workload, correctness):
+        out = workload.call()().double()
+        return {"output_rms": float(out.square().mean().sqrt())}, {"candidate_s": [1e-3]}
+'''
+METRIC = '''
+"""The largest entry of the output, beside the figures of the suite memory."""
+
+from danon.bench.suite import extra_metric
+from danon.runs.suite_info import Metric
+
+
+@extra_metric("memory", Metric("output_max", "largest entry of the output", better="lower"))
+def output_max(workload):
+    return float(workload.call()().max())
+'''
+
+
+def danon(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = python_environment(COLUMNS="80", OMP_NUM_THREADS="1")
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = python_command("-m", "danon", *arguments)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def bench(folder: Path, suites: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    arguments = ("--profile", "smoke", "--only", "window", "--results", "runs", "--suites", suites)
+    done = danon(folder, "bench", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (folder / "runs").iterdir()
+    return done, run
+
+
+def recorded(folder: Path, suite: str) -> list[dict[str, float]]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / '.mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(f"danon/{suite}")
+    assert experiment is not None
+    return [run.data.metrics for run in client.search_runs([experiment.experiment_id])]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "suite", "metric"),
+    [
+        (SUITE, "mine.py:OutputNorm", "output-norm", "output_rms"),
+        (METRIC, "mine.py:output_max", "memory", "output_max"),
+    ],
+)
+def test_one_file_is_measured_shown_reported_and_recorded(
+    tmp_path: Path, source: str, target: str, suite: str, metric: str
+) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    done, run = bench(tmp_path, target)
+    stored = json.loads((run / "results.json").read_text())
+    figures = {
+        (r["case"]["attention"], r["case"]["length"]): r["metrics"][metric]
+        for r in stored["results"]
+    }
+    assert {r["case"]["suite"] for r in stored["results"]} == {suite}
+    assert set(figures) == {(name, n) for name in ("sdpa", "window") for n in (64, 128)}
+    assert all(value > 0 for value in figures.values())
+    assert metric in {m["name"] for m in stored["run"]["suites"][suite]["metrics"]}
+    # the terminal
+    line = next(line for line in done.stdout.splitlines() if f"{suite} · forward" in line)
+    table = done.stdout[done.stdout.index(line) :]
+    assert metric in table and f"{figures['window', 128]:.3g}" in table
+    # the report, by a process that does not have the file
+    (tmp_path / "mine.py").unlink()
+    shown = danon(tmp_path, "report", str(run))
+    assert shown.returncode == 0 and metric in shown.stdout
+    page = (run / "report.html").read_text()
+    assert f"<h3>{suite} " in page and f"{figures['sdpa', 128]:.3g}" in page
+    # MLflow
+    names = {name for metrics in recorded(tmp_path, suite) for name in metrics}
+    assert f"forward.float32.{metric}" in names
+
+
+def test_an_installed_package_adds_a_suite_to_every_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "norms.py").write_text(SUITE)
+    information = tmp_path / "package" / "norms-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: norms\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(
+        "[danon.suites]\noutput-norm = norms:OutputNorm\nbroken = norms:Missing\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "package"), prepend=os.pathsep)
+    done, run = bench(tmp_path, "output-norm")
+    stored = json.loads((run / "results.json").read_text())
+    assert {r["case"]["suite"] for r in stored["results"]} == {"output-norm"}
+    said = " ".join(done.stdout.split())
+    assert "suite 'broken' of the installed package norms 1.0 is left out" in said
+
+
+class TestWrongTargets:
+    @pytest.mark.parametrize(
+        ("source", "target", "words"),
+        [
+            ("class A: pass", "A", "neither a danon.bench.suite.Suite nor"),
+            ("1 / 0", "A", "does not import: ZeroDivisionError"),
+            (SUITE.replace('"output-norm"', '"a/b"'), "OutputNorm", "letters, digits"),
+            (SUITE.replace('"output-norm"', '"speed"'), "OutputNorm", "is already registered"),
+            (METRIC.replace('"memory"', '"recall"'), "output_max", "has no calls to measure"),
+            (METRIC.replace('"output_max"', '"peak_bytes"'), "output_max", "has one of that name"),
+        ],
+    )
+    def test_a_file_that_is_no_suite_is_refused_with_its_reason(
+        self, tmp_path: Path, source: str, target: str, words: str
+    ) -> None:
+        file = tmp_path / f"mine_{abs(hash((source, target)))}.py"
+        file.write_text(source)
+        with pytest.raises(ValueError, match=words):
+            select_suites([f"{file}:{target}"], print)
+
+    def test_an_unknown_name_is_refused_with_the_known_ones(self) -> None:
+        with pytest.raises(ValueError, match="unknown suite 'sped'; known: speed, memory, decode"):
+            select_suites(["sped"], print)
+
+    def test_a_metric_of_an_unknown_suite_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="unknown suite 'none'"):
+            suites.extra_metric("none", Metric("a", "a"))
+
+
+def test_every_suite_describes_itself() -> None:
+    for name in select_suites((), print):
+        info = suites.get(name).info()
+        assert info.description.endswith(".") and info.metrics
+        for metric in info.metrics:
+            assert metric.description, (name, metric.name)
