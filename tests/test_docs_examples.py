@@ -1,0 +1,69 @@
+"""The examples in README.md and docs/measurement.md are those of the recorded run cpu-quick."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from danon.report.terminal import render
+from danon.runs.case import CaseResult
+from danon.runs.journal import RecordedRun
+
+ROOT = Path(__file__).parents[1]
+RUN = ROOT / "results" / "reference" / "cpu-quick"
+"""The run of docs/scoreboard.png, too."""
+CASE = "speed/msra/N4096/bfloat16/forward/cpu"
+COLUMNS = 80
+
+
+@pytest.fixture(scope="module")
+def run() -> RecordedRun:
+    return RecordedRun.read(RUN)
+
+
+def without_trailing_spaces(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def test_sample_of_the_terminal_is_printed_by_report(run: RecordedRun) -> None:
+    (sample,) = re.findall(
+        r"^```text\n(.*?)^```$",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    printed = io.StringIO()
+    render(run.results, run.info, Console(file=printed, width=COLUMNS))
+    shown = without_trailing_spaces(printed.getvalue())
+    assert sample.strip() in shown, (
+        f"README.md shows another table than this run's:\n{shown[:2000]}"
+    )
+
+
+def rows_of_the_example(result: CaseResult) -> dict[str, str]:
+    """Rows of the table under "Example", as they should be written."""
+    check, metrics = result.check, result.metrics
+    error, allowed = check["error"], check["tolerance"]
+    ratio, low, high = (metrics[f"time_ratio{end}"] for end in ("", "_low", "_high"))
+    return {
+        "error against the oracle": f"{error:.3g}, at most {allowed:.3g} allowed",
+        "rows compared": f"{check['rows']}, undecided {check['undecided']}",
+        "rounds": str(len(result.samples["candidate_s"])),
+        "median time": f"{1e3 * metrics['time_s']:.1f} ms, dense attention "
+        f"{1e3 * metrics['reference_time_s']:.1f} ms",
+        "time over dense attention's": f"{ratio:.3f}, interval {low:.3f} to {high:.3f}",
+        "speed-up": f"{metrics['speedup']:.2f}",
+        "error against dense attention": f"{metrics['error_vs_dense']:.3g}",
+    }
+
+
+def test_example_of_a_case_is_recorded(run: RecordedRun) -> None:
+    page = (ROOT / "docs" / "measurement.md").read_text(encoding="utf-8")
+    section = page.split("## Example\n", 1)[1].split("\n## ", 1)[0]
+    assert CASE in section
+    (result,) = [x for x in run.results if x.case.id == CASE]
+    written = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE))
+    assert written.items() >= rows_of_the_example(result).items()
