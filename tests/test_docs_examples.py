@@ -1,9 +1,11 @@
-"""The examples in README.md and docs/measurement.md are those of the recorded run cpu-quick."""
+"""Examples of the documentation: those of the recorded run cpu-quick, and code that runs."""
 
 from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,14 @@ RUN = ROOT / "results" / "reference" / "cpu-quick"
 """The run of docs/scoreboard.png, too."""
 CASE = "speed/msra/N4096/bfloat16/forward/cpu"
 COLUMNS = 80
+CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SNIPPETS = [
+    pytest.param(source, id=f"{page}-{number}")
+    for page in ("mechanisms", "results")
+    for number, source in enumerate(
+        CODE.findall((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +77,11 @@ def test_example_of_a_case_is_recorded(run: RecordedRun) -> None:
     (result,) = [x for x in run.results if x.case.id == CASE]
     written = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE))
     assert written.items() >= rows_of_the_example(result).items()
+
+
+@pytest.mark.parametrize("source", SNIPPETS)
+def test_snippet_of_a_page_runs(source: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
