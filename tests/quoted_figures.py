@@ -215,7 +215,7 @@ TUNING: list[Quote] = [
             *tuned("msra-architecture")["figures"]["score"],
         ],
     ),
-    ("left there): TPE 0.745 [0.74, 0.75]", lambda: tuned("msra")["figures"]["score"]),
+    ("| TPE | 0.745 [0.74, 0.75] |", lambda: tuned("msra")["figures"]["score"]),
     (
         "writes `results/tuned/msra.json`: score 0.745 [0.74, 0.75]",
         lambda: tuned("msra")["figures"]["score"],
