@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from danon import tuned
-from danon.config.base import TUNED
+from danon.config.mechanism import mechanisms
 from danon.console.messages import pass_over
 from danon.measure.fingerprint import fingerprint
 from danon.report import formatting, tables
@@ -152,11 +152,10 @@ def _how(option: Option) -> str:
     row = tuned.known_row(option.attention)
     if row is None:
         return ""
-    (kind,) = [name for name, of in TUNED.items() if of == row.attention] or [""]
     made = f"settings {dict(row.settings)}"
-    if kind:
+    if record := mechanisms().get(row.attention):
         source = f', source=Path("{row.folder}")' if row.folder else ""
-        made = f'{kind}.tuned("{row.goals[0]}"{source}, ...)'
+        made = f'{record.config.__name__}.tuned("{row.goals[0]}"{source}, ...)'
     said = f"{option.attention} is {row.attention} with {made}: {row.about}"
     unrecorded = [name for name in row.settings if name not in option.config]
     other = [

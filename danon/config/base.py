@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 __all__ = ["AttentionConfig", "Config", "ConfigError", "length_dependent", "require"]
 
@@ -93,7 +93,11 @@ class AttentionConfig(Config):
         gradient_checkpointing: recompute each block in the backward pass.
         kernel: attention kernel of every branch, a name of :mod:`danon.attention.kernels.table`;
             ``auto`` follows the rule stated there. Only ``dense`` has second derivatives.
+        attention: registered name of the mechanism that the class configures; empty where it is
+            none (:mod:`danon.config.mechanism`).
     """
+
+    attention: ClassVar[str] = ""
 
     hidden_size: int = 768
     num_heads: int = None  # type: ignore[assignment]  # __post_init__ puts the number here
@@ -164,10 +168,10 @@ class AttentionConfig(Config):
         """
         from danon.tuned.settings import settings_for
 
+        if not cls.attention:
+            raise ConfigError(f"{cls.__name__} is of no attention that could be tuned")
         try:
-            found = settings_for(TUNED[cls.__name__], goal, source)
-        except KeyError:
-            raise ConfigError(f"{cls.__name__} is of no attention that could be tuned") from None
+            found = settings_for(cls.attention, goal, source)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         return cls.from_dict({**found, **fields})
@@ -179,15 +183,6 @@ class AttentionConfig(Config):
         """
         names = {f.name for f in dataclasses.fields(AttentionConfig)} - {"max_sequence_length"}
         return {name: getattr(self, name) for name in names}
-
-
-TUNED = {
-    "MSRAConfig": "msra",
-    "DALAConfig": "dala",
-    "UCSAConfig": "ucsa",
-    "SuperHybridConfig": "super-hybrid",
-}
-"""Attentions by the class of their configuration."""
 
 
 def length_dependent(alpha: float, length: int, largest: int) -> float:

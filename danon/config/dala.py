@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from danon.config.base import AttentionConfig, length_dependent, require
+from danon.config.mechanism import Complexity, mechanism
 
 __all__ = ["DALAConfig"]
 
 
+@mechanism(
+    "dala",
+    section=2,
+    colors=("#c8450c", "#ff9d66"),
+    complexity=Complexity(time="N", state="N, compressed"),
+)
 @dataclass(frozen=True, kw_only=True)
 class DALAConfig(AttentionConfig):
     """Dynamic adaptive long-range attention (:class:`danon.attention.dala.layer.DALA`).

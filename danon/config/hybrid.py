@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from danon import tuned
 from danon.config.base import AttentionConfig, ConfigError, require
 from danon.config.dala import DALAConfig
+from danon.config.mechanism import mechanism
 from danon.config.msra import MSRAConfig
 from danon.config.ucsa import UCSAConfig
 
 __all__ = ["MEMBERS", "SuperHybridConfig", "mechanism_of"]
 
 MEMBERS: dict[str, type[AttentionConfig]] = {
-    "msra": MSRAConfig,
-    "dala": DALAConfig,
-    "ucsa": UCSAConfig,
+    config.attention: config for config in (MSRAConfig, DALAConfig, UCSAConfig)
 }
+"""Mechanisms that a hybrid can have, in the order of its default components."""
 
 if TYPE_CHECKING:
     Components = dict[str, dict[str, Any]]
@@ -41,6 +41,9 @@ def mechanism_of(component: str) -> str:
     return component.partition("-")[0]
 
 
+@mechanism(
+    "super-hybrid", section=4, colors=("#946200", "#f0c24b"), combines=True, aliases=("hybrid",)
+)
 @dataclass(frozen=True, kw_only=True)
 class SuperHybridConfig(AttentionConfig):
     """A hybrid of MSRA, DALA and UCSA (:class:`danon.attention.hybrid.layer.SuperHybrid`).

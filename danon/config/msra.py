@@ -6,10 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from danon.config.base import AttentionConfig, length_dependent, require
+from danon.config.mechanism import Complexity, mechanism
 
 __all__ = ["MSRAConfig"]
 
 
+@mechanism(
+    "msra",
+    section=1,
+    colors=("#0b5fc0", "#6cb4ff"),
+    complexity=Complexity(time="N log N", state="log N"),
+)
 @dataclass(frozen=True, kw_only=True)
 class MSRAConfig(AttentionConfig):
     """Multi-scale recursive attention (:class:`danon.attention.msra.layer.MSRA`).

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from danon.config.base import AttentionConfig, length_dependent, require
+from danon.config.mechanism import Complexity, mechanism
 
 __all__ = ["UCSAConfig"]
 
 
+@mechanism(
+    "ucsa", section=3, colors=("#0a7d5c", "#4fd6aa"), complexity=Complexity(time="N", state="log N")
+)
 @dataclass(frozen=True, kw_only=True)
 class UCSAConfig(AttentionConfig):
     """Unified compressed sparse attention (:class:`danon.attention.ucsa.layer.UCSA`).

@@ -9,10 +9,8 @@ from collections.abc import Iterable, Iterator
 
 from danon.runs.case import Case, Phase
 
-__all__ = ["HEADS", "HEAD_DIM", "LONGEST", "MECHANISMS", "compiled", "gate_cases"]
+__all__ = ["HEADS", "HEAD_DIM", "LONGEST", "compiled", "gate_cases"]
 
-MECHANISMS = ("msra", "dala", "ucsa", "super-hybrid")
-"""What is gated unless somebody says otherwise."""
 HEADS, HEAD_DIM = 4, 64
 LONGEST = 4096
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from danon.config.mechanism import mechanisms
 from danon.console.messages import refuse, say
 from danon.console.signals import interruptible, status_of
 from danon.gate.calls import NEW
-from danon.gate.cases import HEAD_DIM, HEADS, LONGEST, MECHANISMS, gate_cases
+from danon.gate.cases import HEAD_DIM, HEADS, LONGEST, gate_cases
 from danon.gate.checkout import Checkout, CheckoutError, DirtyError, Repository, RevisionError
 from danon.gate.exact_metrics import RecallModels
 from danon.gate.history import HistoryError
@@ -66,7 +67,7 @@ class Options:
     def cases(self) -> list[Case]:
         own = [target.rpartition(":")[2] for target in self.attentions]
         named = [name for name in self.only.split(",") if name]
-        return list(gate_cases(own + named or MECHANISMS))
+        return list(gate_cases(own + named or mechanisms()))
 
 
 @dataclass(frozen=True)

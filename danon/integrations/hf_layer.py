@@ -11,17 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from danon.attention import DALA, MSRA, UCSA
+from danon.attention import registry
 from danon.attention.streaming import StreamingAttention
-from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
+from danon.config import AttentionConfig, ConfigError
+from danon.config.mechanism import mechanisms
 
 __all__ = ["MECHANISMS", "LayerAttention", "head_width", "settings_config"]
 
-MECHANISMS: Mapping[str, tuple[type[StreamingAttention], type[AttentionConfig]]] = {
-    "msra": (MSRA, MSRAConfig),
-    "dala": (DALA, DALAConfig),
-    "ucsa": (UCSA, UCSAConfig),
-}
+MECHANISMS = mechanisms(combining=False)
 _OF_THE_MODEL = (
     "hidden_size",
     "num_heads",
@@ -46,7 +43,7 @@ def settings_config(mechanism: str, settings: Mapping[str, Any], width: int) -> 
     if given:
         raise ConfigError(f"settings {', '.join(given)}: the model decides these")
     shape = {"hidden_size": width, "num_heads": 1, "num_kv_heads": 1, "causal": None}
-    return MECHANISMS[mechanism][1].from_dict({**settings, **shape})
+    return MECHANISMS[mechanism].config.from_dict({**settings, **shape})
 
 
 def head_width(layer: nn.Module) -> int:
@@ -107,7 +104,7 @@ class LayerAttention(PreTrainedModel):  # type: ignore[misc, no-untyped-call, un
         # A generator of its own: the model's other weights stay what they are without us.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(self.seed)
-            attention: Any = MECHANISMS[self.mechanism][0]
+            attention: Any = registry.get(self.mechanism)
             built: StreamingAttention = attention(config)
         return built
 

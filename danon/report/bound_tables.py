@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from danon.config.mechanism import mechanisms
 from danon.measure.statistics import fit_exponent
 from danon.report import configuration
 from danon.report.figure import Figure
@@ -52,9 +53,6 @@ class Order:
     what: str
     claim: str
     measured: Figure
-
-
-ORDERS = {"msra": ("N log N", "log N"), "dala": ("N", "N, compressed"), "ucsa": ("N", "log N")}
 
 
 @dataclass(frozen=True)
@@ -184,9 +182,10 @@ def _row(name: str, mine: Sequence[CaseResult], results: Sequence[CaseResult], c
 
 def _orders(name: str, results: Sequence[CaseResult]) -> tuple[Order, ...]:
     """Claims about time and state; measured by the suites scaling and decode where they ran."""
-    if mechanism(name) not in ORDERS:
+    record = mechanisms().get(mechanism(name))
+    if record is None or record.complexity is None:
         return ()
-    time, state = ORDERS[mechanism(name)]
+    claim = record.complexity
     took, kept = Figure(math.nan), dict[str, dict[int, float]]()
     for result in results:
         case, metrics = result.case, result.metrics
@@ -197,4 +196,4 @@ def _orders(name: str, results: Sequence[CaseResult]) -> tuple[Order, ...]:
         if case.suite == "decode" and "state_bytes" in metrics:
             kept.setdefault(case.dtype, {})[case.length] = metrics["state_bytes"]
     bytes_held = next(iter(kept.values()), {})  # of one dtype: they differ by a factor
-    return Order("time", time, took), Order("state", state, growth(bytes_held))
+    return Order("time", claim.time, took), Order("state", claim.state, growth(bytes_held))

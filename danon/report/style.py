@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from danon.config.mechanism import mechanisms
 from danon.report import tables
 
 if TYPE_CHECKING:
@@ -33,12 +34,6 @@ class Style:
     width: float
 
 
-HIGHLIGHTED = {
-    "msra": ("#0b5fc0", "#6cb4ff"),
-    "dala": ("#c8450c", "#ff9d66"),
-    "ucsa": ("#0a7d5c", "#4fd6aa"),
-    "super-hybrid": ("#946200", "#f0c24b"),
-}
 YOURS = ("#a3189f", "#f2a0ee")
 DENSE = ("#111418", "#f4f6f8")
 MUTED = (
@@ -63,6 +58,7 @@ MARKS = 8
 def styles(attentions: Sequence[str], command: str) -> dict[str, Style]:
     """A style for each attention, by its role and its place in the sequence."""
     found: dict[str, Style] = {}
+    ours = mechanisms()
     muted = strong = 0
     for name in attentions:
         role = tables.role(name, command)
@@ -73,7 +69,7 @@ def styles(attentions: Sequence[str], command: str) -> dict[str, Style]:
             found[name] = Style(tint, tint, mark=1 + muted % (MARKS - 1), width=1.3)
             muted += 1
         else:
-            pair = YOURS if role == "yours" else HIGHLIGHTED[tables.mechanism(name)]
+            pair = YOURS if role == "yours" else ours[tables.mechanism(name)].colors
             found[name] = Style(*pair, mark=strong % MARKS, width=3.0)
             strong += 1
     return found

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pandas as pd
 
+from danon.config.mechanism import mechanisms
 from danon.report import configuration, formatting
 from danon.report.figure import NO_FIGURE, Figure
 from danon.report.remarks import Remark, doubtful, far
 from danon.runs.case import Case
 
 __all__ = [
-    "OURS",
     "PHASES",
     "REFERENCE",
     "Curves",
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from danon.runs.run_info import RunInfo
 
 
-OURS = ("msra", "dala", "ucsa", "super-hybrid")
 REFERENCE = "sdpa"
 Role = Literal["ours", "yours", "reference", "baseline"]
 SHAPE = ("device", "batch", "heads", "head_dim", "causal")
@@ -58,7 +57,7 @@ def role(attention: str, command: str) -> Role:
     """What an attention is in the comparison; "yours" came in by ``--attention place:Class``."""
     if attention == REFERENCE:
         return "reference"
-    if mechanism(attention) in OURS:
+    if mechanism(attention) in mechanisms():
         return "ours"
     given = (word.strip("'\"") for word in command.replace("=", " ").replace(",", " ").split())
     own = (word.rpartition(":")[2] for word in given if ":" in word)
@@ -67,9 +66,9 @@ def role(attention: str, command: str) -> Role:
 
 
 def mechanism(attention: str) -> str:
-    """Which of :data:`OURS` an attention is or varies (``ucsa-shared``); else its own name."""
+    """Return the mechanism that an attention is or varies (``ucsa-shared``); else its own name."""
     name = attention.replace("_", "-")
-    return next((ours for ours in OURS if f"{name}-".startswith(f"{ours}-")), name)
+    return next((ours for ours in mechanisms() if f"{name}-".startswith(f"{ours}-")), name)
 
 
 def table(results: Sequence[CaseResult]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from danon import tuned
 from danon.cluster.connection import ClusterError, check_engine
+from danon.config.mechanism import mechanisms
 from danon.console.messages import refuse, say
 from danon.runs.run_info import RunInfo
 from danon.tracking.store import redact_password
@@ -48,7 +49,6 @@ UNMET = 1
 TRIALS = "trials"
 """Attribute of a study: how many it was last asked to have."""
 NAME = re.compile(r"[\w.+<=:-]+")
-ALIASES = {"hybrid": "super-hybrid"}
 LENGTH_AND_DTYPE = {"quantization": (1024, "float32")}
 """Of kinds of study whose trials run a whole model: what is usual elsewhere would take hours."""
 
@@ -283,10 +283,10 @@ def _asked(options: Options) -> Plan:
             raise ValueError(
                 f"--{name} {getattr(options, name)!r}: must be of {', '.join(allowed)}"
             )
-    mechanism = ALIASES.get(options.mechanism, options.mechanism)
+    aliases = {alias: name for name, record in mechanisms().items() for alias in record.aliases}
     return Plan(
         options.kind,
-        mechanism,
+        aliases.get(options.mechanism, options.mechanism),
         (),
         {},
         options.length,

@@ -15,6 +15,7 @@ from danon.bench.suite import UnmeasuredError
 from danon.bench.timed_workload import TimedModel
 from danon.bench.verification import Verifier
 from danon.config import AttentionConfig
+from danon.config.mechanism import mechanisms
 from danon.evaluation.lookup_model import STAGES, VOCABULARY, WIDTH, error_rate, train_until_solved
 from danon.evaluation.small_model import build_encoder
 from danon.measure.memory import peak_bytes
@@ -30,7 +31,7 @@ __all__ = ["ArchitectureTarget"]
 
 CONVOLUTION, NONE = "convolution", "none"
 """A layer that sees the tokens next to it, as cheap as a layer can be; and no layer."""
-MIXERS = ("sdpa", "msra", "dala", "ucsa", "window", "linear")
+CHEAP_BASELINES = ("window", "linear")
 LAYERS, FEWEST = 4, 2
 LEARNED = 4
 """Stages of the lookup model's training that a trial can afford; up to 1024 tokens."""
@@ -52,7 +53,9 @@ class ArchitectureTarget(TuningTarget):
     def __init__(self, attention: str, length: int, dtype: str, device: str) -> None:
         case_of(attention, length, dtype, device)
         self._length, self._dtype, self._device = length, getattr(torch, dtype), device
-        mixers = tuple(dict.fromkeys((CONVOLUTION, *MIXERS, attention)))
+        ours = mechanisms(combining=False)
+        candidates = (CONVOLUTION, registry.REFERENCE, *ours, *CHEAP_BASELINES, attention)
+        mixers = tuple(dict.fromkeys(candidates))
         ranges: dict[str, Range] = {
             f"layer{n}": Categorical(mixers if n <= FEWEST else (NONE, *mixers))
             for n in range(1, LAYERS + 1)
