@@ -16,7 +16,7 @@ import torch
 import tqdm
 from filelock import Timeout
 
-from danon.attention import registry
+from danon.attention import installed, registry
 from danon.attention.discovery import discover
 from danon.bench import suite as suites
 from danon.bench.contract import check_contract
@@ -107,7 +107,10 @@ def _prepare(config: pytest.Config) -> None:
     gc.collect()
     gc.freeze()  # or each look at what is kept, and each collection, goes through all of torch
     names, own = discover(
-        config.getoption("--danon-attention"), _words(config, "only"), partial(_load, config)
+        config.getoption("--danon-attention"),
+        _words(config, "only"),
+        partial(_load, config),
+        lambda reason: config.stash[_channel].send(event="note", text=reason),
     )
     config.stash[_suites] = select_suites(
         _words(config, "suites"), lambda text: config.stash[_channel].send(event="note", text=text)
@@ -134,10 +137,11 @@ def _choose_threads(config: pytest.Config) -> None:
             torch.set_num_threads(threads_for_timing())
 
 
-def _load(config: pytest.Config, target: str) -> str:
-    registry.make_importable(target)  # for good: what it imports later is there, too
-    with _prepared(config, target, f"attention {target!r} is imported"):
-        return registry.load(target)
+def _load(config: pytest.Config, target: str, name: str = "") -> str:
+    if not name:  # an installed package's attention has one
+        registry.make_importable(target)  # for good: what it imports later is there, too
+    with _prepared(config, name or target, f"attention {target!r} is imported"):
+        return registry.load(target, name)
 
 
 @contextlib.contextmanager
@@ -145,7 +149,11 @@ def _prepared(config: pytest.Config, attention: str, what: str) -> Iterator[None
     """Say what is done with an attention, and set back what it changes in the process."""
     config.stash[_channel].send(event="prepare", what=what)
     state, background, integrity = ProcessState(), BackgroundWork.now(), config.stash[_integrity]
-    yield
+    try:
+        yield
+    except ValueError:  # an installed package's attention is left out, the others are measured
+        config.stash[_isolation].prepare(attention, state)
+        raise
     faults = [left] if (left := BackgroundWork.now().since(background)) else []
     if replaced := integrity.replaced():
         integrity.restore()
@@ -204,6 +212,7 @@ def _basis(config: pytest.Config, cases: Sequence[Case]) -> dict[str, str]:
         "profile": config.getoption("--danon-profile"),
         "device": config.getoption("--danon-device"),
         "attentions": ", ".join(names),
+        **{f"package of {name}": package for name, package in installed.versions().items()},
         "suites": ", ".join(name for name in config.stash[_suites] if name in planned),
     }
     return (

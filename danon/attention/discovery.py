@@ -1,32 +1,40 @@
-"""Which attentions take part: registered ones, and those of the user."""
+"""Which attentions take part: danon's, those of installed packages, and those of the user."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Callable, Iterable
 
 import danon.attention
-from danon.attention import registry, tuned_variants
+from danon.attention import installed, registry, tuned_variants
 from danon.attention.registry import REFERENCE
 from danon.console.reasons import located
 from danon.processes.interruption import Interruption
 
 __all__ = ["discover"]
 
+_log = logging.getLogger(__name__)
+
 
 def discover(
-    targets: Iterable[str], only: Iterable[str], load: Callable[[str], str] = registry.load
+    targets: Iterable[str],
+    only: Iterable[str],
+    load: Callable[..., str] = registry.load,
+    note: Callable[[str], object] = _log.warning,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names to measure, the reference first, and those of them that the user brought.
 
     Args:
         targets: registered names, or ``file.py:Class`` / ``module:Class`` to add.
         only: registered names to keep; none keeps all. The reference and the user's own stay.
-        load: makes an attention of a target.
+        load: makes an attention of a target; of an installed package's also takes its name.
+        note: hears why an attention of an installed package is left out.
 
     Raises:
-        ValueError: an unknown name, a target that cannot be loaded, two of one name, or a file in
+        ValueError: an unknown name, a target that cannot be loaded, an installed package's
+            attention that is asked for and cannot be loaded, two of one name, or a file in
             results/tuned that is none of ``danon tune``; says why.
     """
     for module in pkgutil.iter_modules(danon.attention.__path__, "danon.attention."):
@@ -46,12 +54,15 @@ def discover(
                 f"attentions {own[name]!r} and {target!r} are both called {name!r}: rename a class"
             )
         own[_loaded(target, load)] = target
+    left_out = installed.load_installed(load)  # the user's own first: their names are typed
     tuned_variants.register()  # of one's own, too
-    for target in named:
-        registry.get(target)
     wanted = list(only)
-    for name in wanted:
+    for name in (*named, *wanted):
+        if name in left_out and name not in registry.names():
+            raise ValueError(left_out[name])
         registry.get(name)
+    for reason in left_out.values():
+        note(reason)
     kept = [n for n in registry.names() if not wanted or n in wanted or n in own]
     return (REFERENCE, *(n for n in kept if n != REFERENCE)), tuple(own)
 

@@ -17,7 +17,16 @@ from torch import nn
 
 from danon.attention.base import BaseAttention
 
-__all__ = ["REFERENCE", "get", "import_target", "load", "make_importable", "names", "register"]
+__all__ = [
+    "REFERENCE",
+    "get",
+    "import_target",
+    "load",
+    "make_importable",
+    "names",
+    "register",
+    "remove",
+]
 
 REFERENCE = "sdpa"
 """Dense attention, beside which all others are measured."""
@@ -54,6 +63,11 @@ def _source(cls: type) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 
+def remove(name: str) -> None:
+    """Take a name back, if it is registered."""
+    _TABLE.pop(name, None)
+
+
 def names() -> tuple[str, ...]:
     """Registered names, in order of registration."""
     return tuple(_TABLE)
@@ -79,19 +93,24 @@ def make_importable(target: str) -> None:
         sys.path.append(folder)
 
 
-def load(target: str) -> str:
+def load(target: str, name: str = "") -> str:
     """Import ``path/to/file.py:Class`` or ``package.module:Class`` and register the class.
 
     A file may import its neighbours, a module those of the current folder: that folder becomes the
     last one on the path, so that nothing in it hides the standard library or a package.
 
+    Args:
+        target: where the class is.
+        name: to register it under; empty takes the name of the class. A named one comes from an
+            installed package, and the path stays as it is.
+
     Returns:
-        The name it is registered under: the class name.
+        The name it is registered under.
 
     Raises:
         ValueError: the target cannot be imported or is no attention class; says why.
     """
-    module, attr = import_target(target, "attention")
+    module, attr = import_target(target, "attention", importable=bool(name))
     cls = getattr(module, attr, None)
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         classes = [
@@ -110,16 +129,19 @@ def load(target: str) -> str:
             f"attention {target!r}: {attr} must have a constructor that one config suffices for "
             "(__init__(self, config)), or a classmethod build(config)"
         )
-    register(attr)(cls)
-    return attr
+    register(name or attr)(cls)
+    return name or attr
 
 
-def import_target(target: str, what: str) -> tuple[ModuleType, str]:
+def import_target(
+    target: str, what: str, *, importable: bool = False
+) -> tuple[ModuleType, str]:
     """Import the module of ``path/to/file.py:Name`` or ``package.module:Name``.
 
     Args:
         target: the module, and a name in it.
         what: the kind of thing that the name stands for, for messages.
+        importable: the module is of an installed package, and the path of imports stays as it is.
 
     Returns:
         The module, and the name.
@@ -133,7 +155,8 @@ def import_target(target: str, what: str) -> tuple[ModuleType, str]:
     path = Path(place).resolve()
     if place.endswith(".py") and not path.is_file():
         raise ValueError(f"{what} {target!r}: no such file {path}")
-    make_importable(target)
+    if not importable:
+        make_importable(target)
     try:
         module = _imported(path) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from danon.attention import discovery, kernels, registry
 from danon.config import AttentionConfig
+from danon.console.messages import pass_over
 from danon.measure.fingerprint import fingerprint
 from danon.processes.interpreter import bundle
 from danon.runs.run_info import PACKAGES
@@ -40,7 +42,7 @@ def doctor(device: str, console: Console) -> None:
     for name, reason in kernels.table.available().items():
         backends.add_row(name, _yes_or(reason))
     attentions = _table(f"attentions at {LENGTH} tokens", "attention", "case", "here")
-    for name, case, reason in _attentions(torch.device(device)):
+    for name, case, reason in _attentions(torch.device(device), console):
         attentions.add_row(name, case, _yes_or(reason))
     for table in (facts, packages, backends, attentions):
         console.print(table)
@@ -67,11 +69,11 @@ def _version(package: str) -> str:
         return "[yellow]not installed[/]"
 
 
-def _attentions(device: torch.device) -> list[tuple[str, str, str | None]]:
+def _attentions(device: torch.device, console: Console) -> list[tuple[str, str, str | None]]:
     """(name, dtype and phase, why not) of every registered attention."""
     sys.path.insert(0, str(bundle()))
     # By name: the library must not depend on what plugs into it.
-    discovery.discover((), ())
+    discovery.discover((), (), note=partial(pass_over, console))
     shape = AttentionConfig(hidden_size=256, num_heads=4, causal=True, max_sequence_length=LENGTH)
     rows = []
     for name in registry.names():

@@ -144,7 +144,8 @@ def compare_exact(case: Case, base: Facts, head: Facts, allowed: Allowance | Non
 def _exact_metrics(worker: WorkerClient, case: Case, models: RecallModels) -> Facts:
     if case.attention not in worker.attentions:
         known = ", ".join(worker.attentions)
-        reason = f"{worker.side.name}: no attention {case.attention!r}; known: {known}"
+        missing = f"no attention {case.attention!r}; known: {known}"
+        reason = f"{worker.side.name}: {worker.left_out.get(case.attention, missing)}"
         return Missing(reason, "removed")
     worker.own(case.attention)
     if case.task:

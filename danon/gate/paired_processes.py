@@ -144,6 +144,7 @@ class WorkerClient(WorkerProcess):
             self.close()
             raise
         self.attentions: tuple[str, ...] = tuple(loaded["attentions"])
+        self.left_out: dict[str, str] = loaded["left_out"]
         self._foreign: dict[str, str] = loaded["foreign"]
 
     def request(self, do: str, **arguments: Any) -> Any:

@@ -97,8 +97,8 @@ class Worker:
             bundle: folder of its baselines.
 
         Returns:
-            ``attentions``, the registered names, and ``foreign``: of those that are not the
-            checkout's the file that they come from.
+            ``attentions``, the registered names; ``foreign``: of those that are not the checkout's
+            the file that they come from; ``left_out``: why an installed package's is missing.
         """
         root, repo = Path.cwd(), Path(repository)
         provenance.put_first([*provenance.import_roots(root, targets, repo), Path(library)])
@@ -120,12 +120,16 @@ class Worker:
         gc.freeze()  # or each collection before a sample goes through all of torch
         for target in targets:
             registry.load(target)
+        left_out: dict[str, str] = {}
+        if importlib.util.find_spec("danon.attention.installed") is not None:
+            left_out = importlib.import_module("danon.attention.installed").load_installed()
         if importlib.util.find_spec("danon.attention.tuned_variants") is not None:
             importlib.import_module("danon.attention.tuned_variants").register()  # tuned settings
         names = list(registry.names())
         files = {name: provenance.source_of(registry.get(name), root) for name in names}
         self._recomputation = calls.Recomputation(self._computed, [self._channel])
-        return {"attentions": names, "foreign": {n: file for n, file in files.items() if file}}
+        foreign = {n: file for n, file in files.items() if file}
+        return {"attentions": names, "foreign": foreign, "left_out": left_out}
 
     def prove(self) -> str:
         """Which module is not the checkout's although that has it, of all that are imported."""

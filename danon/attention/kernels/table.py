@@ -17,23 +17,57 @@ import torch
 
 from danon.attention import kernels
 from danon.attention.kernels.base import HALF, REGISTERED, Kernel
+from danon.console.reasons import located
+from danon.processes.entry_points import entry_points, package_of
 
 __all__ = ["available", "keeps_bias", "names", "resolve"]
 
 for _module in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
     if _module.name != __name__:
         importlib.import_module(_module.name)  # a file here is a backend, and registers it
+GROUP = "danon.kernels"
+"""Entry points of installed packages: the value is a module that registers a backend."""
 _AUTO = ("cpu-flash", "cuda-flash", "cuda-efficient", "dense")
 
 
 def names() -> tuple[str, ...]:
     """Every kernel, whether it can run here or not."""
+    _load_installed()
     return tuple(REGISTERED)
 
 
 def available() -> dict[str, str | None]:
     """Kernel name -> None if it can run on this machine, else the reason why not."""
-    return {name: kernel.missing() for name, kernel in REGISTERED.items()}
+    left_out = _load_installed()
+    return {name: kernel.missing() for name, kernel in REGISTERED.items()} | left_out
+
+
+@functools.cache
+def _load_installed() -> dict[str, str]:
+    """Import the backends of installed packages, once.
+
+    They are imported when a kernel is looked for that danon has not: importing danon costs nothing.
+
+    Returns:
+        Why a backend is left out, by its name.
+    """
+    left_out = dict[str, str]()
+    for point in entry_points(GROUP):
+        package = package_of(point)
+        if point.name in REGISTERED:
+            owner = type(REGISTERED[point.name]).__module__
+            if owner.partition(".")[0] != point.module.partition(".")[0]:
+                left_out[f"{point.name} of {package}"] = f"the name is taken by {owner}"
+            continue
+        which = f"kernel {point.name!r} of the installed package {package}"
+        try:
+            point.load()
+        except (Exception, SystemExit) as error:  # of a package that nobody may have asked for
+            left_out[point.name] = f"{which} does not import: {located(error)}"
+        else:
+            if point.name not in REGISTERED:
+                left_out[point.name] = f"{which}: {point.value} registers no kernel of that name"
+    return left_out
 
 
 @functools.lru_cache(maxsize=256)
@@ -54,6 +88,8 @@ def resolve(
         for candidate in _AUTO:
             if REGISTERED[candidate].refuses(device, dtype, head_dim, bias) is None:
                 return REGISTERED[candidate]
+    if name not in REGISTERED and (reason := _load_installed().get(name)):
+        raise ValueError(reason)
     if name not in REGISTERED:
         raise ValueError(f"unknown kernel {name!r}; known: auto, {', '.join(REGISTERED)}")
     if reason := REGISTERED[name].refuses(device, dtype, head_dim, bias):
@@ -68,6 +104,8 @@ def resolve(
 
 def keeps_bias(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether the kernel for a call takes a logit bias and adds it in float32 or wider."""
+    if name != "auto" and name not in REGISTERED:
+        _load_installed()
     if name in REGISTERED and REGISTERED[name].refuses(device, dtype, head_dim, True) is not None:
         return False
     return not resolve(name, device, dtype, head_dim, True).rounds_bias or dtype not in HALF
