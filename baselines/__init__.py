@@ -1,40 +1,14 @@
 """The attentions ours are compared with, each an adapter over the package people use.
 
-Importing this package registers all of them and imports none of those packages.
+Importing this package registers all of them and imports none of those packages. A file here whose
+name does not begin with an underscore is a baseline.
 """
 
 from __future__ import annotations
 
-from baselines import (
-    bigbird,
-    flash_attn,
-    flex_window,
-    gla,
-    linear,
-    linformer,
-    local,
-    longformer,
-    nsa,
-    performer,
-    sdpa,
-    sdpa_math,
-    window,
-    xformers,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "bigbird",
-    "flash_attn",
-    "flex_window",
-    "gla",
-    "linear",
-    "linformer",
-    "local",
-    "longformer",
-    "nsa",
-    "performer",
-    "sdpa",
-    "sdpa_math",
-    "window",
-    "xformers",
-]
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    if not _module.name.startswith(f"{__name__}._"):
+        importlib.import_module(_module.name)

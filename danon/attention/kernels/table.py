@@ -62,7 +62,7 @@ def _load_installed() -> dict[str, str]:
         which = f"kernel {point.name!r} of the installed package {package}"
         try:
             point.load()
-        except (Exception, SystemExit) as error:  # of a package that nobody may have asked for
+        except (Exception, SystemExit) as error:  # noqa: BLE001  nobody may have asked for it
             left_out[point.name] = f"{which} does not import: {located(error)}"
         else:
             if point.name not in REGISTERED:
