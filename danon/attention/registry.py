@@ -133,9 +133,7 @@ def load(target: str, name: str = "") -> str:
     return name or attr
 
 
-def import_target(
-    target: str, what: str, *, importable: bool = False
-) -> tuple[ModuleType, str]:
+def import_target(target: str, what: str, *, importable: bool = False) -> tuple[ModuleType, str]:
     """Import the module of ``path/to/file.py:Name`` or ``package.module:Name``.
 
     Args:
