@@ -8,23 +8,26 @@ import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from danon.runs.task_registry import TaskRecord, register
 
-__all__ = ["CORPORA", "CorpusError", "corpus", "document", "sample_windows"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["CORPORA", "CorpusError", "corpus", "document", "rest_of_corpus", "sample_windows"]
 
 
 class CorpusError(ValueError):
-    """A text that is not there, or too short."""
+    """A text that is missing or too short."""
 
 
 HELD_OUT = 16
-"""One file in so many is held out, every second of these for choosing."""
+"""One file in this many is held out; every second of those is the validation text."""
 GENOME = Path("/usr/share/doc/bowtie/examples/genomes/NC_008253.fna.gz")
 PIECE = 2**16
-"""Bases."""
-_OTHERS = {
+"""Bases of the genome that count as a file."""
+_LEFT_OUT = {
     "site-packages",
     "dist-packages",
     "test",
@@ -39,7 +42,7 @@ _OTHERS = {
 def _code() -> Iterator[Path]:
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
-        if not _OTHERS & set(path.relative_to(root).parts):
+        if not _LEFT_OUT & set(path.relative_to(root).parts):
             yield path
 
 
@@ -55,7 +58,7 @@ def _shakespeare() -> Iterator[Path]:
 
 
 def _genome() -> Iterator[bytes]:
-    """The bases of Escherichia coli, in pieces that count as files."""
+    """Yield the bases of Escherichia coli, in pieces that count as files."""
     if not GENOME.exists():
         raise CorpusError(f"corpus 'genome' needs {GENOME}: apt-get install bowtie-examples")
     with gzip.open(GENOME) as file:
@@ -65,16 +68,33 @@ def _genome() -> Iterator[bytes]:
 
 
 FILES = {"code": _code, "shakespeare": _shakespeare}
-CORPORA = (*FILES, "genome")
+"""Corpora that are text files, and their files."""
+TITLES = {
+    "code": "Python's standard library",
+    "shakespeare": "Shakespeare's plays",
+    "genome": "the genome of Escherichia coli, a byte a base",
+}
+CORPORA = tuple(TITLES)
+
+for _name, _title in TITLES.items():
+    register(TaskRecord("language", _name, _title))
 
 
 @lru_cache(maxsize=len(CORPORA))
 def corpus(name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Bytes to train on, to validate on and to test on, uint8 each.
+    """Return the bytes to train on, to validate on and to test on.
+
+    Args:
+        name: one of :data:`CORPORA`.
+
+    Returns:
+        Three tensors (bytes,) uint8.
 
     Raises:
         CorpusError: an unknown name, or its package is missing; says what to install.
     """
+    import torch
+
     train, validation, test = bytearray(), bytearray(), bytearray()
     for number, text in enumerate(_texts(name)):
         held_out = {HELD_OUT - 1: validation, 2 * HELD_OUT - 1: test}
@@ -84,7 +104,11 @@ def corpus(name: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def document(name: str, file: str) -> str:
-    """One file of a corpus.
+    """Return the text of one file of a corpus.
+
+    Args:
+        name: of the corpus.
+        file: name of the file, without a folder.
 
     Raises:
         CorpusError: as :func:`corpus`, or the corpus has no such file.
@@ -96,7 +120,12 @@ def document(name: str, file: str) -> str:
 
 
 def rest_of_corpus(name: str, file: str, limit: int) -> str:
-    """What a corpus has beside a file of it, up to so many characters.
+    """Return the text of all files of a corpus but one.
+
+    Args:
+        name: of the corpus.
+        file: name of the file that is left out.
+        limit: most characters of the text.
 
     Raises:
         CorpusError: as :func:`corpus`.
@@ -115,13 +144,22 @@ def _texts(name: str) -> Iterator[bytes]:
 
 
 def sample_windows(text: Tensor, count: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Stretches of text (count, length) and the bytes that follow each of theirs, int64.
+    """Draw windows of a text, and the byte that follows each of their bytes.
 
-    They begin anywhere, the same for the same seed.
+    Args:
+        text: bytes (n,) uint8.
+        count: number of windows; they begin anywhere.
+        length: bytes N of a window.
+        seed: seed of the random numbers.
+
+    Returns:
+        Windows and following bytes, (count, N) int64 each.
 
     Raises:
-        CorpusError: a text shorter than one stretch.
+        CorpusError: the text is shorter than a window and its next byte.
     """
+    import torch
+
     if len(text) <= length:
         raise CorpusError(f"a corpus of {len(text)} bytes: must be longer than context = {length}")
     g = torch.Generator().manual_seed(seed)

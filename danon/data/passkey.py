@@ -1,13 +1,16 @@
-"""Numbers hidden in real text and asked for at its end: what of a long context is found again."""
+"""Numbers hidden in real text and asked for at its end, as a test of a long context."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from danon.runs.task_registry import TaskRecord, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Answer", "Prompt", "prompts"]
 
@@ -28,6 +31,15 @@ THINGS = (
     "the weight of the golden crown",
 )
 DIGITS = 5
+
+register(
+    TaskRecord(
+        suite="pretrained",
+        name="passkey",
+        title="numbers hidden in a text, asked for at its end",
+        question="Numbers are hidden in a text: which number belongs to each thing?",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -63,16 +75,23 @@ def prompts(
     depths: Sequence[float],
     examples: int,
 ) -> Iterator[Prompt]:
-    """The same for the same arguments: each has its own numbers, order and stretch of the text.
+    """Yield prompts, the same for the same arguments.
+
+    Each prompt has its own numbers, order of questions and stretch of the text.
 
     Args:
+        encode: tokens (n,) of a string.
         text: tokens to hide the numbers in.
         length: tokens N of a prompt.
-        depths: ascending, a number at each; at most as many as there are :data:`THINGS`.
+        depths: ascending shares of the text, a number at each; at most as many as there are
+            :data:`THINGS`.
+        examples: number of prompts.
 
     Raises:
         ValueError: a text that is too short, or a length without room for any of it.
     """
+    import torch
+
     begin, question, end = encode(BEGIN), encode(QUESTION), encode(END)
     for example in range(examples):
         draw = random.Random(example)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from danon.data.tasks.synthetic import Task
+from danon.data.tasks.base import Task
 
 __all__ = ["CurriculumDataset", "Stage"]
 

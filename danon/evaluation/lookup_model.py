@@ -20,7 +20,7 @@ from danon.attention.base import BaseAttention
 from danon.attention.discovery import discover
 from danon.attention.registry import REFERENCE
 from danon.config import AttentionConfig
-from danon.data.tasks.synthetic import Lookup
+from danon.data.tasks.lookup import Lookup
 from danon.evaluation.curriculum import CurriculumDataset, Stage
 from danon.evaluation.pretrained_plans import LookupPlan
 from danon.evaluation.small_model import AnswerTrainer, build_encoder

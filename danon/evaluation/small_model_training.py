@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from danon.bench.suite import UnmeasuredError
 from danon.data.corpora import CorpusError, corpus, sample_windows
-from danon.data.tasks.synthetic import Task
+from danon.data.tasks.base import Task
 from danon.evaluation.curriculum import CurriculumDataset
 from danon.evaluation.small_model import (
     EVAL_TOKENS,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from danon.data.corpora import corpus, sample_windows
-from danon.data.tasks.synthetic import Task
+from danon.data.tasks.base import Task
 from danon.evaluation.curriculum import Stage
 from danon.evaluation.small_model import Shape
 from danon.runs.case import Case

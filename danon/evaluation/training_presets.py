@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from danon.data.tasks.induction import Induction
 from danon.data.tasks.listops import ListOps
-from danon.data.tasks.synthetic import (
-    Induction,
-    MultiQueryRecall,
-    NeedleInAHaystack,
-    SelectiveCopying,
-)
+from danon.data.tasks.mqar import MultiQueryRecall
+from danon.data.tasks.needle import NeedleInAHaystack
+from danon.data.tasks.selective_copying import SelectiveCopying
 from danon.evaluation.curriculum import Stage
 from danon.evaluation.training_plans import ContextStage, LanguagePlan, RecallPlan
 

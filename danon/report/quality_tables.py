@@ -12,7 +12,7 @@ from danon.report.figure import Figure
 from danon.report.remarks import Remark, doubtful, remarks
 from danon.report.suite_infos import suite_infos
 from danon.report.tables import figure, role, speedup
-from danon.runs.pretrained_tasks import PRETRAINED
+from danon.runs import task_registry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,25 +21,11 @@ if TYPE_CHECKING:
     from danon.runs.case import CaseResult
     from danon.runs.suite_info import Metric, SuiteInfo
 
-__all__ = ["Cost", "Row", "Score", "Task", "attentions", "hardest", "tasks"]
+__all__ = ["Cost", "Row", "Score", "Task", "attentions", "hardest", "known_tasks", "tasks"]
 
 Cost = Literal["share", "speedup", "peak"]
-RECALL = {
-    "mqar": "multi-query associative recall (Arora et al. 2023)",
-    "needle": "a needle in a haystack",
-    "induction": "induction (Olsson et al. 2022)",
-    "copying": "selective copying (Gu and Dao 2023)",
-    "listops": "nested lists to evaluate (Nangia and Bowman 2018)",
-}
-TEXTS = {
-    "code": "Python's standard library",
-    "shakespeare": "Shakespeare's plays",
-    "genome": "the genome of Escherichia coli, a byte a base",
-}
 LOOKUP = "lookup"
 """The task whose attentions have the settings that speed is measured with."""
-TASKS = {*RECALL, *TEXTS, *PRETRAINED}
-"""Those that come with danon, recorded or not."""
 WRITTEN = {
     "accuracy": formatting.format_accuracy,
     "bits_per_byte": formatting.format_bits,
@@ -140,11 +126,16 @@ class Task:
     @property
     def about(self) -> str:
         """The task in words."""
-        if not self.trained:
-            return PRETRAINED[self.name]
-        if self.higher:
-            return RECALL.get(self.name, self.name)
-        return f"{TEXTS.get(self.name, 'text')}, bits/B"
+        record = task_registry.find(self.suite, self.name)
+        if self.metric == "bits_per_byte":
+            return f"{record.title if record else 'text'}, bits/B"
+        return record.title if record else self.name
+
+    @property
+    def question(self) -> str:
+        """What an example asks, in a sentence; empty for text."""
+        record = task_registry.find(self.suite, self.name)
+        return record.question if record else ""
 
     def items(self, length: int) -> float:
         """What there was to find at a length; NaN for text."""
@@ -198,6 +189,11 @@ class Task:
                 for other in points.values()
             )
         )
+
+
+def known_tasks() -> frozenset[str]:
+    """Return the names of all installed tasks, recorded or not."""
+    return frozenset(task_registry.names())
 
 
 def tasks(

@@ -266,7 +266,7 @@ def _tasks(runs: Sequence[Run], task: str) -> list[tuple[RunInfo, Task]]:
         # Lookups are asked for by name: with settings for speed they answer another question.
         wanted = [t for t in known if task == t.name or (task == t.suite and t.name != LOOKUP)]
         found += [(info, t) for t in wanted]
-    if not found and names and task not in names | quality_tables.TASKS:
+    if not found and names and task not in names | quality_tables.known_tasks():
         raise ValueError(f"task {task!r}: must be one of {', '.join(sorted(names))}")
     return [(info, t) for info, t in found if any(_tells(t, n) for n in t.lengths)]
 

@@ -10,8 +10,8 @@ import datetime as dt
 import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from danon.runs import task_registry
 from danon.runs.case import SCHEMA, CaseResult
-from danon.runs.pretrained_tasks import PRETRAINED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,11 +106,19 @@ def check_date(started: str, where: object) -> None:
 
 
 def check_tasks(results: Sequence[CaseResult], where: object) -> None:
-    """Raises: SchemaError: nobody here knows what a task is judged by."""
+    """Check that the metric of every pretrained task is known.
+
+    Args:
+        results: of a run.
+        where: the file, for the message.
+
+    Raises:
+        SchemaError: nothing that is installed registers a task.
+    """
     for result in results:
         case = result.case
-        if case.suite == "pretrained" and case.task not in PRETRAINED:
-            known = ", ".join(PRETRAINED)
+        if case.suite == "pretrained" and task_registry.find(case.suite, case.task) is None:
+            known = ", ".join(task_registry.names("pretrained"))
             raise SchemaError(f"{where}: {case.id}: task {case.task!r}: must be one of {known}")
 
 

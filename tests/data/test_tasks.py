@@ -1,8 +1,9 @@
-"""What models are asked: solvable from the context alone, the same for a seed, and real text."""
+"""Tasks and texts: solvable from the context alone, the same for a seed, held out."""
 
 from __future__ import annotations
 
 import gzip
+import subprocess
 import sys
 from pathlib import Path
 from random import Random
@@ -13,16 +14,16 @@ from torch import Tensor
 
 from danon.data import corpora
 from danon.data.corpora import corpus, sample_windows
+from danon.data.tasks.base import Task
+from danon.data.tasks.induction import Induction
 from danon.data.tasks.listops import ListOps
-from danon.data.tasks.synthetic import (
-    Induction,
-    Lookup,
-    MultiQueryRecall,
-    NeedleInAHaystack,
-    SelectiveCopying,
-    Task,
-)
+from danon.data.tasks.lookup import Lookup
+from danon.data.tasks.mqar import MultiQueryRecall
+from danon.data.tasks.needle import NeedleInAHaystack
+from danon.data.tasks.selective_copying import SelectiveCopying
+from danon.runs import task_registry
 
+ROOT = Path(__file__).parents[2]
 TASKS = (
     MultiQueryRecall(64, 16, 512),
     MultiQueryRecall(256, 8),
@@ -83,7 +84,7 @@ def solve(task: Task, ids: Tensor, at: int) -> int:
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.name}-{t.length}")
-def test_every_answer_follows_from_what_came_before(task: Task) -> None:
+def test_answers_follow_from_earlier_tokens(task: Task) -> None:
     ids, answers = task.examples(8, seed=3)
     assert ids.shape == answers.shape == (8, task.length)
     assert int(ids.min()) >= 0 and int(ids.max()) < task.vocabulary
@@ -94,14 +95,43 @@ def test_every_answer_follows_from_what_came_before(task: Task) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.name}-{t.length}")
-def test_examples_are_the_same_for_a_seed_and_differ_otherwise(task: Task) -> None:
+def test_examples_of_equal_and_other_seeds(task: Task) -> None:
     once, again, other = (task.examples(4, seed) for seed in (1, 1, 2))
     assert torch.equal(once[0], again[0]) and torch.equal(once[1], again[1])
     assert not torch.equal(once[0], other[0])
     assert not torch.equal(once[0][0], once[0][1])
 
 
-def test_recall_asks_for_every_key_once_and_mostly_soon() -> None:
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: f"{t.name}-{t.length}")
+def test_chance_is_one_of_the_possible_answers(task: Task) -> None:
+    _, answers = task.examples(16384 // task.answers, seed=0)
+    different, possible = len(answers[answers != -100].unique()), round(1 / task.chance)
+    expected = possible * (1 - (1 - task.chance) ** 16384)  # not every answer need occur
+    assert 0.97 * expected < different <= possible
+
+
+def test_page_describes_every_task() -> None:
+    page = (ROOT / "docs" / "measurement.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")}
+    names = set(task_registry.names("recall"))
+    assert names == {"copying", "induction", "listops", "mqar", "needle"}
+    assert names <= rows
+    for record in task_registry.records():
+        assert record.title and (record.question.endswith("?") or record.factory is None)
+
+
+def test_titles_need_no_torch() -> None:
+    code = (
+        "import sys; from danon.runs import task_registry; print(len(task_registry.records())); "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, str(len(task_registry.records())))
+
+
+def test_mqar_asks_for_every_key_once_and_mostly_soon() -> None:
     """Gaps follow a power law: half of the queries stand in the first tenth of the rest."""
     task = MultiQueryRecall(1024, 32)
     ids, answers = task.examples(64, 0)
@@ -119,7 +149,7 @@ def test_recall_asks_for_every_key_once_and_mostly_soon() -> None:
         (MultiQueryRecall(1024, 256), 0.25, (500, 786)),
     ],
 )
-def test_recall_asks_where_the_page_says(
+def test_mqar_positions_match_the_page(
     task: MultiQueryRecall, near: float, quantiles: tuple[int, int]
 ) -> None:
     """docs/measurement.md: share of keys in the first quarter of the places, and distances."""
@@ -148,7 +178,7 @@ def test_lookup_asks_over_any_distance() -> None:
     assert near > 0.2 and far > 0.2 and max(gaps) > 900
 
 
-def test_depths_tell_where_the_needle_of_each_answer_stands() -> None:
+def test_needle_depths_point_at_the_answers() -> None:
     task = NeedleInAHaystack(64, 4, 512)
     ids, answers = task.examples(500, seed=2)
     depths = task.depths(ids)
@@ -169,12 +199,12 @@ def test_depths_tell_where_the_needle_of_each_answer_stands() -> None:
         (lambda: SelectiveCopying(16, 9, 16), 8),
     ],
 )
-def test_too_much_to_find(build: object, most: int) -> None:
+def test_too_many_items_are_refused(build: object, most: int) -> None:
     with pytest.raises(ValueError, match=rf"items = \d+: must be from 1 to {most} for length"):
         build()  # type: ignore[operator]
 
 
-def test_lists_have_the_depth_and_the_length_of_their_task() -> None:
+def test_listops_depth_and_length() -> None:
     ids, answers = ListOps(96, 3).examples(1000, seed=0)
     level = ((ids > 10) & (ids < 15)).int().cumsum(1) - (ids == 15).int().cumsum(1)
     assert int(level.max()) == 3 and int(level.min()) == 0 and not level[:, -1].any()
@@ -188,7 +218,7 @@ def test_lists_have_the_depth_and_the_length_of_their_task() -> None:
         ListOps(125, 2)
 
 
-def test_held_out_text_is_never_learned_from() -> None:
+def test_held_out_text_is_not_in_the_training_text() -> None:
     learned, *held_out = corpus("code")
     for kept, other in (held_out, held_out[::-1]):
         assert len(learned) > 10 * len(kept) > 1_000_000
@@ -196,7 +226,7 @@ def test_held_out_text_is_never_learned_from() -> None:
         assert stretch not in bytes(learned.tolist()) and stretch not in bytes(other.tolist())
 
 
-def test_windows_give_the_next_byte() -> None:
+def test_windows_come_with_the_next_byte() -> None:
     text = torch.arange(200, dtype=torch.uint8)
     ids, following = sample_windows(text, 5, 50, seed=0)
     assert ids.shape == (5, 50) and torch.equal(following, ids + 1)
@@ -204,7 +234,7 @@ def test_windows_give_the_next_byte() -> None:
         sample_windows(text, 1, 200, seed=0)
 
 
-def test_a_missing_data_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_corpus_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ValueError, match="unknown corpus 'latin'; known: code, shakespeare, genome"
     ):
@@ -220,7 +250,7 @@ def test_a_missing_data_package_says_how_to_install_it(monkeypatch: pytest.Monke
         corpus("genome")
 
 
-def test_a_genome_is_held_out_by_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_genome_pieces_are_held_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     draw = Random(0)
     bases = "".join(draw.choices("ACGT", k=40 * 100))
     lines = [bases[i : i + 70] for i in range(0, len(bases), 70)]

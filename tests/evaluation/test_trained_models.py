@@ -18,7 +18,7 @@ from danon.bench.profile import Profile
 from danon.bench.runner import CaseRunner
 from danon.bench.suite import planned_cases
 from danon.config import AttentionConfig
-from danon.data.tasks.synthetic import NeedleInAHaystack
+from danon.data.tasks.needle import NeedleInAHaystack
 from danon.evaluation import small_model_training
 from danon.evaluation.curriculum import Stage
 from danon.evaluation.small_model import build_small_model

@@ -136,7 +136,7 @@ DAMAGES = {
     ),
     "unknown task": (
         in_case(lambda case: case["case"].update(suite="pretrained", task="chess")),
-        ": pretrained/chess/sdpa/N1024/float32/forward/cpu: task 'chess': must be one of text,",
+        ": pretrained/chess/sdpa/N1024/float32/forward/cpu: task 'chess': must be one of adapted,",
     ),
     "no file": (a_folder, "/cases.jsonl: Is a directory"),
 }

@@ -13,7 +13,7 @@ from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.config import AttentionConfig
 from danon.data.pretrained_models import pretrained_model
-from danon.data.tasks.synthetic import Lookup
+from danon.data.tasks.lookup import Lookup
 from danon.evaluation import lookup_model
 from danon.evaluation.curriculum import Stage
 from danon.evaluation.lookup_model import errors

@@ -1,1 +1,4 @@
-"""Synthetic tasks, one question and one right answer each."""
+"""Synthetic tasks, one file each.
+
+Nothing here imports torch before examples are drawn: tables of recorded runs read the titles.
+"""

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from statistics import median
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from danon.data.tasks.base import Task, no_answers, register
 
-from danon.data.tasks.synthetic import Task
-from danon.training import IGNORED
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["CLOSE", "DIGIT", "OPERATORS", "ListOps"]
 
@@ -28,9 +28,10 @@ OPERATORS: dict[int, Callable[[Sequence[int]], int]] = {
 }
 """Tokens that open a list: MAX, MIN, MED (rounded down) and SM, the sum modulo 10."""
 CLOSE = 15
-ARGUMENTS = 10
-"""Of a list, at most; at least two."""
-NESTED = 0.25
+"""Token that closes a list."""
+MAX_ARGUMENTS = 10
+"""Most arguments of a list; the fewest are two."""
+NESTED_SHARE = 0.25
 """Share of the arguments that are lists, as long as the depth allows."""
 
 
@@ -38,35 +39,49 @@ class TooLongError(Exception):
     """A list has no room left."""
 
 
+@register
 @dataclass(frozen=True)
 class ListOps(Task):
     """Lists of an operator and its arguments, digits or lists; items are the depth they may have.
 
     Sizes as in the Long Range Arena (Tay et al. 2020): two to ten arguments, and at least a quarter
-    of the length. What precedes is padding, so that the answer, a digit, is asked at the last
-    token, which closes the whole list.
+    of the length. Padding comes first. The answer, a digit, is asked at the last token, which
+    closes the whole list.
     """
 
     name = "listops"
+    title = "nested lists to evaluate (Nangia and Bowman 2018)"
+    question = "Nested lists of digits with operators: which digit is their value?"
     vocabulary: int = field(default=16, init=False)
 
-    def least(self) -> int:
+    def min_items(self) -> int:
+        """Return the least depth of which a list can fill the length."""
         depth, room = 0, 1
         while room < self.length:  # of lists with nothing but lists in them
-            depth, room = depth + 1, 2 + ARGUMENTS * room
+            depth, room = depth + 1, 2 + MAX_ARGUMENTS * room
         return depth
 
-    def most(self) -> int:
+    def max_items(self) -> int:
+        """Return the depth of a list whose every list has one other argument."""
         return (self.length - 1) // 3
 
     @property
     def answers(self) -> int:
+        """Number of answers in an example, whatever its depth."""
         return 1
 
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing a digit."""
+        return 0.1
+
     def examples(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Draw lists, padded at the front."""
+        import torch
+
         draw = Random(seed)
         ids = torch.zeros(count, self.length, dtype=torch.int64)
-        answers = torch.full_like(ids, IGNORED)
+        answers = no_answers(ids)
         for row in range(count):
             tokens, value = self._example(draw)
             ids[row, -len(tokens) :] = torch.tensor(tokens)
@@ -74,7 +89,7 @@ class ListOps(Task):
         return ids, answers
 
     def _example(self, draw: Random) -> tuple[list[int], int]:
-        """Tokens and the value of a list that is neither too short nor too long."""
+        """Draw the tokens of a list neither too short nor too long, and its value."""
         while True:
             tokens: list[int] = []
             try:
@@ -85,12 +100,12 @@ class ListOps(Task):
                 return tokens, value
 
     def _grow(self, tokens: list[int], depth: int, draw: Random) -> int:
-        """Append a list of at most that depth; its value."""
+        """Append a list of at most that depth and return its value."""
         operator = draw.choice(list(OPERATORS))
         tokens.append(operator)
         values = []
-        for _ in range(draw.randint(2, ARGUMENTS)):
-            if depth > 1 and draw.random() < NESTED:
+        for _ in range(draw.randint(2, MAX_ARGUMENTS)):
+            if depth > 1 and draw.random() < NESTED_SHARE:
                 values.append(self._grow(tokens, depth - 1, draw))
             else:
                 values.append(draw.randrange(10))
