@@ -1,1 +1,1 @@
-"""DANON inside other people's libraries; each module here needs the library it is named after."""
+"""DANON inside other libraries; each module here needs the library that it is named after."""

@@ -1,4 +1,4 @@
-"""What a Hugging Face cache keeps of a DANON attention layer: a stream state, and no keys."""
+"""The layer of a Hugging Face cache for DANON attention: it keeps a stream state and no keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from danon.attention.streaming import Group, StreamingAttention, StreamState
 
-__all__ = ["StreamLayer", "claim", "taken"]
+__all__ = ["StreamLayer", "cache_layer_of", "claim"]
 
 TAG = "_danon_stream"
 NO_REWIND = (
@@ -24,12 +24,21 @@ NO_REWIND = (
 class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """A cache layer that holds a :class:`~danon.attention.streaming.StreamState`.
 
-    ``update`` hands out the new keys and values alone, tagged, so that the attention function,
-    which is given nothing else, finds its state.
+    ``update`` returns the new keys and values alone. The keys carry a tag by which the attention
+    function, which is given nothing else, finds the state.
+
+    Args:
+        before: cache layer whose attention runs before this one in the model; None for the first.
+
+    Attributes:
+        state: state after the tokens that were read; None before the first.
+        length: number of tokens that were read.
+        claimed: True while the attention of this layer is about to cache keys.
+        pending: True between caching keys and attending with them.
+        closed: True if tokens were read with gradients, of which a state keeps nothing.
     """
 
     def __init__(self, before: StreamLayer | None = None) -> None:
-        """``before`` is the cache layer whose attention runs before this one in the model."""
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.before = before
         self.state: StreamState | None = None
@@ -38,12 +47,26 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the state."""
+        """Number of bytes of the state."""
         return 0 if self.state is None else self.state.nbytes
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        """Tag the new keys for the attention function.
+
+        Args:
+            key_states: (B, G, n, D).
+            value_states: (B, G, n, D).
+            args: not used.
+            kwargs: not used.
+
+        Returns:
+            The new keys, tagged, and values, in the same shapes.
+
+        Raises:
+            ValueError: the tokens cannot continue this cache; says why.
+        """
         if self.pending:
             raise ValueError(
                 "the keys that the model cached before never reached danon attention: a model that "
@@ -73,14 +96,23 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
         mask: Tensor | None,
         cached: list[int] | None = None,
     ) -> Tensor:
-        """Attend with the next tokens and keep the state after them; see the attention's ``step``.
+        """Attend with the next tokens and keep the state after them.
 
         Args:
-            cached: of each row, how many tokens before these the model's mask calls real.
+            attention: attention of the layer.
+            q: (B, H, n, D).
+            k: (B, G, n, D).
+            v: (B, G, n, D).
+            mask: (B, n), nonzero for real tokens; None if all are real.
+            cached: number of real tokens before these in each row, by the model's mask.
+
+        Returns:
+            (B, H, n, D).
 
         Raises:
-            ValueError: besides, if an earlier step failed after some layers; nothing is kept then.
-                Or the mask hides tokens that the state has read, or the reverse.
+            ValueError: the attention's ``step`` refuses the tokens; an earlier step failed between
+                layers; or the mask hides tokens that the state has read, or the reverse. The state
+                stays as it was.
         """
         n = q.shape[2]
         if self.before is not None and self.before.length != self.length + n:
@@ -102,10 +134,13 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
         return out
 
     def skip(self, n: int) -> None:
-        """Count n tokens that were attended to with gradients, and keep nothing of them.
+        """Count tokens that were attended to with gradients, and keep nothing of them.
+
+        Args:
+            n: number of the tokens.
 
         Raises:
-            ValueError: there is a state, which these tokens would have to continue.
+            ValueError: these tokens would have to continue a state.
         """
         if self.length:
             raise ValueError(
@@ -114,31 +149,39 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
         self.closed, self.length = True, n
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the state begins with its first tokens."""
+        """Do nothing: the state begins with its first tokens."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the number of keys of a mask and its offset."""
         return self.length + query_length, 0
 
     def get_seq_length(self) -> int:
+        """Return the number of tokens that were read."""
         return self.length
 
     def get_max_length(self) -> int:
+        """Return -1: there is no limit."""
         return -1
 
     def reset(self) -> None:
+        """Forget all tokens."""
         self.state, self.length = None, 0
         self.claimed = self.pending = self.closed = False
 
     def offload(self) -> None:
+        """Refuse: the state stays on its device."""
         raise ValueError("a danon stream state is not offloaded: it is small and stays in place")
 
     def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: a state cannot forget its last tokens."""
         raise ValueError(NO_REWIND)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep the rows of the batch with these numbers (rows,)."""
         self._keep(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the batch."""
         self._keep(lambda rows: rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Any) -> None:
@@ -148,10 +191,10 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
         self._keep(lambda rows: rows[indices])
 
     def _keep(self, choose: Callable[[Tensor], Tensor]) -> None:
-        """Keep the rows of the batch that are chosen from their numbers.
+        """Keep the rows of the batch that a function chooses from their numbers.
 
         Raises:
-            ValueError: what is chosen is no batch.
+            ValueError: it chooses no rows.
         """
         if self.state is None:
             return
@@ -163,15 +206,22 @@ class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unuse
         self.state = _select(self.state, rows.tolist())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy the layer and share its state, which is a value."""
         copy = type(self)()
         memo[id(self)] = copy
-        copy.__dict__.update(self.__dict__)  # states are values: both may go on from this one
+        copy.__dict__.update(
+            self.__dict__
+        )  # states are values: both copies may continue from this one
         copy.before = memo.get(id(self.before))  # deepcopy goes through the layers in order
         return copy
 
 
 def claim(cache: Cache, index: int) -> None:
-    """Make layer ``index`` of a cache a :class:`StreamLayer`, and let it take the next keys.
+    """Make a layer of a cache a :class:`StreamLayer`, and let it take the next keys.
+
+    Args:
+        cache: a ``DynamicCache``, empty or of DANON layers.
+        index: number of the layer.
 
     Raises:
         ValueError: a cache of another kind, or one filled by another attention.
@@ -201,11 +251,14 @@ def claim(cache: Cache, index: int) -> None:
     cache.layers[index] = claimed
 
 
-def taken(key: Tensor) -> StreamLayer | None:
-    """The cache layer that handed out these keys; None without a cache.
+def cache_layer_of(key: Tensor) -> StreamLayer | None:
+    """Return the cache layer that tagged these keys; None without a cache.
+
+    Args:
+        key: (B, G, n, D).
 
     Raises:
-        ValueError: they were attended to before.
+        ValueError: another layer has attended to them.
     """
     stream = getattr(key, TAG, None)
     if not isinstance(stream, StreamLayer):
@@ -217,7 +270,7 @@ def taken(key: Tensor) -> StreamLayer | None:
 
 
 def _select(state: StreamState, rows: list[int]) -> StreamState:
-    """The state whose sequence i is sequence rows[i] of this one."""
+    """Return the state whose sequence i is sequence ``rows[i]`` of this one."""
     heads = state.config["num_kv_heads"] or state.config["num_heads"]
     groups = []
     for group in state.groups:

@@ -1,9 +1,9 @@
-"""Refuse Hugging Face models whose attention would not be replaced, whichever way they are made.
+"""Refuse Hugging Face models whose attention would not be replaced, however they are made.
 
-Models whose layers do not dispatch through ``transformers.AttentionInterface`` take the name of any
-implementation without a word. So the constructor, ``set_attn_implementation`` and the call of every
-model are wrapped: the first two refuse early, the last refuses what was switched over by its
-configuration.
+Models whose layers do not dispatch through ``transformers.AttentionInterface`` silently accept any
+name of an implementation. So the constructor, ``set_attn_implementation`` and the call of every
+model are wrapped. The first two refuse early; the last refuses a model that was switched over by
+its configuration.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _ATTENTION = re.compile(r"(attention|attn)(?!.*layer$)", re.IGNORECASE)
 
 
 def requested(module: nn.Module) -> str | None:
-    """The DANON implementation that a module's configuration names; None for any other."""
+    """Return the DANON implementation that a module's configuration names; None for any other."""
     name = getattr(getattr(module, "config", None), "_attn_implementation", None)
     return name if isinstance(name, str) and name.startswith(PREFIX) else None
 
 
-def dispatches(kind: type[nn.Module]) -> bool:
-    """Whether the forward of a class of layers looks its attention function up in the interface."""
-    return _looks_up(kind.forward)
+def dispatches(layer_class: type[nn.Module]) -> bool:
+    """Return True if the forward of a layer class takes its attention from the interface."""
+    return _looks_up(layer_class.forward)
 
 
 @functools.cache
@@ -47,26 +47,26 @@ def _looks_up(forward: Callable[..., Any]) -> bool:
 
 
 def guard_models() -> None:
-    """Wrap the three ways in which a model comes by its implementation, or runs with it."""
+    """Wrap the constructor, ``set_attn_implementation`` and the call of all models."""
     construct: Any = PreTrainedModel.__init__
     switch: Any = PreTrainedModel.set_attn_implementation
 
     @functools.wraps(construct)
     def guarded_construct(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        own = getattr(config, "_attn_implementation", None)
-        if isinstance(own, str) and own.startswith(PREFIX):
-            _refuse_class(type(self), own)
+        name = getattr(config, "_attn_implementation", None)
+        if isinstance(name, str) and name.startswith(PREFIX):
+            _refuse_class(type(self), name)
         construct(self, config, *args, **kwargs)
 
     @functools.wraps(switch)
     def guarded_switch(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-        wanted = {name for name in _names(attn_implementation) if name.startswith(PREFIX)}
+        switched = {name for name in _names(attn_implementation) if name.startswith(PREFIX)}
         before = [(config, config._attn_implementation) for config in _configs(self)]
         switch(self, attn_implementation, *args, **kwargs)
-        if not wanted:
+        if not switched:
             return
         try:
-            _check_switched(self, wanted, whole=isinstance(attn_implementation, str))
+            _check_switched(self, switched, whole=isinstance(attn_implementation, str))
         except ValueError:
             for config, name in before:
                 config._attn_implementation_internal = name
@@ -86,7 +86,10 @@ def guard_models() -> None:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
 def check_model(model: PreTrainedModel) -> None:
-    """Check a model that names a DANON implementation, and note that it was checked.
+    """Check a model that names a DANON implementation, and mark it as checked.
+
+    Args:
+        model: a whole model, or a part with a configuration of its own.
 
     Raises:
         ValueError: an attention layer computes its attention itself, or there is none.
@@ -108,9 +111,10 @@ def count_served(
     """Count the attention layers in a module that dispatch through the interface.
 
     Args:
-        name: the implementation that the module is to have.
-        owner: the class that an error names; None for the module's own.
-        everywhere: whether to include parts whose configuration names another implementation.
+        module: a model or a part of one.
+        name: implementation that the module is to have.
+        owner: class that an error names; None for the module's own.
+        everywhere: True includes parts whose configuration names another implementation.
 
     Raises:
         ValueError: an attention layer computes its attention itself.
@@ -124,66 +128,66 @@ def count_served(
 
 
 def _sort_layers(
-    module: nn.Module, wanted: bool, everywhere: bool, served: list[str], unserved: list[str]
+    module: nn.Module, included: bool, everywhere: bool, served: list[str], unserved: list[str]
 ) -> bool:
     """Collect the classes of attention layers; True if the module is one or holds one."""
     if isinstance(module, LayerAttention):
         return False
     if isinstance(module, PreTrainedModel):
-        wanted = everywhere or requested(module) is not None
-    kind = type(module)
-    if dispatches(kind):
-        if wanted:
-            served.append(kind.__name__)
+        included = everywhere or requested(module) is not None
+    layer_class = type(module)
+    if dispatches(layer_class):
+        if included:
+            served.append(layer_class.__name__)
         return True
     inside = [
-        _sort_layers(child, wanted, everywhere, served, unserved) for child in module.children()
+        _sort_layers(child, included, everywhere, served, unserved) for child in module.children()
     ]
     if any(inside):
         return True
-    if _ATTENTION.search(kind.__name__) is None:
+    if _ATTENTION.search(layer_class.__name__) is None:
         return False
-    if wanted:
-        unserved.append(kind.__name__)
+    if included:
+        unserved.append(layer_class.__name__)
     return True
 
 
-def _refuse_class(kind: type[PreTrainedModel], name: str) -> None:
-    """Refuse a model of transformers before it is built, if attention beside it cannot dispatch.
+def _refuse_class(model_class: type[PreTrainedModel], name: str) -> None:
+    """Refuse a model of transformers before it is built, if its module's attention cannot dispatch.
 
     Some modules choose a class by the name of the implementation, from a table of their own, and
-    would fail there without a reason.
+    would fail there with an obscure error.
 
     Raises:
         ValueError: no attention of the module dispatches, or none of such a table.
     """
-    if not kind.__module__.startswith("transformers"):
-        return  # what else is defined beside a user's own model says nothing about it
-    known = vars(sys.modules[kind.__module__]).values()
-    own = [x for x in known if inspect.isclass(x) and x.__module__ == kind.__module__]
-    tables = [list(x.values()) for x in known if isinstance(x, dict) and "eager" in x]
-    for classes in (own, *tables):
+    if not model_class.__module__.startswith("transformers"):
+        return  # other classes beside a user's model say nothing about it
+    members = vars(sys.modules[model_class.__module__]).values()
+    defined = [x for x in members if inspect.isclass(x) and x.__module__ == model_class.__module__]
+    tables = [list(x.values()) for x in members if isinstance(x, dict) and "eager" in x]
+    for classes in (defined, *tables):
         layers = [x for x in classes if _is_attention(x)]
         if layers and not any(dispatches(layer) for layer in layers):
-            raise _refusal(kind.__name__, [layer.__name__ for layer in layers], name)
+            raise _refusal(model_class.__name__, [layer.__name__ for layer in layers], name)
 
 
-def _is_attention(kind: Any) -> bool:
+def _is_attention(candidate: Any) -> bool:
     return (
-        inspect.isclass(kind)
-        and issubclass(kind, nn.Module)
-        and not issubclass(kind, PreTrainedModel)
-        and _ATTENTION.search(kind.__name__) is not None
+        inspect.isclass(candidate)
+        and issubclass(candidate, nn.Module)
+        and not issubclass(candidate, PreTrainedModel)
+        and _ATTENTION.search(candidate.__name__) is not None
     )
 
 
-def _check_switched(model: PreTrainedModel, wanted: set[str], *, whole: bool) -> None:
-    """Check that switching a model over did it: transformers only logs a warning where it cannot.
+def _check_switched(model: PreTrainedModel, names: set[str], *, whole: bool) -> None:
+    """Check that a model was switched over: transformers only logs a warning where it fails.
 
     Raises:
-        ValueError: some of the model stayed what it was, or computes its attention itself.
+        ValueError: a part of the model was not switched, or computes its attention itself.
     """
-    for name in wanted:
+    for name in names:
         parts = [part for part in _models(model) if requested(part) == name]
         for part in [model] if whole else parts:
             count_served(part, name, everywhere=whole)
@@ -206,19 +210,19 @@ def _models(model: nn.Module) -> Iterator[PreTrainedModel]:
 
 
 def _configs(model: PreTrainedModel) -> list[Any]:
-    """The configurations of a model and all its parts, each once."""
-    found: dict[int, Any] = {}
+    """Return the configurations of a model and all its parts, each once."""
+    configs: dict[int, Any] = {}
     waiting: list[Any] = [part.config for part in _models(model)]
     while waiting:
         config = waiting.pop()
-        if config is not None and id(config) not in found:
-            found[id(config)] = config
+        if config is not None and id(config) not in configs:
+            configs[id(config)] = config
             waiting += [getattr(config, name) for name in config.sub_configs]
-    return list(found.values())
+    return list(configs.values())
 
 
 def _names(attn_implementation: Any) -> Iterator[str]:
-    """The names in a string, or in a dictionary of them, which may be nested."""
+    """Yield the names in a string, or in a dictionary of them, which may be nested."""
     if isinstance(attn_implementation, str):
         yield attn_implementation
     elif isinstance(attn_implementation, Mapping):

@@ -31,11 +31,16 @@ _OF_THE_MODEL = (
 
 
 def settings_config(mechanism: str, settings: Mapping[str, Any], width: int) -> AttentionConfig:
-    """The mechanism's configuration for one head of that width.
+    """Return the configuration of a mechanism for one head.
+
+    Args:
+        mechanism: a name of :data:`MECHANISMS`.
+        settings: fields of the configuration.
+        width: width D of the head.
 
     Raises:
         ConfigError: an unknown mechanism or field, a value that is not allowed, or a field that the
-            model decides.
+            model sets.
     """
     if mechanism not in MECHANISMS:
         raise ConfigError(f"mechanism {mechanism!r}: must be one of {', '.join(MECHANISMS)}")
@@ -47,10 +52,13 @@ def settings_config(mechanism: str, settings: Mapping[str, Any], width: int) -> 
 
 
 def head_width(layer: nn.Module) -> int:
-    """Width of a head of a model's attention layer, from the names that models give it.
+    """Return the width of a head of a model's attention layer, by the names that models use.
+
+    Args:
+        layer: attention layer, with a ``config``.
 
     Raises:
-        ValueError: none of them is there.
+        ValueError: the layer has none of the names.
     """
     for name in ("head_dim", "attention_head_size", "head_size"):
         if isinstance(width := getattr(layer, name, None), int):
@@ -65,17 +73,20 @@ def head_width(layer: nn.Module) -> int:
 
 
 class LayerAttention(PreTrainedModel):  # type: ignore[misc, no-untyped-call, unused-ignore]
-    """Holds the parameters of one layer.
+    """Parameters of the DANON attention of one layer.
 
-    They depend on the width of a head alone, so they exist, can be trained and loaded, before the
-    first input tells how many heads there are and whether they are causal. A ``PreTrainedModel``,
-    because that is what ``from_pretrained`` asks to initialise what a checkpoint lacks.
+    They depend on the width of a head alone, so they can be trained and loaded before the first
+    input shows the number of heads and whether attention is causal. The class is a
+    ``PreTrainedModel``, since ``from_pretrained`` asks one to initialise what a checkpoint lacks.
 
     Args:
         mechanism: a name of :data:`MECHANISMS`.
         settings: fields of its configuration.
-        width: of a head.
-        seed: of the random initial values, where a mechanism has any.
+        width: width D of a head.
+        seed: seed of the random initial values, where a mechanism has any.
+
+    Attributes:
+        attended: True once the layer has called the attention in the current forward pass.
     """
 
     def __init__(
@@ -88,20 +99,20 @@ class LayerAttention(PreTrainedModel):  # type: ignore[misc, no-untyped-call, un
             width,
             seed,
         )
-        place = torch.empty(0).device  # "meta" while from_pretrained builds a model
-        self.attention = self._fresh().to(place)
-        self.attended = False  # whether the layer has called it in the forward pass going on
+        device = torch.empty(0).device  # "meta" while from_pretrained builds a model
+        self.attention = self._fresh().to(device)
+        self.attended = False
         self.post_init()  # type: ignore[no-untyped-call, unused-ignore]
 
     def get_correct_attn_implementation(
         self, requested_attention: str | None, is_init_check: bool = False
     ) -> str:
-        """Any: what the model around it is switched to is nothing to these parameters."""
+        """Return any name: the implementation of the model does not concern these parameters."""
         return requested_attention or "eager"
 
     def _fresh(self) -> StreamingAttention:
         config = settings_config(self.mechanism, self.settings, self.width)
-        # A generator of its own: the model's other weights stay what they are without us.
+        # A generator of its own, so that the model's other weights stay as they are without DANON.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(self.seed)
             attention: Any = registry.get(self.mechanism)
@@ -113,10 +124,15 @@ class LayerAttention(PreTrainedModel):  # type: ignore[misc, no-untyped-call, un
         if module is self:
             fresh = dict(self._fresh().named_parameters())
             for name, parameter in self.attention.named_parameters():
-                init.copy_(parameter, fresh[name])  # leaves alone what was loaded
+                init.copy_(parameter, fresh[name])  # skips what was loaded
 
     def fit(self, q: Tensor, k: Tensor, causal: bool) -> StreamingAttention:
-        """The attention for these queries (B, H, n, D) and keys (B, G, n, D).
+        """Return the attention for the heads of an input.
+
+        Args:
+            q: (B, H, n, D).
+            k: (B, G, n, D).
+            causal: True hides later tokens.
 
         Raises:
             ValueError: heads of another width than the parameters.

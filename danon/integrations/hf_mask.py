@@ -1,4 +1,4 @@
-"""The mask of DANON attention in Hugging Face models: a description that no other layer can use."""
+"""The mask of DANON attention in Hugging Face models, a description that other layers refuse."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ __all__ = ["MaskDescription", "MaskUseError", "describe_mask"]
 
 
 class MaskUseError(ValueError, AttributeError):
-    """A layer that is no danon attention computes with the mask of one.
+    """Use of the mask of DANON attention by a layer that computes its attention itself.
 
-    An AttributeError too, so that ``hasattr`` of a mask stays a question.
+    An AttributeError too, so that ``hasattr`` of a mask returns False.
     """
 
 
 @dataclass(frozen=True, eq=False)
 class MaskDescription:
-    """What the tokens of a call may see.
+    """Description of the tokens that a call may see.
 
-    Models hand the mask that they build to their attention layers. A layer that computes its
-    attention itself would misread one without the causal pattern, so this is no tensor: whatever
-    computes with it raises an error.
+    Models give the mask that they build to their attention layers. A layer that computes its
+    attention itself would misread one without the causal pattern. So this is no tensor, and any
+    computation with it raises an error.
 
     Attributes:
-        causal: whether later tokens are hidden.
-        padding: (B, n) bool, True for the real ones of the new tokens; None if all are real.
-        cached: of each row, how many of the tokens before them are real; None if nothing says it.
-        unserved: the model's own pattern that DANON attention does not know; None if there is none.
-        family: the model's ``model_type``.
+        causal: True if later tokens are hidden.
+        padding: (B, n), nonzero for the real ones of the new tokens; None if all are real.
+        cached: number of real tokens before them in each row; None without an attention mask.
+        unserved: the model's pattern in words where DANON attention cannot serve it; else None.
+        family: ``model_type`` of the model.
     """
 
     causal: bool
@@ -56,6 +56,7 @@ class MaskDescription:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> NoReturn:
+        """Refuse a function of torch that is given the mask."""
         given = (*args, *(kwargs or {}).values())
         name = getattr(function, "__name__", str(function))
         for x in given:
@@ -64,9 +65,11 @@ class MaskDescription:
         raise MaskUseError(f"{name} is given a mask of danon attention")
 
     def __getitem__(self, index: Any) -> NoReturn:
+        """Refuse indexing."""
         raise self._refusal("a part of it")
 
     def __getattr__(self, name: str) -> NoReturn:
+        """Refuse attributes that a tensor would have."""
         raise self._refusal(name)
 
 
@@ -75,20 +78,30 @@ def describe_mask(
     q_length: int,
     kv_length: int,
     q_offset: int = 0,
-    kv_offset: int = 0,
     mask_function: Any = causal_mask_function,
     attention_mask: Tensor | None = None,
     local_size: int | None = None,
-    config: Any = None,
     **more: Any,
 ) -> MaskDescription:
-    """The mask function that models call; arguments as in ``transformers.masking_utils``.
+    """Describe a mask; the mask function that models call, as in ``transformers.masking_utils``.
 
-    A pattern that cannot be served is an error of the layer that is given it, not of the model that
-    builds it: some build masks that no layer uses.
+    A pattern that cannot be served is an error of the layer that is given it. The model that builds
+    the mask is not refused, since some build masks that no layer uses.
+
+    Args:
+        batch_size: rows B.
+        q_length: new tokens n.
+        kv_length: new and cached tokens.
+        q_offset: cached tokens.
+        mask_function: pattern of visible keys, one of transformers' own for causal or bidirectional
+            attention.
+        attention_mask: (B, kv_length), nonzero for real tokens; None if all are real.
+        local_size: tokens of a window or a chunk of the model.
+        more: ``config`` names the model; the others are not used.
 
     Raises:
-        ValueError: there are not as many keys, or columns of the attention mask, as tokens.
+        ValueError: the number of keys, or of columns of the attention mask, is not that of the
+            tokens.
     """
     unserved = None
     if mask_function is causal_mask_function and kv_length != q_offset + q_length:
@@ -97,8 +110,8 @@ def describe_mask(
             "danon attention knows no static cache and no attention_mask of another length"
         )
     if mask_function not in (causal_mask_function, bidirectional_mask_function):
-        what = f"a window or chunks of {local_size} tokens" if local_size else "its own pattern"
-        unserved = f"{what} (or packs several sequences in a row)"
+        pattern = f"a window or chunks of {local_size} tokens" if local_size else "its own pattern"
+        unserved = f"{pattern} (or packs several sequences in a row)"
     padding = cached = None
     if attention_mask is not None:
         if tuple(attention_mask.shape) != (batch_size, kv_length):
@@ -109,7 +122,7 @@ def describe_mask(
         cached = (attention_mask[:, : kv_length - q_length] != 0).sum(1).tolist()
         padding = attention_mask[:, kv_length - q_length :]
         padding = None if bool(padding.all()) else padding
-    family = getattr(config, "model_type", "the model")
+    family = getattr(more.get("config"), "model_type", "the model")
     return MaskDescription(
         mask_function is not bidirectional_mask_function, padding, cached, unserved, family
     )

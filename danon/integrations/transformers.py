@@ -1,23 +1,33 @@
 """MSRA, DALA and UCSA as attention implementations of Hugging Face models.
 
-    from danon.integrations.transformers import register
-    register()
-    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="danon_ucsa")
-    model.generate(...)
+Example:
+    >>> import torch
+    >>> from transformers import AutoModelForCausalLM, LlamaConfig
+    >>> from danon.integrations.transformers import attach, register
+    >>> register()
+    >>> config = LlamaConfig(
+    ...     vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    ...     num_attention_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    ... )
+    >>> model = AutoModelForCausalLM.from_config(config, attn_implementation="danon_ucsa")
+    >>> prompt = torch.arange(3, 23)[None]  # (1, 20)
+    >>> model.generate(prompt, max_new_tokens=4, min_new_tokens=4).shape
+    torch.Size([1, 24])
+    >>> attach(model, "ucsa", selected_blocks=2)  # other settings
 
 Every attention layer gets parameters of its own, under the name ``danon``: they are trained, moved,
 saved and loaded with the model. Settings of a mechanism are the dictionary ``config.danon``, which
 is saved with the model, or the arguments of :func:`attach`. Untrained, MSRA and UCSA are defined by
-their settings alone; DALA's importance network and state start at random values, the same each
+their settings alone. DALA's importance network and state start at random values, the same each
 time.
 
-A model of which any attention layer would not be replaced is refused, when it is built, switched
+A model of which any attention layer would not be replaced is refused when it is built, switched
 over or first called: ``register`` wraps the three in ``PreTrainedModel``. To serve a part of a
 model, name it: ``attn_implementation={"text_config": "danon_ucsa"}``.
 
-With a cache, each layer keeps the mechanism's stream state instead of keys and values; an empty
+With a cache, each layer keeps the mechanism's stream state instead of keys and values. An empty
 ``DynamicCache``, which is what ``generate`` makes, becomes such a cache at the first tokens.
-Padding is no part of a sequence: each row of a batch gets what it gets alone.
+Padding is no part of a sequence: the result of a row does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -43,7 +53,7 @@ except ImportError as error:
 
 from danon.attention.streaming import StreamingAttention
 from danon.config import ConfigError
-from danon.integrations.hf_cache import StreamLayer, claim, taken
+from danon.integrations.hf_cache import StreamLayer, cache_layer_of, claim
 from danon.integrations.hf_guard import PREFIX, count_served, dispatches, guard_models, requested
 from danon.integrations.hf_layer import MECHANISMS, LayerAttention, head_width, settings_config
 from danon.integrations.hf_mask import MaskDescription, describe_mask
@@ -51,8 +61,9 @@ from danon.integrations.hf_mask import MaskDescription, describe_mask
 __all__ = ["StreamLayer", "attach", "register"]
 
 CHILD = "danon"
-_OTHER_SOURCE = ("encoder_hidden_states", "key_value_states")
-_CANNOT = {
+_CROSS_ATTENTION = ("encoder_hidden_states", "key_value_states")
+"""Arguments of a layer whose keys come from another sequence."""
+_UNSERVED = {
     "softcap": "soft-capped logits",
     "s_aux": "learned attention sinks",
     "sinks": "learned attention sinks",
@@ -65,14 +76,16 @@ _CANNOT = {
     "cu_seqlens": "packed sequences",
     "cache": "a paged cache",
 }
+"""Arguments of an attention function that ask for another attention, and what they ask for."""
 
 
 @functools.cache
 def register() -> None:
-    """Make ``attn_implementation="danon_msra" | "danon_dala" | "danon_ucsa"`` known.
+    """Register ``attn_implementation="danon_msra" | "danon_dala" | "danon_ucsa"``.
 
     Models built with one of them afterwards have their DANON parameters from the start. For a model
-    that is switched over later (``set_attn_implementation``), call :func:`attach`.
+    that is switched over later (``set_attn_implementation``), call :func:`attach`. Calling it again
+    changes nothing.
     """
     for mechanism in MECHANISMS:
         AttentionInterface.register(PREFIX + mechanism, functools.partial(_attend, mechanism))
@@ -82,14 +95,14 @@ def register() -> None:
 
 
 def attach(model: PreTrainedModel, mechanism: str | None = None, **settings: Any) -> None:
-    """Give the attention layers of a model their DANON parameters, and choose how they attend.
+    """Give the attention layers of a model their DANON parameters, and set mechanism and settings.
 
-    Layers that have them for the same mechanism and settings keep them; others start anew.
+    Layers that have parameters for the same mechanism and settings keep them; others get new ones.
 
     Args:
-        model: any model whose attention goes through ``transformers.AttentionInterface``.
-        mechanism: ``msra``, ``dala`` or ``ucsa``, which the model is switched to; None for the one
-            it has been switched to.
+        model: model whose attention goes through ``transformers.AttentionInterface``.
+        mechanism: ``msra``, ``dala`` or ``ucsa``, to which the model is switched; None keeps its
+            mechanism.
         settings: fields of the mechanism's configuration, such as ``selected_blocks``. With a
             mechanism or any setting, they replace ``config.danon``.
 
@@ -110,28 +123,28 @@ def attach(model: PreTrainedModel, mechanism: str | None = None, **settings: Any
     count_served(model, PREFIX + str(_mechanism(layers[0])))
     chosen = None if mechanism is None and not settings else settings
     made: list[Any] = [_make(layer, chosen) for layer in layers]
-    for layer, own in zip(layers, made, strict=True):
+    for layer, attention in zip(layers, made, strict=True):
         like = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
         if chosen is not None:
             layer.config.danon = dict(chosen)
-        _put(layer, own.to(device=like.device, dtype=like.dtype))
+        _equip(layer, attention.to(device=like.device, dtype=like.dtype))
 
 
 def _mechanism(layer: nn.Module) -> str | None:
-    """The mechanism of a model's attention layer, which is known by what its forward calls."""
+    """Return the mechanism of an attention layer; None for any other module."""
     name = requested(layer)
     return name.removeprefix(PREFIX) if name is not None and dispatches(type(layer)) else None
 
 
 def _make(layer: nn.Module, settings: Mapping[str, Any] | None) -> LayerAttention:
-    """The child of a layer for these settings (None: those of its config): the old one if it is."""
+    """Return the DANON attention of a layer, a new one if mechanism or settings have changed."""
     mechanism, config = _mechanism(layer), layer.config
     assert mechanism is not None
     if settings is None:
         settings = getattr(config, "danon", None) or {}
-    own = getattr(layer, CHILD, None)
-    if isinstance(own, LayerAttention) and (own.mechanism, own.settings) == (mechanism, settings):
-        return own
+    old = getattr(layer, CHILD, None)
+    if isinstance(old, LayerAttention) and (old.mechanism, old.settings) == (mechanism, settings):
+        return old
     seed = getattr(layer, "layer_idx", None) or 0
     try:
         return LayerAttention(mechanism, settings, head_width(layer), seed)
@@ -139,22 +152,23 @@ def _make(layer: nn.Module, settings: Mapping[str, Any] | None) -> LayerAttentio
         raise ConfigError(f"config.danon = {settings}: {error}") from error
 
 
-def _put(layer: nn.Module, own: LayerAttention) -> None:
+def _equip(layer: nn.Module, attention: LayerAttention) -> None:
+    """Make a DANON attention the child of a layer, and watch the layer's calls."""
     if not hasattr(layer, CHILD):
         layer.register_forward_pre_hook(_before_layer, with_kwargs=True)
         layer.register_forward_hook(_after_layer)
-    setattr(layer, CHILD, own.train(layer.training))
+    setattr(layer, CHILD, attention.train(layer.training))
 
 
 def _on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Called by torch for every module that becomes part of another: equips attention layers."""
+    """Equip an attention layer; torch calls it for every module that becomes part of another."""
     if child is None:
         return
     if not hasattr(child, CHILD) and _mechanism(child) is not None:
-        _put(child, _make(child, None))
-    if isinstance(parent, PreTrainedModel) and (wanted := requested(parent)) is not None:
-        # Early: before weights are loaded into what cannot be served.
-        count_served(child, wanted, owner=type(parent).__name__)
+        _equip(child, _make(child, None))
+    if isinstance(parent, PreTrainedModel) and (name_of_parent := requested(parent)) is not None:
+        # Early: before weights are loaded into a model that cannot be served.
+        count_served(child, name_of_parent, owner=type(parent).__name__)
 
 
 @functools.cache
@@ -163,21 +177,21 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _before_layer(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Sees what the attention function is not given: the cache, and where keys come from."""
+    """Claim the cache and refuse cross attention: the attention function is given neither."""
     if _mechanism(layer) is None:
         return
     layer.danon.attended = False
     given = {**dict(zip(_parameters(type(layer).forward), args, strict=False)), **kwargs}
-    if any(given.get(name) is not None for name in _OTHER_SOURCE):
+    if any(given.get(name) is not None for name in _CROSS_ATTENTION):
         raise ValueError(f"{type(layer).__name__}: danon attention is no cross attention")
     for value in given.values():
         if isinstance(value, Cache):
-            own = value.self_attention_cache if isinstance(value, EncoderDecoderCache) else value
-            claim(own, layer.layer_idx)
+            cache = value.self_attention_cache if isinstance(value, EncoderDecoderCache) else value
+            claim(cache, layer.layer_idx)
 
 
 def _after_layer(layer: Any, args: tuple[Any, ...], output: Any) -> None:
-    """Sees whether the attention function was called at all."""
+    """Refuse a layer that did not call the attention function."""
     if not layer.danon.attended and _mechanism(layer) is not None:
         raise ValueError(
             f"{type(layer).__name__} did not call {requested(layer)} but computed its attention "
@@ -194,28 +208,41 @@ def _attend(
     attention_mask: Any,
     dropout: float = 0.0,
     scaling: float | None = None,
-    is_causal: bool | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function: q (B, H, n, D), k and v (B, G, n, D) -> (B, n, H, D).
+    """Attend; the attention function that models call.
+
+    Args:
+        mechanism: a name of :data:`MECHANISMS`.
+        layer: the model's attention layer.
+        query: (B, H, n, D).
+        key: (B, G, n, D).
+        value: (B, G, n, D).
+        attention_mask: of :func:`describe_mask`; None if all tokens are real.
+        dropout: must be 0.
+        scaling: factor of the logits; None for D ** -0.5.
+        more: other arguments of a model, such as ``is_causal``.
+
+    Returns:
+        (B, n, H, D), and None for the attention weights.
 
     Raises:
         ValueError: an attention that cannot be served; says why.
     """
-    stream = taken(key)
+    stream = cache_layer_of(key)
     query, key, value = _as_autocast(query, key, value)
     try:
-        own = _served(mechanism, layer, query, key, value, dropout, more)
-        causal, padding = _visible(layer, query, attention_mask, is_causal)
-        attention = own.fit(query, key, causal)
+        holder = _checked_child(mechanism, layer, query, key, value, {"dropout": dropout, **more})
+        causal, padding = _visible(layer, query, attention_mask, more.get("is_causal"))
+        attention = holder.fit(query, key, causal)
     except ValueError as error:
         raise ValueError(f"{type(layer).__name__}: {error}") from error
-    own.attended = True
+    holder.attended = True
     D = query.shape[-1]
     if scaling is not None and not math.isclose(scaling, D**-0.5):
         query = query * (scaling * D**0.5)
     learns = torch.is_grad_enabled() and any(
-        x.requires_grad for x in (query, key, value, *own.parameters())
+        x.requires_grad for x in (query, key, value, *holder.parameters())
     )
     if stream is not None and not learns:
         cached = attention_mask.cached if isinstance(attention_mask, MaskDescription) else None
@@ -223,29 +250,29 @@ def _attend(
     else:
         if stream is not None:
             stream.skip(query.shape[2])
-        out = _each_alone(attention, query, key, value, padding)
+        out = _attend_in_rows(attention, query, key, value, padding)
     return out.transpose(1, 2).contiguous(), None
 
 
 def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the dtype in which scaled_dot_product_attention would run them here.
+    """Return the tensors in the dtype in which scaled_dot_product_attention would run them here.
 
     Models give keys and queries that rotary embedding left in float32, and values of a linear layer
     that autocast ran in its own dtype.
     """
-    kind = tensors[0].device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype(device)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
 def _visible(
     layer: nn.Module, query: Tensor, mask: Any, is_causal: bool | None
 ) -> tuple[bool, Tensor | None]:
-    """Whether later tokens are hidden, and which tokens are real (B, n), None for all.
+    """Return True if later tokens are hidden, and the real tokens (B, n), None for all.
 
-    As in scaled_dot_product_attention, a mask decides where there is one, not the layer.
+    As in scaled_dot_product_attention, a mask decides before the layer does.
 
     Raises:
         ValueError: a pattern that is not causal or bidirectional with padding.
@@ -274,35 +301,34 @@ def _visible(
     return mask.causal, mask.padding.to(query.device)
 
 
-def _served(
+def _checked_child(
     mechanism: str,
     layer: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    dropout: float,
-    more: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> LayerAttention:
-    """The layer's own attention.
+    """Return the DANON attention of a layer once it can serve a call.
 
     Raises:
-        ValueError: it is missing, or asked for what it cannot do.
+        ValueError: it is missing, or cannot do what the options ask for.
     """
-    own = getattr(layer, CHILD, None)
-    if not isinstance(own, LayerAttention) or own.mechanism != mechanism:
+    child = getattr(layer, CHILD, None)
+    if not isinstance(child, LayerAttention) or child.mechanism != mechanism:
         raise ValueError(
             f"no parameters for {PREFIX}{mechanism}: call "
             "danon.integrations.transformers.attach(model) after switching a model over"
         )
-    for name, what in _CANNOT.items():
-        if more.get(name) is not None:
-            raise ValueError(f"danon attention cannot serve {what}")
-    if more.get("output_attentions"):
+    for name, feature in _UNSERVED.items():
+        if options.get(name) is not None:
+            raise ValueError(f"danon attention cannot serve {feature}")
+    if options.get("output_attentions"):
         raise ValueError("danon attention returns no attention weights: output_attentions=False")
-    if dropout:
+    if options["dropout"]:
         raise ValueError(
-            f"attention dropout is {dropout}: must be 0 in the model's configuration (danon_dala "
-            "has a setting of its own, attention_dropout)"
+            f"attention dropout is {options['dropout']}: must be 0 in the model's configuration "
+            "(danon_dala has a setting of its own, attention_dropout)"
         )
     if key.shape[2] != query.shape[2]:
         raise ValueError(
@@ -314,32 +340,32 @@ def _served(
             f"values have shape {tuple(value.shape)}: must be {tuple(key.shape)} like the keys, "
             "for danon attention"
         )
-    return own
+    return child
 
 
-def _each_alone(
+def _attend_in_rows(
     attention: StreamingAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """Attend in each row among its real tokens only; zeros for the others."""
+    """Attend in each row among its real tokens only; return zeros for the others."""
     if mask is None:
         out: Tensor = attention(q, k, v)
         return out
     real = mask.to(torch.bool)
     out = torch.zeros_like(q)
-    for rows, count in _together(real, attention.config.is_causal):
+    for rows, count in _batches(real, attention.config.is_causal):
         order = (~real[rows]).int().argsort(dim=1, stable=True)[:, :count]  # real tokens first
         at = order[:, None, :, None]
         packed = [x[rows].gather(2, at.expand(-1, x.shape[1], -1, x.shape[3])) for x in (q, k, v)]
-        got = attention(*packed) * real[rows].gather(1, order)[:, None, :, None]
-        whole = torch.zeros_like(q[rows]).scatter(2, at.expand_as(got), got)
+        result = attention(*packed) * real[rows].gather(1, order)[:, None, :, None]
+        whole = torch.zeros_like(q[rows]).scatter(2, at.expand_as(result), result)
         out = out.index_copy(0, rows, whole)
     return out
 
 
-def _together(real: Tensor, causal: bool) -> Iterator[tuple[Tensor, int]]:
-    """Rows that can go in one call, and the longest of them.
+def _batches(real: Tensor, causal: bool) -> Iterator[tuple[Tensor, int]]:
+    """Yield rows that can go in one call, and the most tokens of a row.
 
-    What follows a sequence changes it only when attention is bidirectional.
+    Rows of unequal length can share a call of causal attention only, which hides later padding.
     """
     counts = real.sum(1)
     if causal:

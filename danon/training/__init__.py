@@ -1,4 +1,4 @@
-"""Training: a trainer on accelerate, its settings, and what one's own trainer stands on."""
+"""Training: a trainer on accelerate, its settings, and the base class of your own trainer."""
 
 from danon.training.base import IGNORED, BaseTrainer
 from danon.training.config import TrainingConfig

@@ -1,4 +1,4 @@
-"""One optimizer step after another: what every trainer shares, and what one's own replaces."""
+"""One optimizer step: what every trainer shares, and the methods that your own overrides."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from danon.training.config import TrainingConfig
 
-__all__ = ["BaseTrainer"]
+__all__ = ["IGNORED", "BaseTrainer", "DivergenceError", "needed"]
 
 IGNORED = -100
-"""Label of a place that has no target."""
+"""Label of a token without a target."""
 
 CHECKPOINTING = (
     "enable_gradient_checkpointing",
@@ -40,10 +40,13 @@ class DivergenceError(ArithmeticError):
 
 
 def needed(name: str) -> Any:
-    """A module of the extra ``training``.
+    """Import a module of the extra ``training``.
+
+    Args:
+        name: of the module.
 
     Raises:
-        ImportError: it is not installed; the message says how to.
+        ImportError: it is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(name)
@@ -55,21 +58,24 @@ def needed(name: str) -> Any:
 
 
 class BaseTrainer:
-    """Holds model, optimizer and accelerator; a subclass replaces the steps it wants otherwise.
+    """Model, optimizer and accelerator of a training; a subclass overrides single steps.
 
-    ``setup_training`` builds, ``train_step`` runs one batch, ``compute_loss`` judges what the model
-    said, ``backward_step`` learns from it.
+    ``setup_training`` makes the optimizer, ``train_step`` runs one batch, ``compute_loss`` returns
+    its loss, ``backward_step`` computes gradients and moves the weights.
+
+    Args:
+        model: module that ``forward`` calls with the inputs of a batch.
+        config: settings, or a dictionary of them, flat or in the specification's nested form.
 
     Attributes:
-        model: as prepared by accelerate.
+        model: the model as prepared by accelerate.
         batch: the batch of the current step, on the device.
-        label_share: labels of that batch, as a multiple of the mean over the batches of its
-            optimizer step. Gradients are weighted by it.
-        step: optimizer steps done.
+        label_share: labels of that batch over the mean of its optimizer step's batches. Gradients
+            are weighted by it.
+        step: number of optimizer steps done.
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig | Mapping[str, Any]) -> None:
-        """``config``: or a dictionary, of its fields or in the specification's nested form."""
         if not isinstance(config, TrainingConfig):
             config = TrainingConfig.from_dict(config)
         self.model, self.config = model, config
@@ -78,20 +84,20 @@ class BaseTrainer:
         self.step = 0
 
     def setup_training(self) -> None:
-        """Make accelerator and optimizer; called by ``fit`` where the subclass did not.
+        """Make accelerator and optimizer; ``fit`` calls it.
 
         Raises:
             ImportError: accelerate is not installed.
             ValueError: ``gradient_checkpointing`` of a model that has no method for it, or a
-                variable ACCELERATE_* that asks for what the configuration does not.
+                variable ACCELERATE_* that contradicts the configuration.
         """
         accelerate, c = needed("accelerate"), self.config
         _refuse_environment(c)
-        # accelerate has one precision for the whole process, and a trainer has its own.
+        # accelerate keeps one precision for the whole process; a trainer has its own.
         accelerate.state.AcceleratorState._reset_state()
         self.accelerator = accelerate.Accelerator(
             mixed_precision=c.mixed_precision,
-            # Of a number of steps accelerate would let the environment decide.
+            # Given a mere number, accelerate would let the environment override it.
             gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(
                 num_steps=c.gradient_accumulation_steps
             ),
@@ -102,7 +108,7 @@ class BaseTrainer:
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; decay for matrices only."""
+        """Return AdamW with weight decay on matrices only."""
         matrices = [p for p in self.model.parameters() if p.requires_grad and p.dim() >= 2]
         others = [p for p in self.model.parameters() if p.requires_grad and p.dim() < 2]
         groups = [
@@ -112,24 +118,40 @@ class BaseTrainer:
         return torch.optim.AdamW(groups, lr=self.config.learning_rate)
 
     def train_step(self, batch: Any) -> Tensor:
-        """Run the model on a batch and learn from it; the loss, detached."""
+        """Run the model on a batch and add its gradient.
+
+        Args:
+            batch: as the loader yields it, on the device.
+
+        Returns:
+            The loss, a scalar without gradient.
+        """
         with self.accelerator.autocast():
             loss = self.compute_loss(self.forward(batch))
         self.backward_step(loss)
         return loss.detach()
 
     def forward(self, batch: Any) -> Any:
-        """The model's output for a batch: ``(input_ids, labels)``, or a mapping of arguments."""
+        """Return the model's output for a batch.
+
+        Args:
+            batch: ``(input_ids, labels)``, or a mapping of the model's arguments and ``labels``.
+        """
         if isinstance(batch, Mapping):
-            known = {name: x for name, x in batch.items() if name != "labels"}
-            return self.model(**known)
+            return self.model(**{name: x for name, x in batch.items() if name != "labels"})
         return self.model(batch[0])
 
     def compute_loss(self, outputs: Any) -> Tensor:
-        """Cross entropy of logits (..., classes) against the labels of ``self.batch``.
+        """Return the cross entropy of logits against the labels of ``self.batch``.
 
-        Labels (...) are of the same places as the logits, ``-100`` where there is none; the mean
-        over no label is zero. Plus what the attentions ask for (``auxiliary_loss``) while training.
+        While training, the ``auxiliary_loss`` of the model's attentions is added.
+
+        Args:
+            outputs: logits (..., classes), or an object with ``logits``. Labels are (...) int64,
+                ``-100`` where there is none.
+
+        Returns:
+            The mean over the labels, a scalar; zero without a label.
         """
         labels = self.batch["labels"] if isinstance(self.batch, Mapping) else self.batch[1]
         logits = outputs.logits if hasattr(outputs, "logits") else outputs
@@ -145,23 +167,23 @@ class BaseTrainer:
         """Add the gradient; after the last batch of a step clip it and move the weights.
 
         Args:
-            loss: mean over the labels of the batch; it counts by ``label_share``.
+            loss: mean over the labels of the batch, a scalar; weighted by ``label_share``.
 
         Raises:
-            DivergenceError: the loss is not finite, or the gradient that is to be clipped; the
+            DivergenceError: the loss, or the gradient that is to be clipped, is not finite. The
                 weights are those of the step before.
         """
         c, a = self.config, self.accelerator
         if self.label_share > 0 and not torch.isfinite(loss):
             raise DivergenceError(f"the loss is {loss.item()}")
-        # Of several processes each takes part in the sum of gradients, with a zero if it has none.
+        # Every process takes part in the sum of gradients, with zero if it has no label.
         if self.label_share > 0 or a.num_processes > 1:
             a.backward(loss * self.label_share)
         if not a.sync_gradients:
             return
         if c.gradient_clipping is not None:
             norm = a.clip_grad_norm_(self.model.parameters(), c.gradient_clipping)
-            # The scaler of fp16 finds its scale by gradients that overflow, and skips those steps.
+            # The scaler of fp16 finds its scale by gradients that overflow; it skips those steps.
             if a.scaler is None and not torch.isfinite(norm):
                 raise DivergenceError(f"the norm of the gradient is {norm.item()}")
         for group in self.optimizer.param_groups:
@@ -171,10 +193,10 @@ class BaseTrainer:
 
 
 def _refuse_environment(config: TrainingConfig) -> None:
-    """Refuse variables by which accelerate would train otherwise than the configuration says.
+    """Refuse environment variables that make accelerate contradict the configuration.
 
-    Those that say where to train (ACCELERATE_USE_CPU, ACCELERATE_TORCH_DEVICE), how to log, and
-    the values that ``accelerate launch`` sets by itself, are no contradiction.
+    Variables for the device (ACCELERATE_USE_CPU, ACCELERATE_TORCH_DEVICE) and for logging are
+    allowed, and so are the values that ``accelerate launch`` sets by itself.
 
     Raises:
         ValueError: names the variable, its value and what is allowed.
@@ -188,9 +210,9 @@ def _refuse_environment(config: TrainingConfig) -> None:
     for name, values in allowed.items():
         value = os.environ.get(name)
         if value is not None and value.lower() not in values:
-            known = " or ".join(dict.fromkeys(map(repr, values[-2:])))
+            allowed_values = " or ".join(dict.fromkeys(map(repr, values[-2:])))
             raise ValueError(
-                f"{name} = {value!r} in the environment: must not be set, or be {known}, "
+                f"{name} = {value!r} in the environment: must not be set, or be {allowed_values}, "
                 "as the configuration has it"
             )
 

@@ -1,4 +1,4 @@
-"""In which order examples are trained on: a function of the seed and the step alone."""
+"""The order in which examples are trained on: a function of the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ __all__ = ["BatchOrder"]
 class BatchOrder(Sampler[list[int]]):
     """Endless batches: one permutation of all examples after the other, without a gap.
 
-    A run that goes on at batch b so sees what an uninterrupted one sees. Of several processes
+    A run that resumes at batch b sees the batches of an uninterrupted one. With several processes
     each gets its share of every batch.
 
     Args:
-        examples: how many there are, at least one.
-        batch_size: of all processes together.
-        seed: of the permutations.
-        first: the batch to begin with.
-        rank: of this process.
+        examples: number of examples, at least one.
+        batch_size: examples of a batch of all processes together.
+        seed: seed of the permutations.
+        first: number of the first batch.
+        rank: number of this process.
         world: number of processes.
+
+    Raises:
+        ValueError: the processes cannot share a batch equally.
     """
 
     def __init__(
@@ -40,14 +43,15 @@ class BatchOrder(Sampler[list[int]]):
         self.first, self.rank, self.world = first, rank, world
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Yield the indices of this process's examples, batch after batch, without end."""
         at, epoch, order = self.first * self.batch_size, -1, torch.empty(0, dtype=torch.int64)
         while True:
             batch = []
-            for place in range(at, at + self.batch_size):
-                if place // self.examples != epoch:
-                    epoch = place // self.examples
+            for position in range(at, at + self.batch_size):
+                if position // self.examples != epoch:
+                    epoch = position // self.examples
                     g = torch.Generator().manual_seed(self.seed + 1_000_003 * epoch)
                     order = torch.randperm(self.examples, generator=g)
-                batch.append(int(order[place % self.examples]))
+                batch.append(int(order[position % self.examples]))
             at += self.batch_size
             yield batch[self.rank :: self.world]

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside, then moved; checked before use."""
+"""Checkpoints that are complete or absent: written beside, then moved; checked before use."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ from danon.training.base import needed
 __all__ = ["alone", "folder", "locked", "newest", "read", "save"]
 
 SEAL = "checkpoint.json"
-"""File with the digests of all others and what the trainer knows."""
+"""File with the digests of all other files and the state of the trainer."""
 
 ASIDE = ".old"
-"""How the name of a folder ends that makes place for the same step."""
+"""Suffix of a folder that is moved aside for a new checkpoint of the same step."""
 
 _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def locked(directory: Path, name: str) -> Iterator[None]:
-    """A lock in a directory, which is made; it ends with the process, however that ends.
+    """Hold a lock in a directory, which is made; the lock ends with the process at the latest.
+
+    Args:
+        directory: folder of the run.
+        name: file name of the lock.
 
     Raises:
-        ValueError: somebody else holds it.
+        ValueError: another process holds it.
     """
     filelock = needed("filelock")
     directory.mkdir(parents=True, exist_ok=True)
@@ -46,10 +50,13 @@ def locked(directory: Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Hold the checkpoints of a run; what killed ones left half written is removed.
+    """Hold the checkpoints of a run, and remove what a killed run left half written.
+
+    Args:
+        directory: folder of all checkpoints of the run.
 
     Raises:
-        ValueError: somebody else holds them.
+        ValueError: another process holds them.
     """
     with locked(directory, ".lock"):
         for left in directory.glob(".step-*"):
@@ -62,7 +69,7 @@ def alone(directory: Path) -> Iterator[None]:
 
 
 def folder(directory: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """Return the folder of a step's checkpoint."""
     return directory / f"step-{step:08d}"
 
 
@@ -70,22 +77,25 @@ def save(
     directory: Path,
     step: int,
     write: Callable[[Path], None],
-    known: Mapping[str, Any],
+    state: Mapping[str, Any],
     keep: int,
     best: int | None = None,
 ) -> Path:
     """Write a checkpoint and remove the oldest.
 
     Args:
-        directory: of all checkpoints of the run.
+        directory: folder of all checkpoints of the run.
         step: optimizer steps done.
         write: fills the folder that it is given.
-        known: what :func:`newest` returns beside the folder; JSON.
-        keep: checkpoints that stay.
-        best: step of one that stays beside them.
+        state: state of the trainer that :func:`newest` returns; JSON.
+        keep: number of checkpoints that stay.
+        best: step of a checkpoint that stays beside them.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
-        OSError: no room or no permission; the checkpoints that were there still are.
+        OSError: no room or no permission; earlier checkpoints are unharmed.
     """
     final = folder(directory, step)
     partial = directory / f".{final.name}.{os.getpid()}"
@@ -95,7 +105,7 @@ def save(
     try:
         write(partial)
         digests = {str(f.relative_to(partial)): _digest(f) for f in _files(partial)}
-        seal = {"step": step, "known": dict(known), "digests": digests}
+        seal = {"step": step, "known": dict(state), "digests": digests}
         (partial / SEAL).write_text(json.dumps(seal, indent=1), encoding="utf-8")
         for file in _files(partial):
             _sync(file)
@@ -108,7 +118,7 @@ def save(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    # Later ones were passed over as damaged, and are written again.
+    # Later checkpoints were passed over as damaged, and are written again.
     ours = [path for path in sorted(directory.glob("step-*")) if path <= final]
     for old in ours[:-keep]:
         if best is None or old != folder(directory, best):
@@ -117,9 +127,15 @@ def save(
 
 
 def newest(directory: Path) -> tuple[Path, int, dict[str, Any]] | None:
-    """The newest whole checkpoint, its step and what was known; None if there is none at all.
+    """Return the newest complete checkpoint.
 
     A damaged one is passed over with a warning that names it and the one that is used.
+
+    Args:
+        directory: folder of all checkpoints of the run.
+
+    Returns:
+        Its folder, its step and the state of the trainer; None without a checkpoint.
 
     Raises:
         ValueError: there are checkpoints, and all are damaged.
@@ -127,13 +143,13 @@ def newest(directory: Path) -> tuple[Path, int, dict[str, Any]] | None:
     damaged = []
     for path in sorted(directory.glob("step-*"), reverse=True):
         try:
-            step, known = read(path)
+            step, state = read(path)
         except ValueError as error:
             damaged.append(str(error))
             continue
         for reason in damaged:
             _log.warning("%s: %s is used instead", reason, path.name)
-        return path, step, known
+        return path, step, state
     if damaged:
         raise ValueError(
             f"{directory} has no whole checkpoint: {'; '.join(damaged)}; "
@@ -143,10 +159,13 @@ def newest(directory: Path) -> tuple[Path, int, dict[str, Any]] | None:
 
 
 def read(path: Path) -> tuple[int, dict[str, Any]]:
-    """Step of a checkpoint and what was known.
+    """Return the step of a checkpoint and the state of the trainer.
+
+    Args:
+        path: folder of the checkpoint.
 
     Raises:
-        ValueError: it is damaged, or not there.
+        ValueError: it is damaged or missing.
     """
     try:
         seal = json.loads((path / SEAL).read_text(encoding="utf-8"))
@@ -169,7 +188,7 @@ def _digest(file: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Have it on the disk before what follows; folders cannot be on every system."""
+    """Force a file or a folder onto the disk; not every system can do so for a folder."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What a training run is told: steps, optimizer, schedule, precision, checkpoints."""
+"""Settings of a training run: steps, optimizer, schedule, precision, checkpoints."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from danon.config import Config, ConfigError, require
 
 __all__ = ["TrainingConfig"]
 
-SEED = {
+NESTED_FIELDS = {
     ("optimizer", "lr"): "learning_rate",
     ("optimizer", "weight_decay"): "weight_decay",
     ("scheduler", "type"): "schedule",
     ("scheduler", "warmup_steps"): "warmup_steps",
 }
-"""Places of fields in the nested dictionary of the specification's section on configuration."""
+"""Keys of the specification's nested ``training_config``, and the field each one sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +28,22 @@ class TrainingConfig(Config):
         steps: optimizer steps of the whole run.
         batch_size: examples of one forward pass.
         gradient_accumulation_steps: forward passes of one optimizer step.
-        learning_rate: the highest there is, eta_0.
+        learning_rate: highest learning rate, eta_0.
         weight_decay: of AdamW, on matrices only; biases, gains and other vectors have none.
         warmup_steps: steps of linear growth from zero.
-        schedule: after the warm-up: ``cosine`` down to ``final_ratio`` of the learning rate,
-            ``adaptive`` eta_0 * min(1, sqrt(t_0 / t)) (seed 6) with t_0 the warm-up, ``constant``.
+        schedule: learning rate after the warm-up. ``cosine`` falls to ``final_ratio`` of it,
+            ``adaptive`` is eta_0 * min(1, sqrt(t_0 / t)) with t_0 the warm-up (section 6 of the
+            specification), ``constant`` stays.
         final_ratio: last learning rate of the cosine over the highest.
         gradient_clipping: largest norm of the gradient; None: not clipped.
         mixed_precision: ``bf16`` and ``fp16`` compute in that type, weights stay as they are.
         gradient_checkpointing: recompute each block in the backward pass.
-        seed: of the order of the examples and of what training draws.
+        seed: seed of the order of the examples and of the random numbers of training.
         eval_every: steps between evaluations; None: only after the last step.
         patience: evaluations without improvement before training stops; None: it does not.
         checkpoint_every: steps between checkpoints; None: only after the last step. An evaluation
             better than all before writes one too.
-        keep_checkpoints: how many stay on disk, with that of the best evaluation beside them.
+        keep_checkpoints: checkpoints that stay on disk, beside the one of the best evaluation.
         log_every: steps between logged metrics.
     """
 
@@ -65,6 +66,7 @@ class TrainingConfig(Config):
     log_every: int = 10
 
     def __post_init__(self) -> None:
+        """Refuse values that no training can have."""
         super().__post_init__()
         for name in (
             "steps",
@@ -106,7 +108,11 @@ class TrainingConfig(Config):
         )
 
     def rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ... over the highest."""
+        """Return the learning rate of a step over the highest one.
+
+        Args:
+            step: 0 for the first step.
+        """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.schedule == "constant":
@@ -118,7 +124,14 @@ class TrainingConfig(Config):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from fields, or from the specification's ``training_config``, nested as it is."""
+        """Build from fields, or from the nested ``training_config`` of the specification.
+
+        Args:
+            values: of fields, or ``optimizer`` and ``scheduler`` with dictionaries of their own.
+
+        Raises:
+            ConfigError: an unknown key or a value that is not allowed.
+        """
         flat: dict[str, Any] = {}
         for name, value in values.items():
             if name in ("optimizer", "scheduler"):
@@ -131,16 +144,16 @@ class TrainingConfig(Config):
 
 
 def _flat(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of an inner mapping of the specification's form."""
-    known = {key: field for (name, key), field in SEED.items() if name == part}
-    found = {}
+    """Return the fields of an inner dictionary of the specification's form."""
+    fields = {key: field for (name, key), field in NESTED_FIELDS.items() if name == part}
+    flat = {}
     for key, value in values.items():
         if (part, key) == ("optimizer", "type"):
             if value != "adamw":
                 raise ConfigError(f"optimizer.type = {value!r}: must be 'adamw'")
-        elif key in known:
-            found[known[key]] = value
+        elif key in fields:
+            flat[fields[key]] = value
         else:
-            allowed = sorted({"type", *known})
+            allowed = sorted({"type", *fields})
             raise ConfigError(f"{part}.{key}: must be one of {', '.join(allowed)}")
-    return found
+    return flat

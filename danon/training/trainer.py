@@ -1,4 +1,4 @@
-"""A whole training run: batches, evaluations, checkpoints, early stop, and what is told of it."""
+"""A whole training run: batches, evaluations, checkpoints, early stop, and its metrics."""
 
 from __future__ import annotations
 
@@ -29,24 +29,31 @@ _log = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
-    """Hears of a run's metrics while it goes on."""
+    """Receiver of a run's metrics while it trains."""
 
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Receive metrics.
+
+        Args:
+            step: number of optimizer steps done.
+            metrics: as in :attr:`TrainingResult.history`.
+        """
+        ...
 
 
 @dataclass
 class TrainingResult:
-    """What a run came to.
+    """Result of a run.
 
     Attributes:
-        step: optimizer steps done.
-        outcome: ``diverged``: loss or gradient was not finite in step ``step``, the weights are
-            those of the step before.
-        history: metrics by step: ``loss`` (mean over the labels of the step, if it has any),
-            ``learning_rate``, and of evaluations ``eval_loss`` and what ``evaluate`` returns
-            beside it.
-        best: lowest ``eval_loss``, None without an evaluation.
-        best_step: where it was.
+        step: number of optimizer steps done.
+        outcome: ``finished``, ``stopped early`` or ``diverged``. Diverged: loss or gradient was not
+            finite in step ``step``, and the weights are those of the step before.
+        history: metrics by step. ``loss`` is the mean over the labels of the step, if it has any;
+            ``learning_rate`` beside it. An evaluation adds ``eval_loss`` and the other metrics that
+            ``evaluate`` returns.
+        best: lowest ``eval_loss``, in nats a label; None without an evaluation.
+        best_step: step of that evaluation.
     """
 
     step: int = 0
@@ -57,18 +64,33 @@ class TrainingResult:
 
 
 class Trainer(BaseTrainer):
-    """Trains a model; goes on where a killed run with the same directory was.
+    """Trainer of a model, which resumes a killed run of the same directory.
 
-    It tells every UCSA that anneals its sparsity which step it is. Batches of one optimizer step
-    weigh as much as they have labels other than ``-100``, so that accumulated gradients are those
-    of one large batch; a step without any label leaves the weights as they are.
+    Batches of one optimizer step count by their labels other than ``-100``, so accumulated
+    gradients equal those of one large batch. A step without any label leaves the weights as they
+    are. UCSA layers that anneal their sparsity are told the step.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from danon import create_msra_model
+        >>> from danon.training import Trainer, TrainingConfig
+        >>> tokens = torch.arange(65).remainder(16).repeat(8, 1)
+        >>> data = TensorDataset(tokens[:, :-1], tokens[:, 1:])  # (8, 64) inputs and labels
+        >>> model = create_msra_model(
+        ...     hidden_size=16, num_heads=2, num_layers=1, vocab_size=16, task="lm"
+        ... )
+        >>> config = TrainingConfig(steps=4, batch_size=4)
+        >>> result = Trainer(model, config, progress=False).fit(data, eval_dataset=data)
+        >>> result.outcome, result.step, result.best_step
+        ('finished', 4, 4)
 
     Args:
-        model: called with a batch's inputs.
-        config: settings.
-        directory: of the checkpoints; None keeps none.
-        listeners: told of the metrics as they come.
-        progress: show a bar on stderr; None: on a terminal.
+        model: module that is called with the inputs of a batch.
+        config: settings, or a dictionary of them.
+        directory: folder of the checkpoints; None writes none.
+        listeners: called with the metrics of a step as they come.
+        progress: True shows a bar on stderr, False none; None shows it on a terminal.
     """
 
     def __init__(
@@ -85,9 +107,9 @@ class Trainer(BaseTrainer):
         self.listeners, self.progress = listeners, progress
         self.result = TrainingResult()
         self.waited = 0
-        self._examples = 0  # of the dataset
-        self._unlabelled = 0  # since the last label
-        self._learned = self._said = False
+        self._num_examples = 0  # of the dataset
+        self._unlabelled = 0  # examples since the last label
+        self._saw_label = self._warned = False
 
     def fit(
         self, train_dataset: Dataset[Any], eval_dataset: Dataset[Any] | None = None
@@ -95,10 +117,14 @@ class Trainer(BaseTrainer):
         """Train for ``config.steps`` steps in all.
 
         Args:
-            train_dataset: example i is the same whenever it is asked for.
-            eval_dataset: what ``eval_loss`` is measured on.
+            train_dataset: map-style dataset; example i is the same whenever it is read.
+            eval_dataset: dataset of ``eval_loss``; None evaluates nothing.
+
+        Returns:
+            Outcome, metrics by step, and the best evaluation.
 
         Raises:
+            ImportError: accelerate is not installed.
             ValueError: an empty dataset, or one without a label; a directory in use, only damaged
                 checkpoints in it, or one of another configuration or model.
         """
@@ -108,7 +134,7 @@ class Trainer(BaseTrainer):
             if self.directory is not None:
                 if self.accelerator.is_main_process:
                     held.enter_context(checkpoint.alone(self.directory))
-                self.accelerator.wait_for_everyone()  # what a killed run left is removed
+                self.accelerator.wait_for_everyone()  # the main one removes what a killed run left
                 self._resume(self.directory)
             batches = self._batches(train_dataset)
             bar = held.enter_context(self._bar())
@@ -117,7 +143,7 @@ class Trainer(BaseTrainer):
                 try:
                     loss = self._one_step(batches)
                 except DivergenceError as error:
-                    self.model.zero_grad()  # or the next training of this model begins with them
+                    self.model.zero_grad()  # the next training of this model must not find them
                     self.result.outcome, self.result.step = "diverged", self.step + 1
                     _log.warning("%s at step %d: training stops", error, self.result.step)
                     break
@@ -128,9 +154,16 @@ class Trainer(BaseTrainer):
         return self.result
 
     def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
-        """Mean loss over a dataset; draws of training are not disturbed.
+        """Return the mean loss over a dataset.
 
-        A batch weighs as much as it has labels other than ``-100``, or examples if it has none.
+        A batch counts by its labels other than ``-100``, or by its examples if it has no labels.
+        The random numbers of training stay the same.
+
+        Args:
+            dataset: dataset as in :meth:`fit`.
+
+        Returns:
+            ``eval_loss`` in nats a label; a subclass may add metrics.
 
         Raises:
             ValueError: an empty dataset, or one whose labels are all ``-100``.
@@ -144,7 +177,7 @@ class Trainer(BaseTrainer):
                 weight = _weight(batch)
                 if weight == 0:
                     continue  # the mean over nothing is not a number
-                self.batch = self._place(batch)
+                self.batch = self._to_device(batch)
                 with self.accelerator.autocast():
                     loss = self.compute_loss(self.forward(self.batch))
                 total, seen = total + weight * float(loss), seen + weight
@@ -154,19 +187,19 @@ class Trainer(BaseTrainer):
         return {"eval_loss": total / seen}
 
     def load_best(self) -> None:
-        """Give the model the weights of the best evaluation; nothing else changes.
+        """Load the weights of the best evaluation into the model; nothing else changes.
 
         Raises:
-            ValueError: there is none, it is damaged, or it is of another model.
+            ValueError: there is no checkpoint of it, it is damaged, or it is of another model.
         """
-        found = None if self.directory is None else checkpoint.newest(self.directory)
-        best = None if found is None else found[2]["result"]["best_step"]
-        if found is None or best is None:
+        last = None if self.directory is None else checkpoint.newest(self.directory)
+        best = None if last is None else last[2]["result"]["best_step"]
+        if last is None or best is None:
             raise ValueError(
                 f"directory = {self.directory}: must hold checkpoints of a run with evaluations"
             )
-        path = checkpoint.folder(found[0].parent, best)
-        self._same_shapes(path, checkpoint.read(path)[1])
+        path = checkpoint.folder(last[0].parent, best)
+        self._require_same_shapes(path, checkpoint.read(path)[1])
         needed("safetensors.torch").load_model(self.model, path / "model.safetensors")
 
     def _bar(self) -> Any:
@@ -178,42 +211,46 @@ class Trainer(BaseTrainer):
         )
 
     def _one_step(self, batches: Iterator[Any]) -> float | None:
-        """Take one optimizer step; the mean loss over its labels, None if it has none."""
+        """Take one optimizer step and return the mean loss over its labels, None without one."""
         c, a = self.config, self.accelerator
-        several = [next(batches) for _ in range(c.gradient_accumulation_steps)]
-        labels = [_weight(batch) for batch in several]
+        accumulated = [next(batches) for _ in range(c.gradient_accumulation_steps)]
+        labels = [_weight(batch) for batch in accumulated]
         in_all = int(self._over_processes(sum(labels), "sum"))
         if in_all == 0:
             self._pass_over()
             mean = None
         else:
-            self._unlabelled, self._learned = 0, True
-            a.gradient_accumulation_steps = len(several)  # accelerate's is of the whole process
+            self._unlabelled, self._saw_label = 0, True
+            a.gradient_accumulation_steps = len(
+                accumulated
+            )  # accelerate keeps one for the whole process
             loss = torch.zeros((), device=a.device)
-            for batch, count in zip(several, labels, strict=True):
-                self.label_share = count * len(several) * a.num_processes / in_all
-                self.batch = self._place(batch)
+            for batch, count in zip(accumulated, labels, strict=True):
+                self.label_share = count * len(accumulated) * a.num_processes / in_all
+                self.batch = self._to_device(batch)
                 with a.accumulate(self.model):
-                    found = self.train_step(self.batch)
+                    batch_loss = self.train_step(self.batch)
                 if count > 0:  # the mean over nothing need not be a number
-                    loss += found * self.label_share
-            mean = self._over_processes(float(loss) / len(several), "mean")
+                    loss += batch_loss * self.label_share
+            mean = self._over_processes(float(loss) / len(accumulated), "mean")
             if not math.isfinite(mean):
-                raise DivergenceError(f"the loss is {mean}")  # one's own train_step need not notice
+                raise DivergenceError(
+                    f"the loss is {mean}"
+                )  # an overridden train_step need not notice
         self.step += 1
         self.result.step = self.step
         anneal(self.model, self.step)
         return mean
 
     def _pass_over(self) -> None:
-        """Note a step without a label.
+        """Count a step without a label, and warn at the first.
 
         Raises:
-            ValueError: no example of the dataset has one, or none of the whole run.
+            ValueError: no example of the dataset, or of the whole run, has a label.
         """
         c = self.config
-        if not self._said:
-            self._said = True
+        if not self._warned:
+            self._warned = True
             _log.warning(
                 "the batches of step %d have no label other than %d: the step changes nothing",
                 self.step + 1,
@@ -222,7 +259,7 @@ class Trainer(BaseTrainer):
         self._unlabelled += c.batch_size * c.gradient_accumulation_steps
         last = self.step + 1 == c.steps
         # Twice: the order is one permutation after the other.
-        if self._unlabelled >= 2 * self._examples or (last and not self._learned):
+        if self._unlabelled >= 2 * self._num_examples or (last and not self._saw_label):
             raise ValueError(
                 f"every label of the training's examples is {IGNORED}: at least one must not be"
             )
@@ -230,19 +267,19 @@ class Trainer(BaseTrainer):
     def _over_processes(self, value: float, how: Literal["sum", "mean"]) -> float:
         if self.accelerator.num_processes == 1:
             return value
-        mine = torch.tensor(value, device=self.accelerator.device)
-        return float(self.accelerator.reduce(mine, how))
+        local = torch.tensor(value, device=self.accelerator.device)
+        return float(self.accelerator.reduce(local, how))
 
     def _after_step(self, loss: float | None, eval_dataset: Dataset[Any] | None) -> None:
-        """Tell, evaluate and save, whatever is due; saved last, so that it knows the rest."""
+        """Log, evaluate and save what is due; save last, so that the checkpoint has the rest."""
         c = self.config
         last = self.step == c.steps
         if self.step % c.log_every == 0 or last:
             rate = c.learning_rate * c.rate(self.step - 1)
-            known = {} if loss is None else {"loss": loss}
-            self._tell({**known, "learning_rate": rate})
+            losses = {} if loss is None else {"loss": loss}
+            self._log_metrics({**losses, "learning_rate": rate})
         if eval_dataset is not None and (last or _due(self.step, c.eval_every)):
-            self._judge(eval_dataset)
+            self._run_evaluation(eval_dataset)
         if self.directory is not None and (
             last
             or _due(self.step, c.checkpoint_every)
@@ -253,29 +290,29 @@ class Trainer(BaseTrainer):
 
     def _batches(self, dataset: Dataset[Any]) -> Iterator[Any]:
         c, a = self.config, self.accelerator
-        self._examples, first = _size(dataset), self.step * c.gradient_accumulation_steps
-        self._learned = self.step > 0
+        self._num_examples, first = _size(dataset), self.step * c.gradient_accumulation_steps
+        self._saw_label = self.step > 0
         order = BatchOrder(
-            self._examples, c.batch_size, c.seed, first, a.process_index, a.num_processes
+            self._num_examples, c.batch_size, c.seed, first, a.process_index, a.num_processes
         )
-        # A loader draws a number as it begins: not from what training draws, or resuming shows.
+        # A loader draws a number as it begins. From a generator of its own, so resuming is exact.
         return iter(DataLoader(dataset, batch_sampler=order, generator=torch.Generator()))
 
-    def _place(self, batch: Any) -> Any:
+    def _to_device(self, batch: Any) -> Any:
         from accelerate.utils import send_to_device
 
         return send_to_device(batch, self.accelerator.device)
 
-    def _tell(self, metrics: dict[str, float]) -> None:
+    def _log_metrics(self, metrics: dict[str, float]) -> None:
         self.result.history.setdefault(self.step, {}).update(metrics)
         for listener in self.listeners:
             listener(self.step, metrics)
 
-    def _judge(self, dataset: Dataset[Any]) -> None:
-        """Evaluate, and stop where nothing has improved for long."""
-        found = self.evaluate(dataset)
-        self._tell(found)
-        result, loss = self.result, found["eval_loss"]
+    def _run_evaluation(self, dataset: Dataset[Any]) -> None:
+        """Evaluate, and stop the training after ``patience`` evaluations without improvement."""
+        metrics = self.evaluate(dataset)
+        self._log_metrics(metrics)
+        result, loss = self.result, metrics["eval_loss"]
         if loss < (math.inf if result.best is None else result.best):
             result.best, result.best_step, self.waited = loss, self.step, 0
             return
@@ -284,17 +321,17 @@ class Trainer(BaseTrainer):
             result.outcome = "stopped early"
 
     def _save(self, directory: Path) -> None:
-        """Write one checkpoint: of several processes each adds its random state to the first's."""
+        """Write one checkpoint, to which every process adds its random state."""
         from accelerate.utils import broadcast_object_list
 
         a = self.accelerator
 
-        def write(place: Path | None) -> None:
-            (shared,) = broadcast_object_list([place])
+        def write(folder: Path | None) -> None:
+            (shared,) = broadcast_object_list([folder])
             a.save_state(str(shared), safe_serialization=True)
             a.wait_for_everyone()
 
-        known = {
+        state = {
             "config": self.config.to_dict(),
             "waited": self.waited,
             "result": dataclasses.asdict(self.result),
@@ -302,7 +339,7 @@ class Trainer(BaseTrainer):
         }
         if a.is_main_process:
             keep, best = self.config.keep_checkpoints, self.result.best_step
-            checkpoint.save(directory, self.step, write, known, keep, best)
+            checkpoint.save(directory, self.step, write, state, keep, best)
         else:
             write(None)
         a.wait_for_everyone()
@@ -310,8 +347,8 @@ class Trainer(BaseTrainer):
     def _shapes(self) -> dict[str, list[int]]:
         return {name: list(p.shape) for name, p in self.model.named_parameters()}
 
-    def _same_shapes(self, path: Path, known: Mapping[str, Any]) -> None:
-        theirs, ours = known["shapes"], self._shapes()
+    def _require_same_shapes(self, path: Path, state: Mapping[str, Any]) -> None:
+        theirs, ours = state["shapes"], self._shapes()
         for name in {**ours, **theirs}:
             if theirs.get(name) != ours.get(name):
                 raise ValueError(
@@ -320,11 +357,11 @@ class Trainer(BaseTrainer):
                 )
 
     def _resume(self, directory: Path) -> None:
-        found = checkpoint.newest(directory)
-        if found is None:
+        last = checkpoint.newest(directory)
+        if last is None:
             return
-        path, step, known = found
-        theirs, ours = known["config"], self.config.to_dict()
+        path, step, state = last
+        theirs, ours = state["config"], self.config.to_dict()
         differ = [name for name in ours if theirs.get(name) != ours[name]]
         if differ:
             raise ValueError(
@@ -334,11 +371,11 @@ class Trainer(BaseTrainer):
                 + ", ".join(f"{name} = {ours[name]!r}" for name in differ)
                 + ", or train in another directory"
             )
-        self._same_shapes(path, known)
+        self._require_same_shapes(path, state)
         self.accelerator.load_state(str(path))
-        self.step, self.waited = step, known["waited"]
-        self.result = TrainingResult(**known["result"])
-        self.result.history = {int(k): v for k, v in known["result"]["history"].items()}
+        self.step, self.waited = step, state["waited"]
+        self.result = TrainingResult(**state["result"])
+        self.result.history = {int(k): v for k, v in state["result"]["history"].items()}
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -354,7 +391,7 @@ def _size(dataset: Dataset[Any]) -> int:
 
 
 def _weight(batch: Any) -> int:
-    """Labels of a batch that count; its examples if it has no labels; 1 if nobody can tell."""
+    """Count the labels of a batch, else its examples; 1 where neither can be counted."""
     if isinstance(batch, Mapping):
         labels, first = batch.get("labels"), next(iter(batch.values()), None)
     elif isinstance(batch, list | tuple):

@@ -1,4 +1,4 @@
-"""A training run in MLflow: settings, metrics by step, the machine's own, and how it ended."""
+"""A training run in MLflow: settings, metrics by step, metrics of the machine, status."""
 
 from __future__ import annotations
 
@@ -23,42 +23,43 @@ if TYPE_CHECKING:
 
     from danon.training.trainer import Listener
 
-__all__ = ["recorded"]
+__all__ = ["record_training"]
 
 PATIENCE = {"retries": 2, "timeout_s": 20}
 RUN_FILE = "mlflow-run"
-"""File with the id of the MLflow run that a directory's training is recorded in."""
+"""File with the id of the MLflow run that records the training of a directory."""
 LOST_TAG = "danon.lost"
-"""Says of a run from which step on the store failed."""
+"""Tag of a run with the step from which on the store failed."""
 
 _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def recorded(
+def record_training(
     name: str,
     settings: Mapping[str, Any],
     *,
     experiment: str = "training",
     directory: Path | None = None,
 ) -> Iterator[Listener]:
-    """A run of the experiment ``danon/<experiment>``, open inside the ``with``.
+    """Record a training as a run of the experiment ``danon/<experiment>``.
 
-    Its status is what happened: FINISHED, FAILED on an error, KILLED on an interruption; a process
-    that died leaves a run that the next bench marks KILLED. A metric that MLflow refuses is left
-    out with a warning, and a store that fails ends the recording with one; neither ends the
-    training. The run says so in its tags ``danon.refused.<name>`` and ``danon.lost``.
+    The run ends as FINISHED, FAILED on an error or KILLED on an interruption. If the process dies,
+    the next bench marks the run KILLED. A metric that MLflow refuses is left out with a warning,
+    and a store that fails ends the recording with one. Neither ends the training. The tags
+    ``danon.refused.<name>`` and ``danon.lost`` of the run name them.
 
     Args:
-        name: of the run.
-        settings: its parameters.
-        directory: keeps the run's id: entered again, the same run goes on, if the store has it.
+        name: name of the run.
+        settings: parameters of the run.
+        experiment: last part of the experiment's name.
+        directory: folder that keeps the run's id, so that a resumed training continues the run.
 
     Yields:
         A listener for a :class:`~danon.training.Trainer`.
 
     Raises:
-        StoreError: the store cannot be used, or refuses to go on with other settings.
+        StoreError: the store cannot be used, or refuses to resume with other settings.
         ValueError: another process records from this directory.
     """
     uri = store.tracking_uri()
@@ -68,7 +69,7 @@ def recorded(
     with contextlib.ExitStack() as held:
         if directory is not None:
             held.enter_context(checkpoint.locked(directory, f".{RUN_FILE}.lock"))
-        # All the while: the monitor's thread would ask a dead server for minutes, and we for it.
+        # For the whole run: else the monitor's thread retries a dead server for minutes.
         held.enter_context(store.bounded_retries(**PATIENCE))
         run_file = None if directory is None else directory / RUN_FILE
         try:
@@ -97,7 +98,7 @@ def recorded(
 
 
 class _Listener:
-    """Records metrics in a run, and says once what is not recorded."""
+    """Listener that records metrics in a run, and warns once of each that is not recorded."""
 
     def __init__(self, client: MlflowClient, uri: str, run_id: str) -> None:
         self._client, self._uri, self._run_id = client, uri, run_id
@@ -108,22 +109,22 @@ class _Listener:
         from mlflow.entities import Metric
 
         if self._lost:
-            return  # asking a dead store at every step would take longer than training
+            return  # retrying a dead store at every step would take longer than training
         now = int(time.time() * 1000)
-        some = [Metric(str(k), v, now, step) for k, v in metrics.items()]
+        entries = [Metric(str(k), v, now, step) for k, v in metrics.items()]
         try:
-            refused = store.log_accepted(self._client, self._run_id, some)
+            refused = store.log_accepted(self._client, self._run_id, entries)
         except store.failures() as error:
             self._lost = f"from step {step} on it is not recorded"
             self._say(f"training goes on, but {self._lost}", error)
             return
         for name in refused.keys() - self._refused:
             self._refused.add(name)
-            what = "MLflow at %s refuses a metric of step %d, which is not recorded: %s"
-            _log.warning(what, store.redact_password(self._uri), step, refused[name])
+            message = "MLflow at %s refuses a metric of step %d, which is not recorded: %s"
+            _log.warning(message, store.redact_password(self._uri), step, refused[name])
 
     def end(self, status: str) -> None:
-        """Give the run its status, and what it lacks as a tag."""
+        """Set the status of the run, and a tag if metrics are missing."""
         try:
             if self._lost:
                 self._client.set_tag(self._run_id, LOST_TAG, self._lost)
@@ -132,8 +133,8 @@ class _Listener:
             self._say(f"the end of run {self._run_id} ({status}) is not recorded", error)
 
     def _say(self, what: str, error: Exception) -> None:
-        place = store.redact_password(self._uri)
-        _log.warning("%s in MLflow at %s: %s", what, place, store.root_cause(error))
+        uri = store.redact_password(self._uri)
+        _log.warning("%s in MLflow at %s: %s", what, uri, store.root_cause(error))
 
 
 def _open(
@@ -144,14 +145,14 @@ def _open(
     settings: Mapping[str, Any],
     run_file: Path | None,
 ) -> tuple[str, bool]:
-    """Id of the run that the file ``run_file`` names, or of a new one; whether it was there."""
+    """Return the id of the run that ``run_file`` names or of a new one; True if it existed."""
     from mlflow.entities import Param, RunTag
 
     tags = store.owner_tags(uri, name)
     params = [Param(k, str(v)) for k, v in settings.items()]
     run_id = None if run_file is None else _still_there(client, run_file)
     if run_id is not None:
-        # Changed settings are refused here, before the run that ended says RUNNING.
+        # MLflow refuses changed settings here, before the status becomes RUNNING.
         client.log_batch(run_id, params=params, tags=[RunTag(*item) for item in tags.items()])
         client.update_run(run_id, status="RUNNING")
         return run_id, True
@@ -168,7 +169,7 @@ def _open(
 
 
 def _still_there(client: MlflowClient, run_file: Path) -> str | None:
-    """The id in a file, if the store has that run."""
+    """Return the id in a file if the store has that run."""
     from mlflow.exceptions import MlflowException
 
     if not run_file.exists():

@@ -148,7 +148,7 @@ def test_settings_that_cover_everything_equal_sdpa(name: str, mechanism: str) ->
         assert (output(small, ids, attention_mask=given)[real == 1] - want).abs().max() > 1e-2
 
 
-def test_another_scaling_is_honoured() -> None:
+def test_scaling_of_the_model_is_used() -> None:
     exact, model = build("llama"), build("llama", "ucsa", EXACT["ucsa"])
     before = output(exact, tokens())
     for each in (exact, model):
@@ -161,7 +161,7 @@ def test_another_scaling_is_honoured() -> None:
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("name", DECODERS)
-def test_generate_equals_reading_everything_again(name: str, mechanism: str) -> None:
+def test_generate_equals_full_forward_passes(name: str, mechanism: str) -> None:
     model = build(name, mechanism, SMALL[mechanism])
     randomise(model)
     ids = tokens()
@@ -182,7 +182,7 @@ def test_generate_equals_reading_everything_again(name: str, mechanism: str) -> 
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_a_cache_holds_a_state_and_no_keys(mechanism: str) -> None:
+def test_cache_holds_a_state_and_no_keys(mechanism: str) -> None:
     bound = {"max_cache_size": 16} if mechanism == "ucsa" else {}
     model = build("llama", mechanism, SMALL[mechanism] | bound)
     sizes = []
@@ -196,7 +196,7 @@ def test_a_cache_holds_a_state_and_no_keys(mechanism: str) -> None:
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_each_row_of_a_padded_batch_gets_what_it_gets_alone(mechanism: str) -> None:
+def test_padded_rows_equal_single_rows(mechanism: str) -> None:
     model = build("llama", mechanism, SMALL[mechanism])
     randomise(model)
     ids, mask = padded(17, batch=3)
@@ -213,7 +213,7 @@ def test_each_row_of_a_padded_batch_gets_what_it_gets_alone(mechanism: str) -> N
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_an_encoder_reads_each_padded_row_alone(mechanism: str) -> None:
+def test_padded_rows_of_an_encoder_equal_single_rows(mechanism: str) -> None:
     model = build("bert", mechanism, SMALL[mechanism])
     ids, mask = padded(0, batch=3)
     mask[1, 23:] = 0
@@ -227,7 +227,7 @@ def test_an_encoder_reads_each_padded_row_alone(mechanism: str) -> None:
     assert not torch.equal(moved[0, 0], got[0, 0])  # both sides are seen
 
 
-def test_beams_and_chunks() -> None:
+def test_beam_search_and_chunked_prompts() -> None:
     model = build("llama", "ucsa", SMALL["ucsa"])
     ids, mask = padded(9)
     with_cache = greedy(model, ids, attention_mask=mask, num_beams=3)
@@ -238,7 +238,7 @@ def test_beams_and_chunks() -> None:
     assert torch.equal(in_chunks, greedy(model, ids, attention_mask=mask))
 
 
-def test_a_cache_is_copied_repeated_and_selected() -> None:
+def test_cache_is_copied_repeated_and_selected() -> None:
     model = build("llama", "msra", SMALL["msra"])
     ids = tokens(2)
     cache = transformers.DynamicCache()
@@ -278,7 +278,7 @@ def test_parameters_are_saved_and_loaded(mechanism: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_a_checkpoint_without_our_parameters_gets_the_initial_ones(
+def test_checkpoint_without_danon_parameters_gets_initial_ones(
     mechanism: str, tmp_path: Path
 ) -> None:
     build("llama").save_pretrained(tmp_path)
@@ -350,7 +350,7 @@ def test_attach_switches_a_model_over() -> None:
     assert greedy(model, tokens()).shape == (2, 12)
 
 
-def test_heads_and_direction_are_no_part_of_the_parameters() -> None:
+def test_parameters_do_not_depend_on_heads_or_direction() -> None:
     own = LayerAttention("dala", {}, width=8)
     before = list(own.parameters())
     for heads, groups, causal in ((4, 2, True), (6, 1, False)):
@@ -405,7 +405,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_models_that_cannot_be_served(what: str) -> None:
+def test_unservable_models_are_refused(what: str) -> None:
     config, message = REFUSED[what]
     encoder = what == "some windows"
     auto = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
@@ -432,7 +432,7 @@ def test_cross_attention_is_refused() -> None:
         output(model, tokens(), decoder_input_ids=tokens())
 
 
-def test_calls_that_cannot_be_served() -> None:
+def test_unservable_calls_are_refused() -> None:
     model, ids = build("llama", "msra", SMALL["msra"]), tokens()
     packed = torch.arange(N // 2).repeat(2)[None]
     refused: list[tuple[dict[str, Any], str]] = [
@@ -459,7 +459,7 @@ def test_calls_that_cannot_be_served() -> None:
         dropping.train()(ids)
 
 
-def test_caches_that_cannot_be_served() -> None:
+def test_unservable_caches_are_refused() -> None:
     model, ids = build("llama", "msra", SMALL["msra"]), tokens()
     with pytest.raises(ValueError, match=r"for 71 keys: must be 60.*no static cache"):
         greedy(model, ids, cache_implementation="static")
@@ -481,7 +481,7 @@ def test_caches_that_cannot_be_served() -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
-def test_a_step_that_failed_between_layers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_that_failed_between_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = build("llama", "msra", SMALL["msra"]), tokens()
     cache = transformers.DynamicCache()
     output(model, ids[:, :-1], past_key_values=cache)
@@ -494,7 +494,7 @@ def test_a_step_that_failed_between_layers_is_noticed(monkeypatch: pytest.Monkey
         output(model, ids[:, -1:], past_key_values=cache)
 
 
-def test_keys_that_do_not_arrive_are_noticed() -> None:
+def test_changed_keys_after_caching_are_refused() -> None:
     cache = transformers.DynamicCache()
     claim(cache, 0)
     keys, values = cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 0)
@@ -503,7 +503,7 @@ def test_keys_that_do_not_arrive_are_noticed() -> None:
         cache.update(keys, values, 0)
 
 
-def test_without_transformers_the_error_names_the_extra() -> None:
+def test_missing_transformers_names_the_extra() -> None:
     code = (
         "import sys; sys.modules['transformers'] = None\n"
         "import danon, danon.models, danon.integrations\n"

@@ -57,7 +57,7 @@ def test_rows_are_repeated_and_reordered_as_in_a_dynamic_cache() -> None:
         torch.testing.assert_close(got, output(model, ids)[:, 50:], rtol=0, atol=1e-4)
 
 
-def test_rows_that_there_are_not_are_errors() -> None:
+def test_missing_rows_are_refused() -> None:
     for mechanism in (None, "msra"):
         _, cache = filled(mechanism)
         for rows in (torch.tensor([0, 3]), [-4], torch.tensor([True, False])):
@@ -91,7 +91,7 @@ def test_caches_are_copied_and_saved(mechanism: str) -> None:
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_caches_of_inference_mode_go_on_outside(mechanism: str) -> None:
+def test_cache_of_inference_mode_continues_outside(mechanism: str) -> None:
     with torch.inference_mode():
         model, cache = filled(mechanism)
     ids = tokens(ROWS)
@@ -101,7 +101,7 @@ def test_caches_of_inference_mode_go_on_outside(mechanism: str) -> None:
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_tokens_that_were_read_cannot_be_hidden_later(mechanism: str) -> None:
+def test_mask_that_hides_read_tokens_is_refused(mechanism: str) -> None:
     ids, whole = tokens(ROWS), torch.ones(ROWS, 51, dtype=torch.long)
     model, cache = filled(mechanism)
     hidden = whole.clone()

@@ -204,7 +204,7 @@ def test_live_model_switched_by_its_configuration_is_refused(family: str) -> Non
         logits(model, ids)
 
 
-def test_encoders_that_attend_by_themselves_are_refused() -> None:
+def test_encoders_without_the_interface_are_refused() -> None:
     small = {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -247,7 +247,7 @@ def test_part_of_a_model_can_be_switched_over() -> None:
     assert torch.equal(logits(built, llama_tokens()), logits(switched, llama_tokens()))
 
 
-def test_layer_that_skips_the_attention_function_is_noticed(
+def test_layer_that_skips_the_attention_function_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = build("llama", "ucsa")
@@ -257,7 +257,7 @@ def test_layer_that_skips_the_attention_function_is_noticed(
         logits(model, llama_tokens())
 
 
-def test_mask_can_be_used_by_danon_attention_alone() -> None:
+def test_mask_refuses_other_uses() -> None:
     mask = describe_mask(2, 5, 5, config=CONFIGS["llama"]())
     scores = torch.zeros(2, 4, 5, 5)
     for use in (

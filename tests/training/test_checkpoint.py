@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 import danon.training.training_recorder
 from danon.tracking import store
 from danon.training import Trainer, checkpoint
-from danon.training.training_recorder import recorded
+from danon.training.training_recorder import record_training
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ Dies(t.drawing(), c, directory={place!r}).fit(t.text(), t.text())
 
 
 @pytest.mark.parametrize(("at", "every"), [(0, 1), (5, 1), (7, 4), (11, 5)])
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, at: int, every: int) -> None:
+def test_killed_run_resumes_to_the_same_weights(tmp_path: Path, at: int, every: int) -> None:
     whole = drawing()
     c = settings(checkpoint_every=every, eval_every=3)
     want = Trainer(whole, c).fit(text(), text())
@@ -67,7 +67,7 @@ def damage(folder: Path) -> str:
     return file.name
 
 
-def test_a_damaged_checkpoint_is_passed_over(
+def test_damaged_checkpoint_is_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     c = settings(checkpoint_every=4)
@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert checkpoint.read(newest)[0] == 12  # written again
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
+def test_run_with_only_damaged_checkpoints_is_refused(tmp_path: Path) -> None:
     c = settings(steps=2, checkpoint_every=1)
     Trainer(small(), c, directory=tmp_path).fit(text())
     damage(tmp_path / "step-00000001")
@@ -104,7 +104,7 @@ class Judged(Trainer):
         return {"eval_loss": abs(self.step - 4.0)}
 
 
-def test_the_best_checkpoint_stays_and_can_be_loaded(tmp_path: Path) -> None:
+def test_best_checkpoint_stays_and_can_be_loaded(tmp_path: Path) -> None:
     c = {"schedule": "constant", "eval_every": 2, "checkpoint_every": 3}
     Judged(small(), settings(**c), directory=tmp_path).fit(text(), text())
     assert [p.name[-2:] for p in sorted(tmp_path.glob("step-*"))] == ["04", "09", "12"]
@@ -114,7 +114,7 @@ def test_the_best_checkpoint_stays_and_can_be_loaded(tmp_path: Path) -> None:
     assert torch.equal(weights(best.model), weights(four))
 
 
-def test_without_a_best_checkpoint_none_is_loaded(tmp_path: Path) -> None:
+def test_load_best_without_evaluations_is_refused(tmp_path: Path) -> None:
     trainer = Trainer(small(), settings(steps=1), directory=tmp_path)
     for at in ("no run", "no evaluation"):
         with pytest.raises(ValueError, match=rf"directory = {tmp_path}: must hold checkpoints of"):
@@ -125,7 +125,7 @@ def test_without_a_best_checkpoint_none_is_loaded(tmp_path: Path) -> None:
         Trainer(small(), settings()).load_best()
 
 
-def test_a_directory_has_one_trainer_at_a_time(tmp_path: Path) -> None:
+def test_directory_in_use_is_refused(tmp_path: Path) -> None:
     class Second(Trainer):
         def train_step(self, batch: object) -> torch.Tensor:
             with pytest.raises(ValueError, match=f"{tmp_path} is in use by another training run"):
@@ -137,7 +137,7 @@ def test_a_directory_has_one_trainer_at_a_time(tmp_path: Path) -> None:
     assert Trainer(small(), c, directory=tmp_path).fit(text()).step == 1
 
 
-def test_what_killed_runs_left_half_written_goes(tmp_path: Path) -> None:
+def test_half_written_checkpoints_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".step-00000007.12345").mkdir()
     (tmp_path / ".step-00000007.12345" / "model.safetensors").write_text("half")
     Trainer(small(), settings(steps=1), directory=tmp_path).fit(text())
@@ -148,7 +148,7 @@ def content(text: str) -> Any:
     return lambda place: (place / "x").write_text(text)
 
 
-def test_a_step_written_again_is_never_gone(
+def test_checkpoint_of_a_repeated_step_is_never_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Path.replace
@@ -170,20 +170,20 @@ def test_a_step_written_again_is_never_gone(
     assert {p.name for p in tmp_path.iterdir()} == {".lock", "step-00000001"}
 
 
-def test_damaged_later_checkpoints_do_not_count_among_those_that_stay(tmp_path: Path) -> None:
+def test_damaged_later_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
     for step in (8, 9, 1, 2):
         checkpoint.save(tmp_path, step, content("x"), {}, 2)
     assert [p.name[-1] for p in sorted(tmp_path.iterdir())] == ["1", "2", "8", "9"]
 
 
-def test_checkpoints_that_are_too_old_go(tmp_path: Path) -> None:
+def test_oldest_checkpoints_are_removed(tmp_path: Path) -> None:
     Trainer(
         small(), settings(steps=6, checkpoint_every=1, keep_checkpoints=3), directory=tmp_path
     ).fit(text())
     assert [p.name[-1] for p in sorted(tmp_path.glob("step-*"))] == ["4", "5", "6"]
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+def test_failed_write_leaves_earlier_checkpoints(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 1, content("1"), {}, 2)
 
     def full(place: Path) -> None:
@@ -195,13 +195,13 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
     Trainer(small(), settings(steps=2), directory=tmp_path).fit(text())
     with pytest.raises(ValueError, match=r"is of a run with steps = 2: must have steps = 3, or"):
         Trainer(small(), settings(steps=3), directory=tmp_path).fit(text())
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     c = settings(steps=1)
     Trainer(small(), c, directory=tmp_path).fit(text(), text())
     wider = Trainer(torch.nn.Embedding(32, 8), c, directory=tmp_path)
@@ -241,13 +241,13 @@ def runs() -> list[Any]:
 
 
 @pytest.mark.usefixtures("database")
-def test_a_run_is_recorded_with_its_metrics_and_its_end() -> None:
+def test_recorded_run_has_metrics_and_status() -> None:
     c = settings(steps=4, log_every=2)
-    with recorded("good", c.to_dict()) as listener:
+    with record_training("good", c.to_dict()) as listener:
         result = Trainer(small(), c, listeners=(listener,)).fit(text(), text())
-    with pytest.raises(RuntimeError, match="broken"), recorded("bad", {}):
+    with pytest.raises(RuntimeError, match="broken"), record_training("bad", {}):
         raise RuntimeError("broken")
-    with pytest.raises(KeyboardInterrupt), recorded("stopped", {}):
+    with pytest.raises(KeyboardInterrupt), record_training("stopped", {}):
         raise KeyboardInterrupt
     found = {run.info.run_name: run for run in runs()}
     ended = {name: run.info.status for name, run in found.items()}
@@ -270,7 +270,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name == "danon.training.training_recorder"]
 
 
-def test_a_store_that_dies_does_not_stop_training(
+def test_training_continues_without_its_store(
     database: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def dies(step: int, metrics: object) -> None:
@@ -278,7 +278,7 @@ def test_a_store_that_dies_does_not_stop_training(
             drop(database, "metrics")
 
     c = settings(log_every=2)
-    with recorded("dies", {}) as listener:
+    with record_training("dies", {}) as listener:
         result = Trainer(small(), c, listeners=(dies, listener)).fit(text())
     assert (result.outcome, result.step) == ("finished", 12)
     (said,) = warnings_of(caplog)
@@ -289,16 +289,14 @@ def test_a_store_that_dies_does_not_stop_training(
 
 
 @pytest.mark.usefixtures("database")
-def test_a_metric_that_mlflow_refuses_is_said_once_and_the_others_stay(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_refused_metric_is_reported_once_and_others_stay(caplog: pytest.LogCaptureFixture) -> None:
     class Odd(Trainer):
         def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
             value: Any = None if self.step == 4 else 2.0
             return {"eval_loss": 1.0 / self.step, "top+5": 0.5, "sometimes": value}
 
     c = settings(log_every=2, eval_every=2)
-    with recorded("odd", {}) as listener:
+    with record_training("odd", {}) as listener:
         Odd(small(), c, listeners=(listener,)).fit(text(), text())
     said = warnings_of(caplog)
     assert (
@@ -314,15 +312,13 @@ def test_a_metric_that_mlflow_refuses_is_said_once_and_the_others_stay(
         assert len(client.get_metric_history(run.info.run_id, name)) == steps
 
 
-def test_a_store_that_fails_for_a_while_leaves_a_run_that_says_so(
-    database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_store_failure_is_a_tag_of_the_run(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     def fails(*_: object, **__: object) -> None:
         raise OSError("no room")
 
-    with recorded("lost", {}) as listener:
+    with record_training("lost", {}) as listener:
         with monkeypatch.context() as patch:
             patch.setattr(MlflowClient, "log_batch", fails)
             listener(3, {"loss": 1.0})
@@ -333,7 +329,7 @@ def test_a_store_that_fails_for_a_while_leaves_a_run_that_says_so(
 
 @pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("how", ["parameter", "file", "monitor"])
-def test_a_start_that_fails_leaves_no_run_that_says_running(
+def test_failed_start_leaves_no_running_run(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -350,27 +346,27 @@ def test_a_start_that_fails_leaves_no_run_that_says_running(
     message = {"parameter": r"a\+b", "file": "Is a directory", "monitor": "no thread"}[how]
     with (
         pytest.raises((store.StoreError, RuntimeError), match=message),
-        recorded("never", names, directory=tmp_path),
+        record_training("never", names, directory=tmp_path),
     ):
         pass
     assert [run.info.status for run in runs()] == ["FAILED"]
 
 
-def test_a_store_that_died_does_not_hide_what_happened(
+def test_error_of_training_survives_a_dead_store(
     database: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def breaks() -> None:
         drop(database, "runs")
         raise RuntimeError("broken")
 
-    with pytest.raises(RuntimeError, match="broken"), recorded("dies", {}):
+    with pytest.raises(RuntimeError, match="broken"), record_training("dies", {}):
         breaks()
     (said,) = warnings_of(caplog)
     assert "(FAILED) is not recorded in MLflow at sqlite:///" in said and "no such table" in said
 
 
 @pytest.mark.usefixtures("database")
-def test_a_resumed_training_goes_on_in_the_same_mlflow_run(tmp_path: Path) -> None:
+def test_resumed_training_continues_its_mlflow_run(tmp_path: Path) -> None:
     place = tmp_path / "training"
 
     class Dies(Trainer):
@@ -382,11 +378,11 @@ def test_a_resumed_training_goes_on_in_the_same_mlflow_run(tmp_path: Path) -> No
     c = settings(log_every=1, checkpoint_every=4)
     for kind in (Dies, Trainer):
         try:
-            with recorded("long", c.to_dict(), directory=place) as listener:
+            with record_training("long", c.to_dict(), directory=place) as listener:
                 (run,) = runs()
                 assert run.info.status == "RUNNING"
                 with pytest.raises(ValueError, match=f"{place} is in use by another training run"):
-                    recorded("long", c.to_dict(), directory=place).__enter__()
+                    record_training("long", c.to_dict(), directory=place).__enter__()
                 kind(small(), c, directory=place, listeners=(listener,)).fit(text())
         except KeyboardInterrupt:
             assert runs()[0].info.status == "KILLED"
@@ -397,7 +393,7 @@ def test_a_resumed_training_goes_on_in_the_same_mlflow_run(tmp_path: Path) -> No
     assert {m.step for m in steps} == set(range(1, 13))
     with (
         pytest.raises(store.StoreError, match="Changing param values is not allowed"),
-        recorded("long", {"steps": 13}, directory=place),
+        record_training("long", {"steps": 13}, directory=place),
     ):
         pass
     assert runs()[0].info.status == "FINISHED"
@@ -405,15 +401,18 @@ def test_a_resumed_training_goes_on_in_the_same_mlflow_run(tmp_path: Path) -> No
     for kept in (None, "of another store", ""):
         if kept is not None:
             (place / "mlflow-run").write_text(kept)
-        with recorded("again", {}, directory=place):
+        with record_training("again", {}, directory=place):
             assert runs()[-1].info.status == "RUNNING"
     assert [run.info.run_name for run in runs()] == ["again"] * 3
 
 
-def test_what_recording_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_of_recording_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.split(".")[0] == "mlflow"]:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(store.StoreError, match=r"pip install danon\[bench\]"), recorded("a", {}):
+    with (
+        pytest.raises(store.StoreError, match=r"pip install danon\[bench\]"),
+        record_training("a", {}),
+    ):
         pass
     code = "import sys; sys.modules['filelock'] = None; import danon.training.training_recorder"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

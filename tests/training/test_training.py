@@ -75,7 +75,7 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def test_it_learns() -> None:
+def test_training_lowers_the_loss() -> None:
     model = small()
     result = Trainer(model, settings(steps=120, log_every=1)).fit(text(), text())
     assert result.outcome == "finished" and result.step == 120
@@ -83,7 +83,7 @@ def test_it_learns() -> None:
     assert result.best == result.history[120]["eval_loss"] and result.best_step == 120
 
 
-def test_annealing_knows_the_step() -> None:
+def test_annealing_layers_are_told_the_step() -> None:
     model = create_ucsa_model(
         task="lm", hidden_size=32, num_heads=2, num_layers=1, vocab_size=32, sparsity_start=1.0
     )
@@ -91,7 +91,7 @@ def test_annealing_knows_the_step() -> None:
     assert [int(x) for name, x in model.named_buffers() if name.endswith("anneal_step")] == [3]
 
 
-def test_accumulation_is_a_larger_batch() -> None:
+def test_accumulation_equals_a_larger_batch() -> None:
     models = [small(), small()]
     plain = {"gradient_clipping": None, "steps": 3}
     Trainer(models[0], settings(batch_size=8, **plain)).fit(text())
@@ -131,7 +131,7 @@ class InOrder(BatchOrder):
 
 @pytest.mark.parametrize("kind", ["examples without", "batches without"])
 @pytest.mark.parametrize("accumulated", [3, 6, 12])
-def test_accumulated_gradients_are_those_of_one_batch_whatever_the_labels(
+def test_accumulated_gradients_with_unequal_labels_equal_one_batch(
     kind: str, accumulated: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(danon.training.trainer, "BatchOrder", InOrder)
@@ -152,7 +152,7 @@ def test_accumulated_gradients_are_those_of_one_batch_whatever_the_labels(
         assert several.history[step]["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
 
 
-def test_a_loss_of_ones_own_counts_by_its_labels_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overridden_loss_counts_by_its_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     class Smooth(Trainer):
         def compute_loss(self, outputs: Tensor) -> Tensor:  # not a number where there is no label
             return nn.functional.cross_entropy(
@@ -169,7 +169,7 @@ def test_a_loss_of_ones_own_counts_by_its_labels_too(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(weights(models[1]), weights(models[0]), rtol=1e-12, atol=1e-12)
 
 
-def test_a_step_without_labels_changes_nothing_and_is_said(
+def test_step_without_labels_changes_nothing_and_warns(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Kept(Trainer):
@@ -189,7 +189,7 @@ def test_a_step_without_labels_changes_nothing_and_is_said(
     ]
 
 
-def test_a_resumed_training_that_ends_without_labels_has_learned(
+def test_resumed_training_may_end_without_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stops(Trainer):
@@ -207,14 +207,14 @@ def test_a_resumed_training_that_ends_without_labels_has_learned(
 
 
 @pytest.mark.parametrize("steps", [1, 100])
-def test_a_training_without_any_label_is_refused(steps: int) -> None:
+def test_training_without_any_label_is_refused(steps: int) -> None:
     ids, labels = text(12).tensors
     data = TensorDataset(ids, torch.full_like(labels, -100))
     with pytest.raises(ValueError, match="every label of the training's examples is -100: at lea"):
         Trainer(small(), settings(steps=steps)).fit(data)
 
 
-def test_one_labelled_example_of_many_is_found() -> None:
+def test_one_labelled_example_is_enough() -> None:
     ids, labels = text(24).tensors
     labels[1:] = -100
     result = Trainer(Double(), settings(steps=60, batch_size=1, log_every=1)).fit(
@@ -224,7 +224,7 @@ def test_one_labelled_example_of_many_is_found() -> None:
     assert sum("loss" in metrics for metrics in result.history.values()) in (2, 3)
 
 
-def test_trainers_that_take_turns_accumulate_as_they_are_told() -> None:
+def test_alternating_trainers_keep_their_accumulation() -> None:
     def between(step: int, metrics: object) -> None:
         Trainer(Double(), settings(steps=1)).fit(text())
 
@@ -299,7 +299,7 @@ def test_processes_share_the_labels_of_a_step_and_a_checkpoint(
         ),
     ],
 )
-def test_the_environment_cannot_ask_for_another_training(
+def test_contradicting_environment_is_refused(
     name: str, value: str, allowed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"ACCELERATE_{name}", value)
@@ -317,7 +317,7 @@ ELSEWHERE = """
 """Say where to train or what to log, or are read only with a backend that is refused, or float8."""
 
 
-def test_every_variable_that_accelerate_reads_is_known() -> None:
+def test_every_variable_of_accelerate_is_covered() -> None:
     """A new one may be one more that replaces a part of the configuration."""
     names = {
         name
@@ -330,9 +330,7 @@ def test_every_variable_that_accelerate_reads_is_known() -> None:
     assert {x for x in names - refused if not x.startswith(tuple(ELSEWHERE.split()))} == set()
 
 
-def test_what_accelerates_launcher_sets_by_itself_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_variables_of_the_launcher_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     models = [Double(), Double()]
     c = settings(steps=3, gradient_accumulation_steps=2)
     Trainer(models[0], c).fit(text())
@@ -349,7 +347,7 @@ def test_what_accelerates_launcher_sets_by_itself_changes_nothing(
     assert torch.equal(weights(models[0]), weights(models[1]))
 
 
-def test_trainers_of_one_process_have_their_own_precision() -> None:
+def test_trainers_of_one_process_keep_their_precision() -> None:
     losses = []
     for precision in ("no", "bf16", "no"):
         result = Trainer(small(), settings(mixed_precision=precision)).fit(text())
@@ -377,7 +375,7 @@ class Steep(Trainer):
         (Steep, 1, "norm of the gradient is nan"),
     ],
 )
-def test_a_run_that_diverges_stops_before_the_weights_move(
+def test_divergence_stops_before_the_weights_move(
     kind: type[Trainer], accumulated: int, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     c = {"schedule": "constant", "gradient_accumulation_steps": accumulated}
@@ -391,7 +389,7 @@ def test_a_run_that_diverges_stops_before_the_weights_move(
     assert Trainer(model, settings(steps=1)).fit(text()).outcome == "finished"
 
 
-def test_a_train_step_of_ones_own_that_diverges_is_noticed() -> None:
+def test_divergence_of_an_overridden_train_step_is_noticed() -> None:
     class Own(Trainer):
         def train_step(self, batch: object) -> Tensor:
             return torch.tensor(torch.nan if self.step == 5 else 1.0)
@@ -401,7 +399,7 @@ def test_a_train_step_of_ones_own_that_diverges_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("form", ["pair", "mapping"])
-def test_evaluation_weighs_batches_by_their_labels(form: str) -> None:
+def test_evaluation_counts_batches_by_labels(form: str) -> None:
     ids, labels = text(10).tensors
     labels[0], labels[4:8] = -100, -100  # of batches of 4: three examples, none, two
     labels[8, 2:] = -100
@@ -417,7 +415,7 @@ def test_evaluation_weighs_batches_by_their_labels(form: str) -> None:
     assert got == pytest.approx(float(want), rel=1e-5)
 
 
-def test_evaluation_without_labels_weighs_batches_by_their_examples() -> None:
+def test_evaluation_without_labels_counts_batches_by_examples() -> None:
     class Mean(Trainer):
         def compute_loss(self, outputs: Tensor) -> Tensor:
             return outputs.mean()
@@ -428,7 +426,7 @@ def test_evaluation_without_labels_weighs_batches_by_their_examples() -> None:
     assert got == {"eval_loss": 2.5}
 
 
-def test_an_evaluation_of_nothing_is_refused() -> None:
+def test_evaluation_without_examples_or_labels_is_refused() -> None:
     trainer = Trainer(small(), settings())
     trainer.setup_training()
     ids, labels = text(4).tensors
@@ -441,7 +439,7 @@ def test_an_evaluation_of_nothing_is_refused() -> None:
         trainer.fit(empty)
 
 
-def test_an_evaluation_that_is_not_a_number_is_never_the_best() -> None:
+def test_nan_evaluation_is_never_the_best() -> None:
     class Odd(Trainer):
         def evaluate(self, dataset: Dataset[object]) -> dict[str, float]:
             return {"eval_loss": torch.nan if self.step <= 4 else 2.0}
@@ -450,7 +448,7 @@ def test_an_evaluation_that_is_not_a_number_is_never_the_best() -> None:
     assert (result.best, result.best_step) == (2.0, 8)
 
 
-def test_it_stops_when_nothing_improves() -> None:
+def test_training_stops_after_patience_evaluations() -> None:
     class Stuck(Trainer):
         def evaluate(self, dataset: Dataset[object]) -> dict[str, float]:
             return {"eval_loss": 1.0 if self.step <= 2 else 2.0}
@@ -459,7 +457,7 @@ def test_it_stops_when_nothing_improves() -> None:
     assert (result.outcome, result.step, result.best_step) == ("stopped early", 8, 2)
 
 
-def test_the_order_goes_on_where_it_stopped_and_leaves_nobody_out() -> None:
+def test_resumed_batch_order_covers_every_example() -> None:
     whole = iter(BatchOrder(10, 4, seed=1))
     batches = [next(whole) for _ in range(10)]
     later = iter(BatchOrder(10, 4, seed=1, first=3))
@@ -482,12 +480,12 @@ def test_the_order_goes_on_where_it_stopped_and_leaves_nobody_out() -> None:
         ({"mixed_precision": "int8"}, "mixed_precision = 'int8': must be"),
     ],
 )
-def test_wrong_settings(fields: dict[str, object], message: str) -> None:
+def test_wrong_settings_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(**fields)
 
 
-def test_the_seeds_dictionary() -> None:
+def test_dictionary_of_the_specification() -> None:
     c = TrainingConfig.from_dict(
         {
             "optimizer": {"type": "adamw", "lr": 1e-4, "weight_decay": 0.01},
@@ -505,7 +503,7 @@ def test_the_seeds_dictionary() -> None:
         TrainingConfig.from_dict({"scheduler": {"speed": 1}})
 
 
-def test_schedules() -> None:
+def test_learning_rate_by_schedule() -> None:
     cosine = settings(steps=100, warmup_steps=10)
     assert cosine.rate(0) == 0.1 and cosine.rate(9) == 1.0 and cosine.rate(10) == 1.0
     assert cosine.rate(55) == pytest.approx(0.55) and cosine.rate(100) == pytest.approx(0.1)
@@ -514,7 +512,7 @@ def test_schedules() -> None:
     assert settings(schedule="constant").rate(11) == 1.0
 
 
-def test_ones_own_trainer_as_in_the_seed() -> None:
+def test_trainer_subclass_of_the_specification() -> None:
     class CustomTrainer(BaseTrainer):
         def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
             super().__init__(model, config)
@@ -554,7 +552,7 @@ def test_hugging_face_models_recompute_their_blocks() -> None:
     assert len(ran) == 3
 
 
-def test_older_hugging_face_models_are_told_by_their_own_method() -> None:
+def test_older_hugging_face_models_recompute_their_blocks() -> None:
     class Older(nn.Linear):
         def gradient_checkpointing_enable(self) -> None:
             self.recomputes = True
@@ -564,7 +562,7 @@ def test_older_hugging_face_models_are_told_by_their_own_method() -> None:
     assert model.recomputes
 
 
-def test_a_model_that_cannot_recompute_is_refused() -> None:
+def test_model_without_checkpointing_is_refused() -> None:
     message = "Linear must have a method enable_gradient_checkpointing, or Hugging Face's gradient_"
     with pytest.raises(ValueError, match=message):
         Trainer(nn.Linear(2, 2), settings(gradient_checkpointing=True)).fit(text())
@@ -577,7 +575,7 @@ class Interrupted(Trainer):
         return super()._one_step(batches)
 
 
-def test_the_bar_is_closed_on_errors_and_begins_where_training_does(
+def test_progress_bar_starts_at_the_step_and_closes_on_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     c = settings(checkpoint_every=4)
@@ -591,7 +589,9 @@ def test_the_bar_is_closed_on_errors_and_begins_where_training_does(
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_bar_is_for_terminals(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_is_shown_on_terminals_only(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr(sys, "stderr", stream)
@@ -603,7 +603,7 @@ def test_the_bar_is_for_terminals(terminal: bool, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("package", ["accelerate", "filelock", "tqdm"])
-def test_what_is_not_installed_is_named(
+def test_missing_package_is_named(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,0 +1,26 @@
+"""The examples in docstrings run, and print what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = (
+    "danon.data.tasks.base",
+    "danon.integrations.transformers",
+    "danon.runs.task_registry",
+    "danon.training.trainer",
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name: str) -> None:
+    if name.startswith("danon.integrations"):
+        pytest.importorskip("transformers")
+    examples = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
+    runner = doctest.DocTestRunner()
+    for example in examples:
+        runner.run(example)
+    assert runner.tries > 0 and runner.failures == 0
