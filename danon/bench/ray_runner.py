@@ -47,7 +47,7 @@ def run_on_cluster(
     with connected(options.address), WorkerPool(options.device, own, tell) as pool:
         for node in pool.nodes:
             tell(f"{node} measures")
-        plan = _Planned(options)
+        plan = _PlanDispatcher(options)
         pool.run(plan, lambda: stopped)
         if stopped:
             return 128 + stopped[0]
@@ -58,7 +58,7 @@ def run_on_cluster(
         session.open(event["fingerprint"], event["basis"], planned, suites=event["suites"])
         why = ""
         with Display(console) as display:
-            work = _Units(session, options, plan.event, display, tell)
+            work = _AttentionDispatcher(session, options, plan.event, display, tell)
             try:
                 pool.run(work, lambda: stopped)
             except ClusterError as error:
@@ -71,12 +71,12 @@ def run_on_cluster(
     return session.close((), unfinished, signalled, status="KILLED")
 
 
-class _Planned:
-    """The work of finding out what there is to measure.
+class _PlanDispatcher:
+    """Dispatcher of the one job that returns the plan of a bench.
 
     Attributes:
         event: the plan.
-        refusal: why there is none.
+        refusal: the reason if there is no plan.
     """
 
     def __init__(self, options: Options) -> None:
@@ -85,16 +85,16 @@ class _Planned:
         self.event: dict[str, Any] = {}
         self.refusal = ""
 
-    def pulse(self) -> None:
+    def tick(self) -> None:
         pass
 
-    def offer(self, node: Node) -> DescribeJob | None:
+    def next_job(self, node: Node) -> DescribeJob | None:
         if self._asked:
             return None
         self._asked = True
         return DescribeJob(self._options.arguments())
 
-    def heard(self, node: Node, event: dict[str, Any]) -> None:
+    def on_event(self, node: Node, event: dict[str, Any]) -> None:
         if event["event"] == "plan":
             self.event = event
         elif event["event"] == "refused":
@@ -102,15 +102,15 @@ class _Planned:
         elif event["event"] == "ended" and not (self.event or self.refusal):
             self.refusal = f"{node}: the suites ended before they had a plan: {event['tail']}"
 
-    def ended(self, node: Node, *, lost: bool) -> None:
+    def on_job_end(self, node: Node, *, lost: bool) -> None:
         if lost:
             self._asked = False
         else:
             self.done = True
 
 
-class _Units:
-    """The work of measuring every attention: dense attention first, then the longest ones."""
+class _AttentionDispatcher:
+    """Dispatcher of a job for every attention: dense attention first, then the longest ones."""
 
     def __init__(
         self,
@@ -143,10 +143,10 @@ class _Units:
     def done(self) -> bool:
         return not (self._waiting or self._busy)
 
-    def pulse(self) -> None:
+    def tick(self) -> None:
         pass
 
-    def offer(self, node: Node) -> AttentionJob | None:
+    def next_job(self, node: Node) -> AttentionJob | None:
         if not self._waiting:
             return None
         attention = self._waiting.pop(0)
@@ -155,7 +155,7 @@ class _Units:
         known = [r for r in self._journal.results() if r.case.attention in (attention, REFERENCE)]
         return AttentionJob(self._arguments, attention, self._info, known)
 
-    def heard(self, node: Node, event: dict[str, Any]) -> None:
+    def on_event(self, node: Node, event: dict[str, Any]) -> None:
         attention = self._busy[node.id]
         if event["event"] == "result":
             result = CaseResult.from_json(event["result"])
@@ -175,7 +175,7 @@ class _Units:
         else:
             self._session.handle(event, self._display)
 
-    def ended(self, node: Node, *, lost: bool) -> None:
+    def on_job_end(self, node: Node, *, lost: bool) -> None:
         attention = self._busy.pop(node.id)
         if self._ended.pop(node.id, False):
             self.left.remove(attention)

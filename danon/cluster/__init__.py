@@ -1,1 +1,1 @@
-"""Work spread over the machines of a Ray cluster, one case at a time on each."""
+"""Work on the machines of a Ray cluster, one job at a time on each."""

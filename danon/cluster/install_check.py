@@ -1,4 +1,4 @@
-"""What of this project a machine has: all machines of a cluster must have the same."""
+"""The installed code of a machine: all machines of a cluster must have the same."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from danon.runs.commit import commit_of
 __all__ = ["Installed", "incompatibility", "installed"]
 
 Installed = dict[str, str]
-"""Facts of :func:`installed`; it travels between versions of danon, so it is plain."""
+"""Result of :func:`installed`, plain because it is sent between versions of danon."""
 
 
 def installed(folder: str, files: Sequence[str]) -> Installed:
-    """Version, commit and a digest of the code here, and digests of a user's files.
+    """Return version, commit and digest of the code here, and digests of a user's files.
 
     Args:
-        folder: that relative ``files`` are looked for in.
+        folder: folder of relative ``files``.
+        files: paths of the user's files.
     """
     digests = json.dumps(code(), sort_keys=True).encode()
     facts = {
@@ -38,7 +39,12 @@ def installed(folder: str, files: Sequence[str]) -> Installed:
 
 
 def incompatibility(here: Installed, there: Installed) -> str:
-    """Why another machine cannot measure what is asked here; empty if it can."""
+    """Return the reason why another machine cannot take part; empty if it can.
+
+    Args:
+        here: of this machine, from :func:`installed`.
+        there: of the other machine.
+    """
     if "error" in there:
         return f"cannot import danon as it is here: {there['error']}"
     if there["code"] != here["code"]:
@@ -46,6 +52,6 @@ def incompatibility(here: Installed, there: Installed) -> str:
         return f"has other code of danon ({theirs}) than this machine ({mine}): install the same"
     for name, digest in here.items():
         if name.startswith("file ") and there[name] != digest:
-            what = "another" if there[name] else "no"
-            return f"has {what} {name.removeprefix('file ')}: copy it to the same place there"
+            article = "another" if there[name] else "no"
+            return f"has {article} {name.removeprefix('file ')}: copy it to the same place there"
     return ""

@@ -1,4 +1,4 @@
-"""The process on a machine of the cluster that does what it is given, one job at a time."""
+"""The process on a machine of the cluster that runs jobs, one at a time."""
 
 from __future__ import annotations
 
@@ -11,60 +11,73 @@ from typing import Any, Protocol
 __all__ = ["Job", "NodeActor", "Place"]
 
 Place = dict[str, str]
-"""``host`` and ``node``: where something was measured."""
+"""``host`` and ``node`` of a measurement."""
 THREADS = "OMP_NUM_THREADS"
 
 
 class Job(Protocol):
-    """Made where the command runs, done on a machine of the cluster."""
+    """A job: made where the command runs, run on a machine of the cluster."""
 
     def events(self, place: Place) -> Iterator[Any]:
-        """Do it; what is yielded is heard by who gave the job."""
+        """Run the job, and yield events for the dispatcher that gave it.
+
+        Args:
+            place: the machine.
+        """
         ...
 
     def stop(self) -> None:
-        """Come to an end soon; from another thread, before or while it is done."""
+        """End the job soon; called from another thread, before or while it runs."""
         ...
 
 
 class NodeActor:
-    """A Ray actor.
+    """A Ray actor that runs jobs.
 
     Args:
-        folder: of the command, where files are looked for; the own one where it is missing.
-        node: id of the node that it is on.
+        folder: folder of the command, which becomes the current one where it exists.
+        node: id of the node that the actor is on.
     """
 
     def __init__(self, folder: str, node: str) -> None:
         with contextlib.suppress(OSError):
             os.chdir(folder)
-        _own_threads()
+        _forget_threads_of_ray()
         self._place = {"host": socket.gethostname(), "node": node}
         self._job: Job | None = None
         self._number = self._stopped = 0
 
     def ready(self) -> int:
-        """Returns: niceness, at which all is measured; Ray's own choice is 15."""
+        """Return the niceness of this process; Ray's default is 15."""
         return os.nice(0)
 
-    def do(self, number: int, job: Job) -> Iterator[Any]:
-        """Args: number: of the job, counted from 1."""
+    def run_job(self, number: int, job: Job) -> Iterator[Any]:
+        """Run a job and yield its events.
+
+        Args:
+            number: number of the job, counted from 1.
+            job: the job.
+        """
         self._number, self._job = number, job
         if number <= self._stopped:
             job.stop()
         yield from job.events(self._place)
 
     def stop(self, number: int) -> None:
-        """Stop a job, which may come only after this; not the one after it."""
+        """Stop a job, which may arrive later than this call.
+
+        Args:
+            number: number of the job; later jobs are not stopped.
+        """
         self._stopped = number
         if self._job is not None and self._number <= number:
             self._job.stop()
 
 
-def _own_threads() -> None:
-    """Let torch decide as it does elsewhere: Ray sets threads for whom the machine has not.
+def _forget_threads_of_ray() -> None:
+    """Remove the number of threads that Ray has set, so that torch decides as it does elsewhere.
 
-    Ray's process has them set, and the one that started it does not.
+    Ray sets the variable in this process where the process that started it has none.
     """
     import psutil
 

@@ -16,48 +16,69 @@ from danon.cluster.node_actor import Job, NodeActor
 __all__ = ["Dispatcher", "WorkerPool"]
 
 TICK_S = 1.0
-LOOK_S = 5.0
-"""Between looks for machines that have joined."""
-ANSWER_S = 60.0
-"""For a machine to say what it has installed."""
-BUSY_S = 20.0
-"""After which it is said that a machine is not free."""
-STOP_S = 15.0
-"""For a job that is stopped to end by itself."""
+"""Seconds between calls of ``Dispatcher.tick``."""
+REFRESH_S = 5.0
+"""Seconds between searches for machines that have joined."""
+ANSWER_TIMEOUT_S = 60.0
+"""Seconds for a machine to answer what it has installed."""
+BUSY_WARNING_S = 20.0
+"""Seconds after which a message says that a machine is not free."""
+STOP_TIMEOUT_S = 15.0
+"""Seconds for a stopped job to end by itself."""
 RETRIES = 1
-"""Of a machine whose actor died."""
+"""New actors for a machine whose actor died."""
 
 
 class Dispatcher(Protocol):
-    """What a pool is run for."""
+    """Source of the jobs of a pool, and receiver of their events."""
 
     @property
-    def done(self) -> bool: ...
-
-    def pulse(self) -> None:
-        """Called about once a second."""
+    def done(self) -> bool:
+        """True when there is nothing left to do."""
         ...
 
-    def offer(self, node: Node) -> Job | None:
-        """The next job of a machine that is free; None if it has none for it now."""
+    def tick(self) -> None:
+        """Do regular work; called about once a second."""
         ...
 
-    def heard(self, node: Node, event: Any) -> None:
-        """What a job has yielded."""
+    def next_job(self, node: Node) -> Job | None:
+        """Return the next job for a free machine; None if there is none now.
+
+        Args:
+            node: the machine.
+        """
         ...
 
-    def ended(self, node: Node, *, lost: bool) -> None:
-        """A job is over, or its machine has died."""
+    def on_event(self, node: Node, event: Any) -> None:
+        """Receive an event of a job.
+
+        Args:
+            node: the machine.
+            event: as the job yielded it.
+        """
+        ...
+
+    def on_job_end(self, node: Node, *, lost: bool) -> None:
+        """Note that a job has ended.
+
+        Args:
+            node: the machine.
+            lost: True if the machine died or the job did not end by itself.
+        """
         ...
 
 
 @dataclass
 class _Worker:
-    """An actor on a machine, or one that is to come.
+    """An actor on a machine, which may still be starting.
 
     Attributes:
-        jobs: given so far.
-        waits: for this: to be ready, or for what its job yields; None when it is free.
+        node: the machine.
+        actor: Ray's handle.
+        waits: Ray's reference that it is ready, or its job's events; None when it is free.
+        since: time of its start on the monotonic clock.
+        ready: True once the actor has started.
+        jobs: number of jobs so far.
     """
 
     node: Node
@@ -69,16 +90,16 @@ class _Worker:
 
 
 class WorkerPool:
-    """Has each machine for itself; a context manager.
+    """Pool of actors, one on each machine of the cluster; a context manager.
 
     Args:
-        device: cpu or cuda, which only machines with a GPU have.
-        files: of the user, that every machine must have.
-        say: hears of machines that come and go.
-        fits: why a machine cannot take part; empty if it can.
+        device: ``cpu``, or ``cuda`` for machines with a GPU only.
+        files: the user's files that every machine must have.
+        say: receives messages about machines that join and leave.
+        fits: returns the reason why a machine cannot take part; empty if it can.
 
     Attributes:
-        had: ids of the nodes that were ready for a job, now or before.
+        seen_nodes: ids of the nodes that are or were ready for a job.
 
     Raises:
         ClusterError: there is no machine, or one that cannot take part.
@@ -94,171 +115,183 @@ class WorkerPool:
         self._device, self._files, self._say, self._fits = device, tuple(files), say, fits
         self._folder = str(Path.cwd())
         self._here = installed(self._folder, self._files)
-        self.had: set[str] = set()
-        self._members: dict[str, _Worker] = {}
+        self.seen_nodes: set[str] = set()
+        self._workers: dict[str, _Worker] = {}
         self._deaths: Counter[str] = Counter()
         self._refused: set[str] = set()
-        self._asked: dict[Any, Node] = {}  # by the answer that is to come
-        self._looked = 0.0
-        self._ask()
-        for node, reason in self._answered(ANSWER_S):
+        self._queries: dict[Any, Node] = {}  # by Ray's reference to the answer
+        self._queried_s = 0.0
+        self._query_nodes()
+        for node, reason in self._query_answers(ANSWER_TIMEOUT_S):
             if reason:
                 raise ClusterError(f"{node} {reason}")
-            self._hire(node)
-        if self._asked:
-            late = next(iter(self._asked.values()))
-            raise ClusterError(f"{late} does not answer within {ANSWER_S:.0f} s")
-        if not self._members:
+            self._start_actor(node)
+        if self._queries:
+            late = next(iter(self._queries.values()))
+            raise ClusterError(f"{late} does not answer within {ANSWER_TIMEOUT_S:.0f} s")
+        if not self._workers:
             needed = "a GPU" if device == "cuda" else "a CPU"
             raise ClusterError(f"the cluster has no node that is alive and has {needed}")
 
     def __enter__(self) -> Self:
+        """Return the pool."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End all actors."""
         import ray
 
-        for member in self._members.values():
-            ray.kill(member.actor)
-        self._members.clear()
+        for worker in self._workers.values():
+            ray.kill(worker.actor)
+        self._workers.clear()
 
     @property
     def nodes(self) -> list[Node]:
-        return [member.node for member in self._members.values()]
+        """Machines that take part."""
+        return [worker.node for worker in self._workers.values()]
 
     def refuse(self, node: Node, reason: str) -> None:
-        """Let a machine whose job is over take no more part."""
+        """Exclude a machine whose job has ended.
+
+        Args:
+            node: the machine.
+            reason: for the message.
+        """
         self._refused.add(node.id)
-        self._let_go(self._members[node.id])
+        self._kill(self._workers[node.id])
         self._say(f"{node}: {reason}; it takes no more part")
 
     def run(self, work: Dispatcher, stopped: Callable[[], object] = lambda: False) -> None:
-        """Give and hear until the work is done, or stopped.
+        """Give jobs and receive events until the work is done or stopped.
+
+        Args:
+            work: source of the jobs.
+            stopped: returns something true to stop.
 
         Raises:
             ClusterError: no machine is left.
         """
         try:
             while not (work.done or stopped()):
-                self._look()
-                if not self._members and not self._regained(stopped):
+                self._refresh()
+                if not self._workers and not self._has_replacement(stopped):
                     raise ClusterError("no node of the cluster is left")
-                work.pulse()
-                for member in list(self._members.values()):
-                    if member.waits is None and (job := work.offer(member.node)) is not None:
-                        self._give(member, job)
-                self._hear(work)
+                work.tick()
+                for worker in list(self._workers.values()):
+                    if worker.waits is None and (job := work.next_job(worker.node)) is not None:
+                        self._submit(worker, job)
+                self._receive(work)
         except BaseException:
-            self._stop(work)  # what fails in it is less than this
+            self._stop(work)  # its own error matters less than this one
             raise
         if error := self._stop(work):
             raise error
 
-    def _give(self, member: _Worker, job: Job) -> None:
-        member.jobs += 1
-        streaming = member.actor.do.options(num_returns="streaming")
-        member.waits = streaming.remote(member.jobs, job)
+    def _submit(self, worker: _Worker, job: Job) -> None:
+        worker.jobs += 1
+        streaming = worker.actor.run_job.options(num_returns="streaming")
+        worker.waits = streaming.remote(worker.jobs, job)
 
-    def _hear(self, work: Dispatcher) -> None:
+    def _receive(self, work: Dispatcher) -> None:
         import ray
 
-        waiting = {m.waits: m for m in self._members.values() if m.waits is not None}
+        waiting = {m.waits: m for m in self._workers.values() if m.waits is not None}
         if not waiting:
             time.sleep(TICK_S)
             return
         ready, _ = ray.wait(list(waiting), num_returns=1, timeout=TICK_S)
-        for what in ready:
-            member = waiting[what]
+        for reference in ready:
+            worker = waiting[reference]
             try:
-                self._take(work, member)
+                self._handle(work, worker)
             except ray.exceptions.RayError as error:
-                self._lose(work, member, error)
-        for member in waiting.values():
-            if not member.ready and time.monotonic() - member.since > BUSY_S:
-                self._say(f"{member.node} is not free yet: it takes part as soon as it is")
-                member.since = float("inf")
+                self._drop(work, worker, error)
+        for worker in waiting.values():
+            if not worker.ready and time.monotonic() - worker.since > BUSY_WARNING_S:
+                self._say(f"{worker.node} is not free yet: it takes part as soon as it is")
+                worker.since = float("inf")
 
-    def _take(self, work: Dispatcher, member: _Worker) -> None:
-        """What a member waited for is there."""
+    def _handle(self, work: Dispatcher, worker: _Worker) -> None:
+        """Handle the next event of a worker, or that its actor is ready."""
         import ray
 
-        if not member.ready:
-            nice = ray.get(member.waits)
-            member.ready, member.waits = True, None
-            if nice > 0 and member.node.id not in self.had:
+        if not worker.ready:
+            nice = ray.get(worker.waits)
+            worker.ready, worker.waits = True, None
+            if nice > 0 and worker.node.id not in self.seen_nodes:
                 self._say(
-                    f"{member.node} measures at nice {nice}, unlike a bench without Ray: set "
+                    f"{worker.node} measures at nice {nice}, unlike a bench without Ray: set "
                     "RAY_worker_niceness=0 there before `ray start`"
                 )
-            self.had.add(member.node.id)
+            self.seen_nodes.add(worker.node.id)
             return
         try:
-            event = ray.get(next(member.waits))
+            event = ray.get(next(worker.waits))
         except StopIteration:
-            member.waits = None
-            work.ended(member.node, lost=False)
+            worker.waits = None
+            work.on_job_end(worker.node, lost=False)
         else:
-            work.heard(member.node, event)
+            work.on_event(worker.node, event)
 
-    def _lose(self, work: Dispatcher, member: _Worker, error: Exception) -> None:
-        self._let_go(member)
-        self._deaths[member.node.id] += 1
-        self._say(f"{member.node} is lost: {_why(error)}")
-        if member.ready:
-            work.ended(member.node, lost=True)
+    def _drop(self, work: Dispatcher, worker: _Worker, error: Exception) -> None:
+        self._kill(worker)
+        self._deaths[worker.node.id] += 1
+        self._say(f"{worker.node} is lost: {_why(error)}")
+        if worker.ready:
+            work.on_job_end(worker.node, lost=True)
 
-    def _regained(self, stopped: Callable[[], object]) -> bool:
-        """Whether a machine whose actor died has another, or need not."""
-        self._ask()
-        end = time.monotonic() + ANSWER_S
-        while self._asked and time.monotonic() < end and not (self._members or stopped()):
-            self._look(TICK_S)
-        return bool(self._members or stopped())
+    def _has_replacement(self, stopped: Callable[[], object]) -> bool:
+        """Return True once a machine has an actor again, or the work is stopped."""
+        self._query_nodes()
+        end = time.monotonic() + ANSWER_TIMEOUT_S
+        while self._queries and time.monotonic() < end and not (self._workers or stopped()):
+            self._refresh(TICK_S)
+        return bool(self._workers or stopped())
 
-    def _look(self, seconds: float = 0) -> None:
-        """Machines that have joined, or whose actor died, get one."""
-        if time.monotonic() - self._looked > LOOK_S:
-            self._ask()
-        for node, reason in self._answered(seconds):
+    def _refresh(self, seconds: float = 0) -> None:
+        """Start actors on machines that have joined or whose actor died."""
+        if time.monotonic() - self._queried_s > REFRESH_S:
+            self._query_nodes()
+        for node, reason in self._query_answers(seconds):
             if reason:
                 self._refused.add(node.id)
                 self._say(f"{node} {reason}; it takes no part")
             else:
-                self._hire(node)
+                self._start_actor(node)
 
-    def _ask(self) -> None:
-        """Machines without an actor are asked what they have installed."""
+    def _query_nodes(self) -> None:
+        """Ask machines without an actor what they have installed."""
         import ray
 
-        self._looked = time.monotonic()
-        known = {*self._members, *self._refused, *(node.id for node in self._asked.values())}
-        look = ray.remote(_look())
+        self._queried_s = time.monotonic()
+        busy = {*self._workers, *self._refused, *(node.id for node in self._queries.values())}
+        query = ray.remote(_installed_task())
         for node in nodes(self._device):
-            if node.id not in known and self._deaths[node.id] <= RETRIES:
-                task = look.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node))
-                self._asked[task.remote(self._folder, self._files)] = node
+            if node.id not in busy and self._deaths[node.id] <= RETRIES:
+                task = query.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node))
+                self._queries[task.remote(self._folder, self._files)] = node
 
-    def _answered(self, seconds: float) -> list[tuple[Node, str]]:
-        """Machines that have answered, and why they cannot take part."""
+    def _query_answers(self, seconds: float) -> list[tuple[Node, str]]:
+        """Return machines that have answered, and the reason why each cannot take part."""
         import ray
 
-        if not self._asked:
+        if not self._queries:
             return []
-        answers, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=seconds)
-        found = []
+        answers, _ = ray.wait(list(self._queries), num_returns=len(self._queries), timeout=seconds)
+        answered = []
         for answer in answers:
-            node = self._asked.pop(answer)
+            node = self._queries.pop(answer)
             try:
                 reason = self._fits(node) or incompatibility(self._here, ray.get(answer))
             except ray.exceptions.RayTaskError as error:
                 reason = f"cannot say what it has installed: {error.cause}"
             except ray.exceptions.RayError:
-                continue  # it died meanwhile
-            found.append((node, reason))
-        return found
+                continue  # the machine died in the meantime
+            answered.append((node, reason))
+        return answered
 
-    def _hire(self, node: Node) -> None:
-        """All of its CPUs are ours, so that Ray runs nothing else there that asks for one."""
+    def _start_actor(self, node: Node) -> None:
+        """Start an actor that reserves all CPUs, so that Ray runs nothing else on the machine."""
         import ray
 
         gpus = {"num_gpus": 1} if self._device == "cuda" else {}
@@ -267,41 +300,41 @@ class WorkerPool:
             .options(num_cpus=node.cpus, scheduling_strategy=_on(node), max_concurrency=2, **gpus)
             .remote(self._folder, node.id)
         )
-        self._members[node.id] = _Worker(node, actor, actor.ready.remote(), time.monotonic())
+        self._workers[node.id] = _Worker(node, actor, actor.ready.remote(), time.monotonic())
 
     def _stop(self, work: Dispatcher) -> Exception | None:
-        """Let jobs that are not over end, and hear what they still say; returns what failed first.
+        """Stop the running jobs, receive their last events, and return the first error.
 
-        An actor that is still busy then is let go: the next work must not hear of this one.
+        An actor that is still busy afterwards is ended: the next work must not get its events.
         """
         errors: list[Exception] = []
-        for member in self._busy():
-            member.actor.stop.remote(member.jobs)
-        end = time.monotonic() + STOP_S
+        for worker in self._busy():
+            worker.actor.stop.remote(worker.jobs)
+        end = time.monotonic() + STOP_TIMEOUT_S
         try:
             while time.monotonic() < end and self._busy():
                 try:
-                    self._hear(work)
-                except Exception as error:  # noqa: BLE001  the others are heard all the same
+                    self._receive(work)
+                except Exception as error:  # noqa: BLE001  the others still get their events
                     errors.append(error)
         finally:
-            for member in self._busy():
-                self._let_go(member)
+            for worker in self._busy():
+                self._kill(worker)
                 try:
-                    work.ended(member.node, lost=True)
+                    work.on_job_end(worker.node, lost=True)
                 except Exception as error:  # noqa: BLE001
                     errors.append(error)
         return errors[0] if errors else None
 
     def _busy(self) -> list[_Worker]:
-        """Those that are at a job."""
-        return [m for m in self._members.values() if m.ready and m.waits is not None]
+        """Return the workers that run a job."""
+        return [m for m in self._workers.values() if m.ready and m.waits is not None]
 
-    def _let_go(self, member: _Worker) -> None:
+    def _kill(self, worker: _Worker) -> None:
         import ray
 
-        del self._members[member.node.id]
-        ray.kill(member.actor)
+        del self._workers[worker.node.id]
+        ray.kill(worker.actor)
 
 
 def _on(node: Node) -> Any:
@@ -310,17 +343,17 @@ def _on(node: Node) -> Any:
     return NodeAffinitySchedulingStrategy(node.id, soft=False)
 
 
-def _look() -> Callable[[str, tuple[str, ...]], dict[str, str]]:
-    """What a machine is to find out; defined inside, it travels to where there is no danon, too."""
+def _installed_task() -> Callable[[str, tuple[str, ...]], dict[str, str]]:
+    """Return :func:`installed` as a function that Ray can send to machines without danon."""
 
-    def look(folder: str, files: tuple[str, ...]) -> dict[str, str]:
+    def task(folder: str, files: tuple[str, ...]) -> dict[str, str]:
         try:
             from danon.cluster.install_check import installed
         except ImportError as error:
             return {"error": str(error)}
         return installed(folder, files)
 
-    return look
+    return task
 
 
 def _why(error: Exception) -> str:

@@ -75,7 +75,7 @@ class RayExecutor:
             if not (now.waiting or now.repeating):
                 return  # each machine would start a process to find that out
         plan = self._plan
-        shares = _Shares(
+        shares = _StudyDispatcher(
             lambda: StudyWorkerJob(plan, study.study_name, self._url, trials, queued=queued),
             study,
             self._url,
@@ -91,7 +91,7 @@ class RayExecutor:
         self._open.close()
 
     def _answer(self, question: DescribeJob) -> Any:
-        asked = _Asked(question)
+        asked = _DescribeDispatcher(question)
         self._pool.run(asked)
         return asked.value
 
@@ -105,8 +105,8 @@ class RayExecutor:
         return ""
 
 
-class _Asked:
-    """The work of having a question answered, by whoever is free first."""
+class _DescribeDispatcher:
+    """Dispatcher of one question, which the first free machine answers."""
 
     def __init__(self, question: DescribeJob) -> None:
         self._question: DescribeJob | None = question
@@ -114,27 +114,27 @@ class _Asked:
         self._heard = self.done = False
         self.value = None
 
-    def pulse(self) -> None:
+    def tick(self) -> None:
         pass
 
-    def offer(self, node: Node) -> Job | None:
+    def next_job(self, node: Node) -> Job | None:
         job, self._question = self._question, None
         return job
 
-    def heard(self, node: Node, event: dict[str, Any]) -> None:
+    def on_event(self, node: Node, event: dict[str, Any]) -> None:
         if "error" in event:
             raise StudyError(event["error"])
         self._heard, self.value = True, event["value"]
 
-    def ended(self, node: Node, *, lost: bool) -> None:
+    def on_job_end(self, node: Node, *, lost: bool) -> None:
         if self._heard:
             self.done = True
         else:  # lost, or stopped before it had answered
             self._question = self._again
 
 
-class _Shares:
-    """The work of a phase of a study: each machine has a share until one finds nothing left."""
+class _StudyDispatcher:
+    """Dispatcher of a phase of a study: every machine runs trials until one finds none left."""
 
     def __init__(
         self,
@@ -156,24 +156,24 @@ class _Shares:
     def done(self) -> bool:
         return self._complete and not self._at_work
 
-    def pulse(self) -> None:
+    def tick(self) -> None:
         if time.monotonic() - self._looked > POLL_S:
             self._looked = time.monotonic()
             self.tell()
 
-    def offer(self, node: Node) -> Job | None:
+    def next_job(self, node: Node) -> Job | None:
         if self._complete:
             return None
         self._at_work += 1
         return self._share()
 
-    def heard(self, node: Node, event: dict[str, Any]) -> None:
+    def on_event(self, node: Node, event: dict[str, Any]) -> None:
         if "error" in event:
             self._errors[node.id] = event["error"]
         else:
             self._complete = True
 
-    def ended(self, node: Node, *, lost: bool) -> None:
+    def on_job_end(self, node: Node, *, lost: bool) -> None:
         self._at_work -= 1
         if lost:
             _miss(self._study, self._url, node)
@@ -189,7 +189,7 @@ class _Shares:
                 self._told.add(trial.number)
                 died = trial.state.name == "FAIL" and "error" not in trial.user_attrs
                 place = trial.user_attrs.get("origin", {}).get("place", {})
-                if place.get("node") in self._pool.had and not died:
+                if place.get("node") in self._pool.seen_nodes and not died:
                     self._listener.ended(trial)
 
     def _finished(self) -> list[Any]:

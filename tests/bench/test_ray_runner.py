@@ -17,7 +17,7 @@ from rich.console import Console
 
 from danon.bench.command import Options, bench
 from danon.bench.progress import Display
-from danon.bench.ray_runner import _Units
+from danon.bench.ray_runner import _AttentionDispatcher
 from danon.bench.session import ResumeError, Session
 from danon.cluster import connection, pool
 from danon.cluster.connection import ClusterError, Node, check_engine, connected
@@ -43,9 +43,7 @@ NODES = [Node(name * 8, f"host-{name}", "10.0.0.1", 1, 0) for name in "ab"]
         ("ray", "ray://head:10001", "--address 'ray://head:10001': must be auto or host:port"),
     ],
 )
-def test_what_is_no_engine_is_refused(
-    engine: str, address: str, words: str, tmp_path: Path
-) -> None:
+def test_unknown_engine_is_refused(engine: str, address: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
         check_engine(engine, address)
     console = Console(record=True, width=200, file=io.StringIO())
@@ -54,15 +52,15 @@ def test_what_is_no_engine_is_refused(
     assert words in console.export_text()
 
 
-def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ClusterError, match=r"pip install danon\[ray\]"), connected(""):
         pass
 
 
-def test_an_address_where_nobody_answers_is_known_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_without_an_answer_fails_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setattr(connection, "KNOCK_S", 3)
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT_S", 3)
     with socket.socket() as deaf:  # takes calls and never answers
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
@@ -74,7 +72,7 @@ def test_an_address_where_nobody_answers_is_known_soon(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:99999", "nowhere.invalid:6379"])
-def test_an_address_that_leads_nowhere_is_refused_at_once(address: str) -> None:
+def test_unreachable_address_is_refused_at_once(address: str) -> None:
     pytest.importorskip("ray")
     start = time.monotonic()
     with pytest.raises(ClusterError, match=f"--address {address}: "), connected(address):
@@ -82,19 +80,19 @@ def test_an_address_that_leads_nowhere_is_refused_at_once(address: str) -> None:
     assert time.monotonic() - start < 10
 
 
-class TestCode:
-    def test_the_same_code_fits(self, tmp_path: Path) -> None:
+class TestInstallCheck:
+    def test_same_code_is_compatible(self, tmp_path: Path) -> None:
         (tmp_path / "mine.py").write_text("a = 1\n")
         here = installed(str(tmp_path), ["mine.py"])
         assert incompatibility(here, installed(str(tmp_path), ["mine.py"])) == ""
 
-    def test_other_code_does_not(self) -> None:
+    def test_other_code_is_incompatible(self) -> None:
         here = installed("", [])
         assert "has other code of danon" in incompatibility(here, {**here, "code": "x"})
         assert "No module" in incompatibility(here, {"error": "No module named 'danon'"})
 
-    def test_where_there_is_no_danon_that_is_the_answer(self) -> None:
-        pickle = pytest.importorskip("ray").cloudpickle.dumps(pool._look())
+    def test_missing_danon_is_the_reason(self) -> None:
+        pickle = pytest.importorskip("ray").cloudpickle.dumps(pool._installed_task())
         code = (
             "import pickle, sys; sys.modules['danon'] = None; "
             f"print(pickle.loads({pickle!r})('', ()))"
@@ -104,7 +102,7 @@ class TestCode:
         )
         assert done.stdout.startswith("{'error': ") and "danon" in done.stdout, done.stderr
 
-    def test_nor_does_another_file_or_none(self, tmp_path: Path) -> None:
+    def test_other_or_missing_file_is_incompatible(self, tmp_path: Path) -> None:
         (tmp_path / "mine.py").write_text("a = 1\n")
         here = installed(str(tmp_path), ["mine.py"])
         assert "has no mine.py" in incompatibility(here, installed("/nowhere", ["mine.py"]))
@@ -113,14 +111,14 @@ class TestCode:
 
 
 class TestPlaces:
-    def test_a_result_without_a_place_is_written_as_before(self) -> None:
+    def test_result_without_a_place_has_no_field_for_it(self) -> None:
         old = CaseResult(CASE, "measured")
         assert "place" not in json.loads(old.to_json())
         assert CaseResult.from_json(old.to_json()) == old
         new = replace(old, place={"host": "a", "node": "1", "machine": HERE})
         assert CaseResult.from_json(new.to_json()) == new
 
-    def test_machines_that_differ_are_said(self) -> None:
+    def test_different_machines_are_reported(self) -> None:
         info = RunInfo.capture("smoke", 0, "danon bench", HERE)
         assert len(machines([CaseResult(CASE, "measured")], info)) == 1
         some = [
@@ -150,16 +148,20 @@ class _Bench:
         plan = {"cases": [(c.id, 1.0) for c in self.cases], "attentions": ["sdpa", "window"]}
         self.said: list[str] = []
         with Display(console) as display:
-            self.units = _Units(self.session, options, plan, display, self.said.append)
+            self.units = _AttentionDispatcher(
+                self.session, options, plan, display, self.said.append
+            )
 
     def measure(self, node: Node, case: Case, machine: dict[str, str]) -> None:
         place = {"host": node.host, "node": node.id, "machine": machine}
         result = CaseResult(case, "measured", metrics={"time_s": 1.0}).to_json()
-        self.units.heard(node, {"event": "result", "result": result, "place": place, "models": []})
+        self.units.on_event(
+            node, {"event": "result", "result": result, "place": place, "models": []}
+        )
 
     def end(self, node: Node, status: int = 0) -> None:
-        self.units.heard(node, {"event": "ended", "status": status, "tail": "", "files": {}})
-        self.units.ended(node, lost=False)
+        self.units.on_event(node, {"event": "ended", "status": status, "tail": "", "files": {}})
+        self.units.on_job_end(node, lost=False)
 
 
 @pytest.fixture
@@ -168,7 +170,7 @@ def units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Bench:
     return _Bench(tmp_path)
 
 
-def test_a_bench_on_a_gpu_does_not_go_on_with_one_on_cpus(units: _Bench, tmp_path: Path) -> None:
+def test_gpu_bench_does_not_resume_a_cpu_bench(units: _Bench, tmp_path: Path) -> None:
     units.journal.set_status("KILLED")
     options = Options("smoke", "cuda", (), "", "", tmp_path, True, "danon bench", "ray")
     session = Session(options, Console(file=io.StringIO()))
@@ -178,12 +180,12 @@ def test_a_bench_on_a_gpu_does_not_go_on_with_one_on_cpus(units: _Bench, tmp_pat
 
 
 def offered(units: _Bench, node: Node) -> Any:
-    job = units.units.offer(node)
+    job = units.units.next_job(node)
     return job and job.attention
 
 
-class TestUnits:
-    def test_dense_attention_is_kept_from_its_own_machine(self, units: _Bench) -> None:
+class TestAttentionDispatcher:
+    def test_row_of_dense_attention_is_of_its_own_job(self, units: _Bench) -> None:
         assert [offered(units, node) for node in NODES] == ["sdpa", "window"]
         dense, window = units.cases
         units.measure(NODES[1], dense, THERE)  # beside window
@@ -195,23 +197,23 @@ class TestUnits:
         units.end(NODES[1])
         assert units.units.done and not units.units.left
 
-    def test_what_a_dead_machine_was_at_is_run_once_more(self, units: _Bench) -> None:
+    def test_job_of_a_dead_machine_runs_once_more(self, units: _Bench) -> None:
         assert [offered(units, node) for node in NODES] == ["sdpa", "window"]
         units.measure(NODES[0], units.cases[0], HERE)
-        units.units.ended(NODES[0], lost=True)
+        units.units.on_job_end(NODES[0], lost=True)
         units.end(NODES[1])
         assert offered(units, NODES[1]) == "sdpa"
-        units.units.ended(NODES[1], lost=True)
+        units.units.on_job_end(NODES[1], lost=True)
         assert units.units.done and units.units.left == ["sdpa"]
         assert len(units.journal.results()) == 1
 
-    def test_suites_that_died_count_as_a_dead_machine(self, units: _Bench) -> None:
+    def test_job_of_dead_suites_runs_once_more(self, units: _Bench) -> None:
         assert offered(units, NODES[0]) == "sdpa"
         units.end(NODES[0], -9)
         assert offered(units, NODES[0]) == "sdpa" and not units.units.done
 
 
-def test_ray_is_imported_only_to_be_used() -> None:
+def test_ray_is_imported_at_first_use() -> None:
     code = "import sys, danon.bench.command, danon.bench.ray_runner, danon.tuning.ray_executor; "
     done = subprocess.run(
         [sys.executable, "-c", code + "print('ray' in sys.modules)"],

@@ -181,7 +181,7 @@ def lines(file: Path) -> list[str]:
     return file.read_text().splitlines()
 
 
-def test_a_study_goes_on_when_a_node_dies(nodes: Nodes, tmp_path: Path) -> None:
+def test_study_continues_after_a_node_dies(nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
     cluster = (url, "--engine", "ray", "--address", nodes.address)
@@ -271,7 +271,7 @@ def test_two_workers_and_a_node_die_in_two_hundred_trials(
             assert [t.state.name in ended for t in same] == [True], "retried once"
 
 
-def test_a_bench_goes_on_when_a_node_dies(nodes: Nodes, tmp_path: Path) -> None:
+def test_bench_continues_after_a_node_dies(nodes: Nodes, tmp_path: Path) -> None:
     command = Command(
         tmp_path,
         "bench",
@@ -319,7 +319,7 @@ def test_a_bench_goes_on_when_a_node_dies(nodes: Nodes, tmp_path: Path) -> None:
         assert f"node {node[:8]}: " in said
 
 
-def test_an_interrupted_bench_on_a_ray_of_its_own_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupted_bench_on_a_local_ray_leaves_no_process(tmp_path: Path) -> None:
     arguments = (
         "bench",
         "--profile",
@@ -344,7 +344,7 @@ def test_an_interrupted_bench_on_a_ray_of_its_own_leaves_nothing(tmp_path: Path)
     assert status == 0 and "measured already" in said, said
 
 
-def test_an_interrupted_study_puts_its_trial_back(tmp_path: Path, sqlite: str) -> None:
+def test_interrupted_study_requeues_its_trial(tmp_path: Path, sqlite: str) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
     command = Command(tmp_path, *TUNE, url, "--engine", "ray", store=sqlite)
@@ -378,7 +378,7 @@ def test_an_interrupted_study_puts_its_trial_back(tmp_path: Path, sqlite: str) -
         ),
     ],
 )
-def test_a_machine_that_cannot_take_part_is_named(
+def test_machine_that_cannot_take_part_is_named(
     nodes: Nodes, tmp_path: Path, before: str, words: str
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE)

@@ -12,7 +12,7 @@ import pytest
 
 from danon.cluster import pool
 from danon.cluster.connection import ClusterError, Node
-from danon.tuning.ray_executor import _Asked, _Shares
+from danon.tuning.ray_executor import _DescribeDispatcher, _StudyDispatcher
 from danon.tuning.study import StudyError
 
 NODES = [Node(name * 8, f"host-{name}", "10.0.0.1", 1, 0) for name in "ab"]
@@ -29,9 +29,11 @@ class _Ray:
         self.alive = list(NODES)
         monkeypatch.setitem(sys.modules, "ray", self)
         monkeypatch.setattr(pool, "TICK_S", 0.01)
-        monkeypatch.setattr(pool, "STOP_S", 0.05)
-        monkeypatch.setattr(pool.WorkerPool, "_ask", lambda of: _ask(of, self.alive))
-        monkeypatch.setattr(pool.WorkerPool, "_hire", _hire)
+        monkeypatch.setattr(pool, "STOP_TIMEOUT_S", 0.05)
+        monkeypatch.setattr(
+            pool.WorkerPool, "_query_nodes", lambda of: _query_nodes(of, self.alive)
+        )
+        monkeypatch.setattr(pool.WorkerPool, "_start_actor", _start_actor)
         monkeypatch.setattr(pool, "installed", lambda *_: {"code": ""})
         self.pool = pool.WorkerPool("cpu", (), self.said.append)
 
@@ -55,17 +57,17 @@ class _Ray:
         self.killed.append(actor.node.id)
 
 
-def _ask(of: Any, alive: list[Node]) -> None:
-    known = {*of._members, *of._refused}
-    of._looked = time.monotonic()
-    of._asked = {
+def _query_nodes(of: Any, alive: list[Node]) -> None:
+    known = {*of._workers, *of._refused}
+    of._queried_s = time.monotonic()
+    of._queries = {
         ("answer", n.id): n for n in alive if n.id not in known and of._deaths[n.id] <= pool.RETRIES
     }
 
 
-def _hire(of: Any, node: Node) -> None:
+def _start_actor(of: Any, node: Node) -> None:
     start = time.monotonic()
-    of._members[node.id] = pool._Worker(node, _Actor(node), ("ready", node.id), start)
+    of._workers[node.id] = pool._Worker(node, _Actor(node), ("ready", node.id), start)
 
 
 class _Stream:
@@ -88,7 +90,7 @@ class _Actor:
     def __init__(self, node: Node) -> None:
         self.node = node
         streaming = SimpleNamespace(remote=lambda number, job: _Stream(job(node)))
-        self.do = SimpleNamespace(options=lambda **_: streaming)
+        self.run_job = SimpleNamespace(options=lambda **_: streaming)
         self.stop = SimpleNamespace(remote=lambda number: None)
 
 
@@ -104,21 +106,21 @@ class _Work:
     def done(self) -> bool:
         return not self.wanted and len(self.over) >= len(NODES)
 
-    def pulse(self) -> None:
+    def tick(self) -> None:
         pass
 
-    def offer(self, node: Node) -> Any:
+    def next_job(self, node: Node) -> Any:
         if node.id not in self.wanted:
             return None
         self.wanted.remove(node.id)
         return self._job
 
-    def heard(self, node: Node, event: Any) -> None:
+    def on_event(self, node: Node, event: Any) -> None:
         self.events.append(event)
         if isinstance(event, Exception):
             raise event
 
-    def ended(self, node: Node, *, lost: bool) -> None:
+    def on_job_end(self, node: Node, *, lost: bool) -> None:
         self.over.append((node.id, lost))
 
 
@@ -127,43 +129,43 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> _Ray:
     return _Ray(monkeypatch)
 
 
-class TestCrew:
-    def test_a_hand_that_does_not_stop_is_let_go(self, ray: _Ray) -> None:
-        """The next work must not hear of the one before."""
+class TestWorkerPool:
+    def test_actor_that_does_not_stop_is_ended(self, ray: _Ray) -> None:
+        """The next work must not get events of the one before."""
         slow = NODES[0]
         work = _Work(lambda node: [...] if node == slow else [KeyError("told")])
         with pytest.raises(KeyError, match="told"):
             ray.pool.run(work)
         assert ray.killed == [slow.id] and (slow.id, True) in work.over
         again = _Work(lambda node: [node.host])
-        ray.pool._looked = -pool.LOOK_S  # time goes by
+        ray.pool._queried_s = -pool.REFRESH_S  # time goes by
         ray.pool.run(again)
         assert sorted(again.events) == ["host-a", "host-b"]
 
-    def test_what_fails_in_a_stop_is_said_at_its_end(self, ray: _Ray) -> None:
+    def test_error_during_stop_is_raised_after_the_last_event(self, ray: _Ray) -> None:
         work = _Work(lambda node: [node.host, OSError("full"), "last"])
         with pytest.raises(OSError, match="full"):
             ray.pool.run(work, lambda: work.events)
         assert work.events.count("last") == 2 and not ray.killed
 
-    def test_the_last_hand_that_dies_is_replaced_once(self, ray: _Ray) -> None:
+    def test_last_actor_that_dies_is_replaced_once(self, ray: _Ray) -> None:
         ray.alive.remove(NODES[1])
-        ray.pool._members.pop(NODES[1].id)
+        ray.pool._workers.pop(NODES[1].id)
         dies = ray.exceptions.ActorDiedError()
         work = _Work(lambda node: [dies])
-        work.offer = lambda node: work._job  # type: ignore[method-assign]
+        work.next_job = lambda node: work._job  # type: ignore[method-assign]
         with pytest.raises(ClusterError, match="no node of the cluster is left"):
             ray.pool.run(work)
         assert work.over == [(NODES[0].id, True)] * 2
 
-    def test_a_low_priority_is_said_once(self, ray: _Ray) -> None:
+    def test_low_priority_is_reported_once(self, ray: _Ray) -> None:
         ray.nice = 15
         for _ in range(2):
             ray.pool.run(_Work(lambda node: []))
         assert [words[:40] for words in ray.said] == [f"{node} measures"[:40] for node in NODES]
         assert all("at nice 15" in words for words in ray.said)
 
-    def test_a_job_that_fails_is_the_loss_of_one_machine(self, ray: _Ray) -> None:
+    def test_failed_job_excludes_one_machine(self, ray: _Ray) -> None:
         full = ray.exceptions.RayTaskError(
             "do", "Traceback ...", OSError(28, "No space left"), "ray::NodeActor", 1, "10.0.0.1"
         )
@@ -185,28 +187,28 @@ class _Study:
         return list(self.trials)
 
 
-class TestShares:
+class TestStudyDispatcher:
     def run(self, ray: _Ray, *bad: Node) -> None:
         def share() -> Any:
             return lambda node: [{"error": "another space"} if node in bad else {"value": None}]
 
-        shares = _Shares(share, _Study(), "", None, ray.pool)  # type: ignore[arg-type]
+        shares = _StudyDispatcher(share, _Study(), "", None, ray.pool)  # type: ignore[arg-type]
         ray.pool.run(shares)
 
-    def test_a_machine_that_cannot_is_left_out(self, ray: _Ray) -> None:
+    def test_machine_with_an_error_is_left_out(self, ray: _Ray) -> None:
         self.run(ray, NODES[0])
         assert ray.said == [f"{NODES[0]}: another space; it takes no more part"]
         assert ray.pool.nodes == NODES[1:]
 
-    def test_where_none_can_that_is_the_end(self, ray: _Ray) -> None:
+    def test_error_on_every_machine_ends_the_study(self, ray: _Ray) -> None:
         with pytest.raises(StudyError, match="another space"):
             self.run(ray, *NODES)
 
-    def test_only_trials_of_our_machines_are_told(self, ray: _Ray) -> None:
+    def test_only_trials_of_the_pool_reach_the_listener(self, ray: _Ray) -> None:
         study, told = _Study(), list[int]()
         listener = SimpleNamespace(ended=lambda trial: told.append(trial.number))
         ray.pool.run(_Work(lambda node: []))
-        shares = _Shares(list, study, "", listener, ray.pool)  # type: ignore[arg-type]
+        shares = _StudyDispatcher(list, study, "", listener, ray.pool)  # type: ignore[arg-type]
         state = SimpleNamespace(name="COMPLETE", is_finished=lambda: True)
         for number, node in enumerate((NODES[0].id, "of another command", "")):
             origin = {"place": {"node": node}} if node else {}
@@ -215,13 +217,13 @@ class TestShares:
         shares.tell()
         assert told == [0]
 
-    def test_a_question_is_answered_by_an_answer(self, ray: _Ray) -> None:
+    def test_question_without_an_answer_is_asked_again(self, ray: _Ray) -> None:
         given: list[Node] = []
 
         def question(node: Node) -> list[Any]:
             given.append(node)
             return [{"value": 1}] if len(given) > 1 else []
 
-        asked = _Asked(question)  # type: ignore[arg-type]
+        asked = _DescribeDispatcher(question)  # type: ignore[arg-type]
         ray.pool.run(asked)
         assert asked.value == 1 and len(given) == 2
