@@ -58,7 +58,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text with numbers in it, and each of them asked for in some order, answered.
+    """Text with numbers in it, and each of them asked for and answered, in some order.
 
     Attributes:
         ids: tokens (N,).
@@ -110,11 +110,11 @@ def prompts(
                 f"length = {length}: leaves {room} tokens of text, must be from 1 to {len(text)}"
             )
         start = draw.randrange(len(text) - room)
-        some = text[start : start + room]
+        excerpt = text[start : start + room]
         cuts = [0, *(round(depth * room) for depth in depths), room]
-        parts = [begin, some[: cuts[1]]]
+        parts = [begin, excerpt[: cuts[1]]]
         for i, needle in enumerate(needles):
-            parts += [needle, some[cuts[i + 1] : cuts[i + 2]]]
+            parts += [needle, excerpt[cuts[i + 1] : cuts[i + 2]]]
         first = sum(map(len, parts))
         answers = (
             Answer(numbers[i], depths[i], first + a, first + b)

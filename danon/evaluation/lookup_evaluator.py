@@ -1,6 +1,6 @@
-"""What an attention finds in 16384 tokens, put as it is into a small model that looks things up.
+"""Accuracy of a small lookup model over 16384 tokens with another attention in it.
 
-It has the settings of the speed suite, or those that its name says, not sizes made for the task.
+The attention has the settings of the speed suite, or those of its name, and no size for the task.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ if TYPE_CHECKING:
 __all__ = ["LookupEvaluator"]
 
 PROBE = 2048
-"""Tokens that the correctness check of an attention takes, at most."""
+"""Most tokens of the correctness check of an attention."""
 SHORTER = 4
-"""A pass over so many times fewer tokens tells how long one takes, at most."""
+"""A pass is forecast from one over this many times fewer tokens."""
 
 
 class LookupEvaluator:
-    """Asks the model with each attention in its last layer."""
+    """Evaluator of the lookup model with each attention in its last layer.
+
+    Args:
+        profile: plans of the questions.
+    """
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
@@ -45,16 +49,23 @@ class LookupEvaluator:
         self._too_long: dict[tuple[str, str], int] = {}  # by attention and device: tokens
 
     def result(self, case: Case) -> CaseResult:
-        """Put the attention into the model, and ask it."""
+        """Put the attention of a case into the model, and return its accuracy and costs.
+
+        Args:
+            case: of the task lookup.
+
+        Raises:
+            UnmeasuredError: the attention is not eligible or over budget.
+        """
         plan = self._profile.plan(case)
         assert isinstance(plan, LookupPlan)
-        shape, kind = config_for(case), (case.attention, case.device)
-        if (shorter := self._too_long.get(kind, case.length)) < case.length:
+        shape, key = config_for(case), (case.attention, case.device)
+        if (shorter := self._too_long.get(key, case.length)) < case.length:
             raise UnmeasuredError("over budget", f"{shorter} tokens are over budget already")
         module, check = check_eligible(case, shape, None, PROBE, self._verifier)
         expected = EXAMPLES * _forecast(module, case)
         if expected > plan.cap_s:
-            self._too_long[kind] = case.length
+            self._too_long[key] = case.length
             raise UnmeasuredError(
                 "over budget",
                 f"{EXAMPLES} passes would take {expected:.0f} s, going by a shorter one; the "
@@ -94,8 +105,8 @@ class LookupEvaluator:
     def _beside_dense(self, case: Case, plan: LookupPlan, right: Tensor) -> dict[str, float]:
         """Count the questions that only dense attention, or only this one, answers right.
 
-        They are the same questions, so the difference of two accuracies is known far better than
-        either accuracy. There are no counts where dense attention itself is over budget.
+        The questions are the same, so the difference of two accuracies is more precise than either
+        accuracy. There are no counts where dense attention itself is over budget.
         """
         key = case.length, case.device
         if key not in self._dense:  # a resumed run has dense attention's row and not its answers
@@ -106,18 +117,18 @@ class LookupEvaluator:
                 self._dense[key] = (
                     right_answers(build, case.length, 0, case.device) if affordable else None
                 )
-        known = self._dense[key]
-        if known is None:
+        dense_right = self._dense[key]
+        if dense_right is None:
             return {}
         return {
             "answers": float(len(right)),
-            "lost_answers": float(((known == 1) & (right == 0)).sum()),
-            "gained_answers": float(((known == 0) & (right == 1)).sum()),
+            "lost_answers": float(((dense_right == 1) & (right == 0)).sum()),
+            "gained_answers": float(((dense_right == 0) & (right == 1)).sum()),
         }
 
 
 def _forecast(module: BaseAttention, case: Case) -> float:
-    """Seconds of a pass, if time grows as dense attention's does."""
+    """Forecast the seconds of a pass, as if time grew with the square of the length."""
     length = max(1, case.length // SHORTER)
     inputs = [x.to(case.device) for x in text_qkv(1, case.heads, length, case.head_dim)]
     seconds = []

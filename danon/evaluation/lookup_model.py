@@ -1,4 +1,4 @@
-"""A small dense model that looks things up over 16384 tokens, in which other attentions are tried.
+"""A small dense model that looks keys up over 16384 tokens, in which other attentions are tried.
 
 ``python -m danon.evaluation.lookup_model`` trains it again (two and a half minutes on two cores).
 Its weights are kept beside this file, so that errors compare wherever they were measured.
@@ -47,10 +47,10 @@ __all__ = [
 WEIGHTS = Path(__file__).with_name("lookup_model.pt")
 VOCABULARY, WIDTH = 512, LookupPlan.head_dim
 LONGEST = 16384
-"""Tokens that it has learned to look back over."""
+"""Tokens of the longest examples of its training."""
 EXAMPLES = 4
 SHARE, MOST = 8, 200
-"""One in so many tokens is asked for, at most."""
+"""One in eight tokens asks, and at most 200 of an example."""
 STAGES = (
     (6e-3, (Stage(Lookup(32, 4, VOCABULARY), 64, 150),)),
     (5e-3, (Stage(Lookup(128, 16, VOCABULARY), 16, 80), Stage(Lookup(32, 4, VOCABULARY), 64, 25))),
@@ -74,19 +74,19 @@ STAGES = (
         ),
     ),
 )
-"""Learning rates, and what is learned with them."""
+"""Learning rates, and the stages that are trained with each."""
 
 
 def errors(
     make: Callable[[AttentionConfig], BaseAttention], length: int, seed: int, device: str
 ) -> float:
-    """Share of wrong answers of the model with another attention in it, which it never learned.
+    """Return the share of wrong answers with another attention in the model, untrained with it.
 
     Args:
-        make: builds the attention of this configuration.
-        length: tokens of an example; at most LONGEST are asked about.
-        seed: of the examples.
-        device: that it runs on, in float32.
+        make: builds the attention of a configuration.
+        length: tokens of an example, at most LONGEST of which are used.
+        seed: seed of the examples.
+        device: device of the model, in float32.
     """
     return 1 - float(right_answers(make, length, seed, device).mean())
 
@@ -97,28 +97,35 @@ def right_answers(
     """Return 1 or 0 for every question, the same questions in the same order for every attention.
 
     Args:
-        make: builds the attention of this configuration.
-        length: tokens of an example; at most LONGEST are asked about.
-        seed: of the examples.
-        device: that it runs on, in float32.
+        make: builds the attention of a configuration.
+        length: tokens of an example, at most LONGEST of which are used.
+        seed: seed of the examples.
+        device: device of the model, in float32.
 
     Returns:
-        (EXAMPLES * asked(length),).
+        (EXAMPLES * num_queries(length),) float64.
     """
     length = min(length, LONGEST)
     model = _model(make, length)
-    given = model.load_state_dict(_weights(), strict=False)
-    assert not given.unexpected_keys  # what is missing is the attention's own
+    loaded = model.load_state_dict(_weights(), strict=False)
+    assert not loaded.unexpected_keys  # missing ones are the attention's
     return _right(model.to(device), length, EXAMPLES, seed)
 
 
 def num_queries(length: int) -> int:
-    """Answers of an example."""
+    """Return the number of questions of an example of that many tokens."""
     return max(1, min(length // SHARE, MOST))
 
 
 def error_rate(model: Backbone, length: int, examples: int, seed: int) -> float:
-    """Share of wrong answers of a model."""
+    """Return the share of wrong answers of a model.
+
+    Args:
+        model: model of hidden states.
+        length: tokens N of an example.
+        examples: number of examples.
+        seed: seed of the examples.
+    """
     return 1 - float(_right(model, length, examples, seed).mean())
 
 
@@ -137,11 +144,11 @@ def _model(make: Callable[[AttentionConfig], BaseAttention], length: int) -> Bac
         max_sequence_length=length,
         rope_theta=1e6,
     )
-    made: list[BaseAttention] = []
+    mixers: list[BaseAttention] = []
 
     def mixer() -> BaseAttention:
-        made.append(make(config) if made else ShortConvolution(config))
-        return made[-1]
+        mixers.append(make(config) if mixers else ShortConvolution(config))
+        return mixers[-1]
 
     return build_encoder(config, mixer, seed=0)
 
@@ -153,7 +160,7 @@ def _weights() -> dict[str, Any]:
 
 
 def train() -> dict[str, Any]:
-    """The weights, in half precision."""
+    """Train the model and return its weights in half precision."""
     discover((), ())
     model = _model(registry.get(REFERENCE).build, LONGEST)
     for number in range(len(STAGES)):
@@ -162,7 +169,16 @@ def train() -> dict[str, Any]:
 
 
 def train_until_solved(model: Backbone, number: int, seed: int) -> bool:
-    """Train a model on a stage; False if it diverged."""
+    """Train a model on a stage of :data:`STAGES`.
+
+    Args:
+        model: model of hidden states.
+        number: number of the stage.
+        seed: seed of the examples and of their order.
+
+    Returns:
+        False if the training diverged.
+    """
     rate, stages = STAGES[number]
     dataset = CurriculumDataset(list(stages), seed=seed)
     steps = len(dataset)
@@ -176,8 +192,8 @@ def train_until_solved(model: Backbone, number: int, seed: int) -> bool:
         warmup_steps=min(10, steps // 5),
     )
     with fewer_threads_beside_load(model.embed.weight.device):
-        found = AnswerTrainer(model, config, progress=False).fit(dataset)
-    return found.outcome != "diverged"
+        result = AnswerTrainer(model, config, progress=False).fit(dataset)
+    return result.outcome != "diverged"
 
 
 if __name__ == "__main__":

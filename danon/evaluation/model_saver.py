@@ -1,6 +1,6 @@
-"""Trained models stay with the run: weights, and what another machine needs to use them.
+"""Storage of trained models in the folder of a run, with their code and requirements.
 
-Nothing of MLflow: importing it takes 100 MB and a thread of the process that measures.
+It does not use MLflow, whose import takes 100 MB and a thread of the process that measures.
 """
 
 from __future__ import annotations
@@ -27,24 +27,27 @@ from danon.runs.saved_model import SavedModel
 __all__ = ["ModelSaver"]
 
 PROTOCOL = 3
-"""Of pickle: names every class in one instruction, and as it is called today."""
+"""Pickle protocol 3 names every class in one instruction, under its current name."""
 
 
 class ModelSaver:
-    """Stores models under a run's folder.
+    """Writer of models into the folder of a run.
 
     Args:
-        run_dir: that folder.
-        say: hears why a model is not stored.
+        run_dir: folder of the run.
+        say: receives the reason if a model is not stored.
     """
 
     def __init__(self, run_dir: Path, say: Callable[[str], object]) -> None:
         self._run_dir, self._say = run_dir, say
 
-    def keep(self, case: Case, plan: Plan, model: Backbone, **facts: Any) -> None:
-        """Store the best model of a training.
+    def save(self, case: Case, plan: Plan, model: Backbone, **facts: Any) -> None:
+        """Store the best model of a training; an error becomes a message.
 
         Args:
+            case: last case of the training.
+            plan: plan of the training.
+            model: the model.
             facts: its seed, learning rate, metric and value, as :class:`SavedModel` has them.
         """
         try:
@@ -64,7 +67,7 @@ class ModelSaver:
             def fill(folder: Path) -> None:
                 (folder / "data").mkdir()
                 (folder / "data" / "model.pth").write_bytes(content)
-                for source, name in _travelling(modules):
+                for source, name in _unpackaged_sources(modules):
                     copy = folder / "code" / name
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     copy.write_bytes(source.read_bytes())
@@ -77,13 +80,13 @@ class ModelSaver:
 
 
 def _language_model(model: Backbone) -> tuple[bytes, set[str]]:
-    """A copy on the CPU that gives logits, pickled, and the modules that its pickle names."""
+    """Pickle a copy on the CPU that returns logits; return it and the modules that it names."""
     buffer = io.BytesIO()
     torch.save(model, buffer)
     buffer.seek(0)
-    # Read back, not copied: takes tensors off a GPU wherever they hide, and shows that it loads.
+    # Read back, not copied: this moves every tensor to the CPU and shows that the pickle loads.
     copy = torch.load(buffer, map_location="cpu", weights_only=False).eval()
-    copy.task = "lm"  # was trained on hidden states, only where there are answers
+    copy.task = "lm"  # it was trained on hidden states at the answers only
     buffer = io.BytesIO()
     torch.save(copy, buffer, pickle_protocol=PROTOCOL)
     with zipfile.ZipFile(buffer) as archive:
@@ -103,15 +106,15 @@ def _distributions() -> dict[str, list[str]]:
 
 
 def _requirements(modules: set[str]) -> Iterator[str]:
-    """Installed packages, as pip names them; danon may be a checkout."""
+    """Yield the installed packages as pip names them; danon may be a checkout."""
     yield f"danon=={danon.__version__}"
     for top in sorted({_top(module) for module in modules} - {"danon"}):
         for name in _distributions().get(top, ())[:1]:
             yield f"{name}=={metadata.version(name).partition('+')[0]}"
 
 
-def _travelling(modules: set[str]) -> Iterator[tuple[Path, str]]:
-    """Source files of the modules that no package brings, and where they are found again."""
+def _unpackaged_sources(modules: set[str]) -> Iterator[tuple[Path, str]]:
+    """Yield the source files of modules outside of packages, and their paths in the saved code."""
     for module in sorted(modules):
         if _top(module) == "danon" or _top(module) in _distributions():
             continue
@@ -124,7 +127,7 @@ def _travelling(modules: set[str]) -> Iterator[tuple[Path, str]]:
 
 
 def _outermost(module: str) -> tuple[str, Path]:
-    """The first of a, a.b, a.b.c that is a file and no mere namespace: as a path, and the file."""
+    """Return the first of a, a.b, a.b.c that is a file, no namespace: as a path, and the file."""
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
         file = getattr(sys.modules[".".join(parts[:end])], "__file__", None)

@@ -1,4 +1,4 @@
-"""How much a pretrained model is asked with each attention in it."""
+"""Plans of the suite pretrained: models, texts, lengths and budgets."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from danon.runs.case import Case, Phase
 __all__ = ["FULL", "QUICK", "SMOKE", "STANDARD", "Adaptation", "LookupPlan", "PretrainedPlan"]
 
 TRAINING = 5
-"""Forward passes that an example in training takes as long as, of the mechanisms."""
+"""Training an example takes about as long as this many forward passes of the mechanisms."""
 PASS_S = 7.0
-"""Of SmolLM2 over 2048 tokens on two cores; only the proportions between cases matter."""
+"""Seconds of a pass of SmolLM2 over 2048 tokens; only the proportions between cases matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """How a model is trained on: steps of so many examples, as long as the case.
+    """Settings of a short training, with examples as long as the case.
 
     Attributes:
-        rate: the highest learning rate.
+        steps: optimizer steps.
+        batch: examples of a step.
+        rate: highest learning rate.
     """
 
     steps: int
@@ -33,18 +35,17 @@ class Adaptation:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedPlan:
-    """A model, a text, and what is asked.
+    """A model, a text, and the questions.
 
     Attributes:
         model: a name of :mod:`danon.data.pretrained_models`.
         text: corpus and file.
         lengths: tokens of the cases.
-        shares: a query may see one in so many of the tokens, for a curve beside the headline's 8.
-        depths: of hidden numbers, as shares of the text; a prompt has one at each.
-        examples: prompts.
-        adaptation: what the text is asked after as well; None: the model stays as it is.
-        cap_s: a case that should take longer, going by a shorter length or by one pass, is over
-            budget.
+        shares: a query may see one in this many tokens, for a curve beside the headline of 8.
+        depths: depths of hidden numbers, as shares of the text; a prompt has one at each.
+        examples: number of prompts.
+        adaptation: short training of the task adapted; None leaves that task out.
+        cap_s: most seconds of a case, by a forecast from a shorter length or one pass.
     """
 
     suite: ClassVar[str] = "pretrained"
@@ -61,14 +62,16 @@ class PretrainedPlan:
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """Tasks of the cases."""
         return ("text", "passkey") if self.adaptation is None else ("text", "passkey", "adapted")
 
     @property
     def source(self) -> PretrainedModel:
+        """The model."""
         return pretrained_model(self.model)
 
     def cases(self, attention: str, device: str) -> Iterator[Case]:
-        """Of one attention."""
+        """Yield the cases of an attention on a device."""
         for length in self.lengths:
             for task in self.tasks:
                 phase: Phase = "training" if task == "adapted" else "forward"
@@ -85,7 +88,7 @@ class PretrainedPlan:
                 )
 
     def passes(self, task: str) -> int:
-        """Forward passes of the model that a case takes, at most."""
+        """Return the most forward passes of the model in a case of a task."""
         if task == "text":
             return len({PAIR_FRACTIONS, *self.shares})
         if task == "adapted":
@@ -94,18 +97,18 @@ class PretrainedPlan:
         return self.examples
 
     def weight(self, case: Case) -> float:
-        """Seconds expected of a case, roughly."""
+        """Return roughly the seconds of a case."""
         growth: float = (case.length / 2048) ** 1.5
         return min(self.passes(case.task) * PASS_S * growth, self.cap_s)
 
 
 @dataclass(frozen=True)
 class LookupPlan:
-    """A small model that looks keys up, and how far: danon/evaluation/lookup_model.py.
+    """Lengths of the lookup model, danon/evaluation/lookup_model.py.
 
     Attributes:
         lengths: tokens of the cases.
-        cap_s: a case that should take longer, going by a shorter length, is over budget.
+        cap_s: most seconds of a case, by a forecast from a shorter length.
     """
 
     suite: ClassVar[str] = "pretrained"
@@ -117,7 +120,7 @@ class LookupPlan:
     cap_s: float
 
     def cases(self, attention: str, device: str) -> Iterator[Case]:
-        """Of one attention."""
+        """Yield the cases of an attention on a device."""
         for length in self.lengths:
             yield Case(
                 self.suite,
@@ -132,7 +135,7 @@ class LookupPlan:
             )
 
     def weight(self, case: Case) -> float:
-        """Seconds expected of a case, roughly."""
+        """Return roughly the seconds of a case."""
         return min(4e-4 * case.length, self.cap_s)
 
 
@@ -152,7 +155,7 @@ _SMOLLM2: _Model = {
 }
 
 LOOKUPS = (1024, 4096, 16384)
-"""Where the quick profile measures speed: both are of one length where they stand together."""
+"""Lengths of the quick profile's speed, so that speed and quality stand together."""
 
 QUICK = (LookupPlan(LOOKUPS, cap_s=5.0),)
 # Most of the time goes to the longest length: there, a quarter of the pairs only.

@@ -1,4 +1,4 @@
-"""The small model that every attention is trained in, and its training: equal for everyone.
+"""The small model that every attention is trained in, and its trainer; equal for all.
 
 Shapes: tokens (B, N), hidden states (B, N, C).
 """
@@ -34,17 +34,20 @@ __all__ = [
 ]
 
 EVAL_TOKENS = 16384
-"""Tokens that are judged at once."""
+"""Tokens of an evaluation batch."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of the model.
+    """Shape of the model.
 
     Attributes:
-        vocabulary: different tokens.
-        length: the longest input, which the attention is sized for.
-        entries: what a query may see of it on average, at most about.
+        vocabulary: number of different tokens.
+        length: tokens of the longest input, for which the attention is sized.
+        entries: entries that a query may see on average, about.
+        width: width C of the hidden states.
+        heads: heads of an attention.
+        layers: number of layers.
     """
 
     vocabulary: int
@@ -55,6 +58,7 @@ class Shape:
     layers: int
 
     def config(self) -> AttentionConfig:
+        """Return the configuration of the model's attention."""
         return AttentionConfig(
             hidden_size=self.width,
             num_heads=self.heads,
@@ -66,74 +70,109 @@ class Shape:
 
 
 def sized(attention: str, shape: Shape) -> BaseAttention:
-    """The attention under test, in the size of the task."""
+    """Build an attention in the size of the task.
+
+    Args:
+        attention: registered name.
+        shape: of the model.
+
+    Raises:
+        NotImplementedError: the attention has no such size.
+    """
     return registry.get(attention).with_budget(shape.config(), shape.entries)
 
 
 def build_encoder(
     config: AttentionConfig, mixer: Callable[[], BaseAttention], seed: int
 ) -> Backbone:
-    """A model that gives hidden states, with first weights of that seed."""
+    """Build a model that returns hidden states.
+
+    Args:
+        config: shape of the model.
+        mixer: builds the attention of a layer.
+        seed: seed of the initial weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Backbone(config, mixer, task="encoder")
-        # Tokens as long as what the layers add to them: recall is learned in half the steps.
+        # With embeddings as large as what the layers add, recall is learned in half the steps.
         nn.init.normal_(model.embed.weight, std=config.hidden_size**-0.5)
     return model
 
 
 def build_small_model(attention: str, shape: Shape, seed: int) -> Backbone:
-    """A model that gives hidden states; its layers past the first have that attention."""
-    config, made = shape.config(), 0
+    """Build the small model: a short convolution, then layers with the attention under test.
+
+    Args:
+        attention: registered name.
+        shape: shape of the model.
+        seed: seed of the initial weights.
+
+    Returns:
+        A model of tokens (B, N) to hidden states (B, N, C).
+    """
+    config, layer = shape.config(), 0
 
     def mixer() -> BaseAttention:
-        nonlocal made
-        made += 1
-        with torch.random.fork_rng(devices=[]):  # or what it draws would change the rest
-            torch.manual_seed(1000 * seed + made)
-            return ShortConvolution(config) if made == 1 else sized(attention, shape)
+        nonlocal layer
+        layer += 1
+        with torch.random.fork_rng(devices=[]):  # so that other layers start from equal weights
+            torch.manual_seed(1000 * seed + layer)
+            return ShortConvolution(config) if layer == 1 else sized(attention, shape)
 
     return build_encoder(config, mixer, seed)
 
 
 def measured_attention(model: Backbone) -> BaseAttention:
-    """The one under test, of the last layer."""
+    """Return the attention under test, of the last layer."""
     mixer = list(model.layers)[-1].mixer
     assert isinstance(mixer, BaseAttention)
     return mixer
 
 
 def answer_logits(model: Backbone, ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits at the places that have an answer, and these answers."""
-    wanted = answers != IGNORED
-    return F.linear(model(ids)[wanted], model.embed.weight), answers[wanted]
+    """Return the logits of the tokens that ask, and the right answers.
+
+    Args:
+        model: model of hidden states.
+        ids: tokens (B, N).
+        answers: (B, N), -100 where nothing is asked.
+
+    Returns:
+        Logits (answers, vocabulary), and answers (answers,).
+    """
+    asked = answers != IGNORED
+    return F.linear(model(ids)[asked], model.embed.weight), answers[asked]
 
 
 class AnswerTrainer(Trainer):
-    """Judges a model of hidden states where there are answers, and only there.
+    """Trainer of a model of hidden states, whose loss is over the answers only.
 
     Attributes:
-        judging_s: seconds that evaluations took, which are no training.
+        evaluation_s: seconds of the evaluations, which do not count as training.
     """
 
-    judging_s = 0.0
+    evaluation_s = 0.0
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        ids, answers = (x.flatten(0, -2) for x in batch)  # of items, each a batch itself
+        """Return the logits and the answers of a batch, whose items may be batches themselves."""
+        ids, answers = (x.flatten(0, -2) for x in batch)
         return answer_logits(self.accelerator.unwrap_model(self.model), ids, answers)
 
     def compute_loss(self, outputs: Any) -> Tensor:
-        logits, wanted = outputs
-        loss = F.cross_entropy(logits.float(), wanted)
+        """Return the mean cross entropy, with the auxiliary loss while training."""
+        logits, answers = outputs
+        loss = F.cross_entropy(logits.float(), answers)
         extra: Tensor = self.accelerator.unwrap_model(self.model).auxiliary_loss()
         return loss + extra if self.model.training else loss
 
     def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
+        """Return the mean loss over a dataset, in batches of EVAL_TOKENS."""
         start, config = perf_counter(), self.config
-        length = dataset[0][0].shape[-1]  # may be another than that of the training's batches
+        length = dataset[0][0].shape[-1]  # may differ from the training's
         self.config = replace(config, batch_size=max(1, EVAL_TOKENS // length))
         try:
             return super().evaluate(dataset)
         finally:
             self.config = config
-            self.judging_s += perf_counter() - start
+            self.evaluation_s += perf_counter() - start

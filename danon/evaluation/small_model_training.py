@@ -1,4 +1,4 @@
-"""How a small model is trained on a task, and asked afterwards."""
+"""Training of the small model on a task or a text, and its evaluation."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ __all__ = [
 ]
 
 EVAL_SEED = 1_000_000
-"""Seed of the examples that are judged; those that are learned from have smaller ones."""
-ASKED = 4096
-"""Answers that an accuracy is taken over, if so many examples have them."""
-EXAMPLES = 1024
-"""That an accuracy is taken over, at most."""
+"""Seed of the evaluation examples; those of training have smaller ones."""
+EVAL_ANSWERS = 4096
+"""Answers of an accuracy, if MAX_EVAL_EXAMPLES have as many."""
+MAX_EVAL_EXAMPLES = 1024
+"""Most examples of an accuracy."""
 FORECASTS = 3
-"""A training is over budget only if so many steps say so: somebody else may have slowed one."""
+"""A training is over budget only if this many forecasts say so: another program may slow one."""
 
 
 @dataclass
@@ -55,10 +55,14 @@ class TrainingRun:
     """One training.
 
     Attributes:
-        threads: that it was computed with, the fewest of its stages.
-        score: what learning rates are chosen by, the higher the better; NaN if it diverged.
+        rate: learning rate.
+        model: the trained model.
+        diverged: the step of a divergence in words; empty if there was none.
+        seconds: of training, without evaluations.
+        threads: number of threads, the fewest of its stages.
+        score: figure that learning rates are chosen by, higher is better; NaN if it diverged.
         points: step, seconds and bits of every evaluation of the last fit.
-        curves: of the result.
+        curves: curves of the result.
     """
 
     rate: float
@@ -72,7 +76,15 @@ class TrainingRun:
 
 
 def require_affordable(case: Case, plan: Plan) -> None:
-    """Raises: UnmeasuredError: the text is missing, or training takes longer than allowed."""
+    """Check that the text is there and the trainings fit the budget of the plan.
+
+    Args:
+        case: attention and device.
+        plan: the trainings.
+
+    Raises:
+        UnmeasuredError: the text is missing, or training takes longer than allowed.
+    """
     seconds = math.inf
     for _ in range(FORECASTS):
         try:
@@ -90,7 +102,7 @@ def require_affordable(case: Case, plan: Plan) -> None:
 
 
 def _forecast(case: Case, plan: Plan) -> float:
-    """Seconds of all trainings of an attention, going by a step of each kind."""
+    """Forecast the seconds of all trainings of an attention from one step of each kind."""
     model = build_small_model(case.attention, plan.shape, 0).to(case.device)
     total = 0.0
     for ids, answers, steps in plan.samples():
@@ -106,6 +118,14 @@ def _forecast(case: Case, plan: Plan) -> float:
 
 
 def learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> TrainingRun:
+    """Train the small model on the curriculum of a task.
+
+    Args:
+        case: attention and device.
+        plan: stages and tests.
+        rate: learning rate of the first stage; later ones have less.
+        seed: seed of the weights and of the examples.
+    """
     run = TrainingRun(rate, build_small_model(case.attention, plan.shape, seed).to(case.device))
     for number in range(len(plan.stages)):
         dataset = CurriculumDataset(plan.parts(number), seed=seed * len(plan.stages) + number)
@@ -124,30 +144,40 @@ def learn_recall(case: Case, plan: RecallPlan, rate: float, seed: int) -> Traini
 
 
 def learn_language(case: Case, plan: LanguagePlan, rate: float, seed: int) -> TrainingRun:
+    """Train the small model on the contexts of a text.
+
+    Args:
+        case: attention and device.
+        plan: text and contexts.
+        rate: learning rate of the first context; later ones have less.
+        seed: seed of the weights and of the windows.
+    """
     run = TrainingRun(rate, build_small_model(case.attention, plan.shape, seed).to(case.device))
-    learned, chosen_by, _ = corpus(plan.corpus)
-    asked = TensorDataset(*sample_windows(chosen_by, plan.held_out, plan.context, EVAL_SEED - 1))
+    training, validation, _ = corpus(plan.corpus)
+    held_out = TensorDataset(
+        *sample_windows(validation, plan.held_out, plan.context, EVAL_SEED - 1)
+    )
     by_tokens: list[list[float]] = []
     by_seconds: list[list[float]] = []
-    tokens, stages = 0, len(plan.readings)
-    for number, reading in enumerate(plan.readings):
+    tokens, stages = 0, len(plan.stages)
+    for number, stage in enumerate(plan.stages):
         data = sample_windows(
-            learned, reading.batch * reading.steps, reading.context, seed * stages + number
+            training, stage.batch * stage.steps, stage.context, seed * stages + number
         )
         config = TrainingConfig(
-            steps=reading.steps,
-            batch_size=reading.batch,
-            log_every=reading.steps,
-            eval_every=max(1, reading.steps // plan.judged),
-            **plan.settings(rate * (1 - number / stages), seed, reading.steps),
+            steps=stage.steps,
+            batch_size=stage.batch,
+            log_every=stage.steps,
+            eval_every=max(1, stage.steps // plan.evaluations),
+            **plan.settings(rate * (1 - number / stages), seed, stage.steps),
         )
         seconds = run.seconds
-        if not _fit(run, config, TensorDataset(*data), asked):
+        if not _fit(run, config, TensorDataset(*data), held_out):
             return run
-        each = reading.batch * reading.context
-        by_tokens += [[tokens + step * each, bits] for step, _, bits in run.points]
+        step_tokens = stage.batch * stage.context
+        by_tokens += [[tokens + step * step_tokens, bits] for step, _, bits in run.points]
         by_seconds += [[seconds + after, bits] for _, after, bits in run.points]
-        tokens += reading.tokens
+        tokens += stage.tokens
     run.score = -run.points[-1][2]
     run.curves = {"bits_by_tokens": by_tokens, "bits_by_seconds": by_seconds}
     return run
@@ -157,54 +187,75 @@ def _fit(
     run: TrainingRun,
     config: TrainingConfig,
     data: Dataset[Any],
-    judged: TensorDataset | None = None,
+    held_out: TensorDataset | None = None,
 ) -> bool:
-    """Train; False if it diverged."""
+    """Train, and return False if it diverged."""
     points: list[tuple[int, float, float]] = []  # step, seconds of training, loss
 
     def listen(step: int, metrics: Mapping[str, float]) -> None:
         if "eval_loss" in metrics:
-            points.append((step, perf_counter() - start - trainer.judging_s, metrics["eval_loss"]))
+            points.append(
+                (step, perf_counter() - start - trainer.evaluation_s, metrics["eval_loss"])
+            )
 
     trainer = AnswerTrainer(run.model, config, listeners=(listen,), progress=False)
     with fewer_threads_beside_load(run.model.embed.weight.device) as threads:
         start = perf_counter()
-        found = trainer.fit(data, judged)
-        run.seconds += perf_counter() - start - trainer.judging_s
+        result = trainer.fit(data, held_out)
+        run.seconds += perf_counter() - start - trainer.evaluation_s
     run.threads = min(run.threads, threads)
     run.model.eval()
-    if found.outcome == "diverged":
-        run.diverged = f"diverged at step {found.step}"
+    if result.outcome == "diverged":
+        run.diverged = f"diverged at step {result.step}"
         return False
     run.points = [(step, seconds, loss / math.log(2)) for step, seconds, loss in points]
     return True
 
 
 def eval_examples(task: Task, seed: int) -> tuple[Tensor, Tensor]:
-    return task.examples(min(-(-ASKED // task.answers), EXAMPLES), seed)
+    """Draw the examples of an accuracy: tokens and answers, (examples, N) each."""
+    return task.examples(min(-(-EVAL_ANSWERS // task.answers), MAX_EVAL_EXAMPLES), seed)
 
 
 @torch.no_grad()
 def score_answers(model: Backbone, ids: Tensor, answers: Tensor) -> Tensor:
-    """1 or 0 for every answer, in order (examples * answers,)."""
-    found = []
-    for some, wanted in _slices(model, ids, answers):
-        logits, targets = answer_logits(model, some, wanted)
-        found.append(logits.argmax(-1) == targets)
-    return torch.cat(found).double().cpu()
+    """Return 1 or 0 for every answer, in order.
+
+    Args:
+        model: model of hidden states.
+        ids: tokens (examples, N).
+        answers: (examples, N), -100 where nothing is asked.
+
+    Returns:
+        (examples * answers,) float64 on the CPU.
+    """
+    right = []
+    for batch_ids, batch_answers in _batches(model, ids, answers):
+        logits, targets = answer_logits(model, batch_ids, batch_answers)
+        right.append(logits.argmax(-1) == targets)
+    return torch.cat(right).double().cpu()
 
 
 @torch.no_grad()
 def bits_at(model: Backbone, ids: Tensor, following: Tensor) -> Tensor:
-    """Mean bits of the bytes at each position (N,)."""
+    """Return the mean bits of the bytes at each position.
+
+    Args:
+        model: model of hidden states.
+        ids: bytes (windows, N).
+        following: the byte after each, (windows, N).
+
+    Returns:
+        (N,) bits a byte.
+    """
     losses = [
-        F.cross_entropy(*answer_logits(model, some, wanted), reduction="none").view(some.shape)
-        for some, wanted in _slices(model, ids, following)
+        F.cross_entropy(*answer_logits(model, here, after), reduction="none").view(here.shape)
+        for here, after in _batches(model, ids, following)
     ]
     return torch.cat(losses).mean(0) / math.log(2)
 
 
-def _slices(model: Backbone, ids: Tensor, answers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(model: Backbone, ids: Tensor, answers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     device, size = model.embed.weight.device, max(1, EVAL_TOKENS // ids.shape[1])
-    for some, wanted in zip(ids.split(size), answers.split(size), strict=True):
-        yield some.to(device), wanted.to(device)
+    for batch in zip(ids.split(size), answers.split(size), strict=True):
+        yield batch[0].to(device), batch[1].to(device)

@@ -1,7 +1,7 @@
-"""What an attention is worth as part of a model: trained on a task, then asked.
+"""Quality of a small model that is trained with an attention on a task or a text.
 
-Everyone gets the same model, examples, steps, learning rates and seeds, and about the same entries
-a query; only the attention differs.
+All attentions get the same model, examples, steps, learning rates and seeds, and about the same
+entries a query.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from danon.training import IGNORED
 __all__ = ["TrainedModelEvaluator", "by_depth"]
 
 BUCKETS = 16
-"""Of positions, over which the loss is shown."""
+"""Ranges of positions of the curve of bits."""
 TENTHS = 10
-"""Of the depth, over which right answers are shown."""
+"""Ranges of depth of the curve of right answers."""
 
 
 class TrainedModelEvaluator:
-    """Trains every attention once for a task; the cases of a task share the models.
+    """Evaluator that trains every attention once for a task; the cases of a task share the models.
 
     Args:
-        profile: decides what is trained.
-        saver: is given the best model of each training, once it has been judged.
+        profile: plans of the trainings.
+        saver: stores the best model of each training; None stores none.
     """
 
     def __init__(self, profile: Profile, saver: ModelSaver | None = None) -> None:
@@ -70,7 +70,14 @@ class TrainedModelEvaluator:
         return cls(session.profile, saver)
 
     def result(self, case: Case) -> CaseResult:
-        """Train, unless a case before has, and judge at the length of the case."""
+        """Train, unless an earlier case has, and evaluate at the length of the case.
+
+        Args:
+            case: of the suite recall or language.
+
+        Raises:
+            UnmeasuredError: the attention is not eligible, over budget, or its training diverged.
+        """
         plan = self._profile.plan(case)
         if isinstance(plan, RecallPlan):
             return self._evaluate_recall(case, plan)
@@ -84,23 +91,25 @@ class TrainedModelEvaluator:
         for task in (test for test in plan.tests if test.length == case.length):
             ids, answers = eval_examples(task, EVAL_SEED)
             right = torch.stack([score_answers(run.model, ids, answers) for run in runs])
-            found = right.mean(1).tolist()
-            metrics |= _spread(f"accuracy_{task.items}_items", found)
-            metrics |= _spread("accuracy", found) | {"items": float(task.items)}  # the most last
+            accuracies = right.mean(1).tolist()
+            metrics |= _spread(f"accuracy_{task.items}_items", accuracies)
+            metrics |= _spread("accuracy", accuracies) | {
+                "items": float(task.items)
+            }  # the most items last
             metrics["majority"] = _majority_class_accuracy(answers)
             if (depths := task.depths(ids)) is not None:
                 curves["accuracy_by_depth"] = by_depth(right.mean(0), depths.flatten())
-        row = self._row(case, plan, runs, metrics, "accuracy", found)
+        row = self._row(case, plan, runs, metrics, "accuracy", accuracies)
         return replace(row, curves=curves)
 
     def _evaluate_language(self, case: Case, plan: LanguagePlan) -> CaseResult:
         runs = self._trained(case, plan, lambda rate, seed: learn_language(case, plan, rate, seed))
-        judged = sample_windows(corpus(plan.corpus)[2], plan.held_out, plan.context, EVAL_SEED)
-        bits = [bits_at(run.model, *judged) for run in runs]
-        found = [float(some.mean()) for some in bits]
-        metrics = _spread("bits_per_byte", found)
+        windows = sample_windows(corpus(plan.corpus)[2], plan.held_out, plan.context, EVAL_SEED)
+        bits = [bits_at(run.model, *windows) for run in runs]
+        means = [float(by_position.mean()) for by_position in bits]
+        metrics = _spread("bits_per_byte", means)
         curves = runs[0].curves | {"bits_by_position": _by_position(bits[0])}
-        row = self._row(case, plan, runs, metrics, "bits_per_byte", found)
+        row = self._row(case, plan, runs, metrics, "bits_per_byte", means)
         return replace(row, curves=curves)
 
     def _row(
@@ -110,14 +119,17 @@ class TrainedModelEvaluator:
         runs: list[TrainingRun],
         metrics: dict[str, float],
         metric: str,
-        found: list[float],
+        values: list[float],
     ) -> CaseResult:
-        """The judgement, and what the attention that was judged costs.
+        """Return the result of a case, with the costs of the attention in the model.
 
         Args:
-            metrics: of the judgement.
-            metric: what the task is judged by.
-            found: of each run.
+            case: the case.
+            plan: plan of the trainings.
+            runs: a training for each seed.
+            metrics: of the evaluation.
+            metric: name of the task's metric.
+            values: its value for each run.
         """
         module, seconds = measured_attention(runs[0].model), [run.seconds for run in runs]
         metrics |= {
@@ -138,14 +150,14 @@ class TrainedModelEvaluator:
         )
         if self._saver is not None and case.length == plan.lengths[-1]:
             seed = max(range(len(runs)), key=lambda number: runs[number].score)
-            self._saver.keep(
+            self._saver.save(
                 case,
                 plan,
                 runs[seed].model,
                 seed=seed,
                 learning_rate=runs[seed].rate,
                 metric=metric,
-                value=found[seed],
+                value=values[seed],
             )
         check = self._checks[case.attention, plan]
         config = configuration(case.attention, module, plan.shape.entries)
@@ -163,11 +175,11 @@ class TrainedModelEvaluator:
     def _trained(
         self, case: Case, plan: Plan, learn: Callable[[float, int], TrainingRun]
     ) -> list[TrainingRun]:
-        """A run for each seed, at the learning rate that was best for the first.
+        """Return a training for each seed, at the learning rate that was best for the first seed.
 
         Raises:
-            UnmeasuredError: it cannot run here, is wrong, takes too long, sees later tokens, or
-                diverged.
+            UnmeasuredError: the attention cannot run here, is wrong, takes too long, sees later
+                tokens, or diverged.
         """
         key = case.attention, plan
         if key not in self._runs:
@@ -192,8 +204,8 @@ class TrainedModelEvaluator:
         first = [learn(rate, 0) for rate in plan.rates]
         converged = [run for run in first if not run.diverged]
         if not converged:
-            said = (f"learning rate {run.rate:g} {run.diverged}" for run in first)
-            raise UnmeasuredError("failed", "; ".join(said))
+            reasons = (f"learning rate {run.rate:g} {run.diverged}" for run in first)
+            raise UnmeasuredError("failed", "; ".join(reasons))
         best = max(converged, key=lambda run: run.score)
         runs = [best]
         for seed in range(1, plan.seeds):
@@ -204,26 +216,32 @@ class TrainedModelEvaluator:
 
 
 def _majority_class_accuracy(answers: Tensor) -> float:
-    """Accuracy of who always gives the most frequent answer."""
-    wanted = answers[answers != IGNORED]
-    return float(wanted.bincount().max() / len(wanted))
+    """Return the accuracy of always predicting the most frequent answer."""
+    asked = answers[answers != IGNORED]
+    return float(asked.bincount().max() / len(asked))
 
 
 def by_depth(right: Tensor, depths: Tensor) -> list[list[float]]:
-    """Share of right answers in each tenth of the depths (answers,): [its middle, share]."""
+    """Return the share of right answers in each tenth of the depths.
+
+    Args:
+        right: 1 or 0 for each answer (answers,).
+        depths: depth of each answer (answers,), from 0 to below 1.
+
+    Returns:
+        The middle of each tenth that has answers, and its share.
+    """
     tenth = (depths * TENTHS).long()
     return [[(i + 0.5) / TENTHS, float(right[tenth == i].mean())] for i in tenth.unique().tolist()]
 
 
 def _by_position(bits: Tensor) -> list[list[float]]:
-    """Mean bits in each stretch of positions (N,): [position it ends at, bits]."""
+    """Return the mean bits (N,) in ranges of positions: [last position, bits]."""
     ends = torch.linspace(0, len(bits), BUCKETS + 1, dtype=torch.float32).long().unique().tolist()
     return [[b, float(bits[a:b].mean())] for a, b in pairwise(ends)]
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Mean over the seeds, and the least and the most of several."""
-    found = {name: fmean(values)}
-    return (
-        found | {f"{name}_low": min(values), f"{name}_high": max(values)} if values[1:] else found
-    )
+    """Return the mean over the seeds, and the least and the most of several."""
+    mean = {name: fmean(values)}
+    return mean | {f"{name}_low": min(values), f"{name}_high": max(values)} if values[1:] else mean

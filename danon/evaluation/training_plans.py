@@ -1,4 +1,4 @@
-"""How much is trained: tasks, steps, learning rates and seeds, the same for every attention."""
+"""Plans of trainings: tasks, steps, learning rates and seeds, equal for every attention."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from danon.runs.case import Case
 __all__ = ["PAIR_FRACTIONS", "ContextStage", "LanguagePlan", "Plan", "RecallPlan"]
 
 PAIR_FRACTIONS = 8
-"""A query may see one in so many of the tokens: a quarter of the pairs of dense attention."""
+"""A query may see one in eight tokens, which is a quarter of the pairs of dense attention."""
 WARMUP = 20
-"""Steps of it, at most a fifth of a training."""
+"""Steps of warm-up, at most a fifth of a training."""
 BYTES = 256
 TOKENS_PER_S = 30_000
-"""Of a small model on two cores; only the proportions between cases matter."""
+"""Training speed of a small model; only the proportions between cases matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(ABC):
-    """What every training states.
+    """Settings that every training has.
 
     Attributes:
         rates: learning rates that the first seed tries; the others take its best.
-        seeds: trainings with that rate.
-        cap_s: an attention whose trainings should take longer is over budget.
-        width: of the model; so are ``heads`` and ``layers``.
+        seeds: number of trainings with that rate.
+        cap_s: most seconds of all trainings of an attention, by a forecast.
+        width: width C of the model.
+        heads: heads of an attention.
+        layers: layers of the model.
     """
 
     suite: ClassVar[str]
@@ -51,16 +53,16 @@ class Plan(ABC):
 
     @property
     def runs(self) -> int:
-        """Trainings of one attention."""
+        """Number of trainings of one attention."""
         return len(self.rates) + self.seeds - 1
 
     def weight(self, case: Case) -> float:
-        """Seconds expected of a case, roughly: the first one of an attention trains."""
+        """Return roughly the seconds of a case: the first case of an attention trains."""
         expected = min(self.runs * self.tokens / TOKENS_PER_S, self.cap_s)
         return expected if case.length == self.lengths[0] else 0.5
 
     def cases(self, attention: str, device: str) -> Iterator[Case]:
-        """Of one attention."""
+        """Yield the cases of an attention on a device."""
         shape = self.shape
         for length in self.lengths:
             yield Case(
@@ -77,19 +79,19 @@ class Plan(ABC):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """As a plan that has several."""
+        """Tasks of the cases, here one."""
         return (self.task,)
 
     @property
     @abstractmethod
     def task(self) -> str:
-        """As in a case."""
+        """Name of the task in a case."""
 
     @property
     def digest(self) -> str:
-        """Equal where figures compare: the same settings, and the same examples of each kind.
+        """Digest of the settings and examples; figures compare where it is equal.
 
-        Of values alone: what classes and fields are called does not change it.
+        It is of values alone, so a renamed class or field does not change it.
         """
         settings = json.dumps([self.suite, _values(replace(self, cap_s=0.0))])
         hashed = hashlib.sha256(settings.encode())
@@ -100,24 +102,24 @@ class Plan(ABC):
     @property
     @abstractmethod
     def shape(self) -> Shape:
-        """Of the model."""
+        """Shape of the model."""
 
     @property
     @abstractmethod
     def lengths(self) -> tuple[int, ...]:
-        """Of the cases, the longest last."""
+        """Lengths of the cases, the longest last."""
 
     @property
     @abstractmethod
     def tokens(self) -> int:
-        """Of one training."""
+        """Tokens of one training."""
 
     @abstractmethod
     def samples(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """A batch of each kind, tokens and answers (B, N), and how many there are in a training."""
+        """Yield a batch of each kind, tokens and answers (B, N), and its number in a training."""
 
     def settings(self, rate: float, seed: int, steps: int) -> dict[str, Any]:
-        """What every :class:`~danon.training.TrainingConfig` shares."""
+        """Return the fields that every :class:`~danon.training.TrainingConfig` shares."""
         warmup = min(WARMUP, steps // 5)
         return {"learning_rate": rate, "seed": seed, "weight_decay": 0.1, "warmup_steps": warmup}
 
@@ -129,10 +131,11 @@ class Plan(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class RecallPlan(Plan):
-    """One training on a task, and what is asked afterwards.
+    """A training on a task, and its tests.
 
     Attributes:
-        tests: from easy to hard; the ones of a length share a case.
+        stages: curriculum from easy to hard.
+        tests: tests from easy to hard; those of one length share a case.
     """
 
     suite: ClassVar[str] = "recall"
@@ -158,12 +161,12 @@ class RecallPlan(Plan):
         return sum(part.batch * part.steps * part.task.length for part in parts)
 
     def parts(self, number: int) -> list[Stage]:
-        """What a stage trains: its own batches, and half as many of the stages before.
+        """Return the batches of a stage: its own, and half as many of the earlier stages.
 
         Without those, questions that an attention cannot answer make it forget those it can.
         """
-        own, before = self.stages[number], self.stages[:number]
-        return [own, *(replace(s, steps=max(1, own.steps // 2 // number)) for s in before)]
+        stage, earlier = self.stages[number], self.stages[:number]
+        return [stage, *(replace(s, steps=max(1, stage.steps // 2 // number)) for s in earlier)]
 
     def samples(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         for number in range(len(self.stages)):
@@ -173,7 +176,13 @@ class RecallPlan(Plan):
 
 @dataclass(frozen=True)
 class ContextStage:
-    """Batches of text in contexts of so many tokens."""
+    """Batches of text in contexts of one length.
+
+    Attributes:
+        context: tokens N of a context.
+        batch: contexts of a batch.
+        steps: number of batches.
+    """
 
     context: int
     batch: int
@@ -181,7 +190,7 @@ class ContextStage:
 
     @property
     def tokens(self) -> int:
-        """Of it all."""
+        """Tokens of all batches."""
         return self.context * self.batch * self.steps
 
 
@@ -191,17 +200,17 @@ class LanguagePlan(Plan):
 
     Attributes:
         corpus: a name of :mod:`danon.data.corpora`.
-        readings: from short contexts, which are learned in less time, to the one that is judged.
-        held_out: examples to choose by, and as many of other text to judge on; never learned from.
-        judged: evaluations of a reading, evenly.
+        stages: from short contexts, which are learned in less time, to that of the evaluation.
+        held_out: windows of the validation text, and as many of the test text.
+        evaluations: evaluations of a stage, at equal distances.
     """
 
     suite: ClassVar[str] = "language"
 
     corpus: str
-    readings: tuple[ContextStage, ...]
+    stages: tuple[ContextStage, ...]
     held_out: int
-    judged: int
+    evaluations: int
 
     @property
     def task(self) -> str:
@@ -209,8 +218,8 @@ class LanguagePlan(Plan):
 
     @property
     def context(self) -> int:
-        """Tokens N of what is judged."""
-        return self.readings[-1].context
+        """Tokens N of an evaluated window."""
+        return self.stages[-1].context
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -222,17 +231,17 @@ class LanguagePlan(Plan):
 
     @property
     def tokens(self) -> int:
-        return sum(reading.tokens for reading in self.readings)
+        return sum(stage.tokens for stage in self.stages)
 
     def samples(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        for reading in self.readings:
+        for stage in self.stages:
             text = corpus(self.corpus)[0]
-            yield *sample_windows(text, reading.batch, reading.context, 0), reading.steps
+            yield *sample_windows(text, stage.batch, stage.context, 0), stage.steps
 
 
 def _values(x: object) -> object:
-    """The values of a dataclass and of those in it, a task's name first."""
+    """Return the values of a dataclass and of those in it, a task's name first."""
     if is_dataclass(x):
-        named = [x.name] if isinstance(x, Task) else []
-        return [*named, *(_values(getattr(x, field.name)) for field in fields(x))]
+        names = [x.name] if isinstance(x, Task) else []
+        return [*names, *(_values(getattr(x, field.name)) for field in fields(x))]
     return [_values(one) for one in x] if isinstance(x, tuple) else x

@@ -1,4 +1,4 @@
-"""What each profile trains: tasks from easy to hard, and text."""
+"""Trainings of each profile: tasks from easy to hard, and texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from danon.evaluation.training_plans import ContextStage, LanguagePlan, RecallPl
 __all__ = ["FULL", "QUICK", "SMOKE", "STANDARD"]
 
 Curriculum = tuple[tuple[RecallPlan, ...], tuple[LanguagePlan, ...]]
-"""For the suites recall and language."""
+"""Plans of the suites recall and language."""
 
 QUICK: Curriculum = (
     (
@@ -38,9 +38,9 @@ QUICK: Curriculum = (
     (
         LanguagePlan(
             corpus="code",
-            readings=(ContextStage(1024, batch=4, steps=60),),
+            stages=(ContextStage(1024, batch=4, steps=60),),
             held_out=16,
-            judged=4,
+            evaluations=4,
             rates=(6e-3,),
             seeds=1,
             cap_s=60.0,
@@ -112,9 +112,9 @@ STANDARD: Curriculum = (
     (
         LanguagePlan(
             corpus="code",
-            readings=(ContextStage(1024, batch=8, steps=300),),
+            stages=(ContextStage(1024, batch=8, steps=300),),
             held_out=32,
-            judged=6,
+            evaluations=6,
             **_TRIED,
         ),
     ),
@@ -153,13 +153,13 @@ FULL: Curriculum = (
     tuple(
         LanguagePlan(
             corpus=name,
-            readings=(
+            stages=(
                 ContextStage(1024, batch=32, steps=2000),
                 ContextStage(8192, batch=4, steps=500),
                 ContextStage(16384, batch=2, steps=250),
             ),
             held_out=32,
-            judged=5,
+            evaluations=5,
             width=256,
             heads=4,
             layers=4,
@@ -185,9 +185,9 @@ SMOKE: Curriculum = (
     (
         LanguagePlan(
             corpus="code",
-            readings=(ContextStage(32, batch=2, steps=2), ContextStage(64, batch=2, steps=4)),
+            stages=(ContextStage(32, batch=2, steps=2), ContextStage(64, batch=2, steps=4)),
             held_out=4,
-            judged=2,
+            evaluations=2,
             rates=(1e-3,),
             seeds=2,
             cap_s=30.0,

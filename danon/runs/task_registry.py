@@ -1,9 +1,9 @@
 """The one table of tasks: a task registered here has a title in every table and message.
 
 Example:
-    from danon.runs import task_registry
-
-    task_registry.find("recall", "mqar").title  # "multi-query associative recall ..."
+    >>> from danon.runs import task_registry
+    >>> task_registry.find("recall", "mqar").title
+    'multi-query associative recall (Arora et al. 2023)'
 
 Readers of recorded runs need titles without torch, so the table lies below the tasks.
 It imports what registers in it by name, as it does with installed packages.
@@ -58,10 +58,10 @@ def register(record: TaskRecord) -> None:
     Raises:
         ValueError: another task has the name.
     """
-    known = _TABLE.get((record.suite, record.name))
-    if known is not None and _origin(known) != _origin(record):
+    registered = _TABLE.get((record.suite, record.name))
+    if registered is not None and _origin(registered) != _origin(record):
         raise ValueError(
-            f"task {record.name!r} of {record.suite} is already registered: {_origin(known)}; "
+            f"task {record.name!r} of {record.suite} is already registered: {_origin(registered)}; "
             f"give {_origin(record)} another name"
         )
     _TABLE[record.suite, record.name] = record

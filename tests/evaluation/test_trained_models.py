@@ -1,10 +1,11 @@
-"""What an attention is worth: what is trained, what is refused, and that the suites see defects."""
+"""Trained small models: metrics, refusals, and defects that the suites must show."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +22,11 @@ from danon.config import AttentionConfig
 from danon.data.tasks.needle import NeedleInAHaystack
 from danon.evaluation import small_model_training
 from danon.evaluation.curriculum import Stage
-from danon.evaluation.small_model import build_small_model
+from danon.evaluation.small_model import AnswerTrainer, build_small_model
 from danon.evaluation.small_model_training import EVAL_SEED
 from danon.evaluation.trained_evaluator import by_depth
 from danon.evaluation.training_presets import QUICK, SMOKE
+from danon.measure import threads
 from danon.runs.case import CaseResult
 from suites.profiles import PROFILES
 
@@ -41,7 +43,7 @@ def results(attention: str, profile: Profile = PROFILES["smoke"]) -> dict[str, C
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "ucsa"])
-def test_every_case_has_its_figures(attention: str) -> None:
+def test_every_case_has_its_metrics(attention: str) -> None:
     found = results(attention)
     assert set(found) == {"mqar 32", "mqar 64", "code 64"}
     for result in found.values():
@@ -70,7 +72,32 @@ def test_every_case_has_its_figures(attention: str) -> None:
     assert text.curves["bits_by_tokens"][-1][1] != pytest.approx(over_positions, rel=1e-4)
 
 
-def test_right_answers_to_needles_are_told_by_depth() -> None:
+def test_training_runs_with_the_chosen_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial chooses them before each stage; afterwards the process has what it had."""
+    (plan,), _ = SMOKE
+    case = next(plan.cases("sdpa", "cpu"))
+    inside = list[int]()
+    train_step = AnswerTrainer.train_step
+
+    def spy(trainer: AnswerTrainer, batch: Any) -> Tensor:
+        inside.append(torch.get_num_threads())
+        return train_step(trainer, batch)
+
+    monkeypatch.setattr(AnswerTrainer, "train_step", spy)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for chosen in (1, 2):
+            monkeypatch.setattr(threads, "_lately_fastest", lambda most, chosen=chosen: chosen)
+            run = small_model_training.learn_recall(case, plan, rate=1e-3, seed=0)
+            assert (run.threads, set(inside)) == (chosen, {chosen})
+            assert torch.get_num_threads() == 2
+            inside.clear()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_needle_accuracy_by_depth() -> None:
     """Over the seeds: the shares of the tenths, each as often as it is asked, are the accuracy."""
     tests = tuple(NeedleInAHaystack(n, 4, 64) for n in (32, 48))
     plan = replace(
@@ -87,14 +114,14 @@ def test_right_answers_to_needles_are_told_by_depth() -> None:
         assert mean == pytest.approx(result.metrics["accuracy"], abs=1e-6)
 
 
-def test_a_depth_that_is_not_seen_shows_in_its_tenth() -> None:
+def test_unseen_depth_shows_in_its_tenth() -> None:
     depths = torch.arange(200) / 200
     tenths = by_depth((depths > 0.75).double(), depths)
     assert [share for _, share in tenths] == pytest.approx([0] * 7 + [0.45, 1, 1])
     assert by_depth(torch.ones(2).double(), torch.tensor([0.0, 0.99])) == [[0.05, 1], [0.95, 1]]
 
 
-def test_everyone_starts_from_the_same_model() -> None:
+def test_initial_weights_are_equal_for_all_attentions() -> None:
     shape = QUICK[0][0].shape
     dense = dict(build_small_model("sdpa", shape, seed=3).named_parameters())
     for name in ("window", *OURS):  # ours draw weights of their own
@@ -123,7 +150,7 @@ def test_sized_attentions_see_a_quarter_of_the_pairs(attention: str, length: int
         ("nsa", "have one size"),
     ],
 )
-def test_what_cannot_be_trained_says_why(attention: str, reason: str) -> None:
+def test_untrainable_attention_has_a_reason(attention: str, reason: str) -> None:
     for result in results(attention).values():
         assert result.status == "unavailable" and reason in result.reason
         assert not result.metrics
@@ -138,7 +165,7 @@ class Dense(BaseAttention):
         return self.compute_attention(q, k).softmax(-1) @ v
 
 
-def test_a_leak_is_a_failure_and_not_a_good_mark(bring: Callable[..., str]) -> None:
+def test_leaking_attention_fails(bring: Callable[..., str]) -> None:
     class Peeks(Dense):
         def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
             return super().forward(q, k, v) + 0.1 * v.roll(-1, 2)
@@ -147,7 +174,7 @@ def test_a_leak_is_a_failure_and_not_a_good_mark(bring: Callable[..., str]) -> N
         assert result.status == "failed" and "not causal" in result.reason
 
 
-def test_a_run_that_diverges_is_a_row_with_its_step(bring: Callable[..., str]) -> None:
+def test_diverged_training_is_a_row_with_its_step(bring: Callable[..., str]) -> None:
     class Explodes(Dense):
         def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
             late = self.training and torch.is_grad_enabled() and q.shape[0] == 2
@@ -160,7 +187,7 @@ def test_a_run_that_diverges_is_a_row_with_its_step(bring: Callable[..., str]) -
     assert not found["mqar 64"].metrics
 
 
-def test_what_takes_too_long_is_not_trained() -> None:
+def test_training_over_budget_is_not_started() -> None:
     smoke = PROFILES["smoke"]
     recall = tuple(replace(plan, cap_s=1e-3) for plan in smoke.plans_of("recall"))
     found = results("sdpa", replace(smoke, plans=recall))
@@ -169,9 +196,7 @@ def test_what_takes_too_long_is_not_trained() -> None:
         assert "going by one step; the profile allows 0 s" in result.reason
 
 
-def test_one_disturbed_step_does_not_put_a_training_over_budget(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_one_slow_forecast_is_not_over_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([2741.0, 5.0])
     monkeypatch.setattr(small_model_training, "_forecast", lambda case, plan: next(seconds))
     found = results("sdpa", replace(PROFILES["smoke"], plans=PROFILES["smoke"].plans_of("recall")))
@@ -194,7 +219,7 @@ def trained(attention: str, steps: float = 1.0) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_random_selection_is_seen(
+def test_random_selection_lowers_the_accuracy(
     bring: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = trained("ucsa")
@@ -216,7 +241,7 @@ def test_random_selection_is_seen(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_memory_that_is_off_is_seen(bring: Callable[..., str]) -> None:
+def test_missing_memory_lowers_the_accuracy(bring: Callable[..., str]) -> None:
     """A needle far back is in DALA's memory or nowhere."""
 
     class Forgets(DALA):
@@ -239,7 +264,7 @@ def test_a_memory_that_is_off_is_seen(bring: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["quick", "standard", "full"])
-def test_a_task_has_one_training_in_a_profile(name: str) -> None:
+def test_tasks_of_a_profile_are_unique(name: str) -> None:
     """Tables and registered models go by the name of the task."""
     profile = PROFILES[name]
     tasks = [plan.task for plan in (*profile.plans_of("recall"), *profile.plans_of("language"))]

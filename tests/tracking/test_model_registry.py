@@ -183,7 +183,7 @@ def test_a_model_that_cannot_be_stored_is_said(tmp_path: Path) -> None:
     case, plan = some_case("sdpa")
     model = Backbone(plan.shape.config(), lambda: Here(plan.shape.config()))
     said: list[str] = []
-    ModelSaver(tmp_path, said.append).keep(
+    ModelSaver(tmp_path, said.append).save(
         case, plan, model, seed=0, learning_rate=0.1, metric="accuracy", value=0.5
     )
     assert len(said) == 1 and said[0].startswith("the model of sdpa on mqar is not kept: ")
@@ -369,8 +369,8 @@ def test_a_trained_model_comes_back_bit_for_bit(
     trained: dict[str, Tensor] = {}
 
     class Listens(ModelSaver):
-        def keep(self, case: Case, plan: Any, model: Backbone, **facts: Any) -> None:
-            super().keep(case, plan, model, **facts)
+        def save(self, case: Case, plan: Any, model: Backbone, **facts: Any) -> None:
+            super().save(case, plan, model, **facts)
             ids = torch.arange(60)[None] % plan.shape.vocabulary
             with torch.no_grad():
                 logits = F.linear(model(ids), model.embed.weight)
@@ -382,7 +382,7 @@ def test_a_trained_model_comes_back_bit_for_bit(
         if (case.attention, case.suite) in (("ucsa", "language"), ("local-attention", "recall")):
             journal.append(evaluator.result(case))
     saver, (case, plan) = Listens(journal.run_dir, said.append), some_case("sdpa")
-    saver.keep(
+    saver.save(
         replace(case, attention="Mine"),
         plan,
         build_small_model(mine, plan.shape, 0).eval(),

@@ -28,8 +28,11 @@ class Task(ABC):
     ``examples``. With ``@register`` it appears in tables and reports.
 
     Example:
-        ids, answers = MultiQueryRecall(length=64, items=8, vocabulary=512).examples(4, seed=0)
-        # ids and answers: (4, 64); answers is -100 but at 8 tokens of each row
+        >>> from danon.data.tasks.base import task_class
+        >>> task = task_class("mqar")(length=64, items=8, vocabulary=512)
+        >>> ids, answers = task.examples(4, seed=0)
+        >>> ids.shape, (answers != -100).sum(1).tolist()
+        (torch.Size([4, 64]), [8, 8, 8, 8])
 
     Args:
         length: tokens N of an example.
@@ -137,14 +140,14 @@ def task_class(name: str) -> type[Task]:
     Raises:
         ValueError: no such task; the message lists the known ones.
     """
-    known = {
+    classes = {
         record.name: record.factory
         for record in task_registry.records()
         if record.factory is not None and issubclass(record.factory, Task)
     }
-    if name not in known:
-        raise ValueError(f"unknown task {name!r}; known: {', '.join(sorted(known))}")
-    return known[name]
+    if name not in classes:
+        raise ValueError(f"unknown task {name!r}; known: {', '.join(sorted(classes))}")
+    return classes[name]
 
 
 def no_answers(ids: Tensor) -> Tensor:
