@@ -1,4 +1,4 @@
-"""The attentions ours are compared with, each an adapter over the package people use.
+"""Baselines to compare with, each an adapter over the package that people use.
 
 Importing this package registers all of them and imports none of those packages. A file here whose
 name does not begin with an underscore is a baseline.

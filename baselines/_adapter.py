@@ -1,4 +1,4 @@
-"""What the adapters share: input checks, lazy packages and reasons for not running.
+"""The base class of the adapters: input checks, lazy packages and reasons for not running.
 
 Dimension suffixes as in :mod:`danon.attention.base`.
 """
@@ -24,22 +24,27 @@ __all__ = ["Adapter"]
 
 
 class Adapter(BaseAttention):
-    """A baseline: checks its inputs, then calls :meth:`attend`.
+    """A baseline that checks its inputs, then calls :meth:`attend`.
 
     A subclass states what it needs in class attributes, so that every reason for not running
     is worded in one place.
+
+    Args:
+        shape: configuration of the attention.
     """
 
     takes_mask: ClassVar[bool] = True
-    """Whether a padding mask with padded tokens is accepted."""
+    """True if a mask with padded tokens is accepted."""
     package: ClassVar[str] = ""
     """Distribution to install; empty for none beyond torch."""
     module: ClassVar[str] = ""
-    """What is imported from ``package``, by the constructor at the earliest."""
+    """Module of ``package`` that is imported, by the constructor at the earliest."""
     extra: ClassVar[str] = "baselines"
     """Extra of danon that brings ``package``."""
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16, torch.float16)
+    """Dtypes that the package takes."""
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    """Device types that the package runs on."""
 
     def __init__(self, shape: AttentionConfig) -> None:
         super().__init__()
@@ -48,7 +53,16 @@ class Adapter(BaseAttention):
     @without_autocast
     @right_padded
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend; the contract of :meth:`BaseAttention.forward`.
+        """Attend, as in :meth:`BaseAttention.forward`.
+
+        Args:
+            q: (B, H, N, D).
+            k: (B, G, N, D).
+            v: (B, G, N, D).
+            mask: (B, N), nonzero for real tokens; None if all are real.
+
+        Returns:
+            (B, H, N, D).
 
         Raises:
             ValueError: wrong shapes, dtypes or devices; or padded tokens where the package has
@@ -63,13 +77,23 @@ class Adapter(BaseAttention):
         return self.attend(q, k, v, mask)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """:meth:`forward` after the checks; ``mask`` is boolean and hides the end of some row."""
+        """Attend after the checks of :meth:`forward`.
+
+        Args:
+            q: (B, H, N, D).
+            k: (B, G, N, D).
+            v: (B, G, N, D).
+            mask: (B, N) boolean with padding at the end of some row; None if all are real.
+
+        Returns:
+            (B, H, N, D).
+        """
         raise NotImplementedError(f"{type(self).__name__} defines no attend")
 
     def once(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Inputs of a package's kernel whose backward pass autograd would take for a constant."""
-        words = f"second derivatives through {self.package}: there are none; sdpa-math has them"
-        return first_order_only(words, *tensors)
+        """Return the inputs of a kernel so that a second derivative is an error, not zero."""
+        message = f"second derivatives through {self.package}: there are none; sdpa-math has them"
+        return first_order_only(message, *tensors)
 
     @classmethod
     def load(cls) -> ModuleType:
@@ -82,8 +106,8 @@ class Adapter(BaseAttention):
             with quiet_import():
                 return importlib.import_module(cls.module)
         except ImportError as error:
-            why = f"{cls.package} does not import here: {' '.join(str(error).split())}"
-            raise ImportError(cls._missing() or why) from error
+            reason = f"{cls.package} does not import here: {' '.join(str(error).split())}"
+            raise ImportError(cls._missing() or reason) from error
 
     @classmethod
     def _missing(cls) -> str | None:
@@ -95,7 +119,7 @@ class Adapter(BaseAttention):
     def peak_bytes(
         cls, shape: AttentionConfig, length: int, dtype: torch.dtype, backward: bool
     ) -> int:
-        """About what one sequence needs beyond inputs and output; 0 where that is little."""
+        """Return about the bytes of one sequence beyond inputs and output; 0 if they are few."""
         return 0
 
     @classmethod
@@ -107,7 +131,7 @@ class Adapter(BaseAttention):
         device: torch.device,
         backward: bool,
     ) -> str | None:
-        """A further reason of this baseline, asked once its package, device and dtype are fine."""
+        """Return a further reason not to run, once package, device and dtype are fine."""
         return None
 
     @classmethod
@@ -120,6 +144,7 @@ class Adapter(BaseAttention):
         device: torch.device,
         backward: bool,
     ) -> str | None:
+        """Return the reason why this baseline cannot run; None if it can."""
         missing = cls._missing()
         if missing is not None:
             return missing

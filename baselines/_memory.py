@@ -1,4 +1,4 @@
-"""How much memory there is, and the reason not to run a case that needs more."""
+"""Free memory, and the reason not to run a case that needs more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on the device."""
+    """Return the bytes that can still be allocated on the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil  # lazy: comes with the bench extra
@@ -23,7 +23,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def memory_reason(need: int, length: int, device: torch.device) -> str | None:
-    """Why a case that needs ``need`` bytes does not run, or None if four fifths would hold it."""
+    """Return the reason not to run a case; None if four fifths of the free memory hold it.
+
+    Args:
+        need: bytes of the case; 0 skips the check.
+        length: tokens, for the message.
+        device: device of the case.
+    """
     if need == 0:
         return None
     free = free_bytes(device)

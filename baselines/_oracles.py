@@ -1,6 +1,6 @@
-"""Attention in float64 over a rule of who sees whom: the oracles of the baselines.
+"""Attention in float64 over a rule of visible keys: the oracles of the baselines.
 
-Only the rows asked for are computed, so that long sequences can be checked in a few places.
+Only the rows asked for are computed, so that long sequences can be checked at a few positions.
 R rows asked for; other suffixes as in :mod:`danon.attention.base`.
 """
 
@@ -12,22 +12,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Band", "Visible", "everything", "kernel_attention", "masked_attention", "unseeing"]
+__all__ = ["Band", "Visible", "all_tokens", "kernel_attention", "masked_attention", "only_padding"]
 
 Visible = Callable[[Tensor, Tensor], Tensor]
-"""Query positions (R, 1) and key positions (1, N) to a boolean (R, N): is the key seen."""
+"""Function of query positions (R, 1) and key positions (1, N) to visible keys (R, N) boolean."""
 
 
-def everything(causal: bool) -> Visible:
-    """All tokens, or all up to the query."""
+def all_tokens(causal: bool) -> Visible:
+    """Return a rule that shows all tokens, or all up to the query."""
     return lambda rows, cols: (cols <= rows) if causal else torch.ones_like(cols <= rows)
 
 
 @dataclass(frozen=True)
 class Band:
-    """A query sees tokens ``i - back .. i + ahead`` and the first ``sinks`` tokens.
+    """Rule by which query i sees tokens ``i - back .. i + ahead`` and the first ``sinks`` tokens.
 
-    With ``causal`` it sees no token after itself, whatever the other fields say.
+    Attributes:
+        back: tokens before the query.
+        ahead: tokens after the query.
+        sinks: first tokens of the sequence.
+        causal: True hides all tokens after the query.
     """
 
     back: int
@@ -36,18 +40,19 @@ class Band:
     causal: bool = False
 
     def __call__(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """Return the visible keys, as :data:`Visible`."""
         seen = (cols >= rows - self.back) & (cols <= rows + self.ahead) | (cols < self.sinks)
         return seen & (cols <= rows) if self.causal else seen
 
-    def blind(self, mask: Tensor) -> Tensor:
-        """(B, N) true where all that a query sees is padding; mask: (B, N) boolean."""
+    def sees_only_padding(self, mask: Tensor) -> Tensor:
+        """Return (B, N) boolean, True where a query sees padding only; mask: (B, N) boolean."""
         row = torch.arange(mask.shape[1], device=mask.device)
         end = row + 1 if self.causal else row + self.ahead + 1
         sinks = end.clamp_max(self.sinks) if self.causal else torch.full_like(row, self.sinks)
-        return unseeing(mask, row - self.back, end) & unseeing(mask, 0 * row, sinks)
+        return only_padding(mask, row - self.back, end) & only_padding(mask, 0 * row, sinks)
 
     def pairs(self, length: int) -> int:
-        """(query, key) pairs in a sequence of ``length`` tokens."""
+        """Return the number of (query, key) pairs in a sequence of ``length`` tokens."""
         row = torch.arange(length)
         first = (row - self.back).clamp_min(0)
         last = row if self.causal else (row + self.ahead).clamp_max(length - 1)
@@ -60,10 +65,14 @@ class Band:
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Visible, rows: Tensor | None
 ) -> Tensor:
-    """Softmax attention over the visible tokens.
+    """Compute softmax attention over the visible tokens.
 
     Args:
-        q: (B, H, N, D); k and v: (B, G, N, D); rows: (R,) or None for all.
+        q: (B, H, N, D).
+        k: (B, G, N, D).
+        v: (B, G, N, D).
+        visible: rule of visible keys.
+        rows: query positions (R,); None for all.
 
     Returns:
         (B, H, R, D) float64; zeros where nothing is visible.
@@ -81,11 +90,14 @@ def masked_attention(
 def kernel_attention(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, visible: Visible, rows: Tensor, eps: float = 0.0
 ) -> Tensor:
-    """Attention whose weights are inner products of features instead of a softmax.
+    """Compute attention whose weights are inner products of features instead of a softmax.
 
     Args:
         phi_q: features of the rows asked for, (B, H, R, F) float64.
-        phi_k: features of all keys, (B, G, N, F) float64; v: (B, G, N, D) float64.
+        phi_k: features of all keys, (B, G, N, F) float64.
+        v: (B, G, N, D) float64.
+        visible: rule of visible keys.
+        rows: query positions (R,).
         eps: added to each summed key feature in the denominator.
 
     Returns:
@@ -100,8 +112,8 @@ def kernel_attention(
     return out
 
 
-def unseeing(mask: Tensor, first: Tensor, end: Tensor) -> Tensor:
-    """(B, N) true where a query's tokens ``first[i] .. end[i] - 1`` are all padding."""
+def only_padding(mask: Tensor, first: Tensor, end: Tensor) -> Tensor:
+    """Return (B, N) boolean, True where tokens ``first[i] .. end[i] - 1`` are all padding."""
     N = mask.shape[1]
     count = torch.nn.functional.pad(mask.cumsum(1), (1, 0))
     same: Tensor = count[:, end.clamp(0, N)] == count[:, first.clamp(0, N)]

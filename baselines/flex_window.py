@@ -76,7 +76,7 @@ class FlexWindow(Window):
             return out[:, :, :N]
         real = pad(mask, (0, tail))
         out = _compiled()(q, k, v, _block_mask(self.band, N + tail, q.device, real))
-        return out[:, :, :N].masked_fill(self.band.blind(mask)[:, None, :, None], 0.0)
+        return out[:, :, :N].masked_fill(self.band.sees_only_padding(mask)[:, None, :, None], 0.0)
 
     @classmethod
     def limit(
@@ -103,17 +103,17 @@ def _unpadded(band: Band, length: int, device: torch.device) -> BlockMask:
 
 
 def _block_mask(band: Band, length: int, device: torch.device, real: Tensor | None) -> BlockMask:
-    """Which blocks of keys a block of queries sees in part and in full.
+    """Return the blocks of keys that a block of queries sees in part and in full.
 
     ``create_block_mask`` would evaluate the band at all N x N pairs first.
     """
     block = torch.arange(length // BLOCK, device=device)
     apart = (block[:, None] - block) * BLOCK  # query minus key position, first tokens
     low, high = apart - (BLOCK - 1), apart + (BLOCK - 1)
-    some = (low <= band.back) & (high >= -band.ahead) | (block * BLOCK < band.sinks)
+    partly = (low <= band.back) & (high >= -band.ahead) | (block * BLOCK < band.sinks)
     full = (high <= band.back) & (low >= -band.ahead) | ((block + 1) * BLOCK <= band.sinks)
     if band.causal:
-        some, full = some & (high >= 0), full & (low >= 0)
+        partly, full = partly & (high >= 0), full & (low >= 0)
     if real is None:
 
         def visible(b: Tensor, h: Tensor, row: Tensor, col: Tensor) -> Tensor:
@@ -132,15 +132,19 @@ def _block_mask(band: Band, length: int, device: torch.device, real: Tensor | No
             return band(row, col) & real[b, col]
 
     return BlockMask.from_kv_blocks(
-        *_listed(some & ~full),
-        *_listed(full),
+        *_sorted_blocks(partly & ~full),
+        *_sorted_blocks(full),
         BLOCK_SIZE=BLOCK,
         mask_mod=visible,
         seq_lengths=(length, length),
     )
 
 
-def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row of (n, n): how many are chosen, and their indices first. (1, 1, n), (1, 1, n, n)."""
+def _sorted_blocks(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of chosen blocks in each row of (n, n), and their indices first.
+
+    Returns:
+        (1, 1, n) and (1, 1, n, n) int32.
+    """
     order = chosen.int().argsort(dim=-1, descending=True, stable=True)
     return chosen.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]

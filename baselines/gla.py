@@ -50,7 +50,10 @@ class GatedLinear(Adapter):
         return out.transpose(1, 2).to(q.dtype)
 
     def _log_gate(self, k: Tensor) -> Tensor:
-        """(B, G, N, D) at most 0, in at least float32: gates multiply over thousands of tokens."""
+        """Return the log gates (B, G, N, D), at most 0, in float32 or float64.
+
+        Gates multiply over thousands of tokens, which half precision does not resolve.
+        """
         exact = torch.promote_types(k.dtype, torch.float32)
         weight, bias = self.gate.weight.to(exact), self.gate.bias.to(exact)
         return logsigmoid(k.to(exact) @ weight.T + bias) / GATE_NORMALIZER
@@ -68,7 +71,7 @@ class GatedLinear(Adapter):
 
     @rows_alone
     def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Row by row: sum over j <= i of (q_i * exp(sum of log gates j+1 .. i)) . k_j v_j."""
+        """Sum (q_i * exp(sum of log gates j+1 .. i)) . k_j v_j over j <= i, row by row."""
         q, k, v = q.double(), k.double(), v.double()
         H, N, D = q.shape[1:]
         total = self._log_gate(k).cumsum(2)

@@ -11,7 +11,7 @@ from torch.nn.functional import elu, pad
 
 from baselines._adapter import Adapter
 from baselines._bridging import expand_heads
-from baselines._oracles import everything, kernel_attention
+from baselines._oracles import all_tokens, kernel_attention
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.attention.streaming import StateTensor, StreamingAttention, tensor_of
@@ -22,10 +22,13 @@ CHUNK = 128
 
 
 def _causal(phi_q: Tensor, phi_k: Tensor, v: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sums for each query (B, H, N, D + 1), and those after the last token (B, H, D, D + 1).
+    """Return the sums of each query (B, H, N, D + 1), and after the last token (B, H, D, D + 1).
 
     Args:
-        past: sums before the first token, or None.
+        phi_q: features of the queries (B, H, N, D).
+        phi_k: features of the keys (B, H, N, D).
+        v: values with a column of ones (B, H, N, D + 1).
+        past: sums before the first token (B, H, D, D + 1), or None.
     """
     N = phi_q.shape[2]
     phi_q, phi_k, v = (  # (B, H, chunks, CHUNK, .)
@@ -93,5 +96,5 @@ class Linear(Adapter, StreamingAttention):
     def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
         q, k, v = q.double(), k.double(), v.double()
         rows = torch.arange(q.shape[2], device=q.device) if rows is None else rows
-        visible = everything(self.config.is_causal)
+        visible = all_tokens(self.config.is_causal)
         return kernel_attention(features(q[:, :, rows]), features(k), v, visible, rows)

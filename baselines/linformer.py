@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from baselines._adapter import Adapter
-from baselines._bridging import Feed, expand_heads, in_dtype, merge_heads, seeded, split_heads
+from baselines._bridging import (
+    TensorInjector,
+    expand_heads,
+    in_dtype,
+    merge_heads,
+    seeded,
+    split_heads,
+)
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
@@ -43,7 +50,7 @@ class Linformer(Adapter):
                 shape.hidden_size, shape.max_sequence_length, k=SLOTS, heads=shape.num_heads
             )
         for name in ("to_q", "to_k", "to_v"):
-            setattr(self.core, name, Feed())
+            setattr(self.core, name, TensorInjector())
         self.core.to_out = nn.Identity()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from baselines._adapter import Adapter
 from baselines._bridging import expand_heads
-from baselines._oracles import Visible, masked_attention, unseeing
+from baselines._oracles import Visible, masked_attention, only_padding
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
@@ -37,7 +37,7 @@ class LocalAttention(Adapter):
 
     @classmethod
     def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
-        """A block and a half is seen on average."""
+        """Build an instance of that budget: a query sees a block and a half on average."""
         return cls(shape, width=max(1, 2 * entries // 3))
 
     @classmethod
@@ -54,7 +54,7 @@ class LocalAttention(Adapter):
             out: Tensor = self.core(q, k, v, mask=mask)
             return out
         out = self.core(q, k, v, mask=mask)
-        blind = unseeing(mask, *self._span(torch.arange(N, device=q.device)))
+        blind = only_padding(mask, *self._span(torch.arange(N, device=q.device)))
         return out.masked_fill(blind[:, None, :, None], 0.0)
 
     def _span(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from baselines._adapter import Adapter
-from baselines._bridging import Feed, expand_heads, merge_heads, seeded, split_heads
+from baselines._bridging import TensorInjector, expand_heads, merge_heads, seeded, split_heads
 from baselines._oracles import Band, masked_attention
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
@@ -49,14 +49,14 @@ class Longformer(Adapter):
                 layer_id=0,
             )
         for name in ("query", "key", "value"):
-            setattr(self.core, name, Feed())
+            setattr(self.core, name, TensorInjector())
             setattr(self.core, f"{name}_global", nn.Identity())  # no parameter without a use
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         B, H, N, _ = q.shape
         tail = -N % self.width
         real = torch.ones(B, N, dtype=torch.bool, device=q.device) if mask is None else mask
-        blind = torch.zeros_like(real) if mask is None else self.band.blind(mask)
+        blind = torch.zeros_like(real) if mask is None else self.band.sees_only_padding(mask)
         if mask is not None:
             # Zero logits stay finite when the package adds its most negative number to all.
             q = q.masked_fill(blind[:, None, :, None], 0.0)

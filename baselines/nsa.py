@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines._adapter import Adapter
-from baselines._bridging import Feed, in_dtype, merge_heads, seeded, split_heads
+from baselines._bridging import TensorInjector, in_dtype, merge_heads, seeded, split_heads
 from danon.attention.registry import register
 from danon.config import AttentionConfig
 
@@ -55,7 +55,7 @@ class NativeSparse(Adapter):
                 selection_block_size=BLOCK,
                 num_selected_blocks=SELECTED,
             )
-        self.core.to_qkv = Feed()
+        self.core.to_qkv = TensorInjector()
         self.core.combine_heads = nn.Identity()
 
     @classmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baselines._adapter import Adapter
 from baselines._bridging import expand_heads, seeded
-from baselines._oracles import everything, kernel_attention
+from baselines._oracles import all_tokens, kernel_attention
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.config import AttentionConfig
@@ -74,11 +74,11 @@ class Performer(Adapter):
         phi_q = _features(q[:, :, rows], omega, (-1,))
         phi_k = _features(k, omega, (-1, -2))
         eps = SUM_EPS if causal else 0.0
-        return kernel_attention(phi_q, phi_k, v, everything(causal), rows, eps)
+        return kernel_attention(phi_q, phi_k, v, all_tokens(causal), rows, eps)
 
 
 def _features(x: Tensor, omega: Tensor, over: tuple[int, ...]) -> Tensor:
-    """exp(omega x' - |x'|^2 / 2 - max) + eps, x' = x / D^(1/4); omega: (F, D)."""
+    """Return exp(omega x' - |x'|^2 / 2 - max) + eps, x' = x / D^(1/4); omega: (F, D)."""
     x = x * x.shape[-1] ** -0.25
     dots = x @ omega.T
     top = dots.amax(over, keepdim=True).detach()

@@ -1,4 +1,4 @@
-"""Dense attention, the reference everybody is compared with: torch's fused SDPA."""
+"""Dense attention, the reference of every comparison: torch's fused SDPA."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from baselines._adapter import Adapter
 from baselines._bridging import expand_heads
-from baselines._oracles import everything, masked_attention
+from baselines._oracles import all_tokens, masked_attention
 from danon.attention.base import check_inputs
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
@@ -35,7 +35,7 @@ QUERIES_PER_MASK = 1024
 class SDPA(Adapter, StreamingAttention):
     """``scaled_dot_product_attention`` with the flash kernel.
 
-    Two cases are no work for it on CUDA, and take the memory-efficient kernel by rule: float32, and
+    On CUDA it cannot serve two cases, which take the memory-efficient kernel by rule: float32, and
     padding in a bidirectional call, which needs a mask.
     """
 
@@ -90,7 +90,7 @@ class SDPA(Adapter, StreamingAttention):
 
     @rows_alone
     def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
-        return masked_attention(q, k, v, everything(self.config.is_causal), rows)
+        return masked_attention(q, k, v, all_tokens(self.config.is_causal), rows)
 
     def visible_pairs(self, length: int) -> int:
         return length * (length + 1) // 2 if self.config.is_causal else length * length
@@ -103,10 +103,13 @@ def _fused(q: Tensor) -> SDPBackend:
 
 
 def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """Fused SDPA under a boolean mask; a row that sees nothing gets zeros and no NaN gradient.
+    """Attend by fused SDPA under a mask; a row that sees nothing gets zeros and no NaN gradient.
 
     Args:
-        q: (B, H, N, D); k and v: (B, H, M, D); visible: broadcastable to (B, H, N, M).
+        q: (B, H, N, D).
+        k: (B, H, M, D).
+        v: (B, H, M, D).
+        visible: boolean, broadcastable to (B, H, N, M).
     """
     blind = ~visible.any(-1, keepdim=True)
     cpu = q.device.type == "cpu"
@@ -116,7 +119,7 @@ def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
 
 
 def _late_rows(q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
-    """Causal attention of queries (B, H, n, D) from place ``first`` on, a block at a time."""
+    """Attend causally with queries (B, H, n, D) from position ``first`` on, in blocks."""
     k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
     outs = []
     cols = torch.arange(k.shape[2], device=q.device)

@@ -1,4 +1,4 @@
-"""Exact sliding window with sink tokens, in blocks of queries: the hard baseline.
+"""Exact sliding window with sink tokens, in blocks of queries: the strongest baseline.
 
 Each block of C queries is given the keys that any of them can see, ``back`` tokens before the
 block, the block, ``ahead`` tokens after it, and the sinks; a mask cuts the exact band. Blocks are
@@ -42,8 +42,8 @@ class Window(Adapter, StreamingAttention):
         super().__init__(shape)
         if width < 1 or sinks < 0:
             raise ValueError(f"width = {width}, sinks = {sinks}: must be >= 1 and >= 0")
-        own = type(self).description.replace("512", str(width))
-        self.description = own.replace("64 sinks", f"{sinks} sinks")
+        description = type(self).description.replace("512", str(width))
+        self.description = description.replace("64 sinks", f"{sinks} sinks")
         causal = shape.is_causal
         self.band = Band(width - 1, 0 if causal else width - 1, sinks, causal)
 
@@ -107,18 +107,21 @@ class Window(Adapter, StreamingAttention):
             for name in ("k", "v")
         ]
         sinks = span_of(after, "sink_k").size
-        place = torch.arange(near.start, near.stop, device=q.device)
-        place = torch.cat((torch.arange(sinks, device=q.device), place))
-        twice = torch.arange(len(place), device=q.device) >= sinks  # first tokens stand there too
-        shown = ~(twice & (place < sinks))
+        position = torch.arange(near.start, near.stop, device=q.device)
+        position = torch.cat((torch.arange(sinks, device=q.device), position))
+        # The first tokens are among the near ones, too, and must count once.
+        near_ones = torch.arange(len(position), device=q.device) >= sinks
+        shown = ~(near_ones & (position < sinks))
         q = q.unflatten(0, (-1, self.config.num_heads))
         heads, outs = q.shape[1], []
         for at in range(0, q.shape[2], BLOCK):
             rows = torch.arange(start + at, start + min(at + BLOCK, q.shape[2]), device=q.device)
-            visible = self.band(rows[:, None], place) & shown
-            some = visible.any(0).nonzero().flatten()
-            k_, v_ = (expand_heads(x[:, :, some], heads) for x in seen)
-            outs.append(masked_sdpa(q[:, :, at : at + BLOCK], k_, v_, visible[None, None, :, some]))
+            visible = self.band(rows[:, None], position) & shown
+            columns = visible.any(0).nonzero().flatten()
+            k_, v_ = (expand_heads(x[:, :, columns], heads) for x in seen)
+            outs.append(
+                masked_sdpa(q[:, :, at : at + BLOCK], k_, v_, visible[None, None, :, columns])
+            )
         for name in ("k", "v"):
             after[name] = span_of(after, name).since(start + q.shape[2] - self.band.back)
         return torch.cat(outs, 2).flatten(0, 1), after
@@ -127,10 +130,16 @@ class Window(Adapter, StreamingAttention):
         return min(self.band.back, length - 1), min(self.band.ahead, length - 1)
 
     def _visible(self, start: int, end: int, C: int, real: Tensor) -> Tensor:
-        """(B * blocks, 1, C, keys) for the blocks of ``start .. end``: near keys, then sinks.
+        """Return the visible keys of the blocks of ``start .. end``: near keys, then sinks.
 
         Args:
-            real: which tokens are no padding, (B, N) boolean.
+            start: first query.
+            end: after the last query.
+            C: queries of a block.
+            real: (B, N) boolean, False for padding.
+
+        Returns:
+            (B * blocks, 1, C, keys) boolean.
         """
         N = real.shape[1]
         back, ahead = self._reach(N)
@@ -154,7 +163,7 @@ class Window(Adapter, StreamingAttention):
 
 
 def _blocks(x: Tensor, size: int, step: int) -> Tensor:
-    """(B, H, M, D) -> (B * blocks, H, size, D), each block ``step`` tokens after the last."""
+    """Cut (B, H, M, D) into (B * blocks, H, size, D), each ``step`` tokens after the last."""
     return x.unfold(2, size, step).permute(0, 2, 1, 4, 3).flatten(0, 1)
 
 

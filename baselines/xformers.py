@@ -47,7 +47,7 @@ class XFormers(SDPA):
         device: torch.device,
         backward: bool,
     ) -> str | None:
-        """xformers' own reason, from a call on 16 tokens."""
+        """Return the reason that xformers gives in a call on 16 tokens."""
         tokens = torch.zeros(1, shape.num_heads, 16, shape.head_dim, dtype=dtype, device=device)
         tokens.requires_grad_(backward)
         attention = cls(shape)

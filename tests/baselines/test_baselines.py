@@ -191,7 +191,7 @@ def test_gradients_agree_with_its_oracle(name: str, causal: bool) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_causal_where_it_says_so(name: str) -> None:
+def test_causal_baselines_hide_later_tokens(name: str) -> None:
     attention = runnable(name, True)
     q, k, v = inputs(200)
     if attention.causal_capable:
@@ -206,7 +206,7 @@ def test_causal_where_it_says_so(name: str) -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_padding(name: str, causal: bool) -> None:
+def test_padding_does_not_change_real_tokens(name: str, causal: bool) -> None:
     attention = runnable(name, causal)
     q, k, v = inputs(90)
     mask = torch.rand(2, 90) < 0.6
@@ -233,7 +233,7 @@ def check_padding(attention: Adapter, q: Tensor, k: Tensor, v: Tensor, mask: Ten
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_mask_without_padding_changes_nothing(name: str) -> None:
+def test_mask_without_padding_changes_nothing(name: str) -> None:
     attention = runnable(name, True)
     q, k, v = inputs(50)
     with torch.no_grad():
@@ -285,7 +285,7 @@ def test_flex_window_compiled_in_half_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "band", [Band(511, 0, 64, causal=True), Band(511, 511, 64), Band(300, 0, 300, causal=True)]
 )
-def test_flex_window_lists_the_blocks_it_needs(band: Band, padded: bool) -> None:
+def test_flex_window_visits_visible_blocks_only(band: Band, padded: bool) -> None:
     """Uncompiled FlexAttention reads the rule alone; compiled it trusts these lists."""
     length, size = 1536, flex_window.BLOCK
     real = torch.ones(2, length, dtype=torch.bool) if padded else None
@@ -320,7 +320,7 @@ def half_precision_error(name: str, dtype: torch.dtype) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_reason_exactly_where_it_does_not_work(name: str, dtype: torch.dtype) -> None:
+def test_unavailable_exactly_where_a_call_fails(name: str, dtype: torch.dtype) -> None:
     """It works if it runs and errs at most four times as much as dense attention."""
     why, error = reason(name, dtype=dtype), ""
     if name in {"linformer", "nsa"} and dtype != torch.float32:
@@ -338,7 +338,7 @@ def test_a_reason_exactly_where_it_does_not_work(name: str, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_reason_exactly_where_it_has_no_backward(name: str) -> None:
+def test_unavailable_exactly_where_the_backward_pass_fails(name: str) -> None:
     attention = runnable(name, True)
     q, k, v = (x.requires_grad_() for x in inputs(40))
     if why := reason(name, backward=True):
@@ -352,13 +352,13 @@ def test_a_reason_exactly_where_it_has_no_backward(name: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
 @pytest.mark.parametrize("name", NAMES)
-def test_no_cuda_device_is_a_reason(name: str) -> None:
+def test_missing_cuda_device_is_a_reason(name: str) -> None:
     why = reason(name, device=torch.device("cuda"))
     assert why is not None
     assert why == "no CUDA device" or "is not installed (pip install danon[" in why
 
 
-def test_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = AttentionConfig(hidden_size=256, num_heads=4, causal=True, max_sequence_length=4096)
     quadratic = {"nsa": True, "sdpa-math": False, "bigbird": False, "performer": True}
 
@@ -376,11 +376,11 @@ def test_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why("sdpa", True) is None
 
 
-def test_free_memory_is_that_of_this_machine() -> None:
+def test_free_memory_of_this_machine() -> None:
     assert 10**7 < _memory.free_bytes(CPU) < 10**14
 
 
-def test_a_package_that_does_not_import_says_why(
+def test_failed_import_of_a_package_is_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken_package.py").write_text("import a_part_that_is_missing\n")
@@ -407,7 +407,7 @@ def test_a_package_that_does_not_import_says_why(
         Missing.load()
 
 
-def test_bad_input_is_named() -> None:
+def test_bad_input_names_the_value() -> None:
     attention = built("sdpa", True)
     q, k, v = inputs(9)
     with pytest.raises(ValueError, match=r"k has shape \(2, 4, 9, 16\): must be \(2, 2, 9, 16\)"):
@@ -423,7 +423,7 @@ def test_bad_input_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_random_leaks_out_or_in(name: str) -> None:
+def test_results_do_not_depend_on_the_random_state(name: str) -> None:
     runnable(name, True)
     np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)
@@ -455,7 +455,7 @@ def by_rule(rule: Rule, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_windows_see_what_they_state(causal: bool) -> None:
+def test_windows_see_the_stated_tokens(causal: bool) -> None:
     size = 64
     shape = config(causal, groups=H, width=size)
 
@@ -480,7 +480,7 @@ def test_windows_see_what_they_state(causal: bool) -> None:
         assert attention.visible_pairs(size) == int(wanted.sum()), attention
 
 
-def test_what_streams_does_so_with_its_own_kernel() -> None:
+def test_baselines_that_stream() -> None:
     streaming = {
         name
         for name in NAMES
@@ -492,7 +492,7 @@ def test_what_streams_does_so_with_its_own_kernel() -> None:
 
 
 @pytest.mark.parametrize("name", ["sdpa", "window", "linear"])
-def test_streams_give_the_whole(name: str) -> None:
+def test_streaming_equals_the_whole_sequence(name: str) -> None:
     attention = built(name, True)
     assert isinstance(attention, StreamingAttention)
     q, k, v = inputs(1300)
@@ -525,19 +525,17 @@ def test_streams_give_the_whole(name: str) -> None:
         Band(2, 1, 70),
     ],
 )
-def test_a_band_counts_its_pairs(band: Band, length: int) -> None:
+def test_band_counts_its_pairs(band: Band, length: int) -> None:
     at = torch.arange(length)
     visible = band(at[:, None], at[None])
     assert band.pairs(length) == int(visible.sum())
     mask = torch.rand(2, length) < 0.02
-    assert torch.equal(band.blind(mask), ~(visible & mask[:, None]).any(-1))
+    assert torch.equal(band.sees_only_padding(mask), ~(visible & mask[:, None]).any(-1))
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("causal", [True, False])
-def test_window_over_many_calls(
-    causal: bool, padded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_window_in_many_calls(causal: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "BLOCK", 16)
     monkeypatch.setattr(window, "QUERIES_PER_CALL", 64)
     attention = Window(config(causal), width=40, sinks=5)
@@ -552,7 +550,7 @@ def test_window_over_many_calls(
     assert all(relative_error(f, e.double()) <= 1e-5 for f, e in zip(found, exact, strict=True))
 
 
-def test_padded_dense_over_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padded_dense_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sdpa, "QUERIES_PER_MASK", 32)
     mask = torch.rand(2, 150) < 0.5
     assert agree(built("sdpa", True), 150, mask=mask) <= 1e-5
@@ -568,7 +566,7 @@ def test_padded_dense_over_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         Band(9, 1, 3),
     ],
 )
-def test_the_checks_reject_a_window_off_by_one(wrong: Band) -> None:
+def test_checks_reject_a_window_off_by_one(wrong: Band) -> None:
     class Mutant(Window):
         def oracle(self, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None) -> Tensor:
             return right.oracle(q, k, v, *rest)
@@ -662,5 +660,5 @@ def test_gla_is_called_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     assert GatedLinear.limit(config(True), 1, torch.float32, cuda, False) is None
 
 
-def test_reasons_are_worded_by_dtype() -> None:
+def test_reasons_name_the_dtypes() -> None:
     assert reason("performer", dtype=torch.float16) == "takes float32 only, not float16"
