@@ -17,7 +17,7 @@ from repositories import two_commits
 
 from danon.attention import registry
 from danon.attention.base import BaseAttention
-from danon.measure.process_state import open_autocast_regions
+from danon.measure.torch_settings import open_autocast_regions
 from danon.tracking import store
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode asks for it

@@ -11,7 +11,8 @@ import torch
 from danon.attention import registry
 from danon.console.reasons import located, one_line
 from danon.measure.memory_limit import out_of_memory
-from danon.measure.process_state import SEED, Changes, ProcessState
+from danon.measure.process_state import Changes, ProcessState
+from danon.measure.torch_settings import SEED
 from danon.processes.interruption import Interruption
 from danon.runs.case import Case, CaseResult
 

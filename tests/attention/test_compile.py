@@ -20,7 +20,7 @@ from danon.attention.union.plan import BranchCall, FlatPlan, ScaledBias, Visibil
 from danon.attention.union.tiles import Rows, Tiles
 from danon.config import DALAConfig, MSRAConfig, UCSAConfig
 from danon.config.hybrid import SuperHybridConfig
-from danon.measure.process_state import open_autocast_regions
+from danon.measure.torch_settings import open_autocast_regions
 from danon.models import create_dala_model, create_msra_model, create_ucsa_model
 from danon.models.backbone import Backbone
 from danon.testing import make_inputs

@@ -36,8 +36,7 @@ from danon.bench.progress import Display
 from danon.bench.session import Options, ResumeError, Session
 from danon.bench.supervisor import MAX_EXITS, Supervisor
 from danon.console.reasons import one_line
-from danon.measure import process_state
-from danon.measure.process_state import ProcessState
+from danon.measure.process_state import SETTINGS, ProcessState
 from danon.processes.event_channel import EventChannel
 from danon.processes.interruption import Interruption
 from danon.report.remarks import HARMLESS
@@ -167,7 +166,7 @@ class TestProcessState:
             end.set()
 
     def test_harmless_settings_are_settings(self) -> None:
-        assert {setting.name for setting in process_state._SETTINGS} >= HARMLESS
+        assert {setting.name for setting in SETTINGS} >= HARMLESS
 
 
 class TestIsolation:
