@@ -10,7 +10,7 @@ from danon.attention import registry
 from danon.bench.shapes import HEAD_DIM, HEADS, build_for, claims_causal, config_for
 from danon.console.reasons import located
 from danon.data.qkv import text_qkv
-from danon.measure.correctness import check_causal
+from danon.measure.causality import check_causal
 from danon.processes.interruption import Interruption
 from danon.runs.case import Case
 

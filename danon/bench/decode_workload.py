@@ -16,7 +16,8 @@ from danon.bench.shapes import build_for
 from danon.bench.timed_workload import FEW_CALLS, SLACK
 from danon.bench.workload import Workload
 from danon.data.qkv import text_qkv
-from danon.measure.correctness import WRITTEN, check_rows, dense_rows, output_fault, relative_error
+from danon.measure.correctness import check_rows, dense_rows, relative_error
+from danon.measure.output_checks import WRITTEN, output_fault
 from danon.measure.spot_checks import KEPT_CALLS
 from danon.measure.timing import TimedCall
 from danon.measure.varied_inputs import SIZES

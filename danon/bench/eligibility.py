@@ -20,7 +20,7 @@ from danon.bench.verification import Verifier
 from danon.bench.workload import Workload
 from danon.config import AttentionConfig
 from danon.data.qkv import text_qkv
-from danon.measure.correctness import check_causal
+from danon.measure.causality import check_causal
 from danon.measure.memory import peak_bytes
 from danon.measure.threads import fewer_threads_beside_load
 from danon.measure.timing import measure_pair

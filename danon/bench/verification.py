@@ -11,9 +11,9 @@ from torch import Tensor
 
 from danon.bench.shapes import claims_causal
 from danon.bench.workload import Workload
+from danon.measure.causality import check_causal
 from danon.measure.correctness import (
     check_case,
-    check_causal,
     dense_rows,
     relative_error,
     sample_rows,

@@ -24,11 +24,11 @@ _POOL = concurrent.futures.thread.__file__
 
 @dataclass(frozen=True)
 class BackgroundWork:
-    """Those of this process at one moment.
+    """The threads and the child processes of this process at one moment.
 
     Attributes:
-        threads: identifiers of Python's threads, and their names.
-        processes: identifiers of the processes that it has started, and their commands.
+        threads: identifier of a Python thread -> its name.
+        processes: identifier of a child process -> its command.
     """
 
     threads: dict[int, str]
@@ -36,7 +36,7 @@ class BackgroundWork:
 
     @classmethod
     def now(cls) -> Self:
-        """Look; left out are torch.compile's processes, and threads of pools that have no work."""
+        """Collect them, without torch.compile's processes and idle threads of pools."""
         import psutil
 
         processes = {}
@@ -58,14 +58,18 @@ class BackgroundWork:
         return cls(threads, processes)
 
     def since(self, before: BackgroundWork) -> str:
-        """What is new, in a few words; empty if nothing is."""
+        """Return the first new thread and process, in a few words; empty if there is none.
+
+        Args:
+            before: an earlier state.
+        """
         threads = [self.threads[i] for i in sorted(self.threads.keys() - before.threads.keys())]
         processes = [
             f"{pid} ({self.processes[pid][:60]})"
             for pid in sorted(self.processes.keys() - before.processes.keys())
         ]
         return ", ".join(
-            f"a {kind} that goes on after the call: {some[0]}"
-            for kind, some in (("thread", threads), ("process", processes))
-            if some
+            f"a {kind} that goes on after the call: {names[0]}"
+            for kind, names in (("thread", threads), ("process", processes))
+            if names
         )

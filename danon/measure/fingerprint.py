@@ -1,4 +1,4 @@
-"""Which machine measured: absolute times are never compared across fingerprints."""
+"""The machine that measures: absolute times are never compared across fingerprints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ _ID_LENGTH = 12
 
 
 def fingerprint(device: torch.device) -> dict[str, str]:
-    """Everything about machine and runtime that moves a time, and ``id``, a short hash of it."""
+    """Describe everything about machine and runtime that moves a time.
+
+    Args:
+        device: cpu or cuda.
+
+    Returns:
+        Its facts as text, and ``id``, a short hash of them.
+    """
     facts = {
         "cpu": _cpu_model(),
         "cores": str(os.cpu_count()),
@@ -29,7 +36,9 @@ def fingerprint(device: torch.device) -> dict[str, str]:
         "cpu_capability": _cpu_capability(),
         "device": device.type,
     }
-    if (limit := _cpu_limit()) is not None:  # without one as ever: older records stay comparable
+    if (
+        limit := _cpu_limit()
+    ) is not None:  # without a limit no entry: older records stay comparable
         facts["cpu_limit"] = f"{limit:g}"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -46,13 +55,13 @@ def _cpu_model() -> str:
 
 
 def _cpu_capability() -> str:
-    """Torch's name of the vector units, which says nothing of matrix units."""
+    """Return torch's name of the vector units, and AMX, which torch does not name."""
     matrix = ", AMX" if "amx_tile" in _cpuinfo("flags").split() else ""
     return torch.backends.cpu.get_cpu_capability() + matrix
 
 
 def _cpuinfo(entry: str) -> str:
-    """Of the first processor; empty if nothing tells it."""
+    """Return an entry of the first processor; empty if there is none."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((x.partition(":")[2].strip() for x in lines if x.startswith(entry)), "")
@@ -82,10 +91,10 @@ def _quotas(membership: Path, mount: Path) -> Iterator[float]:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        place = mount / controllers if controllers else mount
-        group = place / path.lstrip("/")
+        hierarchy = mount / controllers if controllers else mount
+        group = hierarchy / path.lstrip("/")
         for folder in (group, *group.parents):
-            if not folder.is_relative_to(place):
+            if not folder.is_relative_to(hierarchy):
                 break
             yield from _quota(folder)
 

@@ -36,24 +36,25 @@ Owner = ModuleType | type
 
 
 class Integrity:
-    """Functions and classes as they were.
+    """The functions and classes that measure, as they were at one moment.
 
     Args:
         owners: modules and classes whose functions must stay.
     """
 
     def __init__(self, owners: list[Owner]) -> None:
+        """Remember the functions of the owners, and start both clocks."""
         self._functions = [(owner, dict(_functions(owner))) for owner in owners]
         self._clock, self._other_clock = time.perf_counter, os.times
         self._start = self._clock(), self._other_clock().elapsed
 
     @classmethod
     def take(cls, *packages: str) -> Self:
-        """Remember what measures.
+        """Remember the instruments.
 
         Args:
-            packages: whose loaded modules must stay as they are; the clock, random numbers and
-                what torch offers on its first level are always among them.
+            packages: packages whose loaded modules must stay as they are. The clock, random
+                numbers and the first level of torch are always among them.
         """
         modules = [
             module
@@ -69,16 +70,18 @@ class Integrity:
         return cls([*_LIBRARIES, *_CLASSES, *modules, *classes])
 
     def replaced(self) -> list[str]:
-        """Names of what is no longer what it was; empty if all is as it was."""
+        """Return the names of replaced functions, and of a clock that goes wrong."""
         changed = [
             f"{_name(owner)}.{name}"
             for owner, functions in self._functions
             for name in self._changed(owner, functions)
         ]
-        shown = self._clock() - self._start[0]
-        passed = self._other_clock().elapsed - self._start[1]
-        if abs(shown - passed) > _UNEQUAL_CLOCKS * passed + _TICK_S:
-            changed.append(f"the clock ({shown:.1f} s passed on it, {passed:.1f} s on another)")
+        seconds = self._clock() - self._start[0]
+        other_seconds = self._other_clock().elapsed - self._start[1]
+        if abs(seconds - other_seconds) > _UNEQUAL_CLOCKS * other_seconds + _TICK_S:
+            changed.append(
+                f"the clock ({seconds:.1f} s passed on it, {other_seconds:.1f} s on another)"
+            )
         return changed
 
     def restore(self) -> None:

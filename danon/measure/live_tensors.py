@@ -1,4 +1,4 @@
-"""Whether a stream keeps more than its state says: tensors that Python objects hold."""
+"""Tensors that Python objects hold: they show a stream that keeps more than its state says."""
 
 from __future__ import annotations
 
@@ -13,29 +13,34 @@ __all__ = ["LiveTensors", "hidden_state"]
 
 STATE_SHARE = 0.1
 STATE_BYTES = 2**20
-"""What may be kept beside a state: this share of it, or so many bytes (tables of positions)."""
+"""Allowance beside a state: this share of it, or so many bytes (tables of positions)."""
 
 
 class SizedState(Protocol):
-    """The gate loads this file alone, by its path."""
+    """A state of a stream. The gate loads this file alone, by its path."""
 
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Bytes of the state."""
 
 
 class LiveTensors:
     """Tensors of a device that Python objects hold at one moment.
 
-    What the collector had been told before to leave alone (``gc.freeze``) is not among them.
+    Objects that were frozen before (``gc.freeze``) are not among them.
+
+    Args:
+        device: cpu or cuda.
     """
 
     def __init__(self, device: torch.device) -> None:
+        """Collect the tensors of now."""
         self._device, self._frozen = device, gc.get_freeze_count()
         # Holds them, so that no address is used twice.
         self._versions = [(x, _version(x)) for x in _held(device)]
 
     def bytes_since(self) -> int:
-        """Bytes of all storages that are held now and were made, or written, since that moment."""
+        """Return the bytes of all storages that were made or written since that moment."""
         if gc.get_freeze_count() > self._frozen:
             gc.unfreeze()  # what was frozen meanwhile would not be seen
         old = {_address(x) for x, _ in self._versions}
@@ -47,10 +52,10 @@ class LiveTensors:
 
 
 def hidden_state(before: LiveTensors, state: SizedState) -> str:
-    """Why a state is not all that a stream keeps, in one line; empty if it is.
+    """Return why a state is not all that a stream keeps, in one line; empty if it is.
 
     Args:
-        before: of the moment before the stream began.
+        before: the tensors before the stream began.
         state: after the context.
     """
     allowed = state.nbytes + max(STATE_SHARE * state.nbytes, STATE_BYTES)
@@ -66,19 +71,19 @@ def hidden_state(before: LiveTensors, state: SizedState) -> str:
 
 
 def _held(device: torch.device) -> Iterator[Tensor]:
-    kinds = set(_subclasses(Tensor))
+    tensor_types = set(_subclasses(Tensor))
     for item in gc.get_objects():
-        if type(item) not in kinds:  # isinstance may run code of the object
+        if type(item) not in tensor_types:  # isinstance may run code of the object
             continue
         if item.layout == torch.strided and item.untyped_storage().device.type == device.type:
             yield item
 
 
-def _subclasses(kind: type) -> Iterator[type]:
-    yield kind
-    below: type
-    for below in type.__subclasses__(kind):
-        yield from _subclasses(below)
+def _subclasses(base: type) -> Iterator[type]:
+    yield base
+    subclass: type
+    for subclass in type.__subclasses__(base):
+        yield from _subclasses(subclass)
 
 
 def _address(tensor: Tensor) -> int:

@@ -12,5 +12,9 @@ __all__ = ["alone"]
 
 
 def alone(device: str) -> FileLock:
-    """Held while a case of a bench or a trial is measured on a device, by this user."""
+    """Return the lock that is held while a case or a trial is measured on a device, by this user.
+
+    Args:
+        device: cpu or cuda.
+    """
     return FileLock(Path(tempfile.gettempdir()) / f"danon-{os.getuid()}-{device}.lock")

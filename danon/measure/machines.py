@@ -1,4 +1,4 @@
-"""Which machines measure alike, by their fingerprints."""
+"""Comparison of machines by their fingerprints."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def similar(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two machines are alike in what decides speed.
 
     That is the GPU, or vendor, instruction sets and cores of the processor. Builds of the kernel,
-    patch levels of Python and the memory decide nothing. What a fingerprint does not say is like
-    nothing.
+    patch levels of Python and the memory decide nothing. A fact that a fingerprint lacks equals
+    no other.
 
     Args:
         one: a fingerprint.
@@ -41,18 +41,22 @@ def comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """
     if one.get("device", "cpu") != other.get("device", "cpu"):
         return False
-    known = [matrix_units(some) for some in (one, other)]
-    return "gpu" in one or None in known or known[0] == known[1]
+    units = [matrix_units(fingerprint) for fingerprint in (one, other)]
+    return "gpu" in one or None in units or units[0] == units[1]
 
 
 def matrix_units(fingerprint: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the instruction sets of a processor that multiply matrices; None if not recorded."""
+    """Return the instruction sets of a processor that multiply matrices; None if not recorded.
+
+    Args:
+        fingerprint: of the machine.
+    """
     sets = _instruction_sets(fingerprint)
     return None if sets is None else tuple(name for name in MATRIX_UNITS if name in sets)
 
 
 def _speed_facts(fingerprint: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Device, then GPU, or vendor, instruction sets and cores; None for what is not recorded."""
+    """Return device and GPU, or device, vendor, instruction sets and cores; None if unrecorded."""
     device, cpu = fingerprint.get("device"), fingerprint.get("cpu")
     if device == "cuda":
         return device, fingerprint.get("gpu")

@@ -1,4 +1,4 @@
-"""A limit on this process's memory: a hungry case fails alone instead of taking the machine."""
+"""A limit on this process's memory: a case that needs too much fails alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def limit_memory() -> int | None:
-    """Let this process allocate four fifths of what is free now; returns that limit in bytes.
+    """Let this process allocate four fifths of the memory that is free now.
 
-    None where the system has no such limit (Windows).
+    Returns:
+        The limit in bytes; None where the system has no such limit (Windows).
     """
     if sys.platform == "win32":
         return None
@@ -44,7 +45,11 @@ def limit_memory() -> int | None:
 
 
 def out_of_memory(error: BaseException) -> str:
-    """What an allocation on the CPU or a GPU wanted and did not get; empty for other errors."""
+    """Describe the allocation on the CPU or a GPU that failed; empty for other errors.
+
+    Args:
+        error: raised by a case.
+    """
     text = message(error)
     if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not (
         isinstance(error, RuntimeError) and "can't allocate memory" in text

@@ -1,4 +1,4 @@
-"""Intervals for shares of questions that are answered right."""
+"""Intervals for shares of right answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ CONFIDENCE = 0.95
 def difference_interval(lost: int, gained: int, answers: int) -> tuple[float, float]:
     """Return a 95 % interval of the difference of two accuracies on the same questions.
 
-    It is that of Clopper and Pearson for either share, each at 97.5 %, so that both hold together
-    in 95 % of cases: a little wide, never narrow.
+    Each share gets the interval of Clopper and Pearson at 97.5 %. Both hold together in 95 % of
+    cases: the interval of the difference is a little wide, never narrow.
 
     Args:
         lost: questions that the first alone answers right.

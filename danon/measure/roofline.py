@@ -1,4 +1,4 @@
-"""What this machine reaches now: matrix products, the yardstick of the FLOP/s columns; copies."""
+"""Rates that this machine reaches now: matrix products, which FLOP/s are compared with; copies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REPEATED = 20
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, *, samples: int = 4) -> float:
-    """The best rate among square matrix products of growing size, in FLOP/s.
+    """Measure the best rate among square matrix products of growing size, in FLOP/s.
 
     The size doubles as long as the next product should take less than a fraction of a second:
     some dtypes are a thousand times slower than others on the same processor.
@@ -36,10 +36,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, samples: int = 4) -
 
 
 def matmul_rate_of(flops: float, device: torch.device, dtype: torch.dtype) -> float:
-    """The best rate of matrix products with up to about so many FLOPs, in FLOP/s.
+    """Measure the best rate of matrix products with up to about so many FLOPs, in FLOP/s.
 
     Short calls on a busy machine are compared with products that are as short, repeated. Larger
     ones are left out once they take long.
+
+    Args:
+        flops: of the call that is compared.
+        device: cpu or cuda.
+        dtype: of the factors and of the product.
     """
     rate, size, start = 0.0, 64, time.perf_counter()
     while True:
@@ -53,7 +58,12 @@ def matmul_rate_of(flops: float, device: torch.device, dtype: torch.dtype) -> fl
 
 
 def copy_rate(like: torch.Tensor, *, samples: int = _REPEATED) -> float:
-    """The best rate of copies of a tensor: bytes read and written a second, memory being there."""
+    """Measure the best rate of copies of a tensor: bytes read and written a second.
+
+    Args:
+        like: a tensor of the shape and dtype to copy.
+        samples: copies timed.
+    """
     source, target = torch.zeros_like(like), torch.zeros_like(like)
     best = math.inf
     for _ in range(samples):

@@ -1,11 +1,11 @@
-"""Some of the timed calls, drawn at random, kept to be checked after the clock has stopped.
+"""Timed calls, drawn at random, that are checked after the clock has stopped.
 
-Which calls are kept, and which rows of their outputs, is drawn by the system's random numbers
-after each call has returned: an attention cannot know.
+The system's random numbers draw the calls, and the rows of their outputs, after each call has
+returned: an attention cannot know.
 
-Half of what is kept are calls that differ from the one before in later tokens alone. They come
-first, and some of their rows are later tokens: an output that is remembered is wrong there, by
-whatever of the inputs it is remembered.
+Half of the kept calls differ from the one before in later tokens alone. They are checked first, and
+some of their rows are later tokens. A remembered output is wrong there, whatever part of the inputs
+it is remembered by.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from danon.measure.correctness import WRITTEN, output_fault
+from danon.measure.output_checks import WRITTEN, output_fault
 from danon.measure.varied_inputs import Variation, VariedInputs
 
 __all__ = ["KEPT_CALLS", "KEPT_ROWS", "KeptCall", "SpotChecks"]
@@ -30,7 +30,7 @@ KEPT_ROWS = 8
 
 @dataclass(frozen=True)
 class KeptCall:
-    """One of the timed calls.
+    """A timed call whose output is checked.
 
     Attributes:
         number: of the call, from 1.
@@ -38,7 +38,7 @@ class KeptCall:
         rows: positions (R,).
         output: on the rows, (B, H, R, D).
         gradients: of q, k, v and the parameters; empty for a forward pass.
-        fault: what was wrong before any values were compared; empty if nothing.
+        fault: the fault found before any values were compared; empty if there is none.
     """
 
     number: int
@@ -50,18 +50,19 @@ class KeptCall:
 
 
 class SpotChecks:
-    """Two reservoirs of the calls so far: each is as likely to be kept as any other of its kind.
+    """Two reservoir samples of the calls so far: every call of a kind is as likely to be kept.
 
     Args:
         inputs: of the calls.
-        calls: to keep, an even number.
+        calls: number of calls to keep, even.
         rows: of each output.
     """
 
     def __init__(
         self, inputs: VariedInputs, calls: int = KEPT_CALLS, rows: int = KEPT_ROWS
     ) -> None:
-        self._inputs, self._most, self._rows = inputs, calls // 2, rows
+        """Begin with empty samples."""
+        self._inputs, self._capacity, self._rows = inputs, calls // 2, rows
         self._random = random.SystemRandom()
         self._calls = 0
         self._seen = {True: 0, False: 0}  # by whether only later tokens differ
@@ -70,29 +71,35 @@ class SpotChecks:
     def observe(
         self, variation: Variation, output: object, gradients: tuple[Tensor | None, ...] = ()
     ) -> None:
-        """Take a call that has just returned, if it is drawn."""
+        """Keep a call that has just returned, if it is drawn.
+
+        Args:
+            variation: its inputs.
+            output: of the call, (B, H, N, D) if it is right.
+            gradients: of q, k, v and the parameters; empty for a forward pass.
+        """
         self._calls += 1
         later = variation.turn < self._inputs.q.shape[2]
         self._seen[later] += 1
         kept = self._kept[later]
-        place = len(kept)
-        if place == self._most:
-            place = self._random.randrange(self._seen[later])
-        if place < self._most:
-            kept[place : place + 1] = [self._keep(variation, output, gradients)]
+        index = len(kept)
+        if index == self._capacity:
+            index = self._random.randrange(self._seen[later])
+        if index < self._capacity:
+            kept[index : index + 1] = [self._keep(variation, output, gradients)]
 
     def first_fault(self, check: Callable[[KeptCall], str], enough: Callable[[int], bool]) -> str:
-        """Check what was kept, in random order, calls with other later tokens first.
+        """Check the kept calls in random order, those with other later tokens first.
 
         Args:
-            check: why a call was wrong; empty if it was right.
-            enough: after so many right ones, whether the rest need not be checked.
+            check: returns why a call was wrong; empty if it was right.
+            enough: returns whether so many right calls suffice.
 
         Returns:
             Which call was wrong and why, in one line; empty if none was.
         """
         drawn = [
-            kept for some in self._kept.values() for kept in self._random.sample(some, len(some))
+            kept for calls in self._kept.values() for kept in self._random.sample(calls, len(calls))
         ]
         for checked, kept in enumerate(drawn):
             if enough(checked):

@@ -30,7 +30,8 @@ from baselines.xformers import XFormers
 from danon.attention import registry
 from danon.attention.streaming import StreamingAttention
 from danon.config import AttentionConfig
-from danon.measure.correctness import check_causal, relative_error
+from danon.measure.causality import check_causal
+from danon.measure.correctness import relative_error
 
 NAMES = (
     "bigbird",

@@ -19,9 +19,10 @@ from danon.bench.timed_workload import TimedAttention
 from danon.bench.workload import Workload
 from danon.measure import timing
 from danon.measure.background_work import BackgroundWork
-from danon.measure.correctness import POISONED, check_rows, output_fault, poison_free_memory
+from danon.measure.correctness import check_rows
 from danon.measure.integrity import MEASURING, Integrity
 from danon.measure.memory import CallMemory, hidden_memory
+from danon.measure.output_checks import POISONED_BLOCKS, output_fault, poison_free_memory
 from danon.measure.roofline import copy_rate
 from danon.measure.spot_checks import KeptCall, SpotChecks
 from danon.measure.timing import TimedCall, measure_pair, measure_single
@@ -215,11 +216,11 @@ def test_poison_reaches_memory_that_was_an_output(monkeypatch: pytest.MonkeyPatc
     # Or torch itself would fill what is new, as in all tests.
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     right = torch.randn(1, 4, 16, 8)
-    freed = [right.clone() for _ in range(POISONED)]
+    freed = [right.clone() for _ in range(POISONED_BLOCKS)]
     addresses = {x.data_ptr() for x in freed}
     del freed
     poison_free_memory(right)
-    found = [torch.empty_like(right) for _ in range(POISONED)]
+    found = [torch.empty_like(right) for _ in range(POISONED_BLOCKS)]
     again = [x.isnan().double().mean() for x in found if x.data_ptr() in addresses]
     # The C library writes a little into freed blocks, and may cut some of them otherwise.
     assert again and max(again) > 0.9

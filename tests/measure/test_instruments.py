@@ -19,12 +19,12 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from danon.measure import fingerprint as fingerprint_module
 from danon.measure import roofline, timing
+from danon.measure.causality import check_causal
 from danon.measure.correctness import (
     Attend,
     Check,
     Subject,
     check_case,
-    check_causal,
     dense_rows,
     sample_rows,
     tolerances,
