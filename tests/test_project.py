@@ -41,6 +41,7 @@ OPTIONAL = {
     "pyarrow",
     "pytest",
     "rich",
+    "scipy",
     "transformers",
     "typer",
     "xformers",

@@ -1,7 +1,7 @@
-"""Bytes: the peak of a call, and what autograd keeps until the backward pass.
+"""The peak memory of a call, and the bytes that autograd saves for the backward pass.
 
-And whether the peak tells the truth: memory that PyTorch's allocator does not see, or that a call
-keeps for the next one to work in, is no part of it (:func:`hidden_memory`).
+The peak lacks memory that PyTorch's allocator does not see, and memory that a call keeps for the
+next one to work in. :func:`hidden_memory` finds both.
 """
 
 from __future__ import annotations
@@ -29,37 +29,40 @@ class TimedCall(Protocol):
     """As in :mod:`danon.measure.timing`; the gate loads this file alone, by its path."""
 
     @property
-    def run(self) -> Call: ...
+    def run(self) -> Call:
+        """The function that is measured."""
 
     @property
-    def before(self) -> Callable[[], object]: ...
+    def before(self) -> Callable[[], object]:
+        """Brings the inputs of the next call."""
 
     @property
-    def after(self) -> Callable[[object], object]: ...
+    def after(self) -> Callable[[object], object]:
+        """Takes the result of a call."""
 
 
 UNSEEN_BYTES = 64 * 2**20
 UNSEEN_FACTOR = 8
-"""Beyond so many times the traced peak, no more bytes of the process than these come and go.
+"""A process may grow by this multiple of the traced peak and UNSEEN_BYTES more.
 
-The C library keeps what was freed: an honest backward pass was seen to take 3.6 times its peak.
+The C library keeps freed memory: an honest backward pass was seen to take 3.6 times its peak.
 """
 SCRATCH_SHARE = 0.1
-"""Of the inputs' bytes: what a call may write into memory that was there before."""
+"""Share of the inputs' bytes that a call may write into memory that was there before."""
 
 
 @dataclass(frozen=True)
 class CallMemory:
-    """What one call takes.
+    """The memory of one call.
 
     Attributes:
-        peak: as :func:`peak_bytes` says it.
-        seconds: that the call took, while it was watched.
+        peak: in bytes, as in :func:`peak_bytes`.
+        seconds: duration of the call, while it was watched.
         visible: the peak and all that the call returns, in bytes.
-        grown: of the process's resident memory, in bytes, at most; 0 where the system, or the
-            device, does not show it. Blocks that the C library had kept from a call before are not
-            seen.
-        compiled: whether the call ran what torch.compile has made; None: not known.
+        grown: largest growth of the process's resident memory, in bytes; 0 where the system or the
+            device does not show it. Blocks that the C library kept from an earlier call are not
+            part of it.
+        compiled: the call ran code of torch.compile; None: not known.
     """
 
     peak: int
@@ -75,7 +78,13 @@ class CallMemory:
         device: torch.device,
         returned: Callable[[Any], object] = lambda x: x,
     ) -> Self:
-        """Arguments as in :func:`peak_bytes`."""
+        """Measure a call; arguments and errors as in :func:`peak_bytes`.
+
+        Args:
+            fn: returns a tensor, or nested sequences or mappings of tensors.
+            device: cpu or cuda.
+            returned: selects the part of the result that is not counted; by default all of it.
+        """
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"device = {device}: must be cpu or cuda")
         run = cast("Call", getattr(fn, "run", fn))
@@ -110,17 +119,22 @@ class CallMemory:
 def peak_bytes(
     fn: Call | TimedCall, device: torch.device, returned: Callable[[Any], object] = lambda x: x
 ) -> int:
-    """Most bytes live at once during ``fn()``, beyond what was live before and what it returns.
+    """Measure the most bytes live at once during ``fn()``.
 
-    The first call warms up (caches that stay are not part of the peak); the second is measured.
-    CPU: every allocation and release that goes through PyTorch's allocator, native kernels
-    included, in requested bytes: the same on every repetition. CUDA: the allocator's peak, less
-    the size of what is returned.
+    Memory that was live before and the result do not count. The first call warms up (caches that
+    stay are not part of the peak); the second is measured.
+
+    - CPU: every allocation and release of PyTorch's allocator, native kernels included, in
+      requested bytes: the same on every repetition.
+    - CUDA: the allocator's peak, less the size of the result.
 
     Args:
         fn: returns a tensor, or nested sequences or mappings of tensors.
         device: cpu or cuda.
-        returned: what of the result is not counted; all of it without.
+        returned: selects the part of the result that is not counted; by default all of it.
+
+    Returns:
+        The peak in bytes.
 
     Raises:
         ValueError: another device.
@@ -133,19 +147,20 @@ _COMPILED = "Torch-Compiled Region"
 
 
 def _nothing(*_: object) -> None:
-    """What happens around a plain function."""
+    """Do nothing around a plain function."""
 
 
 def hidden_memory(call: TimedCall, memory: CallMemory, inputs: Sequence[Tensor]) -> str:
-    """Why the peak is not all that a call needs, in one line; empty if it is.
+    """Return why the peak is not all that a call needs, in one line; empty if it is.
 
-    What the process grew by beyond the traced peak was not allocated by PyTorch in this thread. One
-    more call shows what a call writes into memory that it has kept from the one before; what
-    torch.compile runs cannot be watched so.
+    Growth of the process beyond the traced peak was not allocated by PyTorch in this thread. One
+    more call shows how much is written into memory that was kept from the call before. Code of
+    torch.compile cannot be watched so.
 
     Args:
+        call: is called once more.
         memory: of the call.
-        inputs: of the call.
+        inputs: q, k, v of the call.
     """
     if memory.grown > UNSEEN_FACTOR * memory.visible + UNSEEN_BYTES:
         return (
@@ -167,7 +182,7 @@ def hidden_memory(call: TimedCall, memory: CallMemory, inputs: Sequence[Tensor])
 
 
 def _runs_compiled_code(call: TimedCall) -> bool:
-    """Whether a call runs what torch.compile has made."""
+    """Return whether a call runs code of torch.compile."""
     call.before()
     with profile(activities=[ProfilerActivity.CPU]) as trace:
         call.run()
@@ -182,7 +197,7 @@ class _ResidentPeak:
 
     @classmethod
     def begin(cls) -> Self | None:
-        """Let the peak begin anew; None where the system has none, or does not let us."""
+        """Reset the peak; return None where the system has none, or forbids it."""
         try:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         except OSError:  # not Linux, or a container without the right to
@@ -199,7 +214,7 @@ class _ResidentPeak:
 
 
 class _Writes(TorchDispatchMode):
-    """Bytes of storages that are written but were not made while the mode is on."""
+    """A mode that counts the bytes of written storages which were made before it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -230,17 +245,20 @@ class _Writes(TorchDispatchMode):
 
 
 def saved_bytes(fn: Call, exclude: Iterable[Tensor], device: torch.device = CPU) -> int:
-    """Bytes that ``fn()``, a forward pass, keeps for its backward pass.
+    """Measure the bytes that ``fn()``, a forward pass, keeps for its backward pass.
 
-    What autograd saves, and what else was allocated and lives on as long as the result does: a
-    function may keep tensors on its context. Every storage counts once and whole, however many
-    views of it are saved. The result counts if it is saved. Call ``fn`` once before: what a first
-    call makes and keeps for good would count.
+    They are the tensors that autograd saves, and all other memory that lives as long as the result:
+    a function may keep tensors on its context. Every storage counts once and whole, however many
+    views of it are saved. The result counts if it is saved. Call ``fn`` once before: caches that a
+    first call makes and keeps would count.
 
     Args:
         fn: the forward pass; returns a tensor, or nested sequences or mappings of tensors.
         exclude: tensors that live anyway: inputs and parameters.
         device: cpu or cuda.
+
+    Returns:
+        The saved bytes.
     """
     saved: list[Tensor] = []  # holds them, so that no address is used twice
 
@@ -257,8 +275,8 @@ def saved_bytes(fn: Call, exclude: Iterable[Tensor], device: torch.device = CPU)
         else:
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
                 result = fn()
-    known, kept, returned = (_storages(x) for x in (exclude, saved, _tensors(result)))
-    kept = {at: size for at, size in kept.items() if at not in known}
+    excluded, kept, returned = (_storages(x) for x in (exclude, saved, _tensors(result)))
+    kept = {at: size for at, size in kept.items() if at not in excluded}
     uncounted = {at: size for at, size in returned.items() if at not in kept}
     if cuda:
         return max(sum(kept.values()), grown - sum(uncounted.values()))
@@ -267,7 +285,11 @@ def saved_bytes(fn: Call, exclude: Iterable[Tensor], device: torch.device = CPU)
 
 
 def traced_peak(trace: profile) -> int:
-    """Most bytes live at once in a finished trace of the CPU (``profile_memory=True``)."""
+    """Return the most bytes live at once in a finished trace of the CPU.
+
+    Args:
+        trace: made with ``profile_memory=True``.
+    """
     return _peak(_memory_events(trace), set())
 
 
@@ -281,7 +303,7 @@ def _memory_events(trace: profile) -> list[dict[str, Any]]:
 
 
 def _peak(events: Sequence[dict[str, Any]], results: set[int]) -> int:
-    """Most bytes live at once, without the storages at the addresses of the results."""
+    """Return the most bytes live at once, without the storages at the addresses of results."""
     births = {e["args"]["Addr"]: i for i, e in enumerate(events) if e["args"]["Bytes"] > 0}
     skipped = {births[at] for at in results & births.keys()}  # an address may have been used before
     live: dict[int, int] = {}
@@ -294,7 +316,7 @@ def _peak(events: Sequence[dict[str, Any]], results: set[int]) -> int:
 
 
 def _live(events: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """Address to bytes of what was allocated and not released."""
+    """Map the addresses of allocated and not released memory to bytes."""
     live: dict[int, int] = {}
     for event in events:
         _step(live, event)
@@ -302,9 +324,9 @@ def _live(events: Sequence[dict[str, Any]]) -> dict[int, int]:
 
 
 def _step(live: dict[int, int], event: dict[str, Any]) -> int:
-    """Apply an event to what is live; by how many bytes that grew.
+    """Apply an event to the live memory and return its growth in bytes.
 
-    The release of what was live before the call is not the call's.
+    The release of memory that was live before the call does not count.
     """
     at, size = event["args"]["Addr"], event["args"]["Bytes"]
     if size > 0:
@@ -324,10 +346,10 @@ def _tensors(result: object) -> Iterator[Tensor]:
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Address to bytes of every storage under the tensors."""
+    """Map the address of every storage under the tensors to its bytes."""
     return {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}
 
 
 def _size(result: object) -> int:
-    """Bytes of all storages under a result."""
+    """Return the bytes of all storages under a result."""
     return sum(_storages(_tensors(result)).values())

@@ -25,7 +25,7 @@ LOOKS_GROWTH = 1.5
 MISSED_PER_LOOK = 0.008
 """Chance that the interval of one look misses the median; all looks together miss it in 5.1 %."""
 CONFIDENCE = 0.95
-"""Of the interval of an exponent."""
+"""Confidence of the interval of an exponent."""
 
 
 @dataclass(frozen=True)

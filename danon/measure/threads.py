@@ -1,12 +1,13 @@
-"""How many threads a bench takes: beside another program, fewer are faster.
+"""The choice of the number of threads: beside another program, fewer are faster.
 
-A small operation ends when the slowest of its threads has. Beside another program one of them often
-waits for a core, while the others spin. On two cores, a training step with two threads then takes
-2 to 8 times as long as in quiet, and with one thread as long as ever (docs/measurement.md).
+A small operation ends with the slowest of its threads. Beside another program one of them often
+waits for a core while the others spin. On two cores, a training step with two threads then takes
+2 to 8 times as long as on a quiet machine. With one thread it takes no longer
+(docs/measurement.md).
 
-What is timed gets one number of threads for a whole bench, which is part of the machine's
-fingerprint: :func:`threads_for_timing`. What is not timed may choose every few seconds:
-:func:`fewer_threads_beside_load`.
+- :func:`threads_for_timing`: one number for all timings of a bench, part of the machine's
+  fingerprint.
+- :func:`fewer_threads_beside_load`: work that is not timed chooses every few seconds.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ __all__ = ["CHOSEN_BY_USER", "fastest_threads", "fewer_threads_beside_load", "th
 ROUNDS = 12
 REPEATS = 15
 GAIN = 0.8
-"""More threads are worth it if the time falls to this: they may be delayed later."""
+"""More threads are chosen if the time falls to this share: they may be delayed later."""
 TOKENS, WIDTH = 2048, 64
-"""Of the operations that are tried: those of the small models that the suites train."""
+"""Sizes of the timed operations: those of the small models that the suites train."""
 BENCH_ROUNDS = 100
-"""Of a trial for a whole bench: two threads may have luck for a tenth of a second."""
+"""Rounds of a trial for a whole bench: two threads may be lucky for a tenth of a second."""
 CHOSEN_BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Variables of the environment that say how many threads there are to be."""
-TRIED_S = 10.0
-"""A trial holds for so long: other programs come and go."""
-_tried: dict[int, tuple[float, int]] = {}
-"""By the most threads: when the last trial was, and its result."""
+"""Variables of the environment by which a user sets the number of threads."""
+TRIAL_HOLDS_S = 10.0
+"""Seconds that the result of a trial holds for: other programs come and go."""
+_trials: dict[int, tuple[float, int]] = {}
+"""Largest number of threads -> time of the last trial, and its result."""
 
 
 @contextmanager
 def fewer_threads_beside_load(device: torch.device) -> Iterator[int]:
-    """Compute what is not timed with the number of threads that is fastest just now.
+    """Compute work that is not timed with the number of threads that is fastest just now.
 
     Args:
         device: where the work runs; threads are chosen on a CPU only.
@@ -57,11 +58,11 @@ def fewer_threads_beside_load(device: torch.device) -> Iterator[int]:
 
 
 def threads_for_timing() -> int:
-    """How many threads a bench that begins now is to time with.
+    """Choose the number of threads that a bench which begins now times with.
 
     Returns:
-        All threads of this process where the user has set their number, else as
-        :func:`fastest_threads`, by a longer trial.
+        All threads of this process where the user has set their number, else the result of
+        :func:`fastest_threads` with more rounds.
     """
     if any(name in os.environ for name in CHOSEN_BY_USER):
         return torch.get_num_threads()
@@ -69,13 +70,13 @@ def threads_for_timing() -> int:
 
 
 def _lately_fastest(most: int) -> int:
-    if most not in _tried or monotonic() - _tried[most][0] > TRIED_S:
-        _tried[most] = monotonic(), fastest_threads()
-    return _tried[most][1]
+    if most not in _trials or monotonic() - _trials[most][0] > TRIAL_HOLDS_S:
+        _trials[most] = monotonic(), fastest_threads()
+    return _trials[most][1]
 
 
 def fastest_threads(rounds: int = ROUNDS) -> int:
-    """Try small operations with all threads of this process, a half of them, and so on to one.
+    """Time small operations with all threads of this process, half of them, and so on to one.
 
     Args:
         rounds: of the trial; twelve take about 0.1 s.

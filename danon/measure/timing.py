@@ -1,9 +1,13 @@
 """Interleaved timing of a candidate against a reference in one process.
 
-Every round measures both sides in random order, so that what disturbs the machine disturbs both.
+    pair = measure_pair(candidate, reference, torch.device("cpu"), budget_s=2.0, width=0.02)
+    pair.ratio.value     # 0.5: the candidate takes half the time
+
+Every round measures both sides in random order, so that a disturbance of the machine meets both.
 The statistic is the median over rounds of the logarithm of their ratio. Rounds go on until its 95 %
-interval is narrow enough, or until the budget ends, which is said and is neither pass nor failure.
-Every call is clocked by itself, so that new inputs can be brought and outputs taken in between.
+interval is narrow enough or the budget ends. The result says which: a budget that ends is neither
+pass nor failure. Every call is clocked by itself: new inputs are brought and outputs taken in
+between.
 """
 
 from __future__ import annotations
@@ -24,23 +28,23 @@ from danon.measure.statistics import FEWEST_ROUNDS, Estimate, median_interval, n
 __all__ = ["Paired", "Single", "TimedCall", "measure_pair", "measure_single"]
 
 SAMPLE_S = 0.02
-"""A sample is repeated calls that together take at least this: well above timer and scheduler."""
+"""Least duration of the repeated calls of a sample: well above timer and scheduler."""
 
 SHORTEST_S = 1e-9
-"""Resolution of the clock: no call is said to take less."""
+"""Resolution of the clock: no call takes less."""
 Call = Callable[[], object]
 
 
 def _nothing(*_: object) -> None:
-    """What happens around a call of which only the time is wanted."""
+    """Do nothing around a call of a plain function."""
 
 
 @dataclass(frozen=True)
 class TimedCall:
-    """A function, and what happens around each of its calls while the clock stands.
+    """A function, and the work around each of its calls while the clock stands.
 
     Attributes:
-        run: what is timed.
+        run: is timed.
         before: brings the inputs of the next call.
         after: takes the result of a call as soon as it has returned.
     """
@@ -55,7 +59,7 @@ Side = Call | TimedCall
 
 @dataclass(frozen=True)
 class Single:
-    """One function alone.
+    """The times of one function.
 
     Attributes:
         samples: seconds per call, one a round, in order.
@@ -70,7 +74,7 @@ class Single:
 
 @dataclass(frozen=True)
 class Paired:
-    """Candidate against reference.
+    """The times of a candidate and a reference.
 
     Attributes:
         candidate: seconds per call, one a round, in order.
@@ -85,7 +89,7 @@ class Paired:
     conclusive: bool
 
     def metrics(self) -> dict[str, float]:
-        """Return the figures that a row has of it."""
+        """Return the metrics of a case: ratio, speed-up and the reference's time."""
         return {
             "time_ratio": self.ratio.value,
             "time_ratio_low": self.ratio.low,
@@ -111,12 +115,18 @@ def measure_pair(
     Args:
         candidate: called without arguments; a :class:`TimedCall` gets new inputs for each call.
         reference: the same.
-        device: where they run; decides the clock.
+        device: cpu or cuda; decides the clock.
         budget_s: seconds of rounds, after one call of each to warm up. At least three rounds are
             measured, two where one round alone takes longer than the budget.
         width: half width of the interval, in logarithms, that is narrow enough; 0.02 is 2 %.
         sample_s: least seconds of a sample.
         seed: of the order within rounds.
+
+    Returns:
+        Samples of both sides, and the interval of their ratio.
+
+    Raises:
+        ValueError: the budget is not positive, or the device is another.
     """
     sides = _rounds((candidate, reference), device, budget_s, sample_s, width, seed)
     middle = sides.interval
@@ -127,7 +137,21 @@ def measure_pair(
 def measure_single(
     fn: Side, device: torch.device, *, budget_s: float, width: float, sample_s: float = SAMPLE_S
 ) -> Single:
-    """Time one function; arguments as in :func:`measure_pair`."""
+    """Time one function.
+
+    Args:
+        fn: called without arguments; a :class:`TimedCall` gets new inputs for each call.
+        device: cpu or cuda; decides the clock.
+        budget_s: as in :func:`measure_pair`.
+        width: half width of the interval, in logarithms, that is narrow enough; 0.02 is 2 %.
+        sample_s: least seconds of a sample.
+
+    Returns:
+        Samples, and the interval of the time.
+
+    Raises:
+        ValueError: the budget is not positive, or the device is another.
+    """
     sides = _rounds((fn,), device, budget_s, sample_s, width, seed=0)
     middle = sides.interval
     time = Estimate(math.exp(middle.value), math.exp(middle.low), math.exp(middle.high))
@@ -149,7 +173,7 @@ def _rounds(
     width: float,
     seed: int,
 ) -> _Rounds:
-    """Rounds over one or two sides; the statistic is log time, or the log ratio of the two."""
+    """Measure rounds of one or two sides; the statistic is log time, or the log ratio."""
     sides = [side if isinstance(side, TimedCall) else TimedCall(side) for side in functions]
     if budget_s <= 0:
         raise ValueError(f"budget_s = {budget_s}: must be positive")
@@ -191,7 +215,7 @@ def _rounds(
 
 
 def _clock(device: torch.device) -> Callable[[TimedCall, int], float]:
-    """(side, calls) -> seconds per call on this device."""
+    """Return a function (side, calls) -> seconds per call on this device."""
     if device.type == "cpu":
         return _wall
     if device.type == "cuda":

@@ -1,9 +1,9 @@
 """Inputs that differ from call to call, so that no attention can know an answer beforehand.
 
-Each call gets the same text, rotated to another first token, with other signs of its columns and
-another size of q, written into the same memory. Signs that q and k share leave every logit of a
-pair as it is, but for the size. Half of the calls differ from the one before in later tokens alone:
-who looks at a part of the inputs only takes them for known.
+Each call gets the same text, written into the same memory. It is rotated to another first token,
+with other signs of its columns and another size of q. Signs that q and k share leave every logit of
+a pair unchanged, but for the size. Half of the calls differ from the one before in later tokens
+alone: an attention that compares a part of the inputs takes them for known.
 
 Shapes: q (B, H, N, D), k and v (B, G, N, D).
 """
@@ -19,22 +19,22 @@ from torch import Tensor
 __all__ = ["Triple", "Variation", "VariedInputs"]
 
 SIZES = 1.2
-"""Queries are at most so many times as large as the text's, or as small."""
+"""Largest factor, and one over the smallest, between the sizes of queries and the text's."""
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Variation:
-    """What makes the inputs of one call: enough to write them again.
+    """The random choices behind the inputs of one call: enough to write them again.
 
     Attributes:
         first: token of the text that comes first.
         signs: of the columns of q, k and v: (1, H, 1, D) once and (1, G, 1, D) twice.
-        scale: that q is multiplied by.
+        scale: factor of q.
         turn: token from which on values have other signs, and q another size.
-        later_signs: those, (1, G, 1, D).
-        later_scale: that q is multiplied by, once more.
-        seed: of whatever else the call gets.
+        later_signs: of the values from there on, (1, G, 1, D).
+        later_scale: another factor of q from there on.
+        seed: of other random inputs of the call.
     """
 
     first: int
@@ -49,14 +49,20 @@ class Variation:
 class VariedInputs:
     """One set of tensors whose values change.
 
+    Args:
+        q: queries of the text (B, H, N, D).
+        k: keys (B, G, N, D).
+        v: values (B, G, N, D).
+
     Attributes:
-        q, k, v: what calls read; :meth:`change` writes new values into their memory.
+        q, k, v: the inputs of calls; :meth:`change` writes new values into their memory.
     """
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Allocate the inputs; :meth:`change` fills them."""
         self._source = (q.detach(), k.detach(), v.detach())
         self.q, self.k, self.v = (torch.empty_like(x) for x in self._source)
-        # A generator of its own, seeded by the system: nobody can draw the same numbers before.
+        # A generator of its own, seeded by the system: no attention can draw the same numbers.
         self._generator = torch.Generator().manual_seed(secrets.randbits(63))
         self._last: Variation | None = None
 
@@ -69,16 +75,24 @@ class VariedInputs:
 
     @torch.no_grad()
     def of(self, variation: Variation) -> Triple:
-        """The inputs of an earlier call, in memory of their own."""
+        """Return the inputs of an earlier call, in memory of their own.
+
+        Args:
+            variation: of that call.
+        """
         q, k, v = (torch.empty_like(x) for x in self._source)
         _write((q, k, v), self._source, variation)
         return q, k, v
 
     def unchanged(self, variation: Variation) -> bool:
-        """Whether q, k and v still have the values that :meth:`change` wrote."""
+        """Return whether q, k and v still have the values that :meth:`change` wrote.
+
+        Args:
+            variation: of the last change.
+        """
         return all(
-            torch.equal(x, wanted)
-            for x, wanted in zip((self.q, self.k, self.v), self.of(variation), strict=True)
+            torch.equal(x, written)
+            for x, written in zip((self.q, self.k, self.v), self.of(variation), strict=True)
         )
 
     def _draw(self) -> Variation:

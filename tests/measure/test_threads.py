@@ -18,7 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SetClock]:
     """Let a trial take so many seconds with each number of threads; the most are four."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
-    threads._tried.clear()
+    threads._trials.clear()
 
     def set_clock(seconds: dict[int, float]) -> None:
         now = 0.0
@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SetClock]:
     yield set_clock
     assert torch.get_num_threads() == 4, "as it was"
     torch.set_num_threads(before)
-    threads._tried.clear()
+    threads._trials.clear()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_trial_holds_for_a_while(clock: SetClock, monkeypatch: pytest.MonkeyPa
     now = 100.0
     monkeypatch.setattr(threads, "monotonic", lambda: now)
     found = []
-    for seconds in (0.0, threads.TRIED_S - 1, 2.0):
+    for seconds in (0.0, threads.TRIAL_HOLDS_S - 1, 2.0):
         now += seconds
         with fewer_threads_beside_load(torch.device("cpu")) as threads_now:
             found.append(threads_now)
