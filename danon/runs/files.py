@@ -1,4 +1,4 @@
-"""Files that are whole on disk, or as they were before."""
+"""Files that are replaced as a whole, and errors that name their file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["UNWRITABLE", "replace_file"]
+__all__ = ["UNWRITABLE", "errors_naming", "replace_file"]
 
 UNWRITABLE = {
     errno.ENOSPC,
@@ -25,14 +25,22 @@ UNWRITABLE = {
     errno.ESTALE,
     errno.EBUSY,
 }
-"""What is wrong with a disk or a folder; other errors of the system are defects."""
+"""Errors of a disk or a folder; other errors of the system are defects of the program."""
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a whole file so that a reader, or a kill, sees the old one or the new one."""
+    """Write a whole file so that a reader, or a kill, sees the old one or the new one.
+
+    Args:
+        path: of the file, in a folder that exists.
+        content: of the new file.
+
+    Raises:
+        OSError: no room or no permission; the error names the file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _named(path):
+        with errors_naming(path):
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -44,8 +52,8 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Errors name the file, which those of a full disk do not."""
+def errors_naming(path: Path) -> Iterator[None]:
+    """Name a file in the errors of the block: those of a full disk do not."""
     try:
         yield
     except OSError as error:

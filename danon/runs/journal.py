@@ -1,11 +1,10 @@
-"""One invocation of a bench on disk: what it was run with, and a journal of every case."""
+"""One invocation of a bench on disk: its circumstances, and a journal of every case."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self, get_args
 
 from danon.runs.case import SCHEMA, STRICT, CaseResult
-from danon.runs.files import _named, replace_file
+from danon.runs.files import replace_file
+from danon.runs.jsonl import append_line, drop_torn_line, read_lines
 from danon.runs.owner import Owner, end, is_held
 from danon.runs.run_info import RunInfo
 from danon.runs.schema import SchemaError, check_date, check_tasks, parse_case, parse_versioned
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _StoredOwner:
-    """The process that runs, or ran, an invocation: for people, its lock decides."""
+    """The process that runs, or ran, an invocation: for people; its lock decides."""
 
     host: str
     pid: int
@@ -38,7 +38,7 @@ class _StoredOwner:
 
 @dataclass(frozen=True)
 class _RunFile:
-    """What ``run.json`` holds."""
+    """The content of ``run.json``."""
 
     schema: int
     info: RunInfo
@@ -52,7 +52,10 @@ class Journal:
     """The folder of one invocation: ``run.json`` and ``cases.jsonl``, one line a case.
 
     A line counts once its newline is on disk, so a kill costs at most the case being written. The
-    process that runs it holds a lock in the folder meanwhile.
+    process that runs the invocation holds a lock in the folder meanwhile.
+
+    Args:
+        run_dir: an existing folder.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -71,7 +74,12 @@ class Journal:
 
     @classmethod
     def create(cls, root: Path, info: RunInfo) -> Self:
-        """Make ``root/<run_id>`` with status RUNNING."""
+        """Make ``root/<run_id>`` with status RUNNING.
+
+        Args:
+            root: folder of all runs.
+            info: of this run.
+        """
         run_dir = Path(root) / info.run_id
         run_dir.mkdir(parents=True)
         owner = Owner.current(run_dir / LOCK)
@@ -79,31 +87,32 @@ class Journal:
         return cls(run_dir)
 
     def append(self, result: CaseResult) -> None:
-        """Add a case; it is on disk when this returns."""
+        """Add a case; it is on disk when this returns.
+
+        Args:
+            result: of the case.
+        """
         if not self._repaired:
-            self._drop_torn_line()
-        with _named(self._cases), self._cases.open("ab") as file:
-            file.write(result.to_json().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            self._report_torn(drop_torn_line(self._cases))
+            self._repaired = True
+        append_line(self._cases, result.to_json())
 
     def results(self) -> list[CaseResult]:
-        """Every case, in order of first measurement; of a case measured again the last line.
+        """Read every case, in order of first measurement; of a repeated case the last line.
 
         Raises:
             SchemaError: a line is not a case, naming the file and the line.
         """
-        whole, torn = self._lines()
-        if torn:
-            _log.warning("%s", self._torn_message(torn))
-        found: dict[object, CaseResult] = {}
-        for number, line in enumerate(whole, start=1):
+        lines, torn = read_lines(self._cases)
+        self._report_torn(torn)
+        by_case: dict[object, CaseResult] = {}
+        for number, line in enumerate(lines, start=1):
             result = parse_case(line, f"{self._cases}, line {number}")
-            found[result.case] = result
-        return list(found.values())
+            by_case[result.case] = result
+        return list(by_case.values())
 
     def info(self) -> RunInfo:
-        """What the run was made with.
+        """Read the circumstances of the run.
 
         Raises:
             SchemaError: ``run.json`` is none of this danon; so do the other readers of it.
@@ -111,33 +120,35 @@ class Journal:
         return self._read().info
 
     def owner(self) -> Owner:
-        """The process that runs, or ran, this invocation."""
+        """Read which process runs, or ran, this invocation."""
         stored = self._read().owner
         return Owner(stored.host, stored.pid, self._lock)
 
     @property
     def status(self) -> RunStatus:
-        """A run whose process ended without saying so was killed.
+        """The status; KILLED for a run whose process ended without storing one.
 
-        A run of another host is believed: not every file system tells machines of each other's
-        locks.
+        A run of another host is believed: not every file system shares locks between machines.
         """
         stored = self._read()
         if stored.status != "RUNNING" or stored.owner.host != socket.gethostname():
             return stored.status
-        there = self._lock.exists()  # a copied folder need not have it
-        if there and is_held(self._lock):
+        has_lock = self._lock.exists()  # a copied folder need not have it
+        if has_lock and is_held(self._lock):
             return "RUNNING"
-        # The process may have said how the run ended after the first reading.
+        # The process may have stored how the run ended after the first reading.
         now = self._read().status
         return "KILLED" if now == "RUNNING" else now
 
     def set_status(self, status: RunStatus) -> None:
         """Store the status; RUNNING makes the calling process the owner (a resumed run).
 
+        Args:
+            status: the new one.
+
         Raises:
             ValueError: no such status.
-            OSError: the run is to go on, and another process runs it; or it cannot be written.
+            OSError: another process runs it and the status is RUNNING; or it cannot be written.
         """
         if status not in get_args(RunStatus):
             raise ValueError(f"status {status!r}: must be one of {', '.join(get_args(RunStatus))}")
@@ -147,29 +158,18 @@ class Journal:
             end(self._lock)
 
     def _read(self) -> _RunFile:
-        found = parse_versioned(_RunFile, self._run.read_bytes(), self._run)
-        check_date(found.info.started, self._run)
-        return found
+        content = parse_versioned(_RunFile, self._run.read_bytes(), self._run)
+        check_date(content.info.started, self._run)
+        return content
 
-    def _lines(self) -> tuple[list[bytes], bytes]:
-        """(complete lines, torn rest)."""
-        if not self._cases.exists():
-            return [], b""
-        *whole, rest = self._cases.read_bytes().split(b"\n")
-        return whole, rest
-
-    def _torn_message(self, torn: bytes) -> str:
-        return (
-            f"{self._cases}: the last line is incomplete ({len(torn)} bytes, the run was "
-            "interrupted while writing it); that case counts as not measured"
-        )
-
-    def _drop_torn_line(self) -> None:
-        _, torn = self._lines()
-        if torn:
-            _log.warning("%s", self._torn_message(torn))
-            os.truncate(self._cases, self._cases.stat().st_size - len(torn))
-        self._repaired = True
+    def _report_torn(self, line: bytes) -> None:
+        if line:
+            _log.warning(
+                "%s: the last line is incomplete (%d bytes, the run was interrupted while writing "
+                "it); that case counts as not measured",
+                self._cases,
+                len(line),
+            )
 
 
 def _write_run(path: Path, info: RunInfo, status: RunStatus, owner: Owner) -> None:
@@ -181,7 +181,14 @@ def _write_run(path: Path, info: RunInfo, status: RunStatus, owner: Owner) -> No
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run as it was read, all of it."""
+    """A run as it was read, all of it.
+
+    Attributes:
+        run_dir: its folder.
+        info: its circumstances.
+        status: its status at the time of reading.
+        results: of all cases.
+    """
 
     run_dir: Path
     info: RunInfo
@@ -192,8 +199,11 @@ class RecordedRun:
     def read(cls, run_dir: Path) -> Self:
         """Read a folder.
 
+        Args:
+            run_dir: the folder.
+
         Raises:
-            SchemaError: a file there is not readable; says which, and why.
+            SchemaError: a file in it is not readable; the message names it and the reason.
             FileNotFoundError: the folder holds no ``run.json``.
         """
         journal = Journal(run_dir)
@@ -206,14 +216,15 @@ class RecordedRun:
 
 
 def recorded_runs(folder: Path, passed_over: Callable[[str], object]) -> Iterator[RecordedRun]:
-    """The runs in a folder that can be read, the last first.
+    """Read the runs in a folder that can be read, the last first.
 
     Args:
-        passed_over: hears which run cannot be read, and why.
+        folder: of all runs.
+        passed_over: is told which run cannot be read, and why.
     """
-    for place in sorted(folder.glob("*/run.json"), reverse=True):
+    for file in sorted(folder.glob("*/run.json"), reverse=True):
         try:
-            yield RecordedRun.read(place.parent)
+            yield RecordedRun.read(file.parent)
         except (SchemaError, FileNotFoundError) as error:
             passed_over(str(error))
 
@@ -221,21 +232,22 @@ def recorded_runs(folder: Path, passed_over: Callable[[str], object]) -> Iterato
 def readable_runs(
     folders: Iterable[Path], passed_over: Callable[[str], object]
 ) -> list[RecordedRun]:
-    """The runs in some folders, those of the first folder first; nothing where there are none.
+    """Read the runs in several folders, those of the first folder first.
 
     Args:
+        folders: of runs; they need not exist.
         passed_over: as in :func:`recorded_runs`.
 
     Raises:
-        SchemaError: runs are recorded there, and not one can be read.
+        SchemaError: there are runs, and not one can be read.
     """
     unreadable = list[str]()
 
-    def hear(why: str) -> None:
+    def on_unreadable(why: str) -> None:
         unreadable.append(why)
         passed_over(why)
 
-    found = [run for folder in folders for run in recorded_runs(folder, hear)]
-    if unreadable and not found:
+    runs = [run for folder in folders for run in recorded_runs(folder, on_unreadable)]
+    if unreadable and not runs:
         raise SchemaError(f"no recorded run can be read: {unreadable[0]}")
-    return found
+    return runs

@@ -1,4 +1,4 @@
-"""Which process a run belongs to, and whether that process still lives."""
+"""The process that a run belongs to, and the lock by which others see that it lives."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from filelock import FileLock, Timeout
+from danon.runs.locks import acquire_lock, hold_lock
 
-__all__ = ["EVERYBODY", "Owner", "end", "is_held", "remove_unheld"]
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
-EVERYBODY = 0o666
-"""Mode of lock files: whoever asks whether one is held has to open it for writing."""
-PROBE_S = 0.1  # another one that asks has the lock for less
-TAKE_S = 1.0
+__all__ = ["Owner", "end", "is_held", "remove_unheld"]
 
-_held: dict[Path, FileLock] = {}
+PROBE_S = 0.1  # another process that only probes holds the lock for less
+ACQUIRE_S = 1.0
+
+_held: dict[Path, BaseFileLock] = {}
 """Locks of this process, until it ends them or ends itself."""
 
 
@@ -27,12 +28,12 @@ _held: dict[Path, FileLock] = {}
 class Owner:
     """A process that holds a lock for as long as it lives.
 
-    The kernel drops the lock however the process ends. A pid would not do: other containers have
-    processes that cannot be seen here, and numbers are given again.
+    The kernel drops the lock however the process ends. A pid would not do: processes of other
+    containers cannot be seen, and pids are given again.
 
     Attributes:
-        host: where it runs.
-        pid: its number there, for people.
+        host: of the process.
+        pid: its number on the host, for people.
         lock: an absolute path.
     """
 
@@ -42,49 +43,47 @@ class Owner:
 
     @classmethod
     def current(cls, lock: Path) -> Self:
-        """This process, as the holder of a lock file, which is made.
+        """Make this process the holder of a lock file, which is made.
+
+        Args:
+            lock: path of the file.
 
         Raises:
             OSError: another process holds it, or it cannot be written.
         """
         lock = lock.absolute()
         if lock not in _held:
-            found = FileLock(lock, timeout=TAKE_S, mode=EVERYBODY, thread_local=False)
-            try:
-                found.acquire()
-            except Timeout:
-                reason = "another process runs this"
-                raise OSError(errno.EBUSY, reason, str(lock.parent)) from None
-            _held[lock] = found
+            busy = OSError(errno.EBUSY, "another process runs this", str(lock.parent))
+            _held[lock] = acquire_lock(lock, busy, timeout_s=ACQUIRE_S, for_everybody=True)
         return cls(host=socket.gethostname(), pid=os.getpid(), lock=lock)
 
 
 def end(lock: Path) -> None:
     """Give up a lock of this process; nothing happens if it holds none of that name."""
-    found = _held.pop(lock.absolute(), None)
-    if found is not None:
-        found.release()
+    held = _held.pop(lock.absolute(), None)
+    if held is not None:
+        held.release()
 
 
 def is_held(lock: Path) -> bool:
-    """Whether some process holds a lock file; True also if nobody can tell.
+    """Return whether some process holds a lock file.
 
-    Nobody can of a file that cannot be seen or opened: it may be another container's or user's.
+    A file that cannot be seen or opened counts as held: it may be another container's or user's.
     """
     try:
         if not lock.exists():
             return True
-        with FileLock(lock, timeout=PROBE_S, mode=EVERYBODY):
+        with hold_lock(lock, timeout_s=PROBE_S, for_everybody=True):
             return False
-    except OSError:  # Timeout is one
+    except OSError:
         return True
 
 
 def remove_unheld(lock: Path) -> None:
     """Remove a lock file unless some process holds it.
 
-    It goes while this process holds it: whoever waits for it then makes it anew, and nobody is
-    left with a lock on a file that others cannot see.
+    It is removed while this process holds it. A waiting process then makes it anew, and no process
+    is left with a lock on a file that others cannot see.
     """
-    with contextlib.suppress(OSError), FileLock(lock, timeout=PROBE_S, mode=EVERYBODY):
+    with contextlib.suppress(OSError), hold_lock(lock, timeout_s=PROBE_S, for_everybody=True):
         lock.unlink()

@@ -11,10 +11,9 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from danon.report import configuration
 from danon.runs.journal import Journal, RecordedRun, RunStatus
+from danon.runs.locks import hold_lock
 from danon.runs.run_info import RunInfo
 from danon.tracking import model_registry, store
 
@@ -266,13 +265,11 @@ def _status_tags(before: dict[str, str], result: CaseResult) -> dict[str, str]:
 @contextlib.contextmanager
 def _alone(run_dir: Path) -> Iterator[None]:
     """One process at a time records a run: two would each make its MLflow runs."""
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(FileLock(run_dir / ".recording.lock", timeout=0))
-        except Timeout as error:
-            raise store.StoreError(f"{run_dir} is being recorded by another process") from error
-        except OSError as error:
-            raise store.StoreError(f"{run_dir} cannot be written: {error}") from error
+    with hold_lock(
+        run_dir / ".recording.lock",
+        store.StoreError(f"{run_dir} is being recorded by another process"),
+        unwritable=lambda error: store.StoreError(f"{run_dir} cannot be written: {error}"),
+    ):
         yield
 
 

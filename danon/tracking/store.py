@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
-from filelock import FileLock, Timeout
-
 from danon.runs.folders import project_root
-from danon.runs.owner import EVERYBODY, Owner, is_held, remove_unheld
+from danon.runs.locks import hold_lock
+from danon.runs.owner import Owner, is_held, remove_unheld
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -127,17 +126,14 @@ def exclusive(uri: str) -> Iterator[None]:
     Raises:
         StoreError: another one does not come to an end, or the lock file cannot be written.
     """
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(
-                FileLock(f"{_prefix(uri)}.lock", timeout=LOCK_TIMEOUT_S, mode=EVERYBODY)
-            )
-        except Timeout as error:
-            raise StoreError(
-                f"{redact_password(uri)}: locked by another process ({error})"
-            ) from error
-        except OSError as error:
-            raise StoreError(f"{redact_password(uri)}: {error}") from error
+    shown, path = redact_password(uri), Path(f"{_prefix(uri)}.lock")
+    with hold_lock(
+        path,
+        StoreError(f"{shown}: locked by another process ({path})"),
+        timeout_s=LOCK_TIMEOUT_S,
+        for_everybody=True,
+        unwritable=lambda error: StoreError(f"{shown}: {error}"),
+    ):
         yield
 
 

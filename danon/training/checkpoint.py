@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from danon.runs.locks import hold_lock
 from danon.training.base import needed
 
 __all__ = ["alone", "folder", "locked", "newest", "read", "save"]
@@ -36,15 +37,10 @@ def locked(directory: Path, name: str) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
-    filelock = needed("filelock")
+    needed("filelock")
     directory.mkdir(parents=True, exist_ok=True)
-    try:
-        held = filelock.FileLock(directory / name, timeout=0).acquire()
-    except filelock.Timeout as error:
-        raise ValueError(
-            f"{directory} is in use by another training run: end that one or take another directory"
-        ) from error
-    with held:
+    busy = f"{directory} is in use by another training run: end that one or take another directory"
+    with hold_lock(directory / name, ValueError(busy)):
         yield
 
 

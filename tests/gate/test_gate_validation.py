@@ -23,7 +23,7 @@ from danon.gate.validation.other_tools import RIVALS
 from danon.gate.validation.recall_rounds import RecallRate, recall_rates
 from danon.gate.validation.rounds import append, read
 from danon.runs.case import Case
-from danon.runs.jsonl import add
+from danon.runs.jsonl import append_json
 
 SHORT = Case("speed", "msra", 64, "float32", "forward", heads=4, head_dim=64)
 OTHERS = [
@@ -179,7 +179,7 @@ class TestRecall:
         case = "recall/mqar/msra/N256/float32/training/cpu"
         for head in (0.55, 0.535, 0.52, 0.52):
             line = {"case": case, "base": {"recall_8": 0.55}, "head": {"recall_8": head}}
-            add(place, {"planted": "forgetting", **line})
+            append_json(place, {"planted": "forgetting", **line})
         assert recall_rates(place) == [RecallRate("forgetting", 4, 3)]
 
     def test_what_is_planted_is_forgotten_in_other_places_each_time(

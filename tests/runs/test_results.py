@@ -23,7 +23,7 @@ from danon.report.gate_error_rates import gate_error_rates
 from danon.runs.case import SCHEMA, Case, CaseResult, Phase, Status
 from danon.runs.export import write_results
 from danon.runs.journal import RecordedRun, RunStatus
-from danon.runs.jsonl import lines
+from danon.runs.jsonl import read_json_lines
 from danon.runs.run_info import RunInfo
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -62,7 +62,9 @@ def rounds(place: Path) -> None:
 
 
 def answers(place: Path) -> None:
-    assert recall_rates(place) and len(lines(place)) == len(place.read_bytes().splitlines())
+    assert recall_rates(place) and len(read_json_lines(place)) == len(
+        place.read_bytes().splitlines()
+    )
 
 
 def rates(place: Path) -> None:

@@ -22,6 +22,7 @@ from danon.config.hybrid import MEMBERS, SuperHybridConfig, mechanism_of
 from danon.measure.fingerprint import fingerprint
 from danon.measure.machines import comparable, matrix_units
 from danon.runs.case import SCHEMA
+from danon.runs.jsonl import read_lines
 
 __all__ = [
     "Measurement",
@@ -392,8 +393,7 @@ def _read_run(folder: Path) -> RecordedRun:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{folder / 'run.json'}: not a recorded run: {error!r}") from error
     cases = folder / "cases.jsonl"
-    # A line counts once its newline is on disk.
-    *lines, torn = (cases.read_text(encoding="utf-8") if cases.is_file() else "").split("\n")
+    lines, torn = read_lines(cases)
     if torn:
         _log.warning("%s: the last line is incomplete and does not count", cases)
     # By case: of each figure the machine, the settings and the value.

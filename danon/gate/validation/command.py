@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +27,7 @@ from danon.gate.validation.rounds import read
 from danon.gate.workspace import Options, guarded, open_workspace
 from danon.measure.fingerprint import fingerprint
 from danon.runs.files import replace_file
+from danon.runs.locks import hold_lock
 
 __all__ = ["gate_validation"]
 
@@ -51,7 +50,11 @@ def gate_validation(load: str, minutes: float, results: Path, console: Console) 
         results.mkdir(parents=True, exist_ok=True)
         if minutes:
             options, end = Options((), "", False, minutes, results), perf_counter() + 60 * minutes
-            with _alone(results), open_workspace(options, console, committed=True) as bench:
+            busy = WorkerError(f"another gate-validate measures into {results} already")
+            with (
+                hold_lock(results / ".lock", busy),  # or neither would be quiet
+                open_workspace(options, console, committed=True) as bench,
+            ):
                 if not (bench.head.root / "danon" / "attention").is_dir():
                     raise CheckoutError(f"{bench.repository.root} is no checkout of danon")
                 answers = collect_recall(
@@ -108,16 +111,6 @@ def gate_validation(load: str, minutes: float, results: Path, console: Console) 
         return 0
 
     return guarded(console, run)
-
-
-@contextlib.contextmanager
-def _alone(results: Path) -> Iterator[None]:
-    """While nobody else measures into a folder: neither would be quiet."""
-    try:
-        with FileLock(results / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise WorkerError(f"another gate-validate measures into {results} already") from None
 
 
 def _rivals(console: Console) -> dict[str, Rule]:

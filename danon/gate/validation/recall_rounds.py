@@ -17,7 +17,7 @@ from danon.gate.validation.collect import copied
 from danon.gate.validation.error_rates import exact
 from danon.gate.validation.fault_injection import disturb, plant
 from danon.runs.case import Case
-from danon.runs.jsonl import add, lines
+from danon.runs.jsonl import append_json, read_json_lines
 
 __all__ = ["RecallRate", "collect_recall", "recall_rates"]
 
@@ -74,7 +74,7 @@ def collect_recall(
         if isinstance(base, str):
             raise WorkerError(base)
         # Of this model as it answers today: other code or weights begin again.
-        known = [x for x in lines(place) if (x["case"], x["base"]) == (case.id, base)]
+        known = [x for x in read_json_lines(place) if (x["case"], x["base"]) == (case.id, base)]
         done = Counter(x["planted"] for x in known)
         kinds = {"rounding": (0.0, ROUNDING), "forgetting": (PLANTED / max(base.values()), 0.0)}
         for kind, (forgotten, rounding) in kinds.items():
@@ -92,7 +92,7 @@ def collect_recall(
                     if perf_counter() >= end:
                         return count
                     head = worker.request("recall", **models.request(case))
-                    add(
+                    append_json(
                         place,
                         {
                             "case": case.id,
@@ -111,7 +111,7 @@ def recall_rates(place: Path) -> list[RecallRate]:
     """Of each kind, over all attentions, by what the gate says of them today."""
     found = []
     for kind in KINDS:
-        some = [line for line in lines(place) if line["planted"] == kind]
+        some = [line for line in read_json_lines(place) if line["planted"] == kind]
         rows = [compare_exact(case_of(line["case"]), line["base"], line["head"]) for line in some]
         if rows:
             alarms = sum(row.finding == "worse" for row in rows)

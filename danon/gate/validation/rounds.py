@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from danon.gate.paired_processes import Measurement
-from danon.runs.jsonl import add, lines
+from danon.runs.jsonl import append_json, read_json_lines
 
 __all__ = ["Round", "append", "read"]
 
@@ -40,13 +40,13 @@ def append(place: Path, some: Round) -> None:
         name: [round(m.log_ratio, 5), *([float(f"{s:.4g}") for s in x] for x in (m.base, m.head))]
         for name, m in some.measured.items()
     }
-    add(place, values)
+    append_json(place, values)
 
 
 def read(place: Path) -> list[Round]:
     """All rounds of a file; none if there is no file."""
     found = []
-    for values in lines(place):
+    for values in read_json_lines(place):
         measured = {
             name: Measurement(ratio, tuple(base), tuple(head))
             for name, (ratio, base, head) in values.pop("measured").items()
