@@ -1,1 +1,1 @@
-"""Messages, reasons and signals: what every command needs."""
+"""Messages, reasons and signals of the commands."""

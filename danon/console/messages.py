@@ -1,4 +1,4 @@
-"""Lines that commands print: what was done, and why something was not."""
+"""Lines that commands print: work done, runs passed over, refusals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,32 @@ from rich.markup import escape
 __all__ = ["pass_over", "refuse", "say"]
 
 
-def say(console: Console, what: str, words: str) -> None:
-    console.print(f"{what:<9} {escape(words)}", soft_wrap=True, highlight=False)
+def say(console: Console, label: str, text: str) -> None:
+    """Print a line with a label: ``Written   results/power.png``.
+
+    Args:
+        console: of the command.
+        label: in the first column.
+        text: shown as it is, without markup.
+    """
+    console.print(f"{label:<9} {escape(text)}", soft_wrap=True, highlight=False)
 
 
-def pass_over(console: Console, why: str) -> None:
-    console.print(f"[yellow]passed over:[/] {escape(why)}", soft_wrap=True, highlight=False)
+def pass_over(console: Console, reason: str) -> None:
+    """Print that a file or a run is left out, and the reason.
+
+    Args:
+        console: of the command.
+        reason: shown as it is, without markup.
+    """
+    console.print(f"[yellow]passed over:[/] {escape(reason)}", soft_wrap=True, highlight=False)
 
 
 def refuse(console: Console, reason: str) -> None:
+    """Print the reason why a command does not run.
+
+    Args:
+        console: of the command.
+        reason: shown as it is, without markup.
+    """
     console.print(f"[bold red]danon:[/] {escape(reason)}", soft_wrap=True)

@@ -9,34 +9,35 @@ from pathlib import Path
 
 __all__ = ["libraries", "located", "message", "one_line"]
 
-LONGEST = 300
-"""Characters."""
+MAX_LENGTH = 300
+"""Characters of a reason."""
 
 
 def located(error: BaseException, kind: type | None = None) -> str:
-    """Type, message, and the file and line that it comes from.
+    """Return type, message, file and line of an error.
 
     Args:
-        kind: a class whose own file is preferred to what it calls.
+        error: that was raised.
+        kind: a class whose own file is preferred to the files that it calls.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    own = None if kind is None else inspect.getsourcefile(kind)
-    mine = [frame for frame in frames if frame.filename == own]
-    others = [frame for frame in frames if not frame.filename.startswith(libraries())]
-    places = mine or others or list(frames)
-    if not places:
+    source = None if kind is None else inspect.getsourcefile(kind)
+    in_source = [frame for frame in frames if frame.filename == source]
+    outside_libraries = [frame for frame in frames if not frame.filename.startswith(libraries())]
+    candidates = in_source or outside_libraries or list(frames)
+    if not candidates:
         return one_line(error)
-    return f"{one_line(error)} ({Path(places[-1].filename).name}:{places[-1].lineno})"
+    return f"{one_line(error)} ({Path(candidates[-1].filename).name}:{candidates[-1].lineno})"
 
 
 def one_line(error: BaseException) -> str:
-    """Type and message, on one line of bearable length."""
+    """Return type and message on one line of at most MAX_LENGTH characters."""
     text = " ".join(f"{type(error).__name__}: {message(error)}".split()).removesuffix(":")
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+    return text if len(text) <= MAX_LENGTH else text[: MAX_LENGTH - 3] + "..."
 
 
 def message(error: BaseException) -> str:
-    """What an error says, in characters that every file and terminal takes."""
+    """Return the message of an error, in characters that every file and terminal takes."""
     try:
         return str(error).encode(errors="backslashreplace").decode()
     except Exception:  # noqa: BLE001  of a class of the user's
@@ -44,6 +45,6 @@ def message(error: BaseException) -> str:
 
 
 def libraries() -> tuple[str, ...]:
-    """Folders of Python and of installed packages."""
+    """Return the folders of Python and of installed packages."""
     paths = sysconfig.get_paths()
     return tuple({paths[name] for name in ("stdlib", "purelib", "platlib")})

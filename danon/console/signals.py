@@ -1,4 +1,4 @@
-"""Signals that end a command: as exceptions, so that its folders and processes end with it."""
+"""Signals that end a command, as exceptions: it cleans up its folders and processes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ ENDING = tuple(
 
 
 class SignalInterrupt(KeyboardInterrupt):
-    """Another signal than that of Ctrl-C ends the command.
+    """A signal other than that of Ctrl-C ends the command.
 
     Args:
         number: of the signal.
     """
 
     def __init__(self, number: int) -> None:
+        """Name the signal in the message."""
         super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.number = number
 
@@ -30,8 +31,8 @@ class SignalInterrupt(KeyboardInterrupt):
 def interruptible() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise :class:`SignalInterrupt` inside the block.
 
-    What follows the first of them is ignored, so that a second one does not end the cleaning up.
-    A signal that is ignored already (``nohup``) stays so.
+    Signals after the first one are ignored, so that they do not stop the cleanup. A signal that is
+    ignored already (``nohup``) stays ignored.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -39,8 +40,8 @@ def interruptible() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)
         raise SignalInterrupt(number)
 
-    known = {number: signal.getsignal(number) for number in ENDING}
-    before = {n: handler for n, handler in known.items() if handler is not signal.SIG_IGN}
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    before = {n: handler for n, handler in handlers.items() if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, end)
     try:
@@ -51,6 +52,10 @@ def interruptible() -> Iterator[None]:
 
 
 def status_of(error: KeyboardInterrupt) -> int:
-    """Return the exit status of a command that was interrupted: 128 + the signal."""
+    """Return the exit status of a command that was interrupted: 128 + the signal.
+
+    Args:
+        error: that ended the command.
+    """
     number = error.number if isinstance(error, SignalInterrupt) else signal.SIGINT
     return 128 + number

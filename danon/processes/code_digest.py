@@ -1,4 +1,4 @@
-"""What decides the figures of a run, in short: a run goes on only where nothing of it differs."""
+"""Digests of all that decides the figures of a run: it is resumed only where none differs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from danon.runs.folders import results_folder, shipped_results
 __all__ = ["code", "differences", "digest"]
 
 SUFFIXES = (".py", ".json", ".pt")
-"""Of what figures hang on: code, tables, weights of a model that is asked."""
+"""Endings of files that decide figures: code, tables, weights of a model."""
 HASHED = "sha256:"
-"""Before a value that says nothing to a reader."""
+"""Prefix of a value that says nothing to a reader."""
 BUNDLED = "_bundle"
 
 
 def digest(*files: Path) -> str:
-    """Of the contents of files, and of their names."""
+    """Hash the names and contents of files.
+
+    Args:
+        files: in order.
+    """
     hashed = hashlib.sha256()
     for file in files:
         content = file.read_bytes()
@@ -28,31 +32,36 @@ def digest(*files: Path) -> str:
 
 
 def code() -> dict[str, str]:
-    """Digests of danon, suites, baselines and the tuned settings, as they are here."""
+    """Hash danon, suites, baselines and the tuned settings of this installation."""
     root, package = bundle(), Path(__file__).resolve().parents[1]
-    places = {
+    folders = {
         "code of danon": package,
         "code of the suites": root / "suites",
         "code of the baselines": root / "baselines",
         "tuned settings": shipped_results("tuned"),
         "your own tuned settings": results_folder("tuned"),
     }
-    found = {}
-    for name, place in places.items():
-        inside = (file for file in sorted(place.rglob("*")) if file.suffix in SUFFIXES)
-        found[name] = digest(
-            *(file for file in inside if BUNDLED not in file.relative_to(place).parts)
+    digests = {}
+    for name, folder in folders.items():
+        inside = (file for file in sorted(folder.rglob("*")) if file.suffix in SUFFIXES)
+        digests[name] = digest(
+            *(file for file in inside if BUNDLED not in file.relative_to(folder).parts)
         )
-    return found
+    return digests
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What differs between the bases of two runs, in words."""
-    found = []
+    """Describe the differences between the bases of two runs, one text each.
+
+    Args:
+        before: basis of the first run: name -> value or digest.
+        now: basis of the second run.
+    """
+    texts = []
     for name in dict.fromkeys((*before, *now)):
         was, is_now = before.get(name, "none"), now.get(name, "none")
         if was == is_now:
             continue
         readable = not (was.startswith(HASHED) or is_now.startswith(HASHED))
-        found.append(f"{name} (was {was}, is {is_now})" if readable else name)
-    return found
+        texts.append(f"{name} (was {was}, is {is_now})" if readable else name)
+    return texts

@@ -1,16 +1,16 @@
-"""What the suites tell the command that started them, line by line.
+"""Events that the suites send to the command that started them.
 
-Without ``DANON_CHANNEL`` (a plain ``pytest suites``) nobody listens and nothing is sent.
+Without ``DANON_CHANNEL`` (a plain ``pytest suites``) there is no other side, and nothing is sent.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from typing import Any
 
 from danon.processes.interruption import Interruption
+from danon.processes.json_messages import read_message, write_message
 
 __all__ = ["CHANNEL", "EventChannel"]
 
@@ -20,13 +20,14 @@ GONE = "the command that started the suites has gone"
 
 
 class EventChannel:
-    """JSON objects, one a line.
+    """A line to the command: JSON objects, one a line.
 
     The other side answers :meth:`ask` once it has stored the object, so that nothing is measured
     while it writes.
     """
 
     def __init__(self) -> None:
+        """Connect, if the environment names a socket."""
         number = os.environ.get(CHANNEL)
         self._process = os.getpid()
         self._stream = None
@@ -36,11 +37,14 @@ class EventChannel:
 
     @property
     def heard(self) -> bool:
-        """Whether there is another side."""
+        """True if there is another side."""
         return self._stream is not None
 
     def send(self, **event: Any) -> None:
-        """Tell, and go on.
+        """Send an event without waiting.
+
+        Args:
+            event: plain data by name.
 
         Raises:
             Interruption: the other side has gone; ends the session.
@@ -50,13 +54,15 @@ class EventChannel:
         if os.getpid() != self._process:  # a copy that what is measured has forked
             os._exit(1)
         try:
-            self._stream.write(json.dumps(event) + "\n")
-            self._stream.flush()
+            write_message(self._stream, event)
         except (OSError, ValueError):  # what is measured may have closed it, too
             raise Interruption(GONE) from None
 
     def ask(self, **event: Any) -> dict[str, Any]:
-        """Tell, and wait for the answer; without another side the answer is empty.
+        """Send an event and wait for the answer; without another side the answer is empty.
+
+        Args:
+            event: plain data by name.
 
         Raises:
             Interruption: the other side has gone; ends the session.
@@ -65,10 +71,7 @@ class EventChannel:
             return {}
         self.send(**event)
         try:
-            answer = self._stream.readline()
-        except (OSError, ValueError):
-            answer = ""
-        if not answer:
-            raise Interruption(GONE)
-        values: dict[str, Any] = json.loads(answer)
-        return values
+            answer: dict[str, Any] = read_message(self._stream)
+        except EOFError:
+            raise Interruption(GONE) from None
+        return answer

@@ -1,7 +1,7 @@
-"""How every process of ours that runs Python is started.
+"""Command line and environment of every Python process that danon starts.
 
-It imports nothing from the folder it is started in, whatever lies there (``suites/``,
-``statistics.py``), and reads and writes UTF-8, whatever the locale.
+It imports nothing from its current folder, whatever lies there (``suites/``, ``statistics.py``). It
+reads and writes UTF-8, whatever the locale.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["bundle", "python_command", "python_environment"]
 
 
 def bundle() -> Path:
-    """The folder that holds suites/ and baselines/: the checkout, or inside the installed wheel.
+    """Find the folder that holds suites/ and baselines/: the checkout, or inside the wheel.
 
     Raises:
         FileNotFoundError: neither is there.
@@ -27,17 +27,21 @@ def bundle() -> Path:
 
 
 def python_command(*arguments: str) -> list[str]:
-    """The command line of this interpreter with these arguments."""
+    """Return the command line of this interpreter with these arguments.
+
+    Args:
+        arguments: of Python.
+    """
     # -P: neither the current folder nor that of a script is on the path.
     return [sys.executable, "-P", *arguments]
 
 
 def python_environment(*first: Path, **changes: str) -> dict[str, str]:
-    """The environment of such a process that imports what danon and its suites are.
+    """Return the environment of a process that can import danon, suites and baselines.
 
     Args:
-        first: folders whose modules come before those of :func:`bundle`; what this process's
-            PYTHONPATH has comes last.
+        first: folders whose modules come before those of :func:`bundle`; the folders of this
+            process's PYTHONPATH come last.
         changes: variables that differ from this process's.
     """
     folders = (*map(str, first), str(bundle()), os.environ.get("PYTHONPATH", ""))

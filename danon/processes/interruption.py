@@ -1,4 +1,4 @@
-"""The end of a session, told apart from what an attention raises."""
+"""The end of a session, as an error that no attention raises."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["Interruption", "interrupt_on_signal"]
 
 
 class Interruption(KeyboardInterrupt):
-    """Somebody ends the session: Ctrl-C, or the command that started it has gone.
+    """The end of the session: Ctrl-C, or the command that started it has gone.
 
-    A ``KeyboardInterrupt`` that is none of these was raised by what is measured.
+    A ``KeyboardInterrupt`` of another type was raised by an attention.
     """
 
 

@@ -1,9 +1,8 @@
-"""A process that answers requests, JSON, a line each way."""
+"""A process that answers requests: a JSON message each way."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -13,30 +12,31 @@ from pathlib import Path
 from typing import Any, Self
 
 from danon.processes.interpreter import python_command
+from danon.processes.json_messages import read_message, write_message
 
 __all__ = ["EndedError", "RefusedError", "WorkerProcess"]
 
 PATIENCE_S = 5.0
-"""For a process that has closed its end, to end itself."""
+"""Seconds that a process which has closed its end gets to end itself."""
 
 
 class RefusedError(RuntimeError):
-    """The process could not do what it was asked; the message is its own."""
+    """The process refused a request; the message is its own."""
 
 
 class EndedError(RuntimeError):
-    """The process does not answer any more; the message is what it printed last."""
+    """The process no longer answers; the message is the last that it printed."""
 
 
 class WorkerProcess:
     """A Python process in a session of its own; a context manager.
 
     Args:
-        program: what Python is to run; its first argument is the descriptor of a socket.
-        arguments: that follow.
-        cwd: where it runs.
-        environment: what differs from this process's.
-        log: gets what it prints.
+        program: arguments of Python that name the program; the descriptor of a socket follows them.
+        arguments: of the program, after the descriptor.
+        cwd: current folder of the process.
+        environment: variables that differ from this process's.
+        log: file that the output is appended to.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class WorkerProcess:
         environment: Mapping[str, str],
         log: Path,
     ) -> None:
+        """Start the process."""
         here, there = socket.socketpair()
         self._log = log
         with there, log.open("ab") as out:
@@ -66,29 +67,29 @@ class WorkerProcess:
         here.close()
 
     def request(self, do: str, **arguments: Any) -> Any:
-        """Ask, and wait for the answer.
+        """Send a request and wait for the answer.
+
+        Args:
+            do: name of the request.
+            arguments: plain data by name.
+
+        Returns:
+            The value of the answer.
 
         Raises:
-            RefusedError: it answers with an error.
-            EndedError: it does not answer.
+            RefusedError: the process answers with an error.
+            EndedError: the process does not answer.
         """
         try:
-            self._lines.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._lines.flush()
-            line = self._lines.readline()
-        except ConnectionError:
-            line = ""
-        if not line:
-            raise EndedError(self._last_words())
-        try:
-            answer = json.loads(line)
-        except json.JSONDecodeError:  # it died in the middle of it
-            raise EndedError(self._last_words()) from None
+            write_message(self._lines, {"do": do, **arguments})
+            answer = read_message(self._lines)
+        except (ConnectionError, EOFError):
+            raise EndedError(self._last_output()) from None
         if "error" in answer:
             raise RefusedError(answer["error"])
         return answer["value"]
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
         with self._log.open("rb") as log:
             log.seek(self._start)
             lines = log.read().decode(errors="replace").splitlines()
@@ -100,19 +101,21 @@ class WorkerProcess:
         return f"{' | '.join(lines[-3:]) or 'it printed nothing'} ({killed})"
 
     def kill(self) -> None:
-        """From any thread: whoever waits for an answer hears that it ended."""
+        """Kill the process, from any thread; a waiting :meth:`request` raises EndedError."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """End it."""
+        """Kill the process and close the line."""
         self.kill()
         self._process.wait()
         with contextlib.suppress(OSError):
             self._lines.close()
 
     def __enter__(self) -> Self:
+        """Return the process itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Kill the process."""
         self.close()

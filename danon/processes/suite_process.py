@@ -1,4 +1,4 @@
-"""The process that measures: pytest on the suites, and the line it reports through."""
+"""The process that measures: pytest on the suites, and the socket that it reports through."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from danon.processes.event_channel import CHANNEL
 from danon.processes.interpreter import bundle, python_command, python_environment
 
 __all__ = ["SuiteProcess"]
 
-CHANNEL = "DANON_CHANNEL"  # the suites look for it under this name
 FOREIGN = "PYTEST_"
-"""Variables that begin so are of tests of the user's own, and would change this pytest."""
+"""Beginning of variables of the user's own tests, which would change this pytest."""
 PATIENCE_S = 5.0
 TICK_S = 0.5
-"""Between looks whether a silent process has ended."""
-HEARD_BYTES = 65536
+"""Seconds between checks whether a silent process has ended."""
+BUFFER_BYTES = 65536
 _FINISHED = (0, 1, 5)  # pytest: all passed, some failed, nothing to run
 
 
@@ -38,6 +38,7 @@ class SuiteProcess:
     """
 
     def __init__(self, options: Sequence[str], scratch: Path) -> None:
+        """Start pytest."""
         suites = bundle() / "suites"
         self.log, self.benchmark = scratch / "pytest.log", scratch / "benchmark.json"
         here, there = socket.socketpair()
@@ -73,31 +74,33 @@ class SuiteProcess:
         self._line, self._unread = here, b""
 
     def __enter__(self) -> Self:
+        """Return the process itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop the process if it runs, and wait for its end."""
         if self._process.poll() is None:
             self.stop()
         self.wait()
 
     def event(self, limit_s: float | None) -> dict[str, Any] | None:
-        """The next report of the suites.
+        """Return the next report of the suites.
 
         Args:
             limit_s: seconds to wait for it; None waits until the process has ended.
 
         Returns:
-            None: there was none within the limit.
+            The report, or None if there was none within the limit.
 
         Raises:
-            EOFError: the process has ended, or what it says is no report.
+            EOFError: the process has ended, or its line is no report.
         """
         deadline = math.inf if limit_s is None else time.monotonic() + limit_s
         while b"\n" not in self._unread:
             wait_s = min(TICK_S, deadline - time.monotonic())
             if wait_s <= 0:
                 return None
-            self._hear(wait_s)
+            self._receive(wait_s)
         line, _, self._unread = self._unread.partition(b"\n")
         try:
             event = json.loads(line)
@@ -107,26 +110,30 @@ class SuiteProcess:
             raise EOFError(f"no report: {line[:80]!r}")
         return event
 
-    def _hear(self, wait_s: float) -> None:
-        ended = self._process.poll() is not None  # before: what it said last is there by now
+    def _receive(self, wait_s: float) -> None:
+        ended = self._process.poll() is not None  # before: its last report is there by now
         if select.select([self._line], [], [], wait_s)[0]:
             try:
-                heard = self._line.recv(HEARD_BYTES)
+                received = self._line.recv(BUFFER_BYTES)
             except ConnectionError as error:
                 raise EOFError(str(error)) from error
-            if not heard:
+            if not received:
                 raise EOFError("the line is closed")
-            self._unread += heard
-        elif ended:  # what it has started itself may still hold the line
+            self._unread += received
+        elif ended:  # its own child processes may still hold the line
             raise EOFError("the process has ended")
 
     def answer(self, **values: Any) -> None:
-        """Let the suites go on after a ``plan`` or a ``result``."""
-        with contextlib.suppress(ConnectionError):  # it died meanwhile; event() says so next
+        """Let the suites go on after a ``plan`` or a ``result``.
+
+        Args:
+            values: plain data by name.
+        """
+        with contextlib.suppress(ConnectionError):  # it died meanwhile; event() raises next
             self._line.sendall(json.dumps(values).encode() + b"\n")
 
     def abort(self) -> None:
-        """End a process that does not answer; its log then has the Python line that it was at."""
+        """End a process that does not answer; its log then names the Python line that it was at."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGABRT)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -134,32 +141,40 @@ class SuiteProcess:
         self._signal(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the process and what it started; safe to call from a signal handler."""
+        """End the process and its children; safe to call from a signal handler."""
         self._signal(signal.SIGTERM)
 
     def wait(self) -> int:
-        """Exit status, negative for a signal, once the process has ended."""
+        """Wait for the end of the process and return its exit status, negative for a signal."""
         try:
             status = self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._signal(signal.SIGKILL)
             status = self._process.wait()
-        self._signal(signal.SIGKILL)  # what it has started ends with it
+        self._signal(signal.SIGKILL)  # its children end with it
         self._line.close()
         return status
 
     @property
     def running(self) -> bool:
-        """Whether the process has not ended, even if it is silent for good."""
+        """True until the process has ended, even if it is silent for good."""
         return self._process.poll() is None
 
     @staticmethod
     def finished(status: int) -> bool:
-        """Whether pytest went through all its tests."""
+        """Return whether pytest went through all its tests.
+
+        Args:
+            status: exit status of the process.
+        """
         return status in _FINISHED
 
     def tail(self, lines: int = 15) -> str:
-        """The last of what this process printed."""
+        """Return the last lines that this process printed.
+
+        Args:
+            lines: number of lines.
+        """
         with self.log.open("rb") as log:
             log.seek(self._logged)
             printed = log.read().decode(errors="replace")

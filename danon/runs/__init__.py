@@ -1,1 +1,1 @@
-"""What lies on disk: cases, results, run folders."""
+"""Files of results: cases, runs, saved models, exports, and their locks."""

@@ -1,4 +1,4 @@
-"""What is measured (:class:`Case`) and what came out (:class:`CaseResult`): plain data."""
+"""A measurement (:class:`Case`) and its outcome (:class:`CaseResult`): plain data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["SCHEMA", "Case", "CaseResult", "Phase", "Status"]
 
 SCHEMA = 1
 """Version of the files of a run, docs/results.md. It grows when a reader of an older version could
-not read them, or would read something else from them."""
+not read them, or would misread them."""
 STRICT = {"extra": "forbid"}
-"""For pydantic, where these are read: a field that is not known is an error."""
+"""For pydantic: an unknown field is an error."""
 
 Phase = Literal["forward", "forward+backward", "decode", "training"]
 Status = Literal["measured", "unavailable", "over budget", "failed"]
@@ -27,11 +27,15 @@ class Case:
         suite: speed, memory, scaling, decode, bounds, recall, language or pretrained.
         attention: registered name.
         length: tokens N; 0 for a figure fitted over several lengths. For decode, the tokens read
-            before the ones that are timed.
+            before the timed ones.
         dtype: float32, bfloat16 or float16.
-        phase: forward, forward+backward, decode: one new token at a time, or training: of a model.
+        phase: forward, forward+backward, decode (one new token at a time) or training (of a model).
         device: cpu or cuda.
-        task: what a model is trained on or asked; empty in suites that have no model.
+        batch: sequences.
+        heads: query heads.
+        head_dim: width of a head.
+        causal: a query sees no later token.
+        task: of the model that is trained or asked; empty in suites without a model.
     """
 
     suite: str
@@ -50,29 +54,31 @@ class Case:
 
     @property
     def id(self) -> str:
-        place = f"{self.suite}/{self.task}" if self.task else self.suite
-        return f"{place}/{self.attention}/N{self.length}/{self.dtype}/{self.phase}/{self.device}"
+        """The name of the case: ``speed/msra/N4096/float32/forward/cpu``."""
+        suite = f"{self.suite}/{self.task}" if self.task else self.suite
+        return f"{suite}/{self.attention}/N{self.length}/{self.dtype}/{self.phase}/{self.device}"
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The outcome of a case: figures, or the reason there are none.
+    """The outcome of a case: figures, or the reason why there are none.
 
     Attributes:
+        case: the case.
         status: measured; unavailable (cannot run here); over budget (would take longer than the
             profile allows); failed (raised, or its correctness check did not pass).
         reason: why there are no figures, in one line; empty when measured.
-        semantics: what the attention computes, in its own words.
+        semantics: a description of the attention's computation, in its own words.
         metrics: scalar figures, names carry their unit: ``time_s``, ``time_ratio`` ...
         samples: raw samples behind the metrics, in order of measurement.
         check: the correctness check of this very case: kind, error, tolerance, rows.
-        config: the fields of the attention's configuration, tuned settings of a baseline, and the
-            ``entries`` that a sized attention was asked for: all that decides what it computes.
-        curves: figures along something else than length, as points [x, y]: ``bits_by_tokens`` ...
+        config: everything that decides the computation: the fields of the attention's
+            configuration, tuned settings of a baseline, and the ``entries`` of a sized attention.
+        curves: figures along another quantity than length, as points [x, y]: ``bits_by_tokens`` ...
         place: the machine of a cluster that measured: ``host``, ``node``, and its fingerprint as
-            ``machine``; empty where it is that of the run.
-        notes: what the attention changed in the process that measured it, and was set back:
-            setting -> how.
+            ``machine``; empty if it is the machine of the run.
+        notes: settings of the process that the attention changed and that were set back:
+            setting -> difference.
     """
 
     case: Case
@@ -90,7 +96,7 @@ class CaseResult:
     __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     def values(self) -> dict[str, Any]:
-        """As plain data; without a place or notes as before there were any: digests stay."""
+        """Return plain data. Empty ``place`` and ``notes`` are left out: older digests stay."""
         values = dataclasses.asdict(self)
         for name in ("place", "notes"):
             if not values[name]:
@@ -98,9 +104,15 @@ class CaseResult:
         return values
 
     def to_json(self) -> str:
+        """Return the line of this case in ``cases.jsonl``."""
         return json.dumps(self.values(), sort_keys=True)
 
     @classmethod
     def from_json(cls, line: str) -> Self:
+        """Read a line of ``cases.jsonl`` without checking it.
+
+        Args:
+            line: from :meth:`to_json`.
+        """
         values = json.loads(line)
         return cls(case=Case(**values.pop("case")), **values)

@@ -1,4 +1,4 @@
-"""The commit that figures are of."""
+"""The commit of the code that is measured."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 __all__ = ["UNKNOWN", "commit_of", "why_unknown"]
 
 UNKNOWN = "unknown"
-"""Instead of a commit, where there is none."""
+"""Stands for a commit where there is none."""
 
 
-def _git(place: Path, *arguments: str) -> str | None:
-    """Output of a git command, or None where there is no git, no repository or no such thing."""
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return the output of a git command; None if it fails or there is no git."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(place), *arguments], capture_output=True, check=True
+            ["git", "-C", str(folder), *arguments], capture_output=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -24,19 +24,22 @@ def _git(place: Path, *arguments: str) -> str | None:
 
 
 def commit_of() -> tuple[str, bool]:
-    """(commit, dirty) of the checkout of danon that holds this very file.
+    """Find the commit of the checkout of danon that holds this very file.
 
-    Of an installed danon it is that of the repository one stands in, which has the attention that
-    is measured; which danon it is the versions say. What commands write, results/ and .mlflow/,
-    makes nothing dirty: each result records the settings it is of.
+    For an installed danon it is the commit of the repository around the current folder, which has
+    the attention that is measured. The version of danon is recorded beside it.
+
+    Returns:
+        The commit, and whether the checkout is dirty. Files that commands write (results/ and
+        .mlflow/) do not count: each result records its settings.
     """
     here = Path(__file__).resolve()
     name = "/".join(here.parts[-3:])
-    checkout, own = (
-        _git(place, "rev-parse", "--show-toplevel") for place in (here.parents[2], Path.cwd())
+    checkout, current = (
+        _git(folder, "rev-parse", "--show-toplevel") for folder in (here.parents[2], Path.cwd())
     )
     if checkout is None or _git(Path(checkout), "ls-files", "--error-unmatch", name) is None:
-        checkout = own  # where danon is installed somebody else's repository may be around it
+        checkout = current  # another project's repository may surround an installed danon
     commit = checkout and _git(Path(checkout), "rev-parse", "HEAD")
     if not checkout or not commit:
         return UNKNOWN, False
@@ -45,7 +48,7 @@ def commit_of() -> tuple[str, bool]:
 
 
 def why_unknown() -> str:
-    """Return why :func:`commit_of` knows no commit, in words for a user."""
+    """Return why :func:`commit_of` finds no commit, in words for a user."""
     here = Path(__file__).resolve()
     root = here.parents[2]
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]

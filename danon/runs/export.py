@@ -1,4 +1,4 @@
-"""The figures of a run as files that other tools read: ``results.json`` and ``samples.parquet``."""
+"""Export of a run to files that other tools read: ``results.json`` and ``samples.parquet``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ __all__ = ["write_results"]
 def write_results(results: Sequence[CaseResult], info: RunInfo, run_dir: Path) -> None:
     """Write both files into ``run_dir``, each replaced as a whole.
 
+    Args:
+        results: of all cases.
+        info: of the run.
+        run_dir: the folder of the run.
+
     Raises:
-        ValueError: a sample series whose name does not say seconds (``..._s``).
+        ValueError: the name of a sample series does not end with ``_s``.
     """
     ordered = sorted(results, key=lambda r: (r.case.id, dataclasses.astuple(r.case)))
     content = {
@@ -44,7 +49,7 @@ def _figures(result: CaseResult) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinity are not JSON: they become null."""
+    """Replace NaN and infinity, which are not JSON, by null."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

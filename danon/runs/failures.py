@@ -18,18 +18,29 @@ __all__ = ["FOLDER", "read", "write"]
 
 FOLDER = "failures"
 NAME_LENGTH = 150
-"""Characters of a file name, as far as it is the case's."""
+"""Characters of a file name that come from the case."""
 
 
 def write(run_dir: Path, case: Case, trace: str) -> None:
-    """Store where a case raised, or the last words of the process that died at it."""
+    """Store the traceback of a case, or the last output of the process that died at it.
+
+    Args:
+        run_dir: the folder of the run.
+        case: that failed.
+        trace: the text.
+    """
     file = _file(run_dir, case)
     file.parent.mkdir(exist_ok=True)
     replace_file(file, trace.encode(errors="backslashreplace"))
 
 
 def read(run_dir: Path, results: Iterable[CaseResult]) -> list[tuple[CaseResult, str]]:
-    """The results that have a traceback, with it."""
+    """Return the results that have a traceback, with it.
+
+    Args:
+        run_dir: the folder of the run.
+        results: of its cases.
+    """
     files = ((result, _file(run_dir, result.case)) for result in results)
     return [
         (result, file.read_text(encoding="utf-8", errors="replace"))
@@ -39,7 +50,7 @@ def read(run_dir: Path, results: Iterable[CaseResult]) -> list[tuple[CaseResult,
 
 
 def _file(run_dir: Path, case: Case) -> Path:
-    """A name for people, and a digest where that is not all of it."""
+    """Return a readable file name, with a digest if it is cut."""
     name = re.sub(r"[^\w.+-]", "_", case.id.replace("/", "-"))
     if len(name) > NAME_LENGTH:
         name = f"{name[:NAME_LENGTH]}-{hashlib.sha256(case.id.encode()).hexdigest()[:8]}"

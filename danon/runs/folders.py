@@ -1,4 +1,4 @@
-"""Where results and records are: the same folders for every command, wherever one stands."""
+"""Folders of results and records: the same for every command, from any current folder."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ __all__ = ["project_root", "results_folder", "shipped_results"]
 
 
 def project_root() -> Path:
-    """The repository one stands in, from any folder of it; outside of one the current folder."""
+    """Return the repository around the current folder; without one the current folder."""
     here = Path.cwd()
-    return next((place for place in (here, *here.parents) if (place / ".git").exists()), here)
+    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
 
 
 def results_folder(*parts: str) -> Path:
-    """A folder in ``results/`` of :func:`project_root`, as a path from the current folder."""
+    """Return a folder in ``results/`` of :func:`project_root`, relative to the current folder.
+
+    Args:
+        parts: of its path.
+    """
     return Path(os.path.relpath(project_root())) / Path("results", *parts)
 
 
 def shipped_results(name: str) -> Path:
-    """A folder of results that come with danon: of the checkout, or inside the installed wheel."""
+    """Return a folder of results that come with danon: of the checkout, or inside the wheel.
+
+    Args:
+        name: ``tuned`` or ``reference``.
+    """
     package = Path(__file__).resolve().parents[1]
     checkout = package.parent / "results" / name
     return checkout if checkout.is_dir() else package / "_bundle" / name

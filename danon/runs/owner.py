@@ -59,7 +59,11 @@ class Owner:
 
 
 def end(lock: Path) -> None:
-    """Give up a lock of this process; nothing happens if it holds none of that name."""
+    """Release a lock of this process; do nothing if it holds none of that name.
+
+    Args:
+        lock: path of the file.
+    """
     held = _held.pop(lock.absolute(), None)
     if held is not None:
         held.release()
@@ -69,6 +73,9 @@ def is_held(lock: Path) -> bool:
     """Return whether some process holds a lock file.
 
     A file that cannot be seen or opened counts as held: it may be another container's or user's.
+
+    Args:
+        lock: path of the file.
     """
     try:
         if not lock.exists():

@@ -1,4 +1,4 @@
-"""Where the figures of one invocation come from."""
+"""The circumstances of one invocation: code, machine, versions, command."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from danon.runs.suite_info import SuiteInfo
 
 __all__ = ["RunInfo"]
 
-
-# Packages whose version can move a figure.
 PACKAGES = (
     "danon",
     "torch",
@@ -35,23 +33,26 @@ PACKAGES = (
     "pytest-benchmark",
     "mlflow",
 )
+"""Packages whose version can move a figure."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """Where the figures of one invocation come from.
+    """The circumstances of one invocation.
 
     Attributes:
         run_id: sorts by start time; unique without coordination.
         started: ISO-8601, UTC.
-        commit: of the checkout of danon that was measured, or, with an installed danon, of the
-            repository the command ran in; "unknown" outside one.
+        commit: of the checkout of danon that was measured. With an installed danon, of the
+            repository around the current folder; "unknown" outside one.
         dirty: there were changes that no commit holds.
         fingerprint: the machine. Absolute times compare only where it is equal.
         versions: installed package -> version.
+        profile: sizes of the run: smoke, quick, standard, full ...
+        seed: of inputs and trainings.
         command: as it was typed.
-        basis: what decides the figures besides, by name; digests where it is code.
-        suites: what the suites that ran say of themselves, by name.
+        basis: name -> other things that decide the figures; digests of code.
+        suites: name -> the description of each suite that ran, as it gives it.
     """
 
     run_id: str
@@ -78,7 +79,16 @@ class RunInfo:
         basis: Mapping[str, str] | None = None,
         suites: Mapping[str, SuiteInfo] | None = None,
     ) -> Self:
-        """Describe the invocation that starts now."""
+        """Describe the invocation that starts now.
+
+        Args:
+            profile: as the attribute; so are the others.
+            seed: of inputs and trainings.
+            command: as it was typed.
+            fingerprint: of the machine.
+            basis: other things that decide the figures.
+            suites: descriptions of the suites that run, by name.
+        """
         now = dt.datetime.now(dt.UTC)
         commit, dirty = commit_of()
         return cls(
@@ -97,10 +107,10 @@ class RunInfo:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # absence is what the row "unavailable" is for
-    return found
+            continue  # the rows of its attentions are "unavailable"
+    return versions

@@ -1,7 +1,8 @@
 """Trained models in the folder of a run, ``models/<attention>-<task>/``.
 
-Each is a description, weights (``data/``) and the code that no installation has (``code/``). What
-trains them writes it and imports no MLflow; what registers them makes it an MLflow model.
+Each is a description, weights (``data/``) and the code that no installation has (``code/``). The
+process that trains a model writes it without MLflow. The one that registers it makes it an MLflow
+model.
 """
 
 from __future__ import annotations
@@ -25,16 +26,21 @@ ABOUT = "about.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """Of several seeds the model that came out best, and how it did.
+    """The best model over several seeds, and its score.
 
     Attributes:
-        length: tokens of the case that it was judged in.
-        plan: digest of the training and its examples; figures compare where it is equal.
+        suite: of the case that scored it.
+        attention: registered name.
+        task: that it was trained on.
+        length: tokens of the case that scored it.
+        plan: digest of the training and its examples; scores compare where it is equal.
         train_tokens: of one training.
-        metric: what the task is judged by.
-        value: of this model, not the mean over the seeds.
+        seed: of this model.
+        learning_rate: of its training.
+        metric: the score's name.
+        value: the score of this model, not the mean over the seeds.
         torch: version that wrote the weights.
-        requirements: packages that loading takes, as pip has them.
+        requirements: packages that loading needs, as pip names them.
     """
 
     suite: str
@@ -52,35 +58,46 @@ class SavedModel:
 
     @property
     def name(self) -> str:
+        """Name of the model's folder."""
         return f"{self.attention}-{self.task}"
 
     def of(self, case: Case) -> bool:
-        """Whether it was judged in this case."""
+        """Return whether this case scored the model.
+
+        Args:
+            case: any case.
+        """
         mine = (self.suite, self.attention, self.task, self.length)
         return mine == (case.suite, case.attention, case.task, case.length)
 
     def values(self) -> dict[str, Any]:
+        """Return plain data."""
         return dataclasses.asdict(self)
 
     def write(self, run_dir: Path, fill: Callable[[Path], object]) -> None:
-        """Put a model into its folder, whole or not at all; one of an earlier attempt goes.
+        """Put a model into its folder, whole or not at all; it replaces an earlier one.
 
         Args:
+            run_dir: the folder of the run.
             fill: writes weights and code into the folder it is given.
         """
-        place = run_dir / FOLDER / self.name
-        aside = place.with_name(f".{self.name}.tmp")
+        target = run_dir / FOLDER / self.name
+        aside = target.with_name(f".{self.name}.tmp")
         shutil.rmtree(aside, ignore_errors=True)  # a killed process left it
         aside.mkdir(parents=True)
         fill(aside)
         (aside / ABOUT).write_text(json.dumps(self.values(), indent=1) + "\n", encoding="utf-8")
-        if place.exists():
-            shutil.rmtree(place)
-        aside.rename(place)
+        if target.exists():
+            shutil.rmtree(target)
+        aside.rename(target)
 
     @classmethod
     def all(cls, run_dir: Path) -> Iterator[tuple[SavedModel, Path]]:
-        """The models of a run and their folders."""
+        """Yield the models of a run and their folders.
+
+        Args:
+            run_dir: the folder of the run.
+        """
         for file in sorted((run_dir / FOLDER).glob(f"[!.]*/{ABOUT}")):
             values = json.loads(file.read_text(encoding="utf-8"))
             requirements = tuple(values.pop("requirements"))

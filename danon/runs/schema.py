@@ -1,7 +1,6 @@
-"""The check of what is read from the folder of a run: docs/results.md has the schema in words.
+"""The check of the files in a run's folder; docs/results.md describes their schema.
 
-A run is read as a whole or not at all, and what is wrong with it is said with the file and the
-place in it.
+A run is read as a whole or not at all. An error names the file and the place in it.
 """
 
 from __future__ import annotations
@@ -36,14 +35,16 @@ _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
 
 
 class SchemaError(ValueError):
-    """A file that this danon cannot read; the message names it and what is wrong."""
+    """A file that this danon cannot read; the message names the file and the fault."""
 
 
 def parse(kind: type[_T], content: bytes, where: object) -> _T:
-    """Read a dataclass from JSON; types must be right, and no field unknown if it says so.
+    """Read a dataclass from JSON with strict types.
 
     Args:
-        where: the file, and the line of it, for the message.
+        kind: the dataclass; its ``__pydantic_config__`` may forbid unknown fields.
+        content: JSON.
+        where: the file and its line, for the message.
 
     Raises:
         SchemaError: the content is something else.
@@ -51,14 +52,19 @@ def parse(kind: type[_T], content: bytes, where: object) -> _T:
     from pydantic import ValidationError
 
     try:
-        found = _adapter(kind).validate_json(content, strict=True)
+        value = _adapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
         raise SchemaError(f"{where}: {first_problem(error)}") from None
-    return found
+    return value
 
 
 def parse_versioned(kind: type[_T], content: bytes, where: object) -> _T:
     """Read a dataclass that has the version of the schema in its field ``schema``.
+
+    Args:
+        kind: the dataclass.
+        content: JSON.
+        where: the file, for the message.
 
     Raises:
         SchemaError: another version, or the content is something else.
@@ -67,38 +73,50 @@ def parse_versioned(kind: type[_T], content: bytes, where: object) -> _T:
         values = json.loads(content)
     except ValueError as error:  # UnicodeDecodeError, too
         raise SchemaError(f"{where}: not whole JSON: {error}") from None
-    found = values.get("schema") if isinstance(values, dict) else None
-    if found != SCHEMA or isinstance(found, bool):
-        said = "no version of its schema" if found is None else f"schema {found!r}"
-        raise SchemaError(f"{where}: has {said}; this danon reads schema {SCHEMA}")
+    version = values.get("schema") if isinstance(values, dict) else None
+    if version != SCHEMA or isinstance(version, bool):
+        described = "no version of its schema" if version is None else f"schema {version!r}"
+        raise SchemaError(f"{where}: has {described}; this danon reads schema {SCHEMA}")
     return parse(kind, content, where)
 
 
 def parse_case(line: bytes, where: object) -> CaseResult:
     """Read a line of ``cases.jsonl``.
 
+    Args:
+        line: JSON.
+        where: the file and its line, for the message.
+
     Raises:
-        SchemaError: it is no case, or has figures that no measurement has.
+        SchemaError: the line is no case, or has figures that no measurement has.
     """
     result = parse(CaseResult, line, where)
     for name in RATIOS:
         if result.metrics.get(name, 1.0) <= 0:
             value = result.metrics[name]
             raise SchemaError(f"{where}: metrics -> {name} = {value:g}: must be positive")
-    for part, names, kinds, word in (
+    for part, names, types, word in (
         ("check", ("error", "tolerance"), (float, int), "a number"),
         ("place", ("host", "node"), (str,), "text"),
         ("place", ("machine",), (dict,), "a fingerprint"),
     ):
         values: dict[str, Any] = getattr(result, part)
         for name in names:
-            if name in values and not isinstance(values[name], kinds):
+            if name in values and not isinstance(values[name], types):
                 raise SchemaError(f"{where}: {part} -> {name} = {values[name]!r}: must be {word}")
     return result
 
 
 def check_date(started: str, where: object) -> None:
-    """Raises: SchemaError: it is no date in ISO 8601."""
+    """Check a date in ISO 8601.
+
+    Args:
+        started: the text.
+        where: the file, for the message.
+
+    Raises:
+        SchemaError: the text is no date.
+    """
     try:
         dt.datetime.fromisoformat(started)
     except ValueError:
@@ -123,7 +141,11 @@ def check_tasks(results: Sequence[CaseResult], where: object) -> None:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Where the first of what is wrong is, what is allowed there, and how much more there is."""
+    """Return the place of the first fault, what is allowed there, and the number of further ones.
+
+    Args:
+        error: of pydantic.
+    """
     first, more = error.errors()[0], error.error_count() - 1
     place = " -> ".join(map(str, first["loc"])) or "the file"
     return f"{place}: {first['msg']}{f' ({more} more)' if more else ''}"

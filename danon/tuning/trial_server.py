@@ -20,6 +20,7 @@ from danon.bench.contract import check_contract
 from danon.console.reasons import one_line
 from danon.measure.fingerprint import fingerprint
 from danon.measure.memory_limit import limit_memory
+from danon.processes.json_messages import write_message
 from danon.tuning.targets.architecture import ArchitectureTarget
 from danon.tuning.targets.hyperparameters import HyperparameterTarget, TuningTarget
 from danon.tuning.targets.quantization import QuantizationTarget
@@ -98,8 +99,7 @@ def main() -> None:
             except Exception as error:  # noqa: BLE001  the other end says it
                 traceback.print_exc()
                 answer = {"error": one_line(error)}
-            lines.write(json.dumps(answer) + "\n")
-            lines.flush()
+            write_message(lines, answer)
 
 
 if __name__ == "__main__":

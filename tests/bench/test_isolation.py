@@ -160,10 +160,12 @@ class TestProcessState:
             while state.restore().described and time.monotonic() < deadline:
                 time.sleep(0.01)  # until it waits
             assert not state.restore().described
-            end = threading.Event()
-            pool.submit(end.wait)
-            assert "running threads" in state.restore().described
+            begun, end = threading.Event(), threading.Event()
+            pool.submit(lambda: (begun.set(), end.wait()))
+            begun.wait()
+            described = state.restore().described
             end.set()
+            assert "running threads" in described
 
     def test_harmless_settings_are_settings(self) -> None:
         assert {setting.name for setting in SETTINGS} >= HARMLESS
