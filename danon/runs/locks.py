@@ -39,10 +39,15 @@ def acquire_lock(
         for_everybody: other users may hold the lock too.
 
     Raises:
+        ImportError: the package filelock is not installed.
         OSError: the file cannot be opened, or without ``busy``: another process holds it.
     """
-    from filelock import FileLock, Timeout  # of the extras `bench` and `training`
-
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError as error:
+        raise ImportError(
+            "lock files need the package filelock: pip install 'danon[bench]'"
+        ) from error
     if for_everybody:
         lock = FileLock(path, timeout=timeout_s, thread_local=False, mode=EVERYBODY)
     else:

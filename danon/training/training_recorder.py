@@ -9,14 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danon.tracking import store
 from danon.training import checkpoint
-
-try:
-    from danon.tracking import store
-except ModuleNotFoundError as error:
-    raise ImportError(
-        f"recording needs the package {error.name}: pip install 'danon[bench]'"
-    ) from error
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from pathlib import Path
@@ -64,3 +65,9 @@ def test_the_mode_of_a_lock_of_every_user(tmp_path: Path) -> None:
     with hold_lock(tmp_path / ".lock", for_everybody=True):
         pass
     assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o666
+
+
+def test_a_missing_filelock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "filelock", None)
+    with pytest.raises(ImportError, match=r"need the package filelock: pip install 'danon\[bench"):
+        acquire_lock(tmp_path / ".lock")
