@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import cheats
 import pytest
+from cheats import ATTENTIONS
+from cheats.memory import InAProcess
 
 from danon.attention import registry
 from danon.attention.discovery import discover
@@ -55,15 +56,15 @@ SIZES = {
 @pytest.fixture(scope="module")
 def runner() -> Iterator[CaseRunner]:
     discover((), ["window"])
-    names = [name for name in cheats.__all__ if name not in registry.names()]
+    names = [name for name in ATTENTIONS if name not in registry.names()]
     for name in names:
-        registry.register(name)(getattr(cheats, name))
+        registry.register(name)(ATTENTIONS[name])
     integrity = Integrity.take(*MEASURING)
     yield CaseRunner(PROFILES["smoke"], lambda case: None, lambda result: None, integrity=integrity)
     integrity.restore()
-    if cheats.InAProcess.helper is not None:
-        cheats.InAProcess.helper.communicate(b"\n")
-        cheats.InAProcess.helper = None  # the fixture may be set up again
+    if InAProcess.helper is not None:
+        InAProcess.helper.communicate(b"\n")
+        InAProcess.helper = None  # the fixture may be set up again
     for name in names:
         del registry._TABLE[name]
 
@@ -83,7 +84,7 @@ def test_a_cheat_is_a_failed_row_with_its_reason(runner: CaseRunner, name: str) 
 
 
 def test_every_cheat_is_listed() -> None:
-    assert set(cheats.__all__) == {*FAILED, "Honest", "HonestStream"}
+    assert set(ATTENTIONS) == {*FAILED, "Honest", "HonestStream"}
 
 
 @pytest.mark.parametrize("name", ["sdpa", "window", "msra", "dala", "ucsa", "Honest"])
