@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from danon.report import configuration, formatting
 from danon.report.figure import Figure
+from danon.report.pareto import pareto_front
 from danon.report.remarks import Remark, doubtful, remarks
 from danon.report.suite_infos import suite_infos
 from danon.report.tables import figure, role, speedup
@@ -181,14 +182,7 @@ class Task:
             for row in self.rows
             if not doubtful(row.remarks) and (score := row.scores.get(length))
         }
-        return frozenset(
-            name
-            for name, mine in points.items()
-            if not any(
-                other != mine and all(o <= m for o, m in zip(other, mine, strict=True))
-                for other in points.values()
-            )
-        )
+        return frozenset(pareto_front(points))
 
 
 def known_tasks() -> frozenset[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
+from danon.report import pareto
 from danon.tuning.objective import BALANCED, CLOSE, FLOOR, SAME, Objective
 from danon.tuning.study import figures_of
 
@@ -100,22 +101,13 @@ def candidates(trials: Iterable[FrozenTrial]) -> list[Candidate]:
 
 
 def pareto_front(some: Sequence[Candidate], goal: Objective) -> list[Candidate]:
-    """Those within the limits that no other one beats in all objectives."""
-    known = [c for c in some if _within(c.figures(), goal, "")]
-    logs = {
-        c.number: [math.log(_value(name, c.figures(), goal)) for name in goal.objectives]
-        for c in known
+    """Return those within the limits that no other one dominates in the objectives."""
+    by_number = {c.number: c for c in some if _within(c.figures(), goal, "")}
+    points = {
+        number: [_value(name, c.figures(), goal) for name in goal.objectives]
+        for number, c in by_number.items()
     }
-
-    def beaten(c: Candidate) -> bool:
-        gaps = (
-            [a - b for a, b in zip(logs[c.number], other, strict=True)]
-            for number, other in logs.items()
-            if number != c.number
-        )
-        return any(min(gap) >= 0 and max(gap) > 0 for gap in gaps)
-
-    return [c for c in known if not beaten(c)]
+    return [by_number[number] for number in pareto.pareto_front(points)]
 
 
 def near_best(some: Sequence[Candidate], goal: Objective) -> list[Candidate]:
