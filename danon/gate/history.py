@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from danon.gate.gate_recorder import EXPERIMENT, case_of, figure_name
+from danon.report.chart_style import new_figure, style_axes, write_png
 from danon.tracking import store
 
 if TYPE_CHECKING:
@@ -144,12 +145,8 @@ def changes(some: Sequence[Point]) -> list[Change]:
 
 
 def draw(name: str, some: Sequence[Point], found: Sequence[Change], path: Path) -> None:
-    """The points, and a line at each change, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display
+    """Draw the points, and a line at each change, as a PNG."""
+    figure = new_figure(8, 3.5)
     axes = figure.subplots()
     axes.plot(range(len(some)), [p.relative_time for p in some], "o-", markersize=4)
     for change in found:
@@ -165,7 +162,5 @@ def draw(name: str, some: Sequence[Point], found: Sequence[Change], path: Path) 
             fontsize=8,
         )
     axes.set_title(name, fontsize=10)
-    axes.set_ylabel("time over dense attention's")
-    axes.set_xlabel("run of the gate")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    style_axes(axes, "run of the gate", "time over dense attention's")
+    write_png(figure, path)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from danon.report import formatting, machine_notes, tables
+from danon.report.chart_style import INK, SOFT, new_figure, style_axes, write_png
 from danon.report.style import styles
-from danon.runs.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["spread_labels", "write_chart"]
 
 MARKS = ("o", "s", "D", "^", "P", "v", "p", "X")
-INK, SOFT, GRID = "#16191d", "#5b6470", "#e4e7eb"
+DPI = 200  # a README is shown on fine screens
 LABEL_GAP = 10.5  # points between the names at the ends of curves
 SPARSE_RANGE = 50  # an axis that spans more has a tick at powers of ten only
 LEAST_MIB = 1 / 1024  # zero bytes have no place on a logarithmic axis
@@ -36,9 +35,6 @@ def write_chart(results: Sequence[CaseResult], info: RunInfo, path: Path) -> Non
     Raises:
         ValueError: the results hold no figure of the speed suite.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     data = tables.table(results)
     speed = _first_view(data, "speed", "speedup")
     if speed is None:
@@ -46,8 +42,7 @@ def write_chart(results: Sequence[CaseResult], info: RunInfo, path: Path) -> Non
     memory = _first_view(data, "memory", "peak_bytes")
     names = list(dict.fromkeys(data["attention"]))
     looks = styles(names, info.command)
-    figure = Figure(figsize=(10.5, 5.2), dpi=200, facecolor="white")
-    FigureCanvasAgg(figure)  # draws without a display, whatever the backend of the process
+    figure = new_figure(10.5, 5.2, layout=None)
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.055, right=0.89, top=0.87, bottom=0.185, wspace=0.5)
     _panel(left, data, speed, looks, "speed", "speedup", 1.0, side=-1)
@@ -63,9 +58,7 @@ def write_chart(results: Sequence[CaseResult], info: RunInfo, path: Path) -> Non
     machines = "; ".join(map(tables.machine, machine_notes.fingerprints(results, info)))
     caption = f"{machines}\n{tables.origin(info)}; {speed.shape}"
     figure.text(0.055, 0.022, caption, fontsize=7.5, color=SOFT, linespacing=1.5)
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png")
-    replace_file(path, sink.getvalue())
+    write_png(figure, path, dpi=DPI)
 
 
 def _first_view(data: pd.DataFrame, suite: str, metric: str) -> tables.View | None:
@@ -156,12 +149,7 @@ def _panel(
     axes.yaxis.set_major_locator(LogLocator(subs=steps))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("tokens N", fontsize=9, color=SOFT)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", labelsize=8.5, colors=SOFT, length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    style_axes(axes, xlabel="tokens N")
     axes.autoscale_view()
     _name_ends(axes, ends, side)
 

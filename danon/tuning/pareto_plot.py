@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from danon.report import chart_style
+from danon.report.chart_style import new_figure, style_axes
+from danon.report.pareto import pareto_front
 from danon.tuning.candidates import Candidate
 from danon.tuning.objective import FIGURES, Objective
 from danon.tuning.study_terminal import differences
@@ -24,10 +27,8 @@ def write_png(
     place: Path,
 ) -> None:
     """The picture for a page of somebody else's."""
-    from matplotlib.figure import Figure
-
     other, points = _points(some, goal)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
     for label, among, style in (
         ("trials", some, {"s": 18, "color": "0.7"}),
@@ -35,14 +36,14 @@ def write_png(
         ("default", [default], {"s": 70, "marker": "*", "color": "black"}),
     ):
         axes.scatter(*zip(*(points[c.number] for c in among), strict=True), label=label, **style)
-    line = sorted(points[c.number] for c in _front(some, points))
+    line = sorted(points[number] for number in pareto_front(points))
     axes.plot(*zip(*line, strict=True), color="0.6", lw=1, zorder=0, label="front of these two")
-    axes.set(xscale="log", xlabel=TIME, ylabel=LABELS[other])
+    axes.set_xscale("log")
+    style_axes(axes, TIME, LABELS[other])
     axes.xaxis.set_major_formatter("{x:.3g}")
     axes.xaxis.set_minor_formatter("{x:.3g}")
-    axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(place, dpi=120)
+    chart_style.write_png(figure, place)
 
 
 def plotly_figure(
@@ -76,7 +77,8 @@ def plotly_figure(
         )
 
     grey, size = "#9aa3af", 9
-    line = sorted(_front(some, points), key=lambda c: points[c.number])
+    front = set(pareto_front(points))
+    line = sorted((c for c in some if c.number in front), key=lambda c: points[c.number])
     add("front of these two", line, mode="lines", line={"color": grey, "width": 1})
     add("trials", some, mode="markers", marker={"color": grey, "size": size - 3})
     for name, c in best.items():
@@ -97,15 +99,3 @@ def _points(
     other = "quality" if "quality" in goal.known else "memory"
     figures = {c.number: c.figures() for c in some}
     return other, {n: (x[FIGURES["speed"]], x[FIGURES[other]]) for n, x in figures.items()}
-
-
-def _front(some: Sequence[Candidate], points: Mapping[int, tuple[float, float]]) -> list[Candidate]:
-    """Those that no other one beats in both."""
-    return [
-        c
-        for c in some
-        if not any(
-            other != (mine := points[c.number]) and other[0] <= mine[0] and other[1] <= mine[1]
-            for other in points.values()
-        )
-    ]

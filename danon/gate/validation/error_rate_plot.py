@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from danon.gate.validation.error_rates import OURS, Rate
+from danon.report.chart_style import new_figure, style_axes, write_png
 
 __all__ = ["draw"]
 
 
 def draw(found: Sequence[Rate], place: Path) -> None:
     """A panel for each load, a line for each method; the bars are 95 % intervals."""
-    from matplotlib.figure import Figure
-
     loads = list(dict.fromkeys((rate.machine, rate.load) for rate in found))
-    figure = Figure(figsize=(1 + 4.5 * len(loads), 4.5), layout="constrained")
+    figure = new_figure(1 + 4.5 * len(loads), 4.5)
     panels = figure.subplots(1, len(loads), squeeze=False, sharey=True)[0]
     for panel, load in zip(panels, loads, strict=True):
         for method in dict.fromkeys(rate.method for rate in found):
@@ -38,9 +37,8 @@ def draw(found: Sequence[Rate], place: Path) -> None:
                 linewidth=2.5 if ours else 1,
                 zorder=3 if ours else 2,
             )
-        panel.set(title=", ".join(load), xlabel="slowdown planted in one attention, %")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("runs with an alarm, %")
+        panel.set_title(", ".join(load))
+        ylabel = "runs with an alarm, %" if panel is panels[0] else ""
+        style_axes(panel, "slowdown planted in one attention, %", ylabel)
     panels[-1].legend(fontsize=8)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(place, dpi=120)
+    write_png(figure, place)
