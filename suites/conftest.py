@@ -30,7 +30,7 @@ from danon.bench.user_files import imported_user_files
 from danon.measure.background_work import BackgroundWork
 from danon.measure.fingerprint import fingerprint
 from danon.measure.integrity import MEASURING, Integrity
-from danon.measure.machine_lock import alone
+from danon.measure.machine_lock import device_lock
 from danon.measure.memory_limit import limit_memory
 from danon.measure.process_state import ProcessState
 from danon.measure.threads import threads_for_timing
@@ -233,7 +233,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @contextlib.contextmanager
 def _alone(config: pytest.Config) -> Iterator[None]:
     """Hold the machine, of all benches; say so if that means to wait."""
-    channel, lock = config.stash[_channel], alone(config.getoption("--danon-device"))
+    channel, lock = config.stash[_channel], device_lock(config.getoption("--danon-device"))
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -18,6 +18,8 @@ from repositories import two_commits
 from danon.attention import registry
 from danon.attention.base import BaseAttention
 from danon.measure.torch_settings import open_autocast_regions
+from danon.runs.journal import Journal
+from danon.runs.run_info import RunInfo
 from danon.tracking import store
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode asks for it
@@ -126,3 +128,13 @@ def postgresql() -> Iterator[str]:
             yield f"postgresql+psycopg://danon@/postgres?host={folder}"
         finally:
             run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+
+
+@pytest.fixture
+def info() -> RunInfo:
+    return RunInfo.capture("quick", 7, "danon bench", {"cpu": "a processor", "cores": "2"})
+
+
+@pytest.fixture
+def journal(tmp_path: Path, info: RunInfo) -> Journal:
+    return Journal.create(tmp_path / "runs", info)

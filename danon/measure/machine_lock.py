@@ -8,10 +8,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-__all__ = ["alone"]
+__all__ = ["device_lock"]
 
 
-def alone(device: str) -> FileLock:
+def device_lock(device: str) -> FileLock:
     """Return the lock that is held while a case or a trial is measured on a device, by this user.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from danon.measure.machine_lock import alone
+from danon.measure.machine_lock import device_lock
 from danon.processes.interpreter import python_environment
 from danon.processes.request_server import EndedError, RefusedError, WorkerProcess
 from danon.tuning.study import Plan, StudyError, differing
@@ -75,7 +75,7 @@ class SubprocessEvaluator:
     def steps(
         self, choice: Mapping[str, Any], seed: int, *, fresh: bool
     ) -> Iterator[dict[str, float]]:
-        with alone(self._plan.device):
+        with device_lock(self._plan.device):
             if fresh and self._used:
                 self._end()
             self._used = True

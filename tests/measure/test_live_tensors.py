@@ -41,7 +41,7 @@ def emptied() -> None:
     Holder.kept.clear()
 
 
-def test_tensors_made_since_are_counted_once_and_whole() -> None:
+def test_new_tensors_count_once_and_whole() -> None:
     Holder.kept["old"] = torch.zeros(1000)
     before = LiveTensors(CPU)
     assert before.bytes_since() == 0
@@ -55,7 +55,7 @@ def test_tensors_made_since_are_counted_once_and_whole() -> None:
     assert before.bytes_since() == 0
 
 
-def test_what_is_replaced_or_written_counts() -> None:
+def test_replaced_and_written_tensors_count() -> None:
     Holder.kept |= {"replaced": torch.zeros(100), "written": torch.zeros(200)}
     before = LiveTensors(CPU)
     Holder.kept["replaced"] = torch.ones(100)
@@ -64,7 +64,7 @@ def test_what_is_replaced_or_written_counts() -> None:
     assert before.bytes_since() == 1200
 
 
-def test_a_parameter_and_the_tensor_it_is_made_of() -> None:
+def test_parameter_and_tensor_of_one_storage() -> None:
     Holder.kept["tensor"] = torch.zeros(100).add_(1)
     Holder.kept["parameter"] = torch.nn.Parameter(Holder.kept["tensor"])
     Holder.kept["data"] = Holder.kept["parameter"].data
@@ -75,7 +75,7 @@ def test_a_parameter_and_the_tensor_it_is_made_of() -> None:
     assert before.bytes_since() == 400
 
 
-def test_inference_tensors_and_other_devices() -> None:
+def test_inference_tensors_count_and_other_devices_do_not() -> None:
     before = LiveTensors(CPU)
     with torch.inference_mode():
         Holder.kept["inference"] = torch.zeros(100)
@@ -84,7 +84,7 @@ def test_inference_tensors_and_other_devices() -> None:
     assert before.bytes_since() == 400
 
 
-def test_what_is_frozen_meanwhile_is_seen() -> None:
+def test_tensors_frozen_later_count() -> None:
     gc.collect()
     gc.freeze()
     try:
@@ -96,7 +96,7 @@ def test_what_is_frozen_meanwhile_is_seen() -> None:
         gc.unfreeze()
 
 
-def test_a_tenth_or_a_small_table_is_no_hidden_state() -> None:
+def test_hidden_state_up_to_a_tenth_or_a_small_table() -> None:
     before = LiveTensors(CPU)
     Holder.kept["table"] = torch.zeros(STATE_BYTES // 4)
     assert hidden_state(before, State(0)) == ""
@@ -109,7 +109,7 @@ def test_a_tenth_or_a_small_table_is_no_hidden_state() -> None:
     assert "keeps 21.0 MiB" in hidden_state(before, State(19 * STATE_BYTES))
 
 
-def test_garbage_is_collected_first() -> None:
+def test_hidden_state_in_garbage() -> None:
     before = LiveTensors(CPU)
     circle: list[Any] = [torch.zeros(STATE_BYTES)]
     circle.append(circle)
@@ -118,7 +118,7 @@ def test_garbage_is_collected_first() -> None:
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_streams_keep_nothing_beside_their_states(name: str) -> None:
+def test_registered_streams_keep_only_their_state(name: str) -> None:
     config = AttentionConfig(hidden_size=64, num_heads=4, num_kv_heads=2, causal=True)
     module = registry.get(name).build(config).eval()
     if reason := module.unavailable(

@@ -46,9 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SetClock]:
         ({1: 1.0, 2: 1.2, 4: 0.5}, 4),
     ],
 )
-def test_the_fastest_number_is_chosen(
-    clock: SetClock, seconds: dict[int, float], chosen: int
-) -> None:
+def test_fastest_number_of_threads(clock: SetClock, seconds: dict[int, float], chosen: int) -> None:
     clock(seconds)
     assert fastest_threads() == chosen
     with fewer_threads_beside_load(torch.device("cpu")) as found:
@@ -57,7 +55,7 @@ def test_the_fastest_number_is_chosen(
         assert found == torch.get_num_threads() == 4
 
 
-def test_a_trial_holds_for_a_while(clock: SetClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_of_a_trial_expires(clock: SetClock, monkeypatch: pytest.MonkeyPatch) -> None:
     clock({1: 1.0, 2: 2.0, 4: 2.0})
     now = 100.0
     monkeypatch.setattr(threads, "monotonic", lambda: now)
@@ -70,23 +68,23 @@ def test_a_trial_holds_for_a_while(clock: SetClock, monkeypatch: pytest.MonkeyPa
     assert found == [1, 1, 4]
 
 
-def test_an_error_leaves_the_threads_as_they_were(clock: SetClock) -> None:
+def test_threads_after_an_error(clock: SetClock) -> None:
     clock({1: 1.0, 2: 2.0, 4: 2.0})
     with pytest.raises(ValueError, match="mine"), fewer_threads_beside_load(torch.device("cpu")):
         raise ValueError("mine")
 
 
-def test_one_thread_is_not_tried(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_trial_with_one_thread(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(threads, "perf_counter")
     assert fastest_threads() == 1
 
 
-def test_a_real_trial_gives_a_number_there_is() -> None:
+def test_real_trial() -> None:
     assert fastest_threads() in range(1, torch.get_num_threads() + 1)
 
 
 class TestTiming:
-    def test_a_bench_begins_with_a_longer_trial(
+    def test_longer_trial_for_a_bench(
         self, clock: SetClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in threads.CHOSEN_BY_USER:
@@ -96,7 +94,7 @@ class TestTiming:
         monkeypatch.setattr(threads, "fastest_threads", lambda rounds: rounds)
         assert threads_for_timing() >= 5 * threads.ROUNDS
 
-    def test_threads_that_the_user_has_set_stay(
+    def test_number_of_threads_set_by_the_user(
         self, clock: SetClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delattr(threads, "fastest_threads")

@@ -51,7 +51,7 @@ def misleading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("target", ["mine.py:MyAttention", "mine:MyAttention"])
-def test_the_suites_begin_in_a_folder_of_misleading_names(misleading: Path, target: str) -> None:
+def test_suites_started_in_a_folder_of_misleading_names(misleading: Path, target: str) -> None:
     scratch = misleading / "scratch"
     scratch.mkdir()
     options = ("--danon-profile=smoke", "--danon-suites=speed", f"--danon-attention={target}")
@@ -66,13 +66,13 @@ def test_the_suites_begin_in_a_folder_of_misleading_names(misleading: Path, targ
     assert "MyAttention" in event["attentions"]
 
 
-def test_trials_begin_there_too(misleading: Path) -> None:
+def test_trials_started_in_a_folder_of_misleading_names(misleading: Path) -> None:
     plan = Plan("schedule", "mine.py:MyAttention", (), {}, 64, "float32", "cpu", "tpe", 0)
     with contextlib.closing(SubprocessEvaluator(plan, misleading / "trials.log")) as evaluator:
         assert evaluator.describe()["default"]["batch"] == 1
 
 
-def test_the_current_folder_is_not_on_the_path(misleading: Path) -> None:
+def test_path_without_the_current_folder(misleading: Path) -> None:
     command = python_command("-c", "import json, sys, suites; print(json.dumps(sys.path))")
     done = subprocess.run(
         command, env=python_environment(misleading / "first"), capture_output=True, check=True
@@ -82,7 +82,7 @@ def test_the_current_folder_is_not_on_the_path(misleading: Path) -> None:
     assert f'"{misleading}"' not in found and '""' not in found
 
 
-def test_what_was_on_the_path_stays_there_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pythonpath_of_the_user_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(("a", "b")))
     found = python_environment(Path("first"), OMP_NUM_THREADS="1")
     assert found["PYTHONPATH"].split(os.pathsep) == ["first", str(bundle()), "a", "b"]

@@ -64,20 +64,18 @@ def option_of(command: Any) -> Iterator[tuple[str, Any]]:
         yield command.__name__, option.default_factory
 
 
-def test_the_root_is_that_of_the_repository(below: Path) -> None:
+def test_root_below_a_repository(below: Path) -> None:
     assert project_root() == below
     assert results_folder("runs") == Path("../../results/runs")
     assert store.tracking_uri() == f"sqlite:///{below}/.mlflow/mlflow.db"
 
 
-def test_without_a_repository_it_is_the_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_root_without_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert project_root() == tmp_path and results_folder() == Path("results")
 
 
-def test_every_command_has_the_same_results(below: Path) -> None:
+def test_default_results_folder_of_every_command(below: Path) -> None:
     found = {name: make() for name, make in results_options()}
     assert found.keys() == {
         "bench",
@@ -94,14 +92,12 @@ def test_every_command_has_the_same_results(below: Path) -> None:
     assert found["tune"].resolve() == below / "results"
 
 
-def test_studies_beside_a_server_are_of_the_repository(
-    below: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_studies_with_a_tracking_server(below: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert storage.default() == f"sqlite:///{below}/.mlflow/optuna.db"
 
 
-def test_a_run_is_found_from_below(below: Path) -> None:
+def test_report_from_a_folder_below_the_root(below: Path) -> None:
     journal = Journal.create(below / "results" / "runs", RunInfo.capture("quick", 0, "", {}))
     case = Case("speed", "sdpa", 64, "float32", "forward")
     journal.append(CaseResult(case, "measured", metrics={"time_s": 1e-3}))
@@ -110,7 +106,7 @@ def test_a_run_is_found_from_below(below: Path) -> None:
     assert f"../../results/runs/{journal.run_dir.name}/report.html" in done.output
 
 
-def test_an_answer_rests_on_the_runs_that_come_with_danon_too(below: Path) -> None:
+def test_choose_reads_shipped_runs_too(below: Path) -> None:
     arguments = ["choose", "--length", "16384", "--memory-gb", "8", "--task", "mqar"]
     done = CliRunner().invoke(commands.app, arguments)
     assert "sdpa" in done.output and "no run has" not in done.output
@@ -135,7 +131,7 @@ def write_tuned(folder: Path, attention: str, **best: dict[str, Any]) -> None:
     (folder / f"{attention}.json").write_text(content)
 
 
-def test_own_settings_are_rows_beside_those_that_come_with_danon(below: Path, table: None) -> None:
+def test_settings_of_the_repository_beside_shipped_ones(below: Path, table: None) -> None:
     (shipped,) = tuned.rows("msra").values()
     assert shipped.name == "msra-balanced" and tuned.known_rows("msra") == tuned.rows("msra")
     write_tuned(below / "results" / "tuned", "msra", speed={"window": 64}, memory={"window": 64})
@@ -156,7 +152,7 @@ def test_own_settings_are_rows_beside_those_that_come_with_danon(below: Path, ta
     assert {row.study for row in rows} == {"ours for memory", str(shipped.provenance["study"])}
 
 
-def test_own_settings_for_a_goal_count_more(below: Path) -> None:
+def test_settings_of_the_repository_come_before_shipped_ones(below: Path) -> None:
     (shipped,) = tuned.rows("msra").values()
     write_tuned(below / "results" / "tuned", "msra", balanced={"window": 64})
     row = tuned.known_row("msra-balanced")
@@ -167,7 +163,7 @@ def test_own_settings_for_a_goal_count_more(below: Path) -> None:
         tuned.known_row("msra-balanced")
 
 
-def test_how_to_build_own_settings(below: Path) -> None:
+def test_build_with_settings_of_the_repository(below: Path) -> None:
     write_tuned(below / "results" / "tuned", "msra", speed={"window": 64})
     journal = Journal.create(below / "results" / "runs", RunInfo.capture("quick", 0, "", {}))
     for name, ratio in (("sdpa", 1.0), ("msra-speed", 0.5)):
@@ -184,7 +180,7 @@ def test_how_to_build_own_settings(below: Path) -> None:
     assert 'MSRAConfig.tuned("speed", source=Path("../../results/tuned"), ...)' in said
 
 
-def test_an_installed_danon_records_the_commit_of_the_repository(
+def test_commit_of_an_installed_danon_in_a_repository(
     below: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed = below / ".venv" / "site-packages" / "danon" / "runs" / "commit.py"
@@ -204,7 +200,7 @@ def test_an_installed_danon_records_the_commit_of_the_repository(
     assert commit.commit_of()[1]
 
 
-def test_an_installed_danon_outside_of_a_repository_says_so(
+def test_commit_of_an_installed_danon_outside_of_a_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The repository that danon happens to be installed in is not asked."""

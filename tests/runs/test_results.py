@@ -102,12 +102,12 @@ def files() -> list[str]:
 
 
 @pytest.mark.parametrize("name", files())
-def test_a_file_of_results_can_be_read(name: str) -> None:
+def test_every_file_of_results_is_readable(name: str) -> None:
     (reader,) = (check for form, check in READERS.items() if re.fullmatch(form, name))
     reader(RESULTS / name)
 
 
-def test_every_reader_has_a_file() -> None:
+def test_every_reader_reads_a_file() -> None:
     unused = [form for form in READERS if not any(re.fullmatch(form, x) for x in files())]
     assert unused == []
 
@@ -133,7 +133,7 @@ def named(text: str) -> set[str]:
         ("## tuned/\\<attention\\>.json", ()),
     ],
 )
-def test_the_page_names_every_field(title: str, kinds: tuple[type, ...]) -> None:
+def test_page_lists_every_field(title: str, kinds: tuple[type, ...]) -> None:
     fields = {
         name
         for kind in kinds
@@ -146,7 +146,7 @@ def test_the_page_names_every_field(title: str, kinds: tuple[type, ...]) -> None
     assert fields - named(section(title)) == set()
 
 
-def test_the_page_names_every_word_and_its_version() -> None:
+def test_page_lists_every_word_and_the_schema() -> None:
     assert f"version of this page's section; now {SCHEMA}" in section("### run.json")
     assert set(get_args(RunStatus)) <= named(section("### run.json"))
     words = {*get_args(Status), *get_args(Phase)}
@@ -155,7 +155,7 @@ def test_the_page_names_every_word_and_its_version() -> None:
     assert set(tuned.GOALS) <= named(section("## tuned/\\<attention\\>.json"))
 
 
-def test_the_page_names_every_column_of_samples(tmp_path: Path) -> None:
+def test_page_lists_every_column_of_samples(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     case = Case("speed", "sdpa", 64, "float32", "forward")
@@ -170,7 +170,7 @@ def test_the_page_names_every_column_of_samples(tmp_path: Path) -> None:
     assert stored.keys() == {"schema", "run", "results"}
 
 
-def test_a_field_is_as_strict_on_disk_as_it_is_written() -> None:
+def test_unknown_field_of_a_case() -> None:
     case = Case("speed", "sdpa", 64, "float32", "forward")
     row = CaseResult(case, "measured", metrics={"time_s": float("nan"), "speedup": 1})
     read = TypeAdapter(CaseResult).validate_json(row.to_json(), strict=True)
@@ -188,7 +188,7 @@ def test_a_field_is_as_strict_on_disk_as_it_is_written() -> None:
         ([], "figures: must be an object"),
     ],
 )
-def test_a_study_without_numbers_is_refused(tmp_path: Path, figures: object, words: str) -> None:
+def test_settings_file_without_numbers(tmp_path: Path, figures: object, words: str) -> None:
     some = {"settings": {}, "choice": {}, "figures": figures, "provenance": {}}
     content = {"attention": "msra", "best": {"speed": some}}
     (tmp_path / "msra.json").write_text(json.dumps(content))

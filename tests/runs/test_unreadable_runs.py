@@ -164,14 +164,14 @@ def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
     return place, f"{place}{said}"
 
 
-def test_by_name_it_is_refused(damaged: tuple[Path, str]) -> None:
+def test_damaged_run_given_by_name(damaged: tuple[Path, str]) -> None:
     place, said = damaged
     for command in ("report", "record"):
         done = danon(command, place)
         assert done.exit_code == 2 and said in done.output
 
 
-def test_alone_it_is_refused(damaged: tuple[Path, str]) -> None:
+def test_damaged_run_as_the_only_one(damaged: tuple[Path, str]) -> None:
     place, said = damaged
     done = danon("report", "--results", place.parent)
     assert done.exit_code == 2 and said in done.output
@@ -180,7 +180,7 @@ def test_alone_it_is_refused(damaged: tuple[Path, str]) -> None:
     assert done.exit_code == 2 and f"no recorded run can be read: {said}" in done.output
 
 
-def test_beside_others_it_is_passed_over(damaged: tuple[Path, str]) -> None:
+def test_damaged_run_beside_others(damaged: tuple[Path, str]) -> None:
     place, said = damaged
     record(place.parent)
     done = choose(place.parent)
@@ -189,7 +189,7 @@ def test_beside_others_it_is_passed_over(damaged: tuple[Path, str]) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["cut-off run", "ratio of 0"], indirect=True)
-def test_a_report_is_of_the_last_that_can_be_read(damaged: tuple[Path, str]) -> None:
+def test_report_after_a_damaged_run(damaged: tuple[Path, str]) -> None:
     place, said = damaged
     good = record(place.parent)
     done = danon("report", "--results", place.parent)
@@ -197,7 +197,9 @@ def test_a_report_is_of_the_last_that_can_be_read(damaged: tuple[Path, str]) -> 
     assert (good.run_dir / "report.html").is_file()
 
 
-def test_resume_passes_it_over(damaged: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_after_a_damaged_run(
+    damaged: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     place, said = damaged
     killed = record(place.parent, status="KILLED")
@@ -209,7 +211,7 @@ def test_resume_passes_it_over(damaged: tuple[Path, str], monkeypatch: pytest.Mo
     assert f"Going on with {killed.info().run_id}: 6 cases" in shown
 
 
-def test_a_last_line_that_was_being_written_costs_its_case(tmp_path: Path) -> None:
+def test_torn_last_line(tmp_path: Path) -> None:
     journal = record(tmp_path)
     place = journal.run_dir / "cases.jsonl"
     place.write_text(place.read_text()[:-20])
@@ -217,7 +219,7 @@ def test_a_last_line_that_was_being_written_costs_its_case(tmp_path: Path) -> No
     assert len(run.results) == 5
 
 
-def test_no_runs_are_no_error(tmp_path: Path) -> None:
+def test_folder_without_runs(tmp_path: Path) -> None:
     assert readable_runs((tmp_path, tmp_path / "nowhere"), pytest.fail) == []
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "run.json").write_text("{}")
@@ -225,9 +227,7 @@ def test_no_runs_are_no_error(tmp_path: Path) -> None:
         readable_runs((tmp_path,), str)
 
 
-def test_a_hybrid_selects_by_the_runs_that_can_be_read(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_hybrid_selects_by_readable_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     record_figures(tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "run.json").write_text('{"schema": 2}')
@@ -239,7 +239,7 @@ def test_a_hybrid_selects_by_the_runs_that_can_be_read(
         selection.load(tmp_path)
 
 
-def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_report_that_cannot_be_written(tmp_path: Path) -> None:
     run_dir = record(tmp_path).run_dir
     (run_dir / "report.html").mkdir()
     done = danon("report", run_dir)
@@ -268,7 +268,7 @@ def replaced(values: Any, place: tuple[Any, ...], value: object) -> Any:
 
 
 @pytest.mark.slow
-def test_any_value_is_refused_or_shown(tmp_path: Path) -> None:
+def test_random_values_are_refused_or_shown(tmp_path: Path) -> None:
     """What the check lets through ends no reader."""
     run_dir = record(tmp_path).run_dir
     head = json.loads((run_dir / "run.json").read_text())
