@@ -8,12 +8,14 @@ model.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from danon.runs.files import recover_folders, replace_folder
 
 if TYPE_CHECKING:
     from danon.runs.case import Case
@@ -81,15 +83,15 @@ class SavedModel:
             run_dir: the folder of the run.
             fill: writes weights and code into the folder it is given.
         """
-        target = run_dir / FOLDER / self.name
-        aside = target.with_name(f".{self.name}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)  # a killed process left it
-        aside.mkdir(parents=True)
-        fill(aside)
-        (aside / ABOUT).write_text(json.dumps(self.values(), indent=1) + "\n", encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        aside.rename(target)
+
+        def fill_and_describe(folder: Path) -> None:
+            fill(folder)
+            about = json.dumps(self.values(), indent=1) + "\n"
+            (folder / ABOUT).write_text(about, encoding="utf-8")
+
+        models = run_dir / FOLDER
+        recover_folders(models, glob.escape(self.name))
+        replace_folder(models / self.name, fill_and_describe)
 
     @classmethod
     def all(cls, run_dir: Path) -> Iterator[tuple[SavedModel, Path]]:

@@ -6,12 +6,12 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from danon.runs.files import recover_folders, replace_folder
 from danon.runs.locks import hold_lock
 from danon.training.base import needed
 
@@ -19,9 +19,6 @@ __all__ = ["alone", "folder", "locked", "newest", "read", "save"]
 
 SEAL = "checkpoint.json"
 """File with the digests of all other files and the state of the trainer."""
-
-ASIDE = ".old"
-"""Suffix of a folder that is moved aside for a new checkpoint of the same step."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,12 +52,7 @@ def alone(directory: Path) -> Iterator[None]:
         ValueError: another process holds them.
     """
     with locked(directory, ".lock"):
-        for left in directory.glob(".step-*"):
-            final = directory / left.stem.removeprefix(".")
-            if left.suffix == ASIDE and not final.exists():
-                left.replace(final)  # killed between the two moves of save
-            else:
-                shutil.rmtree(left, ignore_errors=True)
+        recover_folders(directory, "step-*")
         yield
 
 
@@ -93,27 +85,15 @@ def save(
     Raises:
         OSError: no room or no permission; earlier checkpoints are unharmed.
     """
-    final = folder(directory, step)
-    partial = directory / f".{final.name}.{os.getpid()}"
-    aside = directory / f".{final.name}{ASIDE}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+
+    def fill(partial: Path) -> None:
         write(partial)
         digests = {str(f.relative_to(partial)): _digest(f) for f in _files(partial)}
         seal = {"step": step, "known": dict(state), "digests": digests}
         (partial / SEAL).write_text(json.dumps(seal, indent=1), encoding="utf-8")
-        for file in _files(partial):
-            _sync(file)
-        if final.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            final.replace(aside)
-        partial.replace(final)
-        _sync(directory)
-        shutil.rmtree(aside, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+
+    final = folder(directory, step)
+    replace_folder(final, fill)
     # Later checkpoints were passed over as damaged, and are written again.
     ours = [path for path in sorted(directory.glob("step-*")) if path <= final]
     for old in ours[:-keep]:
@@ -181,14 +161,3 @@ def _files(folder: Path) -> Iterator[Path]:
 def _digest(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Force a file or a folder onto the disk; not every system can do so for a folder."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
