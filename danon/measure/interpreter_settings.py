@@ -45,7 +45,7 @@ def _set_handlers(value: dict[str, Any]) -> None:
             signal.signal(number, value[name])
 
 
-def _catchable_signals() -> set[int]:
+def _catchable_signals() -> set[signal.Signals]:
     return set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 
 
