@@ -1,4 +1,4 @@
-"""What installed packages add to danon: entry points, and the packages that they come from."""
+"""Entry points that installed packages add to danon, and the packages that they come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports whatever registers suites: the files in suites/, and installed packages."""
+"""Import of the modules that register suites: the files in suites/, and installed packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a suite says of itself: its name, what it measures, and its metrics, as plain data.
+"""The description of a suite: name, measured quantity and metrics, as plain data.
 
 It is stored with every run, so that a report needs neither the code of the suite nor torch.
 """
