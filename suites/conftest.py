@@ -165,13 +165,9 @@ def _prepared(config: pytest.Config, attention: str, what: str) -> Iterator[None
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
-    one = config.getoption("--danon-one")
-    planned = planned_cases(
-        config.stash[_profile],
-        config.stash[_names],
-        config.getoption("--danon-device"),
-        config.stash[_suites],
-    )
+    one, device = config.getoption("--danon-one"), config.getoption("--danon-device")
+    names: tuple[str, ...] = config.stash[_names]
+    planned = planned_cases(config.stash[_profile], names, device, config.stash[_suites])
     # Identifiers, not cases: pytest-benchmark stores the parameters in its JSON.
     cases = config.stash[_cases] = {c.id: c for c in planned if one in ("", c.attention)}
     metafunc.parametrize("case", list(cases), ids=list(cases), indirect=True)
