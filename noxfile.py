@@ -31,7 +31,7 @@ PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Lets a thread that waits sleep, not spin."""
 DASHBOARD = "8080"
 """Port of Optuna's dashboard."""
-CODE = ("danon", "baselines", "suites", "tests", "examples", "noxfile.py")
+CODE = ("danon", "baselines", "suites", "gate_validation", "tests", "examples", "noxfile.py")
 
 
 def run(
@@ -138,7 +138,7 @@ def gate_validation(session: nox.Session) -> None:
     """Measure how often the gate errs, beside pytest-benchmark and asv: -- --minutes 60."""
     install(session, "bench,baselines")
     install_asv(session)
-    run(session, "danon", "gate-validate", *session.posargs)
+    run(session, "python", "-m", "gate_validation", *session.posargs)
 
 
 @nox.session(venv_backend="none")

@@ -105,7 +105,7 @@ def gate_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the gate's workers read."""
     from danon.gate import workspace
 
-    return workspace._inputs(tmp_path_factory.mktemp("gate") / "inputs.pt")
+    return workspace.write_inputs(tmp_path_factory.mktemp("gate") / "inputs.pt")
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import math
 import random
 
 from danon.gate.paired_processes import Measurement
-from danon.gate.validation.rounds import Round
 from danon.runs.case import Case
+from gate_validation.rounds import Round
 
 
 def rounds(slowdown: float, count: int, *, noise: float = 0.005, seed: int = 0) -> list[Round]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -182,12 +183,12 @@ def gate(
     results: Annotated[Path, _results("Gets gate.json, gate.md and gate.xml.", "gate")],
 ) -> None:
     """Say whether an attention has become slower, larger or worse; exit status 1 if so."""
-    from danon.gate.command import acceptance
+    from danon.gate.command import accept_cases
     from danon.gate.command import gate as run
     from danon.gate.workspace import Options
 
     if accept:
-        raise typer.Exit(acceptance(accept, reason, results, Console()))
+        raise typer.Exit(accept_cases(accept, reason, results, Console()))
     options = Options(tuple(attention or ()), only, dirty, time_limit_minutes, results, against)
     raise typer.Exit(run(options, Console()))
 
@@ -214,23 +215,8 @@ def calibrate(
     from danon.gate.command import calibrate as run
     from danon.gate.workspace import Options
 
-    options = Options(tuple(attention or ()), only, False, 0.0, results_folder("gate"))
+    options = Options(tuple(attention or ()), only, False, math.inf, results_folder("gate"))
     raise typer.Exit(run(options, pairs, Console()))
-
-
-@app.command("gate-validate")
-def gate_validation(
-    load: Annotated[
-        str, typer.Option(help="Beside the measurements: quiet, 'busy core', 'memory traffic'.")
-    ] = "quiet",
-    minutes: Annotated[float, typer.Option(help="Of new rounds; 0 replays those there are.")] = 60,
-    *,
-    results: Annotated[Path, _results("Has the rounds.", "gate_validation")],
-) -> None:
-    """Measure the gate itself: how often it errs where the truth is known."""
-    from danon.gate.validation.command import gate_validation as run
-
-    raise typer.Exit(run(load, minutes, results, Console()))
 
 
 tuning = typer.Typer(

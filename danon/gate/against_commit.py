@@ -5,95 +5,94 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from danon.gate.acceptance import Allowance
-from danon.gate.exact_metrics import RecallModels, compare_exact, exact_metrics_of
-from danon.gate.paired_processes import Measurement, OutputError, Side, measure_abba
+from danon.gate.checkout import Checkout
+from danon.gate.exact_metrics import compare_exact, exact_metrics_of
+from danon.gate.paired_processes import Measurement, measure_abba
 from danon.gate.result import Row
-from danon.gate.sequential_test import Say, SequentialTest
+from danon.gate.sequential_test import SequentialTest
+from danon.gate.worker_client import OutputError
+from danon.gate.workspace import Workspace
 from danon.runs.case import Case
 
-__all__ = ["compare_commits", "decided"]
-
-ROUNDS = 2
-"""In one pair: its own offset is larger than what more rounds would take away."""
+__all__ = ["compare_commits", "decide_rows", "merge_rows"]
 
 
 def compare_commits(
-    base: Side,
-    head: Side,
+    workspace: Workspace,
+    base: Checkout,
     cases: Sequence[Case],
-    inputs: Path,
-    log: Path,
-    models: RecallModels,
-    *,
-    end: float,
-    say: Say,
-    allowed: Mapping[str, Allowance] | None = None,
-    seed: int = 0,
+    allowances: Mapping[str, Allowance] | None = None,
 ) -> list[Row]:
-    """What became of each case, in their order.
+    """Compare the head of a workspace with a base; return a row for each case, in their order.
 
     Args:
-        allowed: what cases, by :attr:`Case.id`, may cost more.
-        inputs: file of q, k and v for the workers.
-        log: gets what the workers print.
-        models: the base trains them.
-        end: of ``perf_counter``, when whatever is not decided stays so.
+        workspace: has the head; cases that are not decided at its ``end`` stay undecided.
+        base: it trains the models of recall.
+        cases: to compare.
+        allowances: by :attr:`Case.id`, what a case may cost more.
 
     Raises:
-        WorkerError: a side does not start, or a worker died.
+        WorkerError: A side does not start, or a worker died.
     """
-    may = {case: (allowed or {}).get(case.id, Allowance()) for case in cases}
+    sides = workspace.side("base", base.root), workspace.side("head")
+    allowed = {case: (allowances or {}).get(case.id, Allowance()) for case in cases}
 
-    def compared(some: Sequence[Case]) -> dict[Case, Row]:
-        before = exact_metrics_of(
-            base, some, inputs, log, replace(models, train=True), say, end=end
+    def compare(cases: Sequence[Case]) -> dict[Case, Row]:
+        before, after = (
+            exact_metrics_of(workspace, side, cases, workspace.new_models, train=side is sides[0])
+            for side in sides
         )
-        after = exact_metrics_of(head, some, inputs, log, models, say, end=end)
-        return {case: compare_exact(case, before[case], after[case], may[case]) for case in some}
+        return {
+            case: compare_exact(case, before[case], after[case], allowed[case]) for case in cases
+        }
 
     def measure(
-        some: Sequence[Case], turn: int
+        cases: Sequence[Case], seed: int
     ) -> Iterator[tuple[Case, Measurement | OutputError]]:
-        for case, found in measure_abba(
-            base, head, some, inputs, log, rounds=ROUNDS, seed=turn, end=end
-        ):
-            if isinstance(found, OutputError):
-                yield case, found
+        for case, pair in measure_abba(workspace, sides, cases, seed=seed):
+            if isinstance(pair, OutputError):
+                yield case, pair
                 continue
-            more = may[case].log_time
-            slower = tuple(seconds * math.exp(more) for seconds in found.base)
-            yield case, replace(found, log_ratio=found.log_ratio - more, base=slower)
+            extra = allowed[case].log_time
+            slower = tuple(seconds * math.exp(extra) for seconds in pair.base)
+            yield case, replace(pair, log_ratio=pair.log_ratio - extra, base=slower)
 
-    return decided(cases, compared, SequentialTest(measure, end, seed, say))
+    test = SequentialTest(measure, end=workspace.end, progress=workspace.progress)
+    return decide_rows(cases, compare, test)
 
 
-def decided(
+def decide_rows(
     cases: Sequence[Case],
-    compared: Callable[[Sequence[Case]], dict[Case, Row]],
-    trial: SequentialTest,
+    compare: Callable[[Sequence[Case]], dict[Case, Row]],
+    test: SequentialTest,
 ) -> list[Row]:
-    """What became of each case, in their order.
+    """Return a row for each case, in their order.
 
-    Models are asked last: training them takes longer than all that is exact without one.
+    Models are asked last: training them takes longer than all other exact metrics.
 
     Args:
-        compared: says of cases what does not vary.
-        trial: times those of them that run on both sides.
+        cases: to decide.
+        compare: compares the exact metrics of cases.
+        test: times those that run on both sides.
     """
     timed = [case for case in cases if not case.task]
-    rows = merge_rows(compared(timed), trial) if timed else {}
-    if asked := [case for case in cases if case.task]:
-        rows |= compared(asked)
+    rows = merge_rows(compare(timed), test) if timed else {}
+    if recall := [case for case in cases if case.task]:
+        rows |= compare(recall)
     return [rows[case] for case in cases]
 
 
-def merge_rows(rows: dict[Case, Row], trial: SequentialTest) -> dict[Case, Row]:
-    """The same with times, of those that ran on both sides."""
-    found = trial.rows([c for c, row in rows.items() if row.finding in ("same", "larger")])
-    for case, row in found.items():
+def merge_rows(rows: dict[Case, Row], test: SequentialTest) -> dict[Case, Row]:
+    """Time the cases that ran on both sides and merge the findings into their rows.
+
+    Args:
+        rows: of the exact metrics.
+        test: times cases.
+    """
+    timed = test.rows([case for case, row in rows.items() if row.finding in ("same", "larger")])
+    for case, row in timed.items():
         finding, notes = row.finding, [row.note, rows[case].note]
         if rows[case].finding == "larger" and finding == "slower":
             finding = "slower and larger"

@@ -1,8 +1,8 @@
-"""The calls that a worker times: their inputs differ each time, and what one returned is kept.
+"""The calls that a worker times: their inputs differ each time, and the outputs of one are kept.
 
-Loaded by path, like the worker itself, and for the same reason: it imports torch alone. A class
-that remembers its outputs, by the identity, the address or the content of its inputs, is timed
-while it computes, or found out by what it returned.
+Loaded by path, like the worker itself, and for the same reason: it imports torch alone. A class may
+remember outputs by the identity, the address or the content of its inputs. Here it has to compute,
+or its outputs are wrong.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ __all__ = [
     "Inputs",
     "Recomputation",
     "TimedCalls",
-    "differing",
+    "difference",
     "function_of",
     "outputs_of",
     "wait_for_threads",
 ]
 
 NEW = 64
-"""Tokens that are decoded after a context."""
+"""Number of tokens that are decoded after a context."""
 POOL = 3
-"""Sets of tensors that take turns as the inputs of calls."""
+"""Number of sets of tensors that take turns as inputs of calls."""
 SCALING = 0.02
-"""The text of a call is multiplied by 1 +- this at most, so that its content never comes again."""
+"""Largest relative change of a call's text, which makes its content unique."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 3e-2}
-"""Of a row, over the largest value: the same code on the same inputs rarely differs at all."""
+"""Tolerated error of a row over the largest value; the same code rarely differs at all."""
 ODD_ROWS = 0.01
-"""Share of rows that may be beyond it: rounding can turn a choice between two equal scores."""
+"""Share of rows that may differ by more: rounding can turn a choice between equal scores."""
 
 LATE_S = 1.0
-"""Threads that a call has left are waited for so long."""
+"""Seconds to wait for threads that a call has started."""
 ANSWERED = 77
-"""Exit status of a copy that has sent its answer; one that code of a user ends has another."""
+"""Exit status of a copy that has sent its answer; a copy that the user's code ends has another."""
 
 Function = Callable[[tuple[Tensor, ...]], object]
 
@@ -63,8 +63,8 @@ class Draw:
     """The inputs of a call in three numbers.
 
     Attributes:
-        offset: of the first token in the text.
-        factor: that the text is multiplied by.
+        offset: index of the first token in the text.
+        factor: multiplies the text.
         seed: of torch's generator when the call begins.
     """
 
@@ -74,16 +74,17 @@ class Draw:
 
 
 FIXED_DRAW = Draw(0, 1.0, 0)
-"""The inputs that figures which do not vary are of."""
+"""Inputs for exact metrics."""
 
 
 class Inputs:
-    """q, k and v (B, H, N, D) of a few tensors that are filled anew for every call.
+    """Sets of q, k and v (B, H, N, D) that take turns and are filled anew for every call.
 
     Args:
         text: three tensors (B, H, M, D) float32 that all inputs are cut from, M >= N.
         tokens: N.
-        gradients: let the tensors ask for gradients.
+        dtype: of q, k and v.
+        gradients: True to let them require gradients.
         order: draws the content.
     """
 
@@ -105,7 +106,7 @@ class Inputs:
         self._turn = 0
 
     def draw(self) -> Draw:
-        """Draw content that no call had before."""
+        """Draw content that no call has had."""
         order, room = self._order, self._text[0].shape[2] - self._tokens
         factor = 1 + SCALING * order.uniform(-1, 1)
         return Draw(order.randint(0, room), factor, order.getrandbits(32))
@@ -119,7 +120,7 @@ class Inputs:
         return tensors
 
     def untouched(self, tensors: tuple[Tensor, ...], draw: Draw) -> bool:
-        """Return whether tensors still have the content that they were filled with."""
+        """Return True if tensors still have the content that they were filled with."""
         expected = tuple(torch.empty_like(x) for x in tensors)
         self._fill(expected, draw)
         return all(map(torch.equal, tensors, expected))
@@ -131,10 +132,12 @@ class Inputs:
 
 
 def function_of(module: Any, case: dict[str, Any], context: tuple[Tensor, ...]) -> Function:
-    """Return what is timed of a module: a function of the tensors of :class:`Inputs`.
+    """Return the function to time: it takes the tensors of :class:`Inputs`.
 
     Args:
-        context: q, k and v of what is read before decoding begins; empty in other phases.
+        module: the attention.
+        case: fields of the case.
+        context: q, k and v that are read before decoding; empty in other phases.
     """
     if case["phase"] == "decode":
         begin = module.init_state(context[0].shape[0], dtype=context[0].dtype)
@@ -172,13 +175,13 @@ def function_of(module: Any, case: dict[str, Any], context: tuple[Tensor, ...]) 
 
 @dataclass
 class TimedCalls:
-    """Time a function on inputs that differ from call to call.
-
-    Of all the calls one is drawn, whose outputs are kept.
+    """Times a function on inputs that differ from call to call; keeps the outputs of one.
 
     Attributes:
-        fault: what a call did that it must not; empty if nothing was noticed.
-        kept: inputs and outputs of the call that was drawn.
+        function: to time.
+        inputs: of its calls.
+        fault: forbidden effect of a call, in words; empty if none was noticed.
+        kept: inputs and outputs of one call, drawn at random.
     """
 
     function: Function
@@ -204,7 +207,7 @@ class TimedCalls:
         out = self.function(tensors)
         seconds = clock() - start
         self._count += 1
-        # Each call is as likely as the others, but for those that see their tensors first.
+        # Each call is as likely as the others, except the first ones, which see new tensors.
         if self._chance.random() * max(self._count - POOL, 1) < 1:
             self.kept = draw, [None if x is None else x.clone() for x in outputs_of(out)]
             if not self.inputs.untouched(tensors, draw):
@@ -212,13 +215,13 @@ class TimedCalls:
         return seconds
 
 
-def differing(
-    found: Sequence[Tensor | None], expected: Sequence[Tensor | None], dtype: torch.dtype
+def difference(
+    outputs: Sequence[Tensor | None], expected: Sequence[Tensor | None], dtype: torch.dtype
 ) -> str:
-    """Return how outputs differ by more than rounding, in words; empty if they do not."""
-    if [x is None or x.shape for x in found] != [x is None or x.shape for x in expected]:
+    """Say how outputs differ by more than rounding; return an empty text if they do not."""
+    if [x is None or x.shape for x in outputs] != [x is None or x.shape for x in expected]:
         return "outputs of other shapes"
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(outputs, expected, strict=True):
         if one is None or other is None or torch.equal(one, other):
             continue
         a, b = (x.double().reshape(-1, x.shape[-1] if x.dim() else 1) for x in (one, other))
@@ -234,12 +237,12 @@ def differing(
 
 
 class Recomputation:
-    """A copy of this process as it was before any call, that computes again what was timed.
+    """A copy of this process from before any call, which computes timed calls again.
 
-    Each answer is of a copy of that copy, so that nothing is known to it from one to the next.
+    A copy of that copy computes each answer, so that nothing is remembered between answers.
 
     Args:
-        compute: given a request, returns the outputs.
+        compute: returns the outputs for a request.
         closing: descriptors that the copy must not hold open.
     """
 
@@ -261,8 +264,11 @@ class Recomputation:
     def outputs(self, request: dict[str, Any]) -> list[Tensor | None]:
         """Return what a fresh process computes.
 
+        Args:
+            request: as JSON can hold it.
+
         Raises:
-            RuntimeError: it could not; says why.
+            RuntimeError: It could not; the message says why.
         """
         try:
             self._end.send_bytes(json.dumps(request).encode())
@@ -272,8 +278,8 @@ class Recomputation:
         answer = torch.load(io.BytesIO(packed), weights_only=True)
         if "error" in answer:
             raise RuntimeError(answer["error"])
-        found: list[Tensor | None] = answer["outputs"]
-        return found
+        outputs: list[Tensor | None] = answer["outputs"]
+        return outputs
 
 
 def _serve(end: Connection, compute: Callable[[dict[str, Any]], list[Tensor | None]]) -> None:
@@ -303,7 +309,7 @@ def _send(end: Connection, answer: dict[str, Any]) -> None:
 
 
 def wait_for_threads() -> None:
-    """Wait until threads that a call has left have computed, but not for ever."""
+    """Wait until threads that a call has started end, for :data:`LATE_S` at most."""
     end = monotonic() + LATE_S
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
@@ -311,7 +317,7 @@ def wait_for_threads() -> None:
 
 
 def outputs_of(out: object) -> list[Tensor | None]:
-    """Return the tensors of what a call returned, on their own."""
+    """Return the tensors in what a call returned, detached."""
     return [None if x is None else x.detach() for x in _tensors(out)]
 
 
@@ -319,7 +325,7 @@ def _tensors(out: object) -> Iterator[Tensor | None]:
     if out is None or isinstance(out, Tensor):
         yield out
     elif isinstance(out, list | tuple):
-        for some in out:
-            yield from _tensors(some)
+        for part in out:
+            yield from _tensors(part)
     else:
         raise TypeError(f"returns {type(out).__name__}: must be a tensor, or tensors in a list")

@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["Checkout", "CheckoutError", "DirtyError", "Repository", "RevisionError"]
 
 IDENTITY = ("-c", "user.name=danon", "-c", "user.email=danon@localhost")
-"""Of a commit that nobody sees: git makes none without, and not everybody has one."""
+"""Author of a commit that nobody sees: git makes none without, and not everybody has one."""
 
 
 class CheckoutError(RuntimeError):
@@ -29,18 +29,24 @@ class DirtyError(CheckoutError):
     """Changes that no commit has."""
 
 
-def _files_of_the_user(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
-    """Return a member unless it would be written elsewhere; links may lead anywhere."""
+def _allowed_member(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
+    """Return a member, or None if it would be written elsewhere; links may lead anywhere."""
     return member if member.issym() else tarfile.data_filter(member, into)
 
 
-SAFE: dict[str, Any] = {"filter": _files_of_the_user} if hasattr(tarfile, "data_filter") else {}
+SAFE: dict[str, Any] = {"filter": _allowed_member} if hasattr(tarfile, "data_filter") else {}
 """Python 3.11.3 and before have no filters; the files are the user's own."""
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """A commit as files."""
+    """A commit as files.
+
+    Attributes:
+        commit: its full hash.
+        subject: first line of its message.
+        root: folder with its files.
+    """
 
     commit: str
     subject: str
@@ -49,6 +55,12 @@ class Checkout:
 
 class Repository:
     """The git repository that a folder is in.
+
+    Attributes:
+        root: its top folder.
+
+    Args:
+        folder: any folder of it.
 
     Raises:
         CheckoutError: git is not installed, or the folder is in no repository.
@@ -60,7 +72,7 @@ class Repository:
 
     @property
     def user(self) -> str:
-        """Who works in it: as git, the system, or at least the kernel knows."""
+        """Name of the person who works in it: from git, the system, or the kernel."""
         try:
             return self._git("config", "user.name")
         except CheckoutError:
@@ -71,31 +83,36 @@ class Repository:
             return f"uid {os.getuid()}"
 
     def base(self, revision: str, into: Path) -> Checkout:
-        """A revision.
+        """Check a revision out.
+
+        Args:
+            revision: as git takes it.
+            into: folder to make.
 
         Raises:
-            RevisionError: there is no such commit.
+            RevisionError: There is no such commit.
         """
         return self._files(self._commit(revision), into)
 
     def head(self, into: Path, *, dirty: bool) -> Checkout:
-        """What is checked out, as it is now: later edits do not matter.
+        """Copy what is checked out, as it is now: later edits do not matter.
 
         Args:
-            dirty: take changes of tracked files along.
+            into: folder to make.
+            dirty: True to take changes of tracked files along.
 
         Raises:
-            DirtyError: there are such changes and ``dirty`` is False.
-            RevisionError: there is no commit yet.
+            DirtyError: There are such changes and ``dirty`` is False.
+            RevisionError: There is no commit yet.
         """
         commit = self._commit("HEAD")
         changed = self._git("diff", "--name-only", "HEAD").splitlines()
         if not changed:
             return self._files(commit, into)
         if not dirty:
-            some = ", ".join(changed[:3]) + (", ..." if changed[3:] else "")
+            names = ", ".join(changed[:3]) + (", ..." if changed[3:] else "")
             raise DirtyError(
-                f"the working tree has changes that no commit has ({some}): commit them, or "
+                f"the working tree has changes that no commit has ({names}): commit them, or "
                 "measure them as they are with --dirty"
             )
         snapshot = self._git(
@@ -107,8 +124,8 @@ class Repository:
         try:
             return self._git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
         except CheckoutError:
-            known = self._git("for-each-ref", "--format=%(refname:short)", "--count=8")
-            names = ", ".join(known.split()) or "no branches"
+            branches = self._git("for-each-ref", "--format=%(refname:short)", "--count=8")
+            names = ", ".join(branches.split()) or "no branches"
             raise RevisionError(
                 f"unknown revision {revision!r}: must be a commit of {self.root}, which has "
                 f"{names} (a shallow clone has few commits: git fetch --unshallow)"
@@ -119,26 +136,26 @@ class Repository:
         packed = self._run("archive", "--format=tar", commit)
         try:
             with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-                archive.extractall(into, map(self._placed, archive), **SAFE)
+                archive.extractall(into, map(self._with_link_kept, archive), **SAFE)
         except tarfile.TarError as error:
             raise CheckoutError(f"{commit[:10]} cannot be checked out: {error}") from error
         subject = self._git("log", "-1", "--format=%s", commit)
         return Checkout(commit, subject, into)
 
-    def _placed(self, member: tarfile.TarInfo) -> tarfile.TarInfo:
-        """Let a symbolic link lead where it leads in the repository.
+    def _with_link_kept(self, member: tarfile.TarInfo) -> tarfile.TarInfo:
+        """Return a member; a symbolic link leads to the file that it has in the repository.
 
-        Where that is in the repository it leads into the checkout, elsewhere to the same file.
+        A link inside the repository leads into the checkout, any other to the same file.
         """
         if not member.issym():
             return member
         folder = self.root / Path(member.name).parent
         target = Path(os.path.normpath(folder / member.linkname))
         if target.is_relative_to(self.root):
-            place = os.path.relpath(target, folder)
+            link = os.path.relpath(target, folder)
         else:
-            place = os.fspath(target)
-        return member.replace(linkname=place, deep=False)
+            link = os.fspath(target)
+        return member.replace(linkname=link, deep=False)
 
     def _git(self, *arguments: str) -> str:
         return self._run(*arguments).decode(errors="replace").strip()
@@ -151,12 +168,12 @@ class Repository:
         except FileNotFoundError:
             raise CheckoutError("git is not installed: the gate compares commits") from None
         if done.returncode:
-            said = done.stderr.decode(errors="replace")
-            if "dubious ownership" in said:
+            stderr = done.stderr.decode(errors="replace")
+            if "dubious ownership" in stderr:
                 raise CheckoutError(
                     f"git does not trust {self.root}, which belongs to another user: "
                     f"git config --global --add safe.directory {self.root}"
                 )
-            lines = [line for line in said.splitlines() if line.startswith(("fatal:", "error:"))]
-            raise CheckoutError(f"git {name}: {' '.join(lines) or said.strip() or 'failed'}")
+            lines = [line for line in stderr.splitlines() if line.startswith(("fatal:", "error:"))]
+            raise CheckoutError(f"git {name}: {' '.join(lines) or stderr.strip() or 'failed'}")
         return done.stdout

@@ -1,10 +1,9 @@
-"""``danon gate`` and ``danon calibrate``: check commits out, measure, say it in every form."""
+"""The commands ``danon gate``, ``danon calibrate`` and ``danon history``."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
 
@@ -16,223 +15,222 @@ from danon.console.messages import refuse, say
 from danon.gate import result_report
 from danon.gate.acceptance import accept, allowances, recalibrated
 from danon.gate.against_commit import compare_commits
-from danon.gate.against_thresholds import (
-    ELSEWHERE,
-    PEAK_ELSEWHERE,
-    measure_against_thresholds,
-    measure_thresholds,
-)
+from danon.gate.against_thresholds import ELSEWHERE, PEAK_ELSEWHERE, measure_against_thresholds
+from danon.gate.calibration import measure_thresholds
 from danon.gate.checkout import Checkout, Repository
-from danon.gate.gate_recorder import recorded, register
-from danon.gate.history import changes, draw, points
+from danon.gate.exit_status import run_guarded
+from danon.gate.gate_recorder import register, try_record
+from danon.gate.history import draw_history, find_changes, read_points
 from danon.gate.result import UNDECIDED, GateResult
 from danon.gate.thresholds import Threshold, Thresholds, ThresholdsError
-from danon.gate.workspace import Options, guarded, open_workspace
+from danon.gate.workspace import MODELS, THRESHOLDS, Options, open_workspace
 from danon.measure.fingerprint import fingerprint
 from danon.runs.files import replace_file
 
-__all__ = ["acceptance", "calibrate", "gate", "history"]
-
-THRESHOLDS = Path("results") / "thresholds.json"
-"""In the repository; so is ``MODELS``, the trained models that thresholds of recall are about."""
-MODELS = Path("results") / "recall"
+__all__ = ["accept_cases", "calibrate", "gate", "history"]
 
 
 def gate(options: Options, console: Console) -> int:
-    """Compare; returns the exit status."""
-    if not options.minutes > 0:  # nor not a number
-        refuse(console, f"--time-limit-minutes {options.minutes:g}: must be positive")
+    """Compare the head with a base or with thresholds; return the exit status.
+
+    Args:
+        options: choices of the user.
+        console: gets the result.
+    """
+    if not options.time_limit_minutes > 0:  # nor not a number
+        refuse(console, f"--time-limit-minutes {options.time_limit_minutes:g}: must be positive")
         return UNDECIDED
-    return guarded(console, lambda: _gate(options, console))
+    return run_guarded(console, lambda: _gate(options, console))
 
 
 def calibrate(options: Options, pairs: int, console: Console) -> int:
-    """Measure the thresholds of what is checked out; returns the exit status."""
+    """Measure the thresholds of what is checked out; return the exit status.
+
+    Args:
+        options: choices of the user.
+        pairs: number of pairs of fresh processes, for each case.
+        console: gets messages.
+    """
     if pairs < 2:
         refuse(console, f"--pairs {pairs}: must be at least 2")
         return UNDECIDED
-    return guarded(console, lambda: _calibrate(options, pairs, console))
+    return run_guarded(console, lambda: _calibrate(options, pairs, console))
 
 
 def history(name: str, results: Path, console: Console) -> int:
-    """Show where the time of a case changed over the runs of the gate."""
+    """Show where the time of a case changed over the runs of the gate; return the exit status.
 
-    def run() -> int:
-        some = points(name)
-        path = results / f"history-{name.replace('/', '-')}.png"
-        found = changes(some)
-        draw(name, some, found, path)
-        at = {change.at: change for change in found}
-        table = Table("run", "commit", "time over dense", "change", box=None, pad_edge=False)
-        for number, point in enumerate(some):
-            when = dt.datetime.fromtimestamp(point.when / 1000, dt.UTC)
-            change = f"{at[number].ratio - 1:+.1%} from here on" if number in at else ""
-            table.add_row(
-                f"{when:%Y-%m-%d %H:%M}",
-                point.commit[:10],
-                f"{point.relative_time:.4g}",
-                f"[bold red]{change}[/]",
-            )
-        console.print(table)
-        say(console, "Written", str(path))
-        return 0
-
-    return guarded(console, run)
+    Args:
+        name: :attr:`Case.id` of the case.
+        results: folder that gets the plot.
+        console: gets the table.
+    """
+    return run_guarded(console, lambda: _history(name, results, console))
 
 
-def acceptance(names: str, why: str, results: Path, console: Console) -> int:
-    """Move the thresholds of cases to what the last comparison measured."""
+def accept_cases(names: str, reason: str, results: Path, console: Console) -> int:
+    """Move thresholds to what the last comparison measured; return the exit status.
 
-    def run() -> int:
-        repository = Repository(Path.cwd())
-        place = repository.root / THRESHOLDS
-        known = Thresholds.read(place)
-        moved = accept(known, results / result_report.FILES[0], names, why=why, by=repository.user)
-        moved.write(place)
-        for name, new in moved.cases.items():
-            if new is not known.cases[name]:
-                changes = ", ".join(_changes(new)) or "as it was"
-                say(console, "Accepted", f"{name}: {changes}")
-        say(console, "Written", f"{place}: commit it with what costs it")
-        say(console, "MLflow", register(moved, why))
-        return 0
-
-    return guarded(console, run)
+    Args:
+        names: a case, or a shell pattern of regressions.
+        reason: for the history.
+        results: folder with the last comparison.
+        console: gets messages.
+    """
+    return run_guarded(console, lambda: _accept_cases(names, reason, results, console))
 
 
-def _changes(new: Threshold) -> Iterator[str]:
-    """From what was before the last entry of its history."""
-    old = new.history[-1]
-    if new.time is not None:
-        yield f"{old.relative_time:.4g} -> {new.time.relative:.4g} of dense attention's time"
-    for figure, value in new.facts.items():
-        if old.facts.get(figure, value) != value:
-            yield f"{figure} {old.facts[figure]:g} -> {value:g}"
+def _history(name: str, results: Path, console: Console) -> int:
+    points = read_points(name)
+    changes = find_changes(points)
+    path = results / f"history-{name.replace('/', '-')}.png"
+    draw_history(name, points, changes, path)
+    by_index = {change.at: change for change in changes}
+    table = Table("run", "commit", "time over dense", "change", box=None, pad_edge=False)
+    for index, point in enumerate(points):
+        when = dt.datetime.fromtimestamp(point.when / 1000, dt.UTC)
+        text = f"{by_index[index].ratio - 1:+.1%} from here on" if index in by_index else ""
+        table.add_row(
+            f"{when:%Y-%m-%d %H:%M}",
+            point.commit[:10],
+            f"{point.relative_time:.4g}",
+            f"[bold red]{text}[/]",
+        )
+    console.print(table)
+    say(console, "Written", str(path))
+    return 0
+
+
+def _accept_cases(names: str, reason: str, results: Path, console: Console) -> int:
+    repository = Repository(Path.cwd())
+    path = repository.root / THRESHOLDS
+    before = Thresholds.read(path)
+    moved = accept(
+        before, results / result_report.FILES[0], names, reason=reason, user=repository.user
+    )
+    moved.write(path)
+    for name, threshold in moved.cases.items():
+        if threshold is not before.cases[name]:
+            changes = ", ".join(_changes(threshold)) or "as it was"
+            say(console, "Accepted", f"{name}: {changes}")
+    say(console, "Written", f"{path}: commit it with what costs it")
+    say(console, "MLflow", register(moved, reason))
+    return 0
+
+
+def _changes(threshold: Threshold) -> Iterator[str]:
+    """Yield in words what the last entry of a history changed."""
+    old = threshold.history[-1]
+    if threshold.time is not None:
+        new = threshold.time.relative
+        yield f"{old.relative_time:.4g} -> {new:.4g} of dense attention's time"
+    for name, value in threshold.facts.items():
+        if old.facts.get(name, value) != value:
+            yield f"{name} {old.facts[name]:g} -> {value:g}"
 
 
 def _gate(options: Options, console: Console) -> int:
-    start, here = perf_counter(), fingerprint(torch.device("cpu"))
-    end = start + 60 * options.minutes
+    start, machine = perf_counter(), fingerprint(torch.device("cpu"))
     when = dt.datetime.now(dt.UTC)
-    with open_workspace(options, console) as bench:
-        accepted: Thresholds | None = None
+    repository = Repository(Path.cwd())
+    with open_workspace(repository, options, console) as workspace:
+        head, thresholds = workspace.head, None
         if options.against:
-            base = bench.repository.base(options.against, bench.scratch / "base")
+            base = repository.base(options.against, workspace.scratch / "base")
             commit, subject = base.commit, base.subject
-            before, remark = _accepted_before(base)
-            rows = compare_commits(
-                replace(bench.side, name="base", root=base.root),
-                bench.side,
-                options.cases,
-                bench.inputs,
-                bench.log,
-                bench.models(bench.scratch / "models"),
-                end=end,
-                say=bench.say,
-                allowed=allowances(before, _thresholds(bench.head)),
-            )
+            before, remark = _thresholds_of_base(base)
+            allowed = allowances(before, _thresholds_of(head))
+            rows = compare_commits(workspace, base, options.cases, allowed)
         else:
-            accepted = Thresholds.read(bench.head.root / THRESHOLDS)
-            commit, subject = accepted.commit, f"thresholds of {accepted.when}"
-            remark = _remark(accepted, here)
-            rows = measure_against_thresholds(
-                bench.side,
-                accepted,
-                options.cases,
-                bench.inputs,
-                bench.log,
-                bench.models(bench.head.root / MODELS),
-                fingerprint=here,
-                end=end,
-                say=bench.say,
-            )
-    found = GateResult(
+            thresholds = Thresholds.read(head.root / THRESHOLDS)
+            commit, subject = thresholds.commit, f"thresholds of {thresholds.when}"
+            remark = _remark(thresholds, machine)
+            rows = measure_against_thresholds(workspace, thresholds, options.cases, machine)
+    result = GateResult(
         commit,
-        bench.head.commit,
+        head.commit,
         subject,
-        bench.head.subject,
+        head.subject,
         tuple(rows),
         when,
         perf_counter() - start,
-        here,
+        machine,
         remark,
-        elsewhere=accepted is not None and not accepted.same_machine(here),
+        elsewhere=thresholds is not None and not thresholds.same_machine(machine),
     )
     try:  # neither a full disk nor a reader who is gone costs what was measured
-        result_report.render(found, console)
+        result_report.render(result, console)
     finally:
-        result_report.write(found, options.results)
+        result_report.write(result, options.results)
     say(console, "Written", f"{options.results}/{', '.join(result_report.FILES)}")
-    say(console, "MLflow", recorded(found, options.results))
-    if accepted is not None:
-        say(console, "", register(accepted, "read from the repository"))
-    return found.status
+    say(console, "MLflow", try_record(result, options.results))
+    if thresholds is not None:
+        say(console, "", register(thresholds, "read from the repository"))
+    return result.status
 
 
 def _calibrate(options: Options, pairs: int, console: Console) -> int:
     start = perf_counter()
-    with open_workspace(options, console) as bench:
-        found, without = measure_thresholds(
-            bench.side,
-            options.cases,
-            bench.inputs,
-            bench.log,
-            bench.models(bench.scratch / "models"),
-            pairs=pairs,
-            say=bench.say,
-        )
-        place, before = bench.repository.root / THRESHOLDS, _thresholds(bench.head)
-        commit, by = bench.head.commit, bench.repository.user
-        known = {} if before is None else before.cases
+    repository = Repository(Path.cwd())
+    with open_workspace(repository, options, console) as workspace:
+        measured, missing = measure_thresholds(workspace, options.cases, pairs=pairs)
+        before = _thresholds_of(workspace.head)
+        commit = workspace.head.commit
         thresholds = Thresholds(
             commit=commit,
             when=dt.datetime.now(dt.UTC).date().isoformat(),
             pairs=pairs,
             fingerprint=fingerprint(torch.device("cpu")),
-            cases=recalibrated(known, found, commit=commit, by=by),
+            cases=recalibrated(
+                {} if before is None else before.cases,
+                measured,
+                commit=commit,
+                user=repository.user,
+            ),
         )
-        for trained in sorted(bench.scratch.glob("models/*.pt")):
-            destination = bench.repository.root / MODELS / trained.name
+        for trained in sorted(workspace.new_models.folder.glob("*.pt")):
+            destination = repository.root / MODELS / trained.name
             destination.parent.mkdir(parents=True, exist_ok=True)
             replace_file(destination, trained.read_bytes())
-        thresholds.write(place)
-    for name, reason in without.items():
+        path = repository.root / THRESHOLDS
+        thresholds.write(path)
+    for name, reason in missing.items():
         say(console, "", f"{name}: {reason}")
-    took = f"{perf_counter() - start:.0f} s"
-    console.print(f"{len(found)} of {len(options.cases)} cases calibrated in {took}")
-    say(console, "Written", f"{place}, {MODELS.name}/: commit them")
+    duration = f"{perf_counter() - start:.0f} s"
+    console.print(f"{len(measured)} of {len(options.cases)} cases calibrated in {duration}")
+    say(console, "Written", f"{path}, {MODELS.name}/: commit them")
     say(console, "MLflow", register(thresholds, "calibrated"))
     return 0
 
 
-def _accepted_before(base: Checkout) -> tuple[Thresholds | None, str]:
-    """Thresholds of a base, which nobody can mend any more, and a remark if they are no use."""
+def _thresholds_of_base(base: Checkout) -> tuple[Thresholds | None, str]:
+    """Return the thresholds of a base, and a remark if they are wrong: nobody can mend them now."""
     try:
-        return _thresholds(base), ""
+        return _thresholds_of(base), ""
     except ThresholdsError as error:
         return None, f"What was accepted since the base is not known: {error}"
 
 
-def _thresholds(checkout: Checkout) -> Thresholds | None:
-    """Those of a checkout, if it has any.
+def _thresholds_of(checkout: Checkout) -> Thresholds | None:
+    """Return the thresholds of a checkout, if it has any.
 
     Raises:
-        ThresholdsError: it has, and they are wrong.
+        ThresholdsError: They are wrong.
     """
-    place = checkout.root / THRESHOLDS
-    return Thresholds.read(place) if place.exists() else None
+    path = checkout.root / THRESHOLDS
+    return Thresholds.read(path) if path.exists() else None
 
 
-def _remark(accepted: Thresholds, here: dict[str, str]) -> str:
-    if accepted.same_machine(here):
+def _remark(thresholds: Thresholds, machine: Mapping[str, str]) -> str:
+    if thresholds.same_machine(machine):
         return ""
-    bytes_too = accepted.comparable(here)
+    bytes_too = thresholds.comparable(machine)
     memory = f" or takes {PEAK_ELSEWHERE:g} times the memory" if bytes_too else ""
     exact = "" if bytes_too else "; bytes and graph breaks are not compared"
-    theirs = accepted.fingerprint
-    of = f"{theirs.get('cpu')}, {theirs.get('cpu_capability')}, torch {theirs.get('torch')}"
+    other = thresholds.fingerprint
+    name = f"{other.get('cpu')}, {other.get('cpu_capability')}, torch {other.get('torch')}"
     return (
-        f"The thresholds are of another machine ({of}): only what is {ELSEWHERE[0]:g} times as "
+        f"The thresholds are of another machine ({name}): only what is {ELSEWHERE[0]:g} times as "
         f"slow beside dense attention{memory} is a regression{exact}. --against compares both "
         "exactly on any machine."
     )

@@ -1,10 +1,10 @@
 """From log ratios of fresh pairs of processes to a decision, with its error controlled.
 
-Screening looks at every case and lets go of what is clear; it may suspect wrongly. Confirmation
-measures suspects again, in new pairs that know nothing of the first: a false alarm has to happen
-there. Its test is Wilcoxon's signed ranks, exact: in a pair of equal sides, head / base and
-base / head are equally likely, whatever the noise is like. Suspects and looks share ALPHA
-(Bonferroni over the looks, Holm over the suspects).
+Screening looks at every case and clears most; it may suspect wrongly. Confirmation measures
+suspects again, in new pairs that are independent of the first: a false alarm has to happen there.
+Its test is Wilcoxon's signed ranks, exact. In a pair of equal sides, head / base and base / head
+are equally likely, whatever the noise is like. Suspects and looks share ALPHA (Bonferroni over the
+looks, Holm over the suspects).
 
     H0: slowdown <= tolerance        alarm when it is rejected
     clear when the interval of the slowdown ends below ``limit``
@@ -35,20 +35,22 @@ __all__ = [
 ]
 
 ALPHA = 0.01
-"""Chance that a whole run of the gate raises an alarm where nothing has changed."""
+"""Probability that a whole run of the gate raises an alarm where nothing has changed."""
 SCREENING = (3, 4, 6, 8)
 """Pairs of every case after which screening looks."""
 CONFIRMING = (9, 12, 16, 24)
 """Pairs of a suspect after which confirmation looks; fewer cannot reject."""
 COVERAGE = 0.95
-"""Of the two-sided interval that a case is cleared by."""
+"""Coverage of the two-sided interval that a case is cleared by."""
 TYPICAL = 0.012
-"""Spread of one pair's log ratio where nobody has measured it."""
+"""Standard deviation of one pair's log ratio where nobody has measured it."""
 PRIOR = 4
-"""Pairs that this expectation counts for."""
+"""Pairs that the expected spread counts for."""
 
 
 class Decision(Enum):
+    """State of a case after a look."""
+
     CLEAR = "clear"
     SUSPECT = "suspect"
     REGRESSED = "regressed"
@@ -57,7 +59,7 @@ class Decision(Enum):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Of one case, in logarithms of head / base.
+    """Tolerance of one case, in logarithms of head / base.
 
     Attributes:
         slack: a slowdown up to this is none.
@@ -78,9 +80,17 @@ class Tolerance:
 
 
 def estimate(ratios: Sequence[float], spread: float) -> Estimate:
-    """Slowdown and interval from a few pairs; their own spread is moderated by the expected one.
+    """Estimate the slowdown from a few pairs: log(head / base) with its interval.
 
-    The middle is Hodges and Lehmann's, which one disturbed pair does not move far.
+    The middle is Hodges and Lehmann's, which one disturbed pair does not move far. The interval
+    weighs the spread of the pairs with the expected one.
+
+    Args:
+        ratios: log ratios of the pairs, two or more.
+        spread: expected standard deviation of one pair.
+
+    Raises:
+        ValueError: There are fewer than two pairs.
     """
     x = np.asarray(ratios, dtype=np.float64)
     if x.size < 2:
@@ -94,49 +104,52 @@ def estimate(ratios: Sequence[float], spread: float) -> Estimate:
 
 
 def noise_factor(samples: Iterable[tuple[Sequence[float], float]]) -> float:
-    """How many times as far as expected pairs vary now, going by many cases; 1 at least.
+    """Return how many times as far as expected the pairs of many cases vary now; 1 at least.
 
-    Each case has too few pairs to tell. Of all of them the median is taken, which cases that differ
-    for another reason do not move; the expectation counts as one case's ``PRIOR`` pairs.
+    One case has too few pairs to tell. The median over cases is taken, which cases that differ for
+    another reason do not move. The expectation counts as one case's ``PRIOR`` pairs.
 
     Args:
-        samples: log ratios of a case, and the spread that is expected of them.
+        samples: log ratios of a case, and their expected spread.
     """
-    found = [(np.var(x, ddof=1) / spread**2, len(x) - 1) for x, spread in samples if len(x) > 1]
-    if not found:
+    variances = [(np.var(x, ddof=1) / spread**2, len(x) - 1) for x, spread in samples if len(x) > 1]
+    if not variances:
         return 1.0
-    # Of a normal sample's variance the median is below the mean, the more the fewer pairs.
-    squared = np.median([ratio * n / stats.chi2.median(n) for ratio, n in found])
-    freedom = sum(n for _, n in found)
+    # The median of a normal sample's variance is below its mean, the more the fewer pairs.
+    squared = np.median([ratio * n / stats.chi2.median(n) for ratio, n in variances])
+    freedom = sum(n for _, n in variances)
     return max(1.0, math.sqrt((PRIOR + freedom * squared) / (PRIOR + freedom)))
 
 
 def slowdown(ratios: Sequence[float], spread: float) -> Estimate:
-    """The same, as head / base."""
-    found = estimate(ratios, spread)
-    return Estimate(*(math.exp(x) for x in (found.value, found.low, found.high)))
+    """Estimate head / base with its interval; arguments as in :func:`estimate`."""
+    logs = estimate(ratios, spread)
+    return Estimate(*(math.exp(x) for x in (logs.value, logs.low, logs.high)))
 
 
 def screen(ratios: Sequence[float], tolerance: Tolerance, *, last: bool) -> Decision:
-    """Of a case after some pairs: clear, suspect, or undecided: measure on.
+    """Decide whether a case is clear, suspect, or undecided, which means more pairs.
 
     Args:
-        last: there is no time for more pairs: what is not clear is suspect.
+        ratios: log ratios of the pairs so far.
+        tolerance: of the case.
+        last: True if there will be no more pairs: a case that is not clear is suspect.
     """
-    found = estimate(ratios, tolerance.spread)
-    if found.high < tolerance.limit:
+    interval = estimate(ratios, tolerance.spread)
+    if interval.high < tolerance.limit:
         return Decision.CLEAR
-    return Decision.SUSPECT if last or found.low > tolerance.slack else Decision.UNDECIDED
+    return Decision.SUSPECT if last or interval.low > tolerance.slack else Decision.UNDECIDED
 
 
 def confirm(
     ratios: Mapping[str, Sequence[float]], tolerances: Mapping[str, Tolerance], suspects: int
 ) -> dict[str, Decision]:
-    """Of suspects, after one of the looks, from pairs that screening has not seen.
+    """Decide about suspects at one of the looks, from pairs that screening has not seen.
 
     Args:
-        ratios: of those that are not decided yet.
-        suspects: how many there were at first, decided ones included.
+        ratios: by case, log ratios of those that are not decided yet.
+        tolerances: by case.
+        suspects: number of suspects at first, decided ones included.
     """
     p = {
         name: float(
@@ -146,16 +159,16 @@ def confirm(
         )
         for name, x in ratios.items()
     }
-    found: dict[str, Decision] = {}
+    decisions: dict[str, Decision] = {}
     rejecting = True
-    for place, name in enumerate(sorted(p, key=p.__getitem__)):
+    for rank, name in enumerate(sorted(p, key=p.__getitem__)):
         # Holm: the rest of the family counts, decided ones as if they were not
-        left = max(1, suspects - place)
+        left = max(1, suspects - rank)
         rejecting = rejecting and p[name] <= ALPHA / len(CONFIRMING) / left
         if rejecting:
-            found[name] = Decision.REGRESSED
+            decisions[name] = Decision.REGRESSED
         elif estimate(ratios[name], tolerances[name].spread).high < tolerances[name].limit:
-            found[name] = Decision.CLEAR
+            decisions[name] = Decision.CLEAR
         else:
-            found[name] = Decision.UNDECIDED
-    return found
+            decisions[name] = Decision.UNDECIDED
+    return decisions

@@ -1,17 +1,17 @@
-"""Figures that are the same in every run, and what it means when they differ."""
+"""Metrics that are the same in every run, and what it means when they differ."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from danon.gate.acceptance import Allowance
-from danon.gate.cases import compiled
-from danon.gate.paired_processes import (
+from danon.gate.cases import counts_graph_breaks
+from danon.gate.paired_processes import draw_content
+from danon.gate.recall_models import RecallModels
+from danon.gate.result import ExactMetric, Finding, Row
+from danon.gate.worker_client import (
     DiedError,
     ForeignError,
     OutputError,
@@ -19,156 +19,144 @@ from danon.gate.paired_processes import (
     TimeOverError,
     WorkerClient,
     WorkerError,
-    content,
 )
-from danon.gate.result import ExactMetric, Finding, Row
-from danon.gate.sequential_test import Say
+from danon.gate.workspace import Workspace
 from danon.runs.case import Case
 
-__all__ = ["Facts", "Missing", "RecallModels", "compare_exact", "exact_metrics_of"]
+__all__ = ["ExactMetrics", "Missing", "compare_exact", "exact_metrics_of"]
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Why a case has no figures.
+    """Reason why a case has no metrics.
 
     Attributes:
-        then: what becomes of a case that has figures in the base only.
+        reason: in words.
+        finding: what becomes of the case if the other side has metrics.
     """
 
     reason: str
-    then: Finding = "broken"
+    finding: Finding = "broken"
 
 
-Facts = Mapping[str, float] | Missing
-
-
-@dataclass(frozen=True)
-class RecallModels:
-    """Small trained models, which a case with a task asks.
-
-    Attributes:
-        folder: of their weights, ``<attention>.pt``.
-        train: first of all, with the side whose exact metrics are taken.
-    """
-
-    folder: Path
-    train: bool = False
-
-    def place(self, case: Case) -> Path:
-        """Where the weights of a case are."""
-        return self.folder / f"{case.attention}.pt"
-
-    def digest(self, case: Case) -> str:
-        """Of the weights, to tell them from others; empty if a case has none."""
-        place = self.place(case)
-        known = case.task and place.exists()
-        return hashlib.sha256(place.read_bytes()).hexdigest()[:12] if known else ""
-
-    def request(self, case: Case) -> dict[str, str]:
-        """What a worker has to know."""
-        return {"attention": case.attention, "place": str(self.place(case))}
+ExactMetrics = Mapping[str, float] | Missing
+"""Metrics of a case by name, or why there are none."""
 
 
 def exact_metrics_of(
+    workspace: Workspace,
     side: Side,
     cases: Sequence[Case],
-    inputs: Path,
-    log: Path,
     models: RecallModels,
-    say: Say,
     *,
-    end: float = math.inf,
-) -> dict[Case, Facts]:
-    """Measure those of each case.
+    train: bool = False,
+) -> dict[Case, ExactMetrics]:
+    """Measure the exact metrics of each case.
 
     Args:
-        end: of ``perf_counter``: cases whose turn comes later are not measured.
+        workspace: starts workers until its time is over; later cases are not measured.
+        side: the code to measure.
+        cases: to measure.
+        models: trained models for the cases of recall.
+        train: True to train them first, with this side.
 
     Raises:
-        WorkerError: the side does not start, or an attention is not its own.
+        WorkerError: The side does not start, or an attention is not its own.
     """
-    found: dict[Case, Facts] = {}
+    metrics: dict[Case, ExactMetrics] = {}
     try:
         with ExitStack() as stack:
-            worker = stack.enter_context(WorkerClient(side, inputs, log, end))
+            worker = stack.enter_context(workspace.start_worker(side))
             for done, case in enumerate(cases, 1):
                 try:
-                    found[case] = _exact_metrics(worker, case, models)
+                    metrics[case] = _measure(worker, case, models, train=train)
                 except DiedError as error:
-                    found[case] = Missing(str(error))
-                    worker = stack.enter_context(WorkerClient(side, inputs, log, end))
+                    metrics[case] = Missing(str(error))
+                    worker = stack.enter_context(workspace.start_worker(side))
                 except OutputError as error:
-                    found[case] = Missing(str(error), "failed")
+                    metrics[case] = Missing(str(error), "failed")
                 except (ForeignError, TimeOverError):
                     raise
                 except WorkerError as error:
-                    found[case] = Missing(str(error))
-                say(f"figures of {side.name} that do not vary", done, len(cases))
+                    metrics[case] = Missing(str(error))
+                workspace.progress(f"exact metrics of {side.name}", done, len(cases))
     except TimeOverError as error:
         late = Missing(str(error), "undecided")
-        return {case: found.get(case, late) for case in cases}
-    return found
+        return {case: metrics.get(case, late) for case in cases}
+    return metrics
 
 
-def compare_exact(case: Case, base: Facts, head: Facts, allowed: Allowance | None = None) -> Row:
-    """Same, larger, worse, or not measured on both sides.
+def compare_exact(
+    case: Case, base: ExactMetrics, head: ExactMetrics, allowed: Allowance | None = None
+) -> Row:
+    """Return a row that says same, larger, worse, or why there is no comparison.
+
+    Args:
+        case: the case of both.
+        base: its metrics in the base.
+        head: its metrics in the head.
+        allowed: growth that somebody accepted.
 
     Raises:
-        WorkerError: neither side has the attention: its name is wrong.
+        WorkerError: Neither side has the attention: its name is wrong.
     """
     allowed = allowed or Allowance()
     for side in (base, head):
-        if isinstance(side, Missing) and side.then == "undecided":
+        if isinstance(side, Missing) and side.finding == "undecided":
             return Row(case, "undecided", note=side.reason)
-    if isinstance(head, Missing) and head.then == "failed":
+    if isinstance(head, Missing) and head.finding == "failed":
         return Row(case, "failed", note=head.reason)
     if isinstance(head, Missing):
         if not isinstance(base, Missing):
-            return Row(case, head.then, note=head.reason)
-        if base.then == head.then == "removed":
+            return Row(case, head.finding, note=head.reason)
+        if base.finding == head.finding == "removed":
             raise WorkerError(head.reason)
         return Row(case, "not measured", note=base.reason if case.task else head.reason)
     if isinstance(base, Missing):
         return Row(case, "new", note=base.reason)
-    both = [ExactMetric(name, base[name], head[name]) for name in base if name in head]
-    both = sorted(both, key=lambda metric: (len(metric.name), metric.name))  # 8 pairs before 16
-    metrics = tuple(metric for metric in both if metric.is_recall or metric.base != metric.head)
-    if case.task and not metrics:
+    shared = [ExactMetric(name, base[name], head[name]) for name in base if name in head]
+    shared = sorted(shared, key=lambda metric: (len(metric.name), metric.name))  # 8 pairs before 16
+    shown = tuple(metric for metric in shared if metric.is_recall or metric.base != metric.head)
+    if case.task and not shown:
         return Row(case, "not measured", note="base and head were asked other questions")
-    bad = any(metric.bad(allowed.of(metric)) for metric in metrics)
+    bad = any(metric.is_worse(allowed.limit(metric)) for metric in shown)
     finding: Finding = ("worse" if case.task else "larger") if bad else "same"
-    return Row(case, finding, facts=metrics, note=f"accepted: {allowed.why}" if allowed.why else "")
+    note = f"accepted: {allowed.reason}" if allowed.reason else ""
+    return Row(case, finding, facts=shown, note=note)
 
 
-def _exact_metrics(worker: WorkerClient, case: Case, models: RecallModels) -> Facts:
+def _measure(
+    worker: WorkerClient, case: Case, models: RecallModels, *, train: bool
+) -> ExactMetrics:
     if case.attention not in worker.attentions:
-        known = ", ".join(worker.attentions)
-        missing = f"no attention {case.attention!r}; known: {known}"
-        reason = f"{worker.side.name}: {worker.left_out.get(case.attention, missing)}"
-        return Missing(reason, "removed")
-    worker.own(case.attention)
+        names = ", ".join(worker.attentions)
+        unknown = f"no attention {case.attention!r}; known: {names}"
+        reason = worker.left_out.get(case.attention, unknown)
+        return Missing(f"{worker.side.name}: {reason}", "removed")
+    worker.check_attention(case.attention)
     if case.task:
-        return _recall(worker, case, models)
-    worker.request("prepare", case=asdict(case), name=case.id, seed=content())
-    found: dict[str, float] = worker.request("facts", name=case.id)
-    if compiled(case):
-        found |= worker.request("breaks", name=case.id)
+        return _measure_recall(worker, case, models, train=train)
+    worker.request("prepare", case=asdict(case), name=case.id, seed=draw_content())
+    metrics: dict[str, float] = worker.request("exact_metrics", name=case.id)
+    if counts_graph_breaks(case):
+        metrics |= worker.request("graph_breaks", name=case.id)
     worker.verify(case.id)
-    worker.prove()  # once more: a call may import something
+    worker.check_imports()  # once more: a call may import something
     worker.request("release", name=case.id)
-    return found
+    return metrics
 
 
-def _recall(worker: WorkerClient, case: Case, models: RecallModels) -> Facts:
-    place = models.place(case)
-    if models.train:
-        place.parent.mkdir(parents=True, exist_ok=True)
+def _measure_recall(
+    worker: WorkerClient, case: Case, models: RecallModels, *, train: bool
+) -> ExactMetrics:
+    path = models.path(case)
+    if train:
+        path.parent.mkdir(parents=True, exist_ok=True)
         worker.request("train", **models.request(case))
-    elif not place.exists():
-        return Missing(f"there is no trained model, {place.name}", "not measured")
-    found: dict[str, float] | str = worker.request("recall", **models.request(case))
-    worker.prove()
-    if isinstance(found, str):  # with other parameters it would be another model
-        return Missing(f"{worker.side.name}: {found}", "not measured")
-    return found
+    elif not path.exists():
+        return Missing(f"there is no trained model, {path.name}", "not measured")
+    answer: dict[str, float] | str = worker.request("recall", **models.request(case))
+    worker.check_imports()
+    if isinstance(answer, str):  # with other parameters it would be another model
+        return Missing(f"{worker.side.name}: {answer}", "not measured")
+    return answer

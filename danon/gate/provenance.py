@@ -1,6 +1,7 @@
-"""Which files a side of a comparison loads: those of its own commit, or both sides are one code.
+"""Checks that a side of a comparison loads the files of its own commit.
 
-Loaded by path, like the worker: it knows nothing but the standard library.
+Otherwise both sides would measure the same code. Loaded by path, like the worker: it imports the
+standard library alone.
 """
 
 from __future__ import annotations
@@ -18,46 +19,64 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["import_roots", "load_package", "misplaced", "put_first", "source_of", "substituted"]
+__all__ = [
+    "foreign_source",
+    "import_roots",
+    "load_package",
+    "misplaced",
+    "put_first",
+    "substituted",
+]
 
 
 def import_roots(root: Path, targets: Sequence[str], repository: Path) -> list[Path]:
     """Return the folders of a checkout that its modules are imported from.
 
-    The checkout itself, ``src``, the folder of each target's package, and what stands for the
-    folders of the repository that are on this process's path: an editable install puts them there.
+    These are the checkout itself, its ``src``, the folder of each target's package, and the
+    counterparts of the repository's folders that are on this process's path, where an editable
+    install puts them.
 
     Args:
+        root: the checkout.
         targets: ``file.py:Class`` attentions, relative to the checkout.
-        repository: where the user works, which the checkout is a commit of.
+        repository: folder that the user works in; the checkout is a commit of it.
     """
-    found = [root, root / "src"]
+    folders = [root, root / "src"]
     for target in targets:
-        place = root / target.rpartition(":")[0]
-        if place.suffix == ".py":
-            folder = place.parent
+        path = root / target.rpartition(":")[0]
+        if path.suffix == ".py":
+            folder = path.parent
             while (folder / "__init__.py").is_file() and folder != root:
                 folder = folder.parent
-            # A file that is in no package is loaded by its path and imports what stands in roots.
-            found += [folder] if folder != place.parent else []
+            # A file in no package is loaded by its path and imports from the other roots.
+            folders += [folder] if folder != path.parent else []
     for entry in (Path(entry).resolve() for entry in sys.path):
         if entry.is_relative_to(repository.resolve()) and not _installed(entry):
-            found.append(root / entry.relative_to(repository.resolve()))
-    return [folder for folder in dict.fromkeys(found) if folder.is_dir()]
+            folders.append(root / entry.relative_to(repository.resolve()))
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def put_first(folders: Iterable[Path]) -> None:
-    """Put folders on the path, before all but the standard library, for child processes too."""
+    """Put folders on the path, behind the standard library alone, for child processes too.
+
+    Args:
+        folders: in their order.
+    """
     first = [os.fspath(folder) for folder in folders]
     library = [entry for entry in sys.path if _standard(entry)]
     others = [entry for entry in sys.path if entry not in library and entry not in first]
     sys.path[:] = [*library, *first, *others]
-    known = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*first, *([known] if known else [])])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*first, *([before] if before else [])])
 
 
 def load_package(name: str, folder: Path) -> None:
-    """Import a package from a folder, whatever else on the path has its name."""
+    """Import a package from a folder, whatever else on the path has its name.
+
+    Args:
+        name: to import it as.
+        folder: with its ``__init__.py``.
+    """
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[os.fspath(folder)]
     )
@@ -68,53 +87,59 @@ def load_package(name: str, folder: Path) -> None:
 
 @contextmanager
 def substituted(names: Sequence[str], modules: dict[str, ModuleType]) -> Iterator[None]:
-    """Let packages of these names be other ones inside the block.
+    """Replace packages inside the block.
 
     Args:
-        modules: stand in for them; gets what else of them is imported meanwhile.
+        names: of the packages.
+        modules: their replacements; gets what else of them is imported in the block.
     """
-    theirs = _taken(names)
+    replaced = _remove(names)
     sys.modules.update(modules)
     try:
         yield
     finally:
         modules.clear()
-        modules.update(_taken(names))
-        sys.modules.update(theirs)
+        modules.update(_remove(names))
+        sys.modules.update(replaced)
 
 
 def misplaced(names: Iterable[str], root: Path, repository: Path, allowed: Sequence[Path]) -> str:
-    """Return which module was loaded from elsewhere although the checkout has it; empty if none.
+    """Say which module was loaded from elsewhere although the checkout has it; empty if none.
 
-    Modules of the standard library and of installed packages may come from anywhere, but for
-    packages that are installed from a folder (editable or not): these are somebody's own code.
+    Modules of the standard library and of installed packages may come from anywhere, except
+    packages that are installed from a folder (editable or not): these are the user's own code.
 
     Args:
         names: of modules that are imported.
         root: the checkout.
-        repository: where the user works.
+        repository: folder that the user works in.
         allowed: folders of the gate's own code.
     """
     for name in names:
         file = getattr(sys.modules[name], "__file__", None)
         if not isinstance(file, str) or _standard(file) or name == "__main__":
             continue
-        place = Path(file)
-        if _installed(place) and name.partition(".")[0] not in _from_folders():
+        path = Path(file)
+        if _installed(path) and name.partition(".")[0] not in _installed_from_folders():
             continue
-        if _within(place, root) or any(_within(place, folder) for folder in allowed):
+        if _within(path, root) or any(_within(path, folder) for folder in allowed):
             continue
-        if own := _counterpart(place, name, root, repository):
-            return f"{name} is loaded from {place}, not from {own}"
+        if counterpart := _counterpart(path, name, root, repository):
+            return f"{name} is loaded from {path}, not from {counterpart}"
     return ""
 
 
-def source_of(kind: type, root: Path) -> str:
-    """Return the file of a class if neither it nor a class it is made of is in the checkout."""
+def foreign_source(cls: type, root: Path) -> str:
+    """Return the file of a class if neither it nor a base class is in the checkout; else empty.
+
+    Args:
+        cls: the class.
+        root: the checkout.
+    """
     files = []
-    for some in inspect.getmro(kind)[:-1]:  # all but object
+    for base in inspect.getmro(cls)[:-1]:  # all but object
         try:
-            files.append(Path(inspect.getfile(some)))
+            files.append(Path(inspect.getfile(base)))
         except (TypeError, OSError):  # built in, or made by a function
             continue
     if any(_within(file, root) for file in files):
@@ -122,15 +147,15 @@ def source_of(kind: type, root: Path) -> str:
     return os.fspath(files[0]) if files else "no file"
 
 
-def _counterpart(place: Path, name: str, root: Path, repository: Path) -> Path | None:
+def _counterpart(path: Path, name: str, root: Path, repository: Path) -> Path | None:
     """Return the checkout's own file for one that was loaded from elsewhere, if it has one."""
-    real = place.resolve()
+    real = path.resolve()
     if real.is_relative_to(repository.resolve()) and not _installed(real):
         return root / real.relative_to(repository.resolve())
     # A module of one file needs the name of its folder too: many have a file called utils.py.
-    length = max(2, len(name.split(".")) + (place.name == "__init__.py"))
-    tail = place.parts[-length:]
-    return next((own for own in _files(root) if own.parts[-length:] == tail), None)
+    length = max(2, len(name.split(".")) + (path.name == "__init__.py"))
+    tail = path.parts[-length:]
+    return next((file for file in _files(root) if file.parts[-length:] == tail), None)
 
 
 @cache
@@ -139,7 +164,7 @@ def _files(root: Path) -> tuple[Path, ...]:
 
 
 @cache
-def _from_folders() -> frozenset[str]:
+def _installed_from_folders() -> frozenset[str]:
     """Return the top names of what is installed from a folder of this machine."""
     names = set[str]()
     for distribution in importlib.metadata.distributions():
@@ -153,23 +178,23 @@ def _within(file: Path, folder: Path) -> bool:
     return file.is_relative_to(folder) or file.resolve().is_relative_to(folder.resolve())
 
 
-def _installed(place: Path) -> bool:
-    return not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
+def _installed(path: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
 
 def _standard(entry: str) -> bool:
-    """Return whether a file or folder is of the standard library."""
+    """Return True if a file or folder is of the standard library."""
     if _installed(Path(entry)):
         return False
     library = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
     return entry.startswith(library) or entry.endswith(".zip")
 
 
-def _taken(names: Sequence[str]) -> dict[str, ModuleType]:
-    """Take packages out of those that are imported."""
-    found = [
+def _remove(names: Sequence[str]) -> dict[str, ModuleType]:
+    """Remove packages from those that are imported and return their modules."""
+    modules = [
         module
         for module in sys.modules
         if any(module == name or module.startswith(f"{name}.") for name in names)
     ]
-    return {name: sys.modules.pop(name) for name in found}
+    return {name: sys.modules.pop(name) for name in modules}

@@ -1,4 +1,4 @@
-"""What the gate found out about two commits: plain data."""
+"""The result of a gate: plain data about two commits."""
 
 from __future__ import annotations
 
@@ -41,20 +41,29 @@ Finding = Literal[
     "removed",
     "not measured",
 ]
-"""``larger``: a figure that is the same every time has grown; ``worse``: recall has fallen;
-``broken``: runs in base only; ``failed``: a timed call returned something wrong."""
+"""Outcome of a case.
+
+``larger``: an exact metric has grown; ``worse``: recall has fallen; ``broken``: it runs in the base
+only; ``failed``: a timed call returned something wrong.
+"""
 
 CLEAN, REGRESSION, UNDECIDED = 0, 1, 2
 BAD: tuple[Finding, ...] = ("slower", "larger", "slower and larger", "worse", "broken", "failed")
 RECALL = "recall_"
-"""Begins the names of shares of right answers; the number of pairs follows."""
+"""Prefix of the metrics that are shares of right answers; the number of pairs follows."""
 RECALL_TOLERANCE_POINTS = 0.01
-"""That recall may fall: other rounding turns an answer in a thousand."""
+"""Fall of recall that is none, as a share: other rounding turns an answer in a thousand."""
 
 
 @dataclass(frozen=True)
 class ExactMetric:
-    """A figure that is the same in every run: ``peak_bytes``, ``flops`` ..."""
+    """A metric that is the same in every run: ``peak_bytes``, ``flops`` ...
+
+    Attributes:
+        name: as stored.
+        base: its value in the base.
+        head: its value in the head.
+    """
 
     name: str
     base: float
@@ -62,13 +71,14 @@ class ExactMetric:
 
     @property
     def is_recall(self) -> bool:
+        """True for a share of right answers."""
         return self.name.startswith(RECALL)
 
-    def bad(self, allowed: float = 0.0) -> bool:
-        """Whether it is worse in the head than in the base.
+    def is_worse(self, allowed: float = 0.0) -> bool:
+        """Return True if the head's value is worse than the base's.
 
         Args:
-            allowed: growth up to this is accepted; recall may fall by as much.
+            allowed: accepted value; of recall, the accepted fall.
         """
         if self.is_recall:
             return self.head < self.base - RECALL_TOLERANCE_POINTS - allowed
@@ -77,14 +87,17 @@ class ExactMetric:
 
 @dataclass(frozen=True)
 class Row:
-    """One case.
+    """Result of one case.
 
     Attributes:
+        case: the case.
+        finding: its outcome.
         time_ratio: head / base, CPU time of one thread, with its interval; None if not measured.
-        pairs: of fresh processes that it comes from.
-        base_s: seconds of a call; so is ``head_s``.
-        relative_time: the head's over dense attention's, where the gate measured that.
-        facts: those that differ; of recall all.
+        pairs: number of pairs of fresh processes behind it.
+        base_s: seconds of a call in the base.
+        head_s: seconds of a call in the head.
+        relative_time: the head's time over dense attention's, where the gate measured that.
+        facts: exact metrics that differ; of recall all.
         note: why it is not measured or not decided.
     """
 
@@ -104,12 +117,16 @@ class GateResult:
     """A run of the gate.
 
     Attributes:
-        base: commit; so is ``head``, which may have changes beyond it.
-        when: it began, UTC.
-        seconds: that it took.
+        base: commit of the base.
+        head: commit of the head, which may have changes beyond it.
+        base_subject: first line of its message.
+        head_subject: the same of the head.
+        rows: one for each case.
+        when: start, UTC.
+        seconds: duration.
         fingerprint: of the machine.
-        remark: what a reader must know of it all.
-        elsewhere: the base are thresholds of another machine.
+        remark: a sentence that every reader must see.
+        elsewhere: True if the base is thresholds of another machine.
     """
 
     base: str
@@ -125,32 +142,35 @@ class GateResult:
 
     @property
     def bad(self) -> tuple[Row, ...]:
-        """Regressions."""
+        """Rows with a regression."""
         return tuple(row for row in self.rows if row.finding in BAD)
 
     @property
     def undecided(self) -> tuple[Row, ...]:
-        """What the time was too short for."""
+        """Rows that the time was too short for."""
         return tuple(row for row in self.rows if row.finding == "undecided")
 
     @property
     def status(self) -> int:
-        """Of the process: 0 clean, 1 a regression, 2 could not decide."""
+        """Exit status of the process: 0 clean, 1 a regression, 2 could not decide."""
         if self.bad:
             return REGRESSION
         measured = any(row.finding not in ("not measured", "removed") for row in self.rows)
         return UNDECIDED if self.undecided or not measured else CLEAN
 
     @classmethod
-    def read(cls, place: Path) -> Self:
-        """A file that has :meth:`to_json`.
+    def read(cls, path: Path) -> Self:
+        """Read a file that has :meth:`to_json`.
+
+        Args:
+            path: of the file.
 
         Raises:
-            FileNotFoundError: it is not there.
-            ValueError: it is no comparison, or one of another danon.
+            FileNotFoundError: It is not there.
+            ValueError: It is no comparison, or one of another danon.
         """
         try:
-            values = TypeAdapter(dict[str, Any]).validate_json(place.read_bytes())
+            values = TypeAdapter(dict[str, Any]).validate_json(path.read_bytes())
             rows = values.get("rows")
             for row in rows if isinstance(rows, list) else ():
                 case = row.get("case") if isinstance(row, dict) else None
@@ -159,14 +179,14 @@ class GateResult:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             raise ValueError(
-                f"{place} is no comparison of this danon, run the gate again: "
-                f"{first_problem(error)}"
+                f"{path} is no comparison of this danon, run the gate again: {first_problem(error)}"
             ) from error
 
     def to_json(self) -> str:
+        """Return the result as text of a JSON file, with its status and the id of each case."""
         values: dict[str, Any] = dataclasses.asdict(self)
         values["status"] = self.status
-        for row, found in zip(values["rows"], self.rows, strict=True):
-            row["case"] = {"id": found.case.id, **row["case"]}
+        for values_of_row, row in zip(values["rows"], self.rows, strict=True):
+            values_of_row["case"] = {"id": row.case.id, **values_of_row["case"]}
         values["when"] = self.when.isoformat()
         return json.dumps(values, indent=1, sort_keys=True)

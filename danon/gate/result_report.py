@@ -1,4 +1,4 @@
-"""A comparison for people and for machines: terminal, Markdown, JUnit."""
+"""The result of a gate as text: terminal, Markdown, JSON, JUnit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from danon.gate.result import CLEAN, RECALL, REGRESSION, ExactMetric, Finding, G
 from danon.report import formatting
 from danon.runs.files import replace_file
 
-__all__ = ["FILES", "advice", "files", "junit", "markdown", "render", "verdict", "write"]
+__all__ = ["FILES", "advice", "files", "junit", "markdown", "render", "summary", "write"]
 
 FILES = ("gate.json", "gate.md", "gate.xml")
 
@@ -32,7 +32,7 @@ STYLES: dict[Finding, str] = {
     "not measured": "dim",
     "same": "",
 }
-FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
+METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "peak_bytes": ("peak memory", lambda x: f"{formatting.format_mebibytes(x)} MiB"),
     "saved_bytes": ("memory kept for backward", lambda x: f"{formatting.format_mebibytes(x)} MiB"),
     "state_bytes": ("state", lambda x: f"{formatting.format_mebibytes(x)} MiB"),
@@ -40,13 +40,14 @@ FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda x: f"{x:,.0f}"),
     "graph_breaks": ("graph breaks", lambda x: f"{x:.0f}"),
 }
-PASSES = {
+PASS_NAMES = {
     "forward": "forward",
     "forward+backward": "fwd+bwd",
     "decode": "decode",
     "training": "recall",
 }
-WIDE = 110  # columns from which seconds and pairs are shown
+WIDE = 110
+"""Columns of a terminal from which on seconds and pairs are shown."""
 LEGEND = (
     "Time: head / base, CPU time of one thread, over pairs of fresh processes, 95 % interval. "
     "Bytes, operations, parameters and graph breaks are the same in every run and compared "
@@ -54,55 +55,60 @@ LEGEND = (
 )
 
 
-def verdict(found: GateResult) -> str:
-    """In one line."""
-    total = len(found.rows)
-    if found.status == REGRESSION:
-        return f"regression: {len(found.bad)} of {total} cases"
-    if found.status == CLEAN:
-        unmeasured = sum(row.finding == "not measured" for row in found.rows)
+def summary(result: GateResult) -> str:
+    """Return the outcome in one line."""
+    total = len(result.rows)
+    if result.status == REGRESSION:
+        return f"regression: {len(result.bad)} of {total} cases"
+    if result.status == CLEAN:
+        unmeasured = sum(row.finding == "not measured" for row in result.rows)
         but = f", {unmeasured} not measured" if unmeasured else ""
         return f"no regression in {total - unmeasured} cases{but}"
-    return f"could not decide: {len(found.undecided)} of {total} cases"
+    return f"could not decide: {len(result.undecided)} of {total} cases"
 
 
-def advice(found: GateResult) -> str:
-    """What to do next."""
+def advice(result: GateResult) -> str:
+    """Return sentences about what to do next."""
     parts = []
-    if any("slower" in row.finding for row in found.rows):
+    if any("slower" in row.finding for row in result.rows):
         parts.append(
             "Slower cases were measured again in fresh processes before they were reported. Look "
             "at what changed between the commits in the code they share."
         )
-    if any("larger" in row.finding for row in found.rows):
+    if any("larger" in row.finding for row in result.rows):
         parts.append(
             "Larger figures do not vary between runs: one of the commits in between changed them."
         )
-    if any(row.finding == "worse" for row in found.rows):
+    if any(row.finding == "worse" for row in result.rows):
         parts.append(
             "Worse cases: models that are trained already answer more questions wrongly now."
         )
-    if any(row.finding == "broken" for row in found.rows):
+    if any(row.finding == "broken" for row in result.rows):
         parts.append("Broken cases ran in base and raise in head: see their notes.")
-    if any(row.finding == "failed" for row in found.rows):
+    if any(row.finding == "failed" for row in result.rows):
         parts.append(
             "Failed cases: a timed call did not compute what its inputs give, so there is no time "
             "to compare: see their notes."
         )
-    if found.undecided:
+    if result.undecided:
         parts.append(
             "Undecided cases need more time, or a quieter machine: run the gate again, with "
             "--time-limit-minutes 20 if it happens twice."
         )
-    if found.status == CLEAN:
+    if result.status == CLEAN:
         parts.append("Nothing to do.")
     if not parts:
         parts.append("No case could be measured on both sides: see their notes.")
     return " ".join(parts)
 
 
-def render(found: GateResult, console: Console) -> None:
-    """As a table in the terminal."""
+def render(result: GateResult, console: Console) -> None:
+    """Print a result as a table.
+
+    Args:
+        result: of a gate.
+        console: gets it.
+    """
     wide = console.width >= WIDE
     table = Table(box=None, pad_edge=False)
     for name in (
@@ -117,12 +123,12 @@ def render(found: GateResult, console: Console) -> None:
     ):
         left = name in ("attention", "pass", "dtype", "finding")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for row in found.rows:
+    for row in result.rows:
         case, (ratio, interval, *times) = row.case, _times(row)
         length = formatting.format_length(case.length)
         cells = (
             case.attention,
-            PASSES[case.phase],
+            PASS_NAMES[case.phase],
             case.dtype,
             length,
             row.finding,
@@ -131,31 +137,31 @@ def render(found: GateResult, console: Console) -> None:
             *(times if wide else ()),
         )
         table.add_row(*map(escape, cells), style=STYLES[row.finding])
-    console.print(f"[bold]Gate[/] {escape(_sides(found))}", soft_wrap=True, highlight=False)
+    console.print(f"[bold]Gate[/] {escape(_sides(result))}", soft_wrap=True, highlight=False)
     console.print(table)
-    for row in found.rows:
+    for row in result.rows:
         if note := _note(row):
             console.print(f"[dim]{row.case.id}:[/] {escape(note)}", soft_wrap=True, highlight=False)
     console.print(f"[dim]{LEGEND}[/]", soft_wrap=True, highlight=False)
-    if found.remark:
-        console.print(f"[yellow]{escape(found.remark)}[/]", soft_wrap=True, highlight=False)
-    style = {CLEAN: "bold green", REGRESSION: "bold red"}.get(found.status, "bold yellow")
-    said = f"\n[{style}]{verdict(found)}[/] [dim]({found.seconds:.0f} s)[/]"
-    console.print(said, highlight=False)
-    console.print(advice(found), soft_wrap=True)
+    if result.remark:
+        console.print(f"[yellow]{escape(result.remark)}[/]", soft_wrap=True, highlight=False)
+    style = {CLEAN: "bold green", REGRESSION: "bold red"}.get(result.status, "bold yellow")
+    line = f"\n[{style}]{summary(result)}[/] [dim]({result.seconds:.0f} s)[/]"
+    console.print(line, highlight=False)
+    console.print(advice(result), soft_wrap=True)
 
 
-def markdown(found: GateResult) -> str:
-    """For a pull request: what matters first, everything folded away."""
-    lines = [f"### Attention gate: {verdict(found)}", "", _sides(found), ""]
-    notable = [row for row in found.rows if row.finding != "same"]
+def markdown(result: GateResult) -> str:
+    """Return a result as Markdown for a pull request: notable cases first, all cases folded."""
+    lines = [f"### Attention gate: {summary(result)}", "", _sides(result), ""]
+    notable = [row for row in result.rows if row.finding != "same"]
     if notable:
         lines += [*_markdown_table(notable), ""]
-    lines += [advice(found), "", *([found.remark, ""] if found.remark else [])]
+    lines += [advice(result), "", *([result.remark, ""] if result.remark else [])]
     lines += [
         "<details><summary>All cases</summary>",
         "",
-        *_markdown_table(found.rows),
+        *_markdown_table(result.rows),
         "",
         LEGEND,
         "",
@@ -165,28 +171,28 @@ def markdown(found: GateResult) -> str:
     return "\n".join(lines)
 
 
-def junit(found: GateResult) -> bytes:
-    """As CI systems read it."""
+def junit(result: GateResult) -> bytes:
+    """Return a result as JUnit XML, which CI systems read."""
     suite = ElementTree.Element(
         "testsuite",
         name="danon gate",
-        tests=str(len(found.rows)),
-        failures=str(len(found.bad)),
-        errors=str(len(found.undecided)),
-        time=f"{found.seconds:.1f}",
-        skipped=str(sum(_skipped(row) for row in found.rows)),
+        tests=str(len(result.rows)),
+        failures=str(len(result.bad)),
+        errors=str(len(result.undecided)),
+        time=f"{result.seconds:.1f}",
+        skipped=str(sum(_skipped(row) for row in result.rows)),
     )
-    for row in found.rows:
+    for row in result.rows:
         case = ElementTree.SubElement(
             suite, "testcase", classname=f"danon.gate.{row.case.attention}", name=row.case.id
         )
-        said = " ".join((row.finding, *_times(row), _note(row))).strip()
-        if row in found.bad:
-            ElementTree.SubElement(case, "failure", message=said)
+        message = " ".join((row.finding, *_times(row), _note(row))).strip()
+        if row in result.bad:
+            ElementTree.SubElement(case, "failure", message=message)
         elif row.finding == "undecided":
-            ElementTree.SubElement(case, "error", message=said)
+            ElementTree.SubElement(case, "error", message=message)
         elif _skipped(row):
-            ElementTree.SubElement(case, "skipped", message=said)
+            ElementTree.SubElement(case, "skipped", message=message)
     whole = ElementTree.Element("testsuites")
     whole.append(suite)
     ElementTree.indent(whole)
@@ -194,16 +200,21 @@ def junit(found: GateResult) -> bytes:
     return out
 
 
-def files(found: GateResult) -> dict[str, bytes]:
-    """Every form by the name of :data:`FILES` that it is kept under."""
-    forms = (f"{found.to_json()}\n".encode(), markdown(found).encode(), junit(found))
+def files(result: GateResult) -> dict[str, bytes]:
+    """Return the content of every file of :data:`FILES`, by name."""
+    forms = (f"{result.to_json()}\n".encode(), markdown(result).encode(), junit(result))
     return dict(zip(FILES, forms, strict=True))
 
 
-def write(found: GateResult, folder: Path) -> None:
-    """All :func:`files`, into a folder that may be new."""
+def write(result: GateResult, folder: Path) -> None:
+    """Write all :func:`files`.
+
+    Args:
+        result: of a gate.
+        folder: made if it is missing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files(found).items():
+    for name, content in files(result).items():
         replace_file(folder / name, content)
 
 
@@ -211,8 +222,10 @@ def _skipped(row: Row) -> bool:
     return row.finding in ("new", "removed", "not measured")
 
 
-def _sides(found: GateResult) -> str:
-    return f"{found.base[:10]} ({found.base_subject}) -> {found.head[:10]} ({found.head_subject})"
+def _sides(result: GateResult) -> str:
+    return (
+        f"{result.base[:10]} ({result.base_subject}) -> {result.head[:10]} ({result.head_subject})"
+    )
 
 
 def _times(row: Row) -> tuple[str, str, str, str, str]:
@@ -236,7 +249,7 @@ def _metric_text(metric: ExactMetric) -> str:
     if metric.is_recall:
         pairs = metric.name.removeprefix(RECALL)
         return f"recall of {pairs} pairs {metric.base:.1%} -> {metric.head:.1%}"
-    name, write = FIGURES.get(metric.name, (metric.name, str))
+    name, write = METRICS.get(metric.name, (metric.name, str))
     change = f" ({metric.head / metric.base - 1:+.2%})" if metric.base else ""
     return f"{name} {write(metric.base)} -> {write(metric.head)}{change}"
 

@@ -1,6 +1,6 @@
-"""What a repository accepts of its attentions: a file that is read in diffs.
+"""Thresholds: the times and metrics that a repository accepts, in a file for diffs.
 
-Times are relative to dense attention in the same process, since absolute ones belong to a machine.
+Times are relative to dense attention in the same process: absolute times belong to a machine.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Name = Annotated[str, Field(pattern=r"^(speed|decode|recall/\w+)/[\w.-]+/N\d+/\w
 
 RUNTIME = ("torch", "device")
 MACHINE = (*RUNTIME, "cpu_capability", "cpu", "cores", "cpu_limit")
-"""Entries of a fingerprint."""
+"""Entries of a fingerprint that identify a machine."""
 PORTABLE = ("parameters", "flops", "state_bytes")
-"""Exact metrics that no runtime changes."""
+"""Exact metrics that are the same on every machine and with every torch."""
 
 
 class ThresholdsError(ValueError):
-    """A file of thresholds that is not there or not right."""
+    """A file of thresholds is missing or wrong."""
 
 
 class _Strict(BaseModel):
@@ -38,12 +38,15 @@ class _Strict(BaseModel):
 
 
 class Accepted(_Strict):
-    """That somebody moved a threshold, and what it was before.
+    """A manual change of a threshold, with its previous values.
 
     Attributes:
         when: date, ISO-8601.
         commit: whose figures were accepted.
-        relative_time: None of a case that is not timed.
+        by: name of the person.
+        why: reason that the person gave.
+        relative_time: previous value; None for a case that is not timed.
+        facts: previous values of the exact metrics.
     """
 
     when: Words
@@ -55,12 +58,12 @@ class Accepted(_Strict):
 
 
 class Timing(_Strict):
-    """Of one case.
+    """Times of one case.
 
     Attributes:
         relative: time over that of dense attention, CPU time of one thread.
-        spread: of log(head / base) between pairs of processes of the same code.
-        drift: of log(relative time) between processes.
+        spread: standard deviation of log(head / base) between pairs of processes of the same code.
+        drift: standard deviation of log(relative time) between processes.
     """
 
     relative: Positive
@@ -69,13 +72,13 @@ class Timing(_Strict):
 
 
 class Threshold(_Strict):
-    """Of one case.
+    """Threshold of one case.
 
     Attributes:
-        time: None of what is not timed.
-        facts: figures that are the same in every run.
+        time: None for a case that is not timed.
+        facts: exact metrics by name.
         model: digest of the trained weights that they are about, empty if there are none.
-        history: what was accepted, the first first.
+        history: manual changes, the first first.
     """
 
     time: Timing | None
@@ -85,13 +88,14 @@ class Threshold(_Strict):
 
 
 class Thresholds(_Strict):
-    """Of a repository.
+    """Thresholds of a repository.
 
     Attributes:
-        fingerprint: of the machine that they were measured on.
-        commit: that they were measured at.
+        format: version of the file.
+        commit: that was measured.
         when: date, ISO-8601.
-        pairs: of processes that each case was measured in.
+        pairs: number of pairs of processes that each case was measured in.
+        fingerprint: of the machine that measured.
         cases: by :attr:`Case.id`.
     """
 
@@ -106,8 +110,11 @@ class Thresholds(_Strict):
     def read(cls, path: Path) -> Thresholds:
         """Read a file.
 
+        Args:
+            path: of the file.
+
         Raises:
-            ThresholdsError: it is not there, or says where it is wrong and what is allowed.
+            ThresholdsError: It is missing; or wrong, with the place and what is allowed there.
         """
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -126,9 +133,17 @@ class Thresholds(_Strict):
         replace_file(path, f"{values}\n".encode())
 
     def comparable(self, fingerprint: Mapping[str, str]) -> bool:
-        """Whether graph breaks and bytes that tensors keep are the same here."""
+        """Return True if graph breaks and bytes that tensors keep are the same on a machine.
+
+        Args:
+            fingerprint: of that machine.
+        """
         return all(self.fingerprint.get(name) == fingerprint.get(name) for name in RUNTIME)
 
     def same_machine(self, fingerprint: Mapping[str, str]) -> bool:
-        """Whether times are, and peak bytes: libraries of a processor take their own."""
+        """Return True if times and peak bytes are the same, too: libraries of a processor differ.
+
+        Args:
+            fingerprint: of that machine.
+        """
         return all(self.fingerprint.get(name) == fingerprint.get(name) for name in MACHINE)

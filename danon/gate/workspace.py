@@ -1,167 +1,181 @@
-"""What every command of the gate begins with: commits checked out, inputs, a way to say things."""
+"""One run of the gate: commit checked out, inputs written, workers to start, progress to tell."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import math
 import subprocess
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 from rich.console import Console
 
 from danon.config.mechanism import mechanisms
-from danon.console.messages import refuse, say
-from danon.console.signals import interruptible, status_of
+from danon.console.messages import say
 from danon.gate.calls import NEW
 from danon.gate.cases import HEAD_DIM, HEADS, LONGEST, gate_cases
-from danon.gate.checkout import Checkout, CheckoutError, DirtyError, Repository, RevisionError
-from danon.gate.exact_metrics import RecallModels
-from danon.gate.history import HistoryError
-from danon.gate.paired_processes import Side, WorkerError
-from danon.gate.sequential_test import Say
-from danon.gate.thresholds import ThresholdsError
+from danon.gate.checkout import Checkout, Repository
+from danon.gate.recall_models import RecallModels
+from danon.gate.worker_client import Side, WorkerClient
 from danon.processes.interpreter import python_command
 from danon.runs.case import Case
-from danon.runs.files import UNWRITABLE
-from danon.tracking.store import StoreError
 
-__all__ = ["Options", "Workspace", "guarded", "open_workspace"]
+__all__ = [
+    "MODELS",
+    "THRESHOLDS",
+    "Options",
+    "Progress",
+    "Workspace",
+    "open_workspace",
+    "write_inputs",
+]
 
-STATUSES: tuple[tuple[type[BaseException], int], ...] = (
-    (RevisionError, 3),
-    (DirtyError, 4),
-    (CheckoutError, 5),
-    (WorkerError, 6),
-    (ThresholdsError, 7),
-    (HistoryError, 8),
-    (StoreError, 8),
-)
-"""Exit statuses beside those of a :class:`GateResult`."""
+THRESHOLDS = Path("results") / "thresholds.json"
+"""File of a repository with what it accepts."""
+MODELS = Path("results") / "recall"
+"""Folder of a repository with the trained models that thresholds of recall are about."""
+
+Progress = Callable[[str, int, int], object]
+"""Called with a stage, the number of its cases that are done, and the number of all."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for.
+    """Choices of the user.
 
     Attributes:
-        attentions: ``file.py:Class`` in the repository, measured instead of danon's own mechanisms.
-        only: registered names, comma separated, to measure.
-        dirty: measure changes that no commit has.
-        minutes: that a comparison takes at most.
+        attentions: ``file.py:Class`` in the repository, measured instead of danon's mechanisms.
+        only: registered names to measure, comma separated.
+        dirty: True to measure changes that no commit has.
+        time_limit_minutes: the most that a comparison takes.
         results: folder that gets gate.json, gate.md and gate.xml.
-        against: revision that is the base; empty compares with the thresholds.
+        against: revision that is the base; empty to compare with the thresholds.
     """
 
     attentions: tuple[str, ...]
     only: str
     dirty: bool
-    minutes: float
+    time_limit_minutes: float
     results: Path
     against: str = ""
 
     @property
     def cases(self) -> list[Case]:
-        own = [target.rpartition(":")[2] for target in self.attentions]
-        named = [name for name in self.only.split(",") if name]
-        return list(gate_cases(own + named or mechanisms()))
+        """Every case of the chosen attentions."""
+        classes = [target.rpartition(":")[2] for target in self.attentions]
+        registered = [name for name in self.only.split(",") if name]
+        return list(gate_cases(classes + registered or mechanisms()))
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where it all happens, and what every measurement needs."""
+    """The object that every measurement of one run of the gate takes.
 
-    repository: Repository
+    Attributes:
+        head: the commit that is judged, as files.
+        repository: folder that it is a commit of.
+        targets: ``file.py:Class`` attentions of the user.
+        scratch: folder of this run, removed at its end.
+        inputs: file of q, k and v that all workers read.
+        progress: hears how far the run is.
+        end: value of ``perf_counter`` at which workers are killed.
+    """
+
     head: Checkout
-    side: Side
+    repository: Path
+    targets: tuple[str, ...]
     scratch: Path
     inputs: Path
-    log: Path
-    say: Say
+    progress: Progress
+    end: float = math.inf
 
-    def models(self, folder: Path) -> RecallModels:
-        """Trained ones."""
-        return RecallModels(folder)
+    @property
+    def log(self) -> Path:
+        """File that gets what workers print."""
+        return self.scratch / "workers.log"
+
+    @property
+    def new_models(self) -> RecallModels:
+        """Models that are trained in this run."""
+        return RecallModels(self.scratch / "models")
+
+    @property
+    def committed_models(self) -> RecallModels:
+        """Models that the commit has."""
+        return RecallModels(self.head.root / MODELS)
+
+    def side(self, name: str, root: Path | None = None) -> Side:
+        """Return a side to measure.
+
+        Args:
+            name: ``base`` or ``head``.
+            root: folder of another checkout than the head's.
+        """
+        return Side(name, root or self.head.root, self.targets, self.repository)
+
+    def start_worker(self, side: Side) -> WorkerClient:
+        """Start a process that measures a side.
+
+        Raises:
+            WorkerError: It does not start, or the time is over.
+        """
+        return WorkerClient(side, self.inputs, self.log, self.end)
 
 
 @contextlib.contextmanager
 def open_workspace(
-    options: Options, console: Console, *, committed: bool = False
+    repository: Repository, options: Options, console: Console, *, committed: bool = False
 ) -> Iterator[Workspace]:
-    """What is checked out, in a folder that is gone afterwards.
+    """Check the head out and write the inputs, in a folder that is removed afterwards.
 
     Args:
-        committed: the last commit, whatever has changed since.
+        repository: the user's.
+        options: choices of the user; their time limit begins now.
+        console: shows the progress.
+        committed: True to take the last commit, whatever has changed since.
+
+    Raises:
+        CheckoutError: The head cannot be checked out.
     """
+    end = perf_counter() + 60 * options.time_limit_minutes
     folder = tempfile.TemporaryDirectory(prefix="danon-gate-", ignore_cleanup_errors=True)
-    with folder as name:
+    with folder as name, console.status("starting", spinner="line") as status:
         scratch = Path(name)
-        repository = Repository(Path.cwd())
-        place = scratch / "head"
+        root = scratch / "head"
         head = (
-            repository.base("HEAD", place)
+            repository.base("HEAD", root)
             if committed
-            else repository.head(place, dirty=options.dirty)
+            else repository.head(root, dirty=options.dirty)
         )
-        with console.status("starting", spinner="line") as status:
-            told = ""
+        last_stage = ""
 
-            def progress(stage: str, done: int, of: int) -> None:
-                nonlocal told
-                status.update(f"{stage}: {done} of {of} cases")
-                if stage != told and not console.is_terminal:  # a log has no spinner
-                    say(console, "", f"{stage}: {of} cases")
-                told = stage
+        def progress(stage: str, done: int, total: int) -> None:
+            nonlocal last_stage
+            status.update(f"{stage}: {done} of {total} cases")
+            if stage != last_stage and not console.is_terminal:  # a log has no spinner
+                say(console, "", f"{stage}: {total} cases")
+            last_stage = stage
 
-            yield Workspace(
-                repository,
-                head,
-                Side("head", head.root, options.attentions, repository.root),
-                scratch,
-                _inputs(scratch / "inputs.pt"),
-                scratch / "workers.log",
-                progress,
-            )
+        yield Workspace(
+            head,
+            repository.root,
+            options.attentions,
+            scratch,
+            write_inputs(scratch / "inputs.pt"),
+            progress,
+            end,
+        )
 
 
-def _inputs(place: Path) -> Path:
-    """The suites' text as q, k and v, which all sides are measured with."""
+def write_inputs(path: Path) -> Path:
+    """Write the suites' text as q, k and v, which all sides are measured with; return the path."""
     code = (
         "import sys, torch\n"
         "from danon.data.qkv import text_qkv\n"
         f"torch.save(list(text_qkv(1, {HEADS}, {LONGEST + NEW}, {HEAD_DIM})), sys.argv[1])"
     )
-    command = python_command("-c", code, str(place.resolve()))
-    subprocess.run(command, check=True)
-    return place
-
-
-def guarded(console: Console, run: Callable[[], int]) -> int:
-    """Errors as messages with statuses of their own: 1 would be a regression."""
-    try:
-        with interruptible():
-            return run()
-    except KeyboardInterrupt as error:
-        _tell(console, f"{str(error) or 'interrupted'}: nothing is decided")
-        return status_of(error)
-    except tuple(kind for kind, _ in STATUSES) as error:
-        _tell(console, str(error))
-        return next(status for kind, status in STATUSES if isinstance(error, kind))
-    except SystemExit:  # of rich: nobody reads what it prints
-        return os.EX_IOERR
-    except Exception as error:  # noqa: BLE001  not with the status of a regression
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            _tell(console, str(error))
-            return os.EX_IOERR
-        traceback.print_exc()
-        _tell(console, "this is an error of the gate itself: nothing is decided")
-        return os.EX_SOFTWARE
-
-
-def _tell(console: Console, reason: str) -> None:
-    """Somebody, if there is; the log may be on the disk that is full, the reader gone."""
-    with contextlib.suppress(OSError, SystemExit):
-        refuse(console, reason)
+    subprocess.run(python_command("-c", code, str(path.resolve())), check=True)
+    return path

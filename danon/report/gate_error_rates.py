@@ -48,7 +48,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class GateErrorRates:
-    """What ``danon gate-validate`` found.
+    """Error rates that ``python -m gate_validation`` counted.
 
     Attributes:
         recall: by what was planted in trained models.
@@ -67,7 +67,7 @@ def gate_error_rates(report: Path) -> GateErrorRates | None:
         report: results/runs/<run>/report.html.
 
     Raises:
-        ValueError: the file there is none of ``danon gate-validate``.
+        ValueError: The file there is none of ``python -m gate_validation``.
     """
     place = report.resolve().parent.parent.parent / PLACE
     if not place.is_file():
@@ -87,7 +87,7 @@ def gate_error_rates(report: Path) -> GateErrorRates | None:
         recall = {rate["planted"]: _share(rate) for rate in values["recall"]}
         return GateErrorRates(found, recall, origin) if found else None
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{place} is no file of danon gate-validate: {error!r}") from error
+        raise ValueError(f"{place} is no file of gate_validation: {error!r}") from error
 
 
 def _share(rate: dict[str, Any]) -> AlarmRate:

@@ -1,4 +1,4 @@
-"""The gate: what it decides from ratios, and from two commits to an exit status."""
+"""The gate: its decisions from ratios, and from two commits to an exit status."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from gate_workspaces import workspace_of
 from repositories import MINE, git
 from rich.console import Console
 
@@ -26,19 +27,19 @@ from danon.gate.against_commit import merge_rows
 from danon.gate.checkout import CheckoutError, DirtyError, Repository, RevisionError
 from danon.gate.command import gate
 from danon.gate.decision_rule import CONFIRMING, SCREENING, Decision, Tolerance
-from danon.gate.exact_metrics import Facts, RecallModels, compare_exact, exact_metrics_of
-from danon.gate.paired_processes import (
+from danon.gate.exact_metrics import ExactMetrics, compare_exact, exact_metrics_of
+from danon.gate.paired_processes import Measurement
+from danon.gate.result import BAD, ExactMetric, Finding, GateResult, Row
+from danon.gate.result_report import junit, markdown, render
+from danon.gate.sequential_test import Measure, SequentialTest
+from danon.gate.worker_client import (
     DiedError,
-    Measurement,
     OutputError,
     Side,
     TimeOverError,
     WorkerClient,
     WorkerError,
 )
-from danon.gate.result import BAD, ExactMetric, Finding, GateResult, Row
-from danon.gate.result_report import junit, markdown, render
-from danon.gate.sequential_test import Measure, SequentialTest
 from danon.gate.workspace import Options
 from danon.measure.statistics import Estimate
 from danon.runs.case import Case
@@ -47,12 +48,12 @@ CASE = Case("speed", "MyAttention", 128, "float32", "forward")
 LONG = replace(CASE, length=1024)  # graph breaks are counted there
 
 
-class TestDecide:
+class TestDecisionRule:
     """Ratios in, verdicts out."""
 
     @staticmethod
     def alarms(shift: float, noise: float, count: int) -> float:
-        """How often a suspect is called slower, in heavy-tailed noise."""
+        """Return the share of suspects that are called slower, in heavy-tailed noise."""
         draw = np.random.default_rng(0).standard_t(3, (count, CONFIRMING[-1])) * noise + shift
         tolerance, slow = Tolerance(), 0
         for row in draw:
@@ -63,7 +64,7 @@ class TestDecide:
                     break
         return slow / count
 
-    def test_what_has_not_changed_is_called_slower_at_most_one_time_in_a_hundred(self) -> None:
+    def test_false_alarm_rate_is_at_most_one_percent(self) -> None:
         """At every noise, and right at the slack, where the test has to hold its level."""
         for noise in (0.005, 0.03, 0.1):
             assert self.alarms(0.0, noise, 400) <= 0.01
@@ -72,7 +73,7 @@ class TestDecide:
     @pytest.mark.parametrize(
         ("shift", "noise", "least"), [(0.1, 0.02, 0.99), (0.05, 0.01, 0.97), (0.1, 0.03, 0.97)]
     )
-    def test_slowdowns_are_called_so(self, shift: float, noise: float, least: float) -> None:
+    def test_detection_rate_of_slowdowns(self, shift: float, noise: float, least: float) -> None:
         assert self.alarms(shift, noise, 200) >= least
 
     def test_many_suspects_need_more_evidence_each(self) -> None:
@@ -85,7 +86,7 @@ class TestDecide:
         more = {name: [0.2] * CONFIRMING[1] for name in "abcd"}
         assert set(decision_rule.confirm(more, tolerances, 4).values()) == {Decision.REGRESSED}
 
-    def test_screening_clears_suspects_and_waits(self) -> None:
+    def test_decisions_of_screening(self) -> None:
         tolerance = Tolerance()
         assert decision_rule.screen([0.0, 0.001, -0.002], tolerance, last=False) is Decision.CLEAR
         assert decision_rule.screen([0.2, 0.21, 0.19], tolerance, last=False) is Decision.SUSPECT
@@ -93,13 +94,13 @@ class TestDecide:
         assert decision_rule.screen(wide, tolerance, last=False) is Decision.UNDECIDED
         assert decision_rule.screen(wide, tolerance, last=True) is Decision.SUSPECT
 
-    def test_one_disturbed_pair_moves_the_estimate_little(self) -> None:
+    def test_estimate_with_one_disturbed_pair(self) -> None:
         calm, disturbed = [0.01, 0.0, 0.02, 0.01, 0.0], [0.01, 0.0, 0.02, 0.01, 0.7]
         assert decision_rule.estimate(disturbed, 0.01).value == pytest.approx(
             decision_rule.estimate(calm, 0.01).value, abs=0.01
         )
 
-    def test_a_limit_below_the_slack_is_refused(self) -> None:
+    def test_limit_below_the_slack_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"limit = 0.01.*0 <= slack < limit"):
             Tolerance(slack=0.02, limit=0.01)
 
@@ -133,7 +134,7 @@ class TestOutput:
             ((), 2),
         ],
     )
-    def test_the_status_is_that_of_the_worst_case(
+    def test_status_is_that_of_the_worst_finding(
         self, findings: tuple[Finding, ...], status: int
     ) -> None:
         found = comparison(*map(row, findings))
@@ -180,7 +181,9 @@ class TestOutput:
 class TestCheckout:
     """Commits as folders."""
 
-    def test_head_is_a_copy_of_now_and_base_of_then(self, repository: Path, tmp_path: Path) -> None:
+    def test_head_has_uncommitted_changes_and_base_has_not(
+        self, repository: Path, tmp_path: Path
+    ) -> None:
         found = Repository(repository)
         base = found.base("HEAD~1", tmp_path / "base")
         (repository / "mine.py").write_text("changed")
@@ -196,7 +199,9 @@ class TestCheckout:
         assert git(repository, "worktree", "list").count("\n") == 0
         assert git(repository, "status", "--porcelain").strip() == "M mine.py"
 
-    def test_what_git_does_not_have(self, repository: Path, tmp_path: Path) -> None:
+    def test_unknown_revision_and_folder_outside_a_repository(
+        self, repository: Path, tmp_path: Path
+    ) -> None:
         with pytest.raises(RevisionError, match=r"unknown revision 'mian'.*which has main"):
             Repository(repository).base("mian", tmp_path / "base")
         (tmp_path / "none").mkdir()
@@ -207,7 +212,7 @@ class TestCheckout:
 class TestWorker:
     """The process of one side."""
 
-    def test_it_measures_the_checkout_it_is_given(
+    def test_worker_measures_its_checkout(
         self, repository: Path, tmp_path: Path, gate_inputs: Path
     ) -> None:
         side = Side("head", repository, ("mine.py:MyAttention",))
@@ -216,19 +221,19 @@ class TestWorker:
             case = {"case": asdict(CASE), "name": "a", "seed": 1}
             worker.request("prepare", **case)
             assert worker.request("time", name="a", calls=3) > 0
-            facts = worker.request("facts", name="a")
+            facts = worker.request("exact_metrics", name="a")
             assert facts["flops"] == 2 * 4 * 4 * 128 * 128 * 64  # twice the work
             assert facts["parameters"] == 0 and facts["peak_bytes"] >= 4 * 128 * 128 * 4
-            assert worker.request("breaks", name="a") == {"graph_breaks": 0}
+            assert worker.request("graph_breaks", name="a") == {"graph_breaks": 0}
             decode = {"case": {**case["case"], "phase": "decode"}, "name": "b", "seed": 1}  # type: ignore[dict-item]
             with pytest.raises(WorkerError, match="no streaming form"):
                 worker.request("prepare", **decode)
             unknown = {"case": {**case["case"], "attention": "x"}, "name": "x", "seed": 1}  # type: ignore[dict-item]
             with pytest.raises(WorkerError, match="head: ValueError: unknown attention 'x'"):
                 worker.request("prepare", **unknown)
-            assert worker.request("facts", name="a") == facts  # goes on, and says the same
+            assert worker.request("exact_metrics", name="a") == facts  # goes on, and says the same
 
-    def test_its_death_is_told_with_its_last_words(
+    def test_error_of_a_dead_worker_has_its_last_output(
         self, repository: Path, tmp_path: Path, gate_inputs: Path
     ) -> None:
         (repository / "mine.py").write_text("import os\nprint('farewell', flush=True)\nos._exit(3)")
@@ -238,7 +243,7 @@ class TestWorker:
         with pytest.raises(WorkerError, match=r"base: ValueError.*No module named 'nowhere'"):
             WorkerClient(Side("base", repository, ("mine.py:A",)), gate_inputs, tmp_path / "log")
 
-    def test_it_is_ended_when_the_time_is_over(
+    def test_worker_is_killed_at_the_time_limit(
         self, repository: Path, tmp_path: Path, gate_inputs: Path
     ) -> None:
         (repository / "mine.py").write_text("import time; time.sleep(300)")
@@ -255,7 +260,7 @@ def small(
 ) -> Path:
     """A gate of one small case, called in the repository."""
     monkeypatch.setattr(workspace, "gate_cases", lambda names: [CASE])
-    monkeypatch.setattr(workspace, "_inputs", lambda place: gate_inputs)
+    monkeypatch.setattr(workspace, "write_inputs", lambda path: gate_inputs)
     monkeypatch.chdir(repository)
     return repository
 
@@ -296,14 +301,14 @@ class TestGate:
         assert "slower" in (small / "out" / "gate.md").read_text()
         ElementTree.parse(small / "out" / "gate.xml")
 
-    def test_half_the_work_is_none(self, small: Path) -> None:
+    def test_half_the_work_is_no_regression(self, small: Path) -> None:
         (small / "mine.py").write_text(MINE.format(work=1))
         status, said = gated(base="HEAD", dirty=True)
         assert status == 0 and "faster" in said and "no regression in 1 cases" in said
         found = json.loads((small / "out" / "gate.json").read_text())
         assert found["rows"][0]["pairs"] == SCREENING[0]
 
-    def test_time_that_is_over_decides_nothing(self, small: Path) -> None:
+    def test_time_limit_before_the_first_pair_is_undecided(self, small: Path) -> None:
         status, said = gated(minutes=1e-6)
         assert (
             status == 2
@@ -313,7 +318,7 @@ class TestGate:
         assert "the time was over" in said
 
     @pytest.mark.slow
-    def test_the_limit_ends_what_is_being_measured(self, small: Path) -> None:
+    def test_time_limit_during_a_call_ends_it(self, small: Path) -> None:
         """An attention that takes minutes a call does not make the gate take them."""
         slow = "import time; time.sleep(300)\n        for _ in"
         (small / "mine.py").write_text(MINE.format(work=1).replace("for _ in", slow))
@@ -322,7 +327,7 @@ class TestGate:
         assert status == 2 and "could not decide: 1 of 1 cases" in said
         assert perf_counter() - start < 60
 
-    def test_outputs_that_are_remembered_fail(self, small: Path) -> None:
+    def test_attention_that_caches_outputs_fails(self, small: Path) -> None:
         (small / "mine.py").write_text(
             MINE.format(work=1).replace("for _ in", REMEMBER + "for _ in")
         )
@@ -337,14 +342,14 @@ class TestGate:
             (MINE.format(work=1).replace("return out", "raise RuntimeError('no')"), 1, "broken"),
         ],
     )
-    def test_a_head_that_does_not_run(
+    def test_head_that_does_not_run(
         self, small: Path, source: str, status: int, words: str
     ) -> None:
         (small / "mine.py").write_text(source)
         found, said = gated(base="HEAD", dirty=True)
         assert found == status and words in said
 
-    def test_a_case_that_only_head_can_run_is_new(self, small: Path) -> None:
+    def test_case_that_only_the_head_can_run_is_new(self, small: Path) -> None:
         (small / "mine.py").write_text(
             MINE.format(work=1).replace("return out", "raise RuntimeError('no')")
         )
@@ -353,25 +358,25 @@ class TestGate:
         status, said = gated()
         assert status == 0 and "new" in said and "base: RuntimeError: no" in said
 
-    def test_an_attention_that_neither_side_has_is_no_clean_run(self, small: Path) -> None:
+    def test_attention_that_neither_side_has_is_refused(self, small: Path) -> None:
         unknown = replace(CASE, attention="msar")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(workspace, "gate_cases", lambda names: [CASE, unknown])
             status, said = gated(base="HEAD")
         assert status == 6 and "head: no attention 'msar'; known: " in said and "msra" in said
 
-    def test_an_error_of_the_gate_is_no_regression(
+    def test_error_of_the_gate_is_no_regression(
         self, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def broken(place: Path) -> Path:
             raise subprocess.CalledProcessError(1, "danon.data.qkv")
 
-        monkeypatch.setattr(workspace, "_inputs", broken)
+        monkeypatch.setattr(workspace, "write_inputs", broken)
         status, said = gated()
         assert status == 70 and "nothing is decided" in said
         assert "danon.data.qkv" in capsys.readouterr().err
 
-    def test_what_cannot_be_written_is_said_all_the_same(self, small: Path) -> None:
+    def test_results_that_cannot_be_written_are_printed(self, small: Path) -> None:
         (small / "out").write_text("no folder")
         status, said = gated(minutes=1e-6)
         assert (
@@ -380,12 +385,12 @@ class TestGate:
             and "File exists: 'out'" in said
         )
 
-    def test_a_full_disk_under_the_log_is_no_regression(self, small: Path) -> None:
+    def test_full_disk_under_the_log_is_no_regression(self, small: Path) -> None:
         options = Options(("mine.py:MyAttention",), "", True, 1e-6, Path("out"), "HEAD~1")
         assert gate(options, Console(file=Full())) == 74
         assert json.loads((small / "out" / "gate.json").read_text())["status"] == 2  # undecided
 
-    def test_bad_input_has_statuses_of_its_own(self, small: Path, tmp_path: Path) -> None:
+    def test_exit_statuses_of_bad_input(self, small: Path, tmp_path: Path) -> None:
         assert gated(base="mian")[0] == 3
         for minutes in (0.0, -1.0, math.nan):
             assert gated(minutes=minutes)[0] == 2
@@ -400,18 +405,18 @@ def test_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert status == 5 and "not a git repository" in said
 
 
-class TestFacts:
-    """Figures that do not vary."""
+class TestExactMetrics:
+    """Metrics that are the same in every run."""
 
     @staticmethod
-    def of(folder: Path, inputs: Path, source: str) -> Facts:
-        """Of a softmax attention written like that, in a process of its own."""
+    def of(folder: Path, inputs: Path, source: str) -> ExactMetrics:
+        """Measure an attention with that source, in a process of its own."""
         (folder / "mine.py").write_text(source)
-        side, models = Side("head", folder, ("mine.py:MyAttention",)), RecallModels(folder)
-        found = exact_metrics_of(side, [LONG], inputs, folder / "log", models, lambda *_: None)
-        return found[LONG]
+        workspace = workspace_of(folder, "mine.py:MyAttention", inputs=inputs, scratch=folder)
+        models = workspace.committed_models
+        return exact_metrics_of(workspace, workspace.side("head"), [LONG], models)[LONG]
 
-    def test_a_twentieth_more_memory_and_one_graph_break_are_caught_every_time(
+    def test_five_percent_more_memory_and_one_graph_break_are_found(
         self, tmp_path: Path, gate_inputs: Path
     ) -> None:
         source = MINE.format(work=1)
@@ -431,7 +436,7 @@ class TestFacts:
         )
 
 
-class TestTrial:
+class TestSequentialTest:
     """The order of screening and confirmation, with made-up ratios."""
 
     @staticmethod
@@ -465,7 +470,7 @@ class TestTrial:
         cases = [Case("speed", name, 128, "float32", "forward") for name in ratios]
         calls: list[tuple[str, ...]] = []
         measure = cls.measure(ratios, rounds, calls)
-        found = SequentialTest(measure, math.inf, 0, lambda *_: None).rows(cases)
+        found = SequentialTest(measure).rows(cases)
         return [found[case] for case in cases], calls
 
     def test_only_suspects_are_measured_again(self) -> None:
@@ -475,7 +480,7 @@ class TestTrial:
         assert calls[SCREENING[0] :] == [("slow",)] * CONFIRMING[0]
         assert rows[0].pairs == CONFIRMING[0]  # those of screening do not count
 
-    def test_a_case_that_failed_is_not_measured_again(self) -> None:
+    def test_failed_case_is_not_measured_again(self) -> None:
         rows, calls = self.of({"cheat": math.nan, "slow": 0.1})
         assert [r.finding for r in rows] == ["failed", "slower"]
         assert rows[0].note == "head: it remembers"
@@ -489,16 +494,16 @@ class TestTrial:
             (SCREENING[0] + 4, r"confirmed or denied it \(4 of 9"),
         ],
     )
-    def test_time_that_is_over_in_a_round(self, rounds: int, note: str) -> None:
+    def test_time_limit_in_a_round(self, rounds: int, note: str) -> None:
         rows, _ = self.of({"slow": 0.1}, rounds)
         assert rows[0].finding == "undecided" and re.search(note, rows[0].note)
 
-    def test_larger_and_slower_are_both_said(self) -> None:
+    def test_case_that_is_larger_and_slower(self) -> None:
         names = {"both": 0.1, "larger": 0.0, "late": 0.1, "cheat": math.nan}
         cases = {name: Case("speed", name, 128, "float32", "forward") for name in names}
         facts = (ExactMetric("peak_bytes", 1.0, 2.0),)
         rows = {case: Row(case, "larger", facts=facts) for case in cases.values()}
-        found = merge_rows(rows, SequentialTest(self.measure(names), math.inf, 0, lambda *_: None))
+        found = merge_rows(rows, SequentialTest(self.measure(names)))
         assert {row.case.attention: row.finding for row in found.values()} == {
             "both": "slower and larger",
             "larger": "larger",
@@ -507,9 +512,7 @@ class TestTrial:
         }
         assert all(row.facts == facts for row in found.values())
         late = {cases["late"]: Row(cases["late"], "larger", facts=facts)}
-        late = merge_rows(
-            late, SequentialTest(self.measure(names, SCREENING[0]), math.inf, 0, lambda *_: None)
-        )
+        late = merge_rows(late, SequentialTest(self.measure(names, SCREENING[0])))
         (row,) = late.values()
         assert row.finding == "larger" and row.time_ratio is not None
         assert row.note.startswith("whether it is slower is not decided: the time was over")
@@ -518,14 +521,14 @@ class TestTrial:
         said = " ".join(console.export_text().split())
         assert "slower and larger" in said and "whether it is slower is not decided" in said
 
-    def test_within_the_slack_nothing_is_measured_again(self) -> None:
+    def test_ratios_within_the_slack_are_not_measured_again(self) -> None:
         rows, calls = self.of({"a": 0.005, "b": -0.1})
         assert [r.finding for r in rows] == ["same", "faster"]
         assert len(calls) == SCREENING[0]
 
 
 def normalised_noise(draw: np.random.Generator, kind: str, size: tuple[int, ...]) -> Any:
-    """Of deviation 1."""
+    """Return noise of standard deviation 1."""
     noise = draw.normal(0, 1, size)
     if kind == "heavy tails":
         noise = draw.standard_t(3, size) / 3**0.5
@@ -538,7 +541,7 @@ KINDS = pytest.mark.parametrize("kind", ["normal", "heavy tails", "spikes"])
 
 
 @KINDS
-def test_the_interval_covers_if_the_spread_is_as_calibrated(kind: str) -> None:
+def test_interval_covers_if_the_spread_is_as_calibrated(kind: str) -> None:
     draw, spread = np.random.default_rng(2), 0.012
     for pairs in (*decision_rule.SCREENING, *decision_rule.CONFIRMING):
         noise = normalised_noise(draw, kind, (300, pairs))
@@ -560,11 +563,7 @@ def test_intervals_of_whole_runs_cover_on_a_machine_that_is_noisier_than_calibra
         for case, ratio in zip(some, noise.tolist(), strict=True):
             yield case, Measurement(ratio, (1.0,), (1.0,))
 
-    rows = [
-        row
-        for _ in range(10)
-        for row in SequentialTest(measure, math.inf, 0, lambda *_: None).rows(cases).values()
-    ]
+    rows = [row for _ in range(10) for row in SequentialTest(measure).rows(cases).values()]
     assert {row.finding for row in rows} <= {"same", "faster"}
     ratios = [row.time_ratio for row in rows]
     assert np.mean([one is not None and one.low <= 1 <= one.high for one in ratios]) >= 0.945

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from danon.gate.calls import FIXED_DRAW, Draw, Inputs, TimedCalls, differing
-from danon.gate.paired_processes import OutputError, Side, WorkerClient
+from danon.gate.calls import FIXED_DRAW, Draw, Inputs, TimedCalls, difference
+from danon.gate.worker_client import OutputError, Side, WorkerClient
 from danon.runs.case import Case
 
 CASE = Case("speed", "Honest", 128, "float32", "forward")
@@ -198,7 +198,7 @@ def verify_often(worker: WorkerClient, case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", CHEATS)
-def test_what_is_not_computed_in_the_timed_calls_is_said(worker: WorkerClient, name: str) -> None:
+def test_attention_that_does_not_compute_fails(worker: WorkerClient, name: str) -> None:
     with pytest.raises(OutputError, match=f"head: .*{CHEATS[name]}"):
         verify_often(worker, replace(CASE, attention=name))
 
@@ -206,13 +206,13 @@ def test_what_is_not_computed_in_the_timed_calls_is_said(worker: WorkerClient, n
 @pytest.mark.parametrize(
     ("name", "fault"), [("Honest", ""), ("KeepsScratch", "MiB that it keeps between calls")]
 )
-def test_memory_that_is_kept_between_calls_fails(
+def test_attention_that_keeps_memory_between_calls_fails(
     worker: WorkerClient, name: str, fault: str
 ) -> None:
     """Its peak does not show it."""
     case = replace(CASE, attention=name)
     worker.request("prepare", case=asdict(case), name=name, seed=1)
-    assert worker.request("facts", name=name)["peak_bytes"] > 0
+    assert worker.request("exact_metrics", name=name)["peak_bytes"] > 0
     with pytest.raises(OutputError, match=fault) if fault else contextlib.nullcontext():
         worker.verify(name)
     worker.request("release", name=name)
@@ -226,18 +226,18 @@ def test_memory_that_is_kept_between_calls_fails(
         ("InPlaceState", "MiB of its context, of which its state says 0.0 MiB"),
     ],
 )
-def test_a_stream_that_keeps_more_than_its_state_fails(
+def test_stream_that_keeps_more_than_its_state_fails(
     worker: WorkerClient, name: str, fault: str
 ) -> None:
     case = Case("decode", name, 1024, "float32", "decode")
     worker.request("prepare", case=asdict(case), name=name, seed=1)
-    assert worker.request("facts", name=name)["state_bytes"] >= 8 * bool(fault)
+    assert worker.request("exact_metrics", name=name)["state_bytes"] >= 8 * bool(fault)
     with pytest.raises(OutputError, match=fault) if fault else contextlib.nullcontext():
         worker.verify(name)
     worker.request("release", name=name)
 
 
-def test_steps_that_are_remembered(worker: WorkerClient) -> None:
+def test_stream_that_caches_steps_fails(worker: WorkerClient) -> None:
     case = Case("decode", "RemembersSteps", 32, "float32", "decode")
     with pytest.raises(OutputError, match=REMEMBERS):
         verify(worker, case)
@@ -258,7 +258,7 @@ def test_steps_that_are_remembered(worker: WorkerClient) -> None:
     ],
     ids=lambda case: case.id,
 )
-def test_what_is_computed_is_believed(worker: WorkerClient, case: Case) -> None:
+def test_attention_that_computes_passes(worker: WorkerClient, case: Case) -> None:
     for _ in range(3):
         verify(worker, case, calls=3)
 
@@ -271,7 +271,7 @@ def inputs(tokens: int = 16, *, gradients: bool = False) -> Inputs:
 class TestInputs:
     """q, k and v of a call."""
 
-    def test_neither_content_nor_addresses_tell_a_call_from_another(self) -> None:
+    def test_content_and_addresses_differ_between_calls(self) -> None:
         some = inputs()
         seen, places = [], set()
         for _ in range(40):
@@ -283,7 +283,7 @@ class TestInputs:
         corners = {float(q[0, 0, 0, 0]) for q in seen}
         assert len(corners) == 40
 
-    def test_a_draw_is_all_that_there_is_to_know(self) -> None:
+    def test_same_draw_gives_same_inputs(self) -> None:
         some = inputs(gradients=True)
         draw = Draw(5, 1.01, 7)
         first = [x.clone() for x in some.filled(draw)]
@@ -292,7 +292,7 @@ class TestInputs:
         assert all(map(torch.equal, first, some.filled(draw)))
         assert torch.equal(noise, torch.rand(3))
 
-    def test_the_kept_call_is_any_of_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_every_call_may_be_the_kept_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("danon.gate.calls.gc.collect", lambda: None)  # slow, in all of pytest
         kept = set()
         for _ in range(200):
@@ -304,23 +304,23 @@ class TestInputs:
         assert kept == {3, 4, 5, 6}, "of those whose tensors were used before"
 
 
-class TestDiffering:
+class TestDifference:
     """Rounding is none, another output is one."""
 
-    def test_rounding_and_a_turned_choice_pass(self) -> None:
+    def test_rounding_and_one_other_choice_pass(self) -> None:
         right = torch.randn(1, 4, 128, 64)
         rounded = right * (1 + 1e-6)
         rounded[0, 0, 0] = 0  # one row of 512
-        assert differing([rounded, None], [right, None], torch.float32) == ""
+        assert difference([rounded, None], [right, None], torch.float32) == ""
         low = right.bfloat16()
-        assert differing([low * 1.004], [low], torch.bfloat16) == ""
+        assert difference([low * 1.004], [low], torch.bfloat16) == ""
 
-    def test_others_are_told(self) -> None:
+    def test_larger_differences_are_named(self) -> None:
         right = torch.randn(1, 4, 128, 64)
         wrong = right.clone()
         wrong[:, 0, :8] = 0
-        assert "2% of the rows differ" in differing([wrong], [right], torch.float32)
-        assert "other shapes" in differing([right], [right, None], torch.float32)
-        assert "rows differ" in differing([right * float("nan")], [right], torch.float32)
+        assert "2% of the rows differ" in difference([wrong], [right], torch.float32)
+        assert "other shapes" in difference([right], [right, None], torch.float32)
+        assert "rows differ" in difference([right * float("nan")], [right], torch.float32)
         nothing = torch.full((4, 4), float("nan"))
-        assert differing([nothing], [nothing.clone()], torch.float32) == ""
+        assert difference([nothing], [nothing.clone()], torch.float32) == ""

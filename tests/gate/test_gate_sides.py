@@ -12,13 +12,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from gate_workspaces import workspace_of
 from repositories import MINE, git
 
 import danon
 from danon.gate import provenance
 from danon.gate.checkout import CheckoutError, Repository
-from danon.gate.exact_metrics import RecallModels, exact_metrics_of
-from danon.gate.paired_processes import ForeignError, Side, WorkerClient, WorkerError
+from danon.gate.exact_metrics import exact_metrics_of
+from danon.gate.worker_client import ForeignError, Side, WorkerClient, WorkerError
 from danon.runs.case import Case
 from danon.tracking import store
 
@@ -58,9 +59,9 @@ def flops(root: Path, target: str, inputs: Path, repository: Path | None = None)
     """Which code was loaded: one of twice the work has twice the operations."""
     side = Side("head", root, (target,), repository)
     with WorkerClient(side, inputs, root.parent / "log") as worker:
-        worker.own("MyAttention")
+        worker.check_attention("MyAttention")
         worker.request("prepare", case=asdict(CASE), name="a", seed=1)
-        found: float = worker.request("facts", name="a")["flops"]
+        found: float = worker.request("exact_metrics", name="a")["flops"]
         worker.verify("a")
     return found / (2 * 2 * 4 * 128 * 128 * 64)
 
@@ -68,7 +69,7 @@ def flops(root: Path, target: str, inputs: Path, repository: Path | None = None)
 class TestLayouts:
     """Repositories whose code does not lie where danon's own does."""
 
-    def test_a_src_layout_that_is_installed_editable_is_the_side_s(
+    def test_src_layout_that_is_installed_editable(
         self, editable: Path, tmp_path: Path, gate_inputs: Path
     ) -> None:
         package(editable, work=1)  # as in the folder that the user works in
@@ -76,20 +77,22 @@ class TestLayouts:
         assert flops(tmp_path / "head", "src/mypkg/attn.py:MyAttention", gate_inputs) == 2
 
     @pytest.mark.parametrize("name", ["baselines", pytest.param("suites", marks=pytest.mark.slow)])
-    def test_a_package_that_has_the_name_of_one_of_ours(
+    def test_package_with_the_name_of_one_of_danon_s(
         self, name: str, tmp_path: Path, gate_inputs: Path
     ) -> None:
         root = tmp_path / "head"
         package(root, name, work=2)
         side = Side("head", root, (f"{name}/attn.py:MyAttention",))
         with WorkerClient(side, gate_inputs, tmp_path / "log") as worker:
-            worker.own("MyAttention")
+            worker.check_attention("MyAttention")
             assert {"sdpa", "longformer", "MyAttention"} <= set(worker.attentions)
             worker.request("prepare", case=asdict(CASE), name="a", seed=1)
-            assert worker.request("facts", name="a")["flops"] == 2 * 2 * 2 * 4 * 128 * 128 * 64
+            assert (
+                worker.request("exact_metrics", name="a")["flops"] == 2 * 2 * 2 * 4 * 128 * 128 * 64
+            )
 
     @pytest.mark.slow
-    def test_files_named_like_the_standard_library_s(
+    def test_files_named_like_standard_library_modules(
         self, tmp_path: Path, gate_inputs: Path
     ) -> None:
         root = tmp_path / "head"
@@ -102,7 +105,7 @@ class TestLayouts:
 class TestRefusals:
     """Where a side would be the same code as the other."""
 
-    def test_a_module_that_the_checkout_has_and_another_folder_provides(
+    def test_module_of_the_checkout_that_another_folder_provides(
         self, editable: Path, tmp_path: Path, gate_inputs: Path
     ) -> None:
         """A copied repository whose environment is of the original, in an unusual layout."""
@@ -116,7 +119,7 @@ class TestRefusals:
         assert str(editable / "mypkg") in said and str(root / "lib" / "mypkg") in said
         assert "both sides would be the same code" in said and "PYTHONPATH" in said
 
-    def test_a_module_that_is_imported_in_a_call(
+    def test_foreign_module_that_is_imported_in_a_call(
         self, editable: Path, tmp_path: Path, gate_inputs: Path
     ) -> None:
         package(editable)
@@ -124,12 +127,13 @@ class TestRefusals:
         package(root / "lib")
         late = "import mypkg.core\n        for _ in"
         (root / "bench.py").write_text(MINE.format(work=1).replace("for _ in", late))
-        side, models = Side("head", root, ("bench.py:MyAttention",)), RecallModels(root)
+        workspace = workspace_of(root, "bench.py:MyAttention", inputs=gate_inputs, scratch=tmp_path)
+        side, models = workspace.side("head"), workspace.committed_models
         with pytest.raises(ForeignError, match=r"head: mypkg\S* is loaded from .*/original/lib/"):
-            exact_metrics_of(side, [CASE], gate_inputs, tmp_path / "log", models, lambda *_: None)
+            exact_metrics_of(workspace, side, [CASE], models)
 
     @pytest.mark.slow
-    def test_the_same_with_the_path_of_the_repository_itself_works(
+    def test_module_from_a_folder_of_the_repository_s_own_path(
         self, editable: Path, tmp_path: Path, gate_inputs: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.syspath_prepend(str(editable))
@@ -140,19 +144,27 @@ class TestRefusals:
         found = flops(root, "bench.py:MyAttention", gate_inputs, repository=editable.parent)
         assert found == 2
 
-    def test_an_attention_that_comes_with_danon_is_not_the_repository_s(
+    def test_attention_of_danon_in_another_repository(
         self, tmp_path: Path, gate_inputs: Path
     ) -> None:
         root = tmp_path / "head"
         package(root)
-        case, models = Case("speed", "msra", 128, "float32", "forward"), RecallModels(root)
+        case = Case("speed", "msra", 128, "float32", "forward")
+        workspace = workspace_of(root, inputs=gate_inputs, scratch=tmp_path)
         with pytest.raises(ForeignError, match=r"head: msra comes from .*danon.*--attention"):
-            exact_metrics_of(
-                Side("head", root), [case], gate_inputs, tmp_path / "log", models, lambda *_: None
-            )
+            exact_metrics_of(workspace, workspace.side("head"), [case], workspace.new_models)
+
+    def test_commit_of_danon_with_an_older_layout(self, tmp_path: Path, gate_inputs: Path) -> None:
+        root = tmp_path / "base"
+        (root / "danon" / "attention").mkdir(parents=True)
+        (root / "danon" / "__init__.py").touch()
+        with pytest.raises(
+            WorkerError, match=r"base: .*no danon/attention/streaming.py: .* present layout"
+        ):
+            WorkerClient(Side("base", root), gate_inputs, tmp_path / "log")
 
     @pytest.mark.slow
-    def test_a_class_of_a_file_outside(
+    def test_class_from_a_file_outside_the_checkout(
         self, editable: Path, tmp_path: Path, gate_inputs: Path
     ) -> None:
         (editable / "elsewhere.py").write_text(MINE.format(work=1))
@@ -176,7 +188,7 @@ class TestProvenance:
         for name in ("mypkg", "mypkg.core"):
             del sys.modules[name]
 
-    def test_a_module_is_misplaced_only_if_the_checkout_has_it(
+    def test_module_is_misplaced_only_if_the_checkout_has_it(
         self, loaded: Path, tmp_path: Path
     ) -> None:
         root, own = tmp_path / "root", [Path(danon.__file__).parents[1]]
@@ -187,23 +199,25 @@ class TestProvenance:
         found = misplaced(tmp_path / "with", tmp_path / "with", own)
         assert found.startswith("mypkg") and f"{loaded}/mypkg" in found and "/deep/down/" in found
 
-    def test_what_lies_in_the_repository_is_misplaced_whatever_it_is_called(
-        self, loaded: Path, tmp_path: Path
-    ) -> None:
+    def test_module_from_the_repository_is_misplaced(self, loaded: Path, tmp_path: Path) -> None:
         root, own = tmp_path / "checkout", [Path(danon.__file__).parents[1]]
         root.mkdir()
         found = misplaced(root, tmp_path, own)
         assert str(root / "other" / "mypkg") in found
 
-    def test_a_class_is_the_checkout_s_if_it_or_what_it_is_made_of_is(
+    def test_class_with_a_base_class_of_the_checkout_is_its_own(
         self, loaded: Path, tmp_path: Path
     ) -> None:
         core = sys.modules["mypkg.core"].MyAttention
         mixed = type("Mixed", (core,), {"__module__": "nowhere"})
-        assert provenance.source_of(core, loaded) == provenance.source_of(mixed, loaded) == ""
-        assert provenance.source_of(core, tmp_path / "root") == f"{loaded}/mypkg/core.py"
+        assert (
+            provenance.foreign_source(core, loaded)
+            == provenance.foreign_source(mixed, loaded)
+            == ""
+        )
+        assert provenance.foreign_source(core, tmp_path / "root") == f"{loaded}/mypkg/core.py"
 
-    def test_the_folders_of_a_side(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_import_roots(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         root, repository = tmp_path / "root", tmp_path / "theirs"
         for folder in (root / "deep" / "down", root / "src", root / "tools", repository / "tools"):
             package(folder)
@@ -212,7 +226,7 @@ class TestProvenance:
         found = provenance.import_roots(root, [target, "alone.py:A"], repository)
         assert found == [root, root / "src", root / "deep" / "down", root / "tools"]
 
-    def test_another_danon_than_the_checkout_s(self, tmp_path: Path) -> None:
+    def test_danon_from_elsewhere_than_the_checkout_is_misplaced(self, tmp_path: Path) -> None:
         shutil.copytree(
             Path(danon.__file__).parent, tmp_path / "danon", ignore=shutil.ignore_patterns("*.pt")
         )
@@ -252,7 +266,7 @@ class TestLinks:
         assert (root / "dangling").is_symlink()
 
     @pytest.mark.slow
-    def test_a_target_that_is_a_link_out_is_the_same_code_twice(
+    def test_target_that_is_a_link_out_of_the_repository(
         self, tmp_path: Path, gate_inputs: Path
     ) -> None:
         root = tmp_path / "head"
@@ -263,10 +277,10 @@ class TestLinks:
             flops(root, "mine.py:MyAttention", gate_inputs)
 
 
-class TestWords:
-    """What git says, in words that help."""
+class TestMessages:
+    """Messages about git and MLflow."""
 
-    def test_a_repository_of_another_user(
+    def test_repository_of_another_user(
         self, repository: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
@@ -277,7 +291,7 @@ class TestWords:
             f"git config --global --add safe.directory {repository}"
         )
 
-    def test_a_user_whom_nobody_knows(
+    def test_user_without_a_name(
         self, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
@@ -291,7 +305,7 @@ class TestWords:
         (repository / "mine.py").write_text("changed")
         assert found.head(tmp_path / "head", dirty=True).subject == "with changes"
 
-    def test_a_user_without_a_home(self, sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_user_without_a_home(self, sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Importing MLflow asks for one."""
 
         class Homeless(ModuleType):

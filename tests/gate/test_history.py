@@ -11,7 +11,7 @@ from rich.console import Console
 
 from danon.gate import command
 from danon.gate.gate_recorder import record
-from danon.gate.history import HistoryError, Point, changes, points
+from danon.gate.history import HistoryError, Point, find_changes, read_points
 from danon.gate.result import GateResult, Row
 from danon.measure.statistics import Estimate
 from danon.runs.case import Case
@@ -26,23 +26,23 @@ def run_of(times: np.ndarray) -> list[Point]:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_percent_a_commit_is_seen_and_noise_is_not(seed: int) -> None:
+def test_one_percent_per_run_is_found_and_noise_is_not(seed: int) -> None:
     """Each step is as small as the noise of a run: no gate sees it."""
     noise = np.exp(np.random.default_rng(seed).normal(0, 0.01, 20))
-    found = changes(run_of(2.0 * noise * 1.01 ** np.arange(20)))
+    found = find_changes(run_of(2.0 * noise * 1.01 ** np.arange(20)))
     assert found and all(change.ratio > 1.02 for change in found)
-    assert not changes(run_of(2.0 * noise))
+    assert not find_changes(run_of(2.0 * noise))
 
 
-def test_a_step_is_found_where_it_is() -> None:
+def test_position_and_size_of_a_step() -> None:
     noise = np.exp(np.random.default_rng(0).normal(0, 0.01, 20))
-    (change,) = changes(run_of(noise * np.repeat((1.0, 1.1), (12, 8))))
+    (change,) = find_changes(run_of(noise * np.repeat((1.0, 1.1), (12, 8))))
     assert change.at == 12 and change.ratio == pytest.approx(1.1, abs=0.02)
 
 
-def test_few_runs_say_nothing() -> None:
+def test_too_few_runs_are_refused() -> None:
     with pytest.raises(HistoryError, match="3 runs: a change can be told from 6 on"):
-        changes(run_of(np.ones(3)))
+        find_changes(run_of(np.ones(3)))
 
 
 def recorded(ratio: float, number: int, machine: str = "here") -> None:
@@ -58,13 +58,13 @@ def recorded(ratio: float, number: int, machine: str = "here") -> None:
 
 
 @pytest.mark.parametrize("name", ["nosuch", "speed/msra/1k/float32/forward/cpu", "a/b/c/d/e/f"])
-def test_what_is_no_case_is_told_apart(name: str, tmp_path: Path) -> None:
+def test_name_that_is_no_case(name: str, tmp_path: Path) -> None:
     console = Console(width=200, record=True)
     assert command.history(name, tmp_path, console) == 8
     assert f"{name!r} is no case: must be like 'speed/msra/" in console.export_text()
 
 
-def test_what_the_gate_recorded_is_shown(sqlite: str, tmp_path: Path) -> None:
+def test_history_of_recorded_runs(sqlite: str, tmp_path: Path) -> None:
     console = Console(width=120, record=True)
     assert command.history(CASE.id, tmp_path, console) == 8
     assert "no run of the gate has" in console.export_text()
@@ -72,7 +72,11 @@ def test_what_the_gate_recorded_is_shown(sqlite: str, tmp_path: Path) -> None:
         recorded(9.0, number, machine="elsewhere")
     for number in range(8):
         recorded(1.0 if number < 4 else 1.2 + number / 1000, number)
-    assert [round(point.relative_time, 3) for point in points(CASE.id)][3:6] == [2.0, 2.408, 2.41]
+    assert [round(point.relative_time, 3) for point in read_points(CASE.id)][3:6] == [
+        2.0,
+        2.408,
+        2.41,
+    ]
     assert command.history(CASE.id, tmp_path, console) == 0
     (line,) = (x for x in console.export_text().splitlines() if "from here on" in x)
     assert f"{4:040x}"[:10] in line and "+20.5%" in line
@@ -80,7 +84,7 @@ def test_what_the_gate_recorded_is_shown(sqlite: str, tmp_path: Path) -> None:
     assert plot.stat().st_size > 5000
 
 
-def test_what_is_no_record_of_this_gate_is_passed_over(
+def test_runs_with_missing_tags_or_wrong_times_are_passed_over(
     sqlite: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorded(1.0, 0)
@@ -90,6 +94,6 @@ def test_what_is_no_record_of_this_gate_is_passed_over(
     experiment = store.experiment_id(client, sqlite, "gate")
     first = min(client.search_runs([experiment]), key=lambda run: run.info.start_time)
     client.delete_tag(first.info.run_id, "danon.head")
-    assert [point.relative_time for point in points(CASE.id)] == [pytest.approx(2.2)]
+    assert [point.relative_time for point in read_points(CASE.id)] == [pytest.approx(2.2)]
     assert f"passed over: run {first.info.run_id} in MLflow: it has no tag" in caplog.text
     assert "relative_time = 0: must be positive" in caplog.text

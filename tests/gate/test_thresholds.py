@@ -27,14 +27,14 @@ from danon.cli.app import app
 from danon.gate import workspace
 from danon.gate.acceptance import RECALIBRATED, Allowance, accept, allowances
 from danon.gate.cases import gate_cases
-from danon.gate.command import THRESHOLDS, acceptance, calibrate, gate
+from danon.gate.command import accept_cases, calibrate, gate
 from danon.gate.exact_metrics import Missing, compare_exact
-from danon.gate.gate_recorder import BASELINE, case_of, record, recorded, register
-from danon.gate.history import points
+from danon.gate.gate_recorder import BASELINE, case_of, record, register, try_record
+from danon.gate.history import read_points
 from danon.gate.result import ExactMetric, GateResult, Row
 from danon.gate.result_report import FILES, write
 from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError, Timing
-from danon.gate.workspace import Options
+from danon.gate.workspace import THRESHOLDS, Options
 from danon.measure.fingerprint import fingerprint
 from danon.measure.statistics import Estimate
 from danon.runs.case import Case
@@ -71,7 +71,7 @@ def thresholds(cases: dict[str, Threshold], *, fingerprint: dict[str, str] = HER
 class TestFile:
     """results/thresholds.json, as people edit it."""
 
-    def test_it_is_read_as_written_and_stays_the_same(self, tmp_path: Path) -> None:
+    def test_file_is_read_as_written(self, tmp_path: Path) -> None:
         place = tmp_path / "results" / "thresholds.json"
         some = thresholds({B: threshold(flops=8.0, peak_bytes=4.0), A: threshold()})
         some.write(place)
@@ -93,7 +93,7 @@ class TestFile:
             ({"format": 1}, "format: Input should be 2"),
         ],
     )
-    def test_what_is_wrong_in_it_is_named(
+    def test_errors_of_a_wrong_file(
         self, tmp_path: Path, change: dict[str, Any], words: str
     ) -> None:
         place = tmp_path / "thresholds.json"
@@ -104,7 +104,7 @@ class TestFile:
         with pytest.raises(ThresholdsError, match=words):
             Thresholds.read(place)
 
-    def test_none_and_half_a_file(self, tmp_path: Path) -> None:
+    def test_missing_file_and_half_a_file(self, tmp_path: Path) -> None:
         place = tmp_path / "thresholds.json"
         with pytest.raises(ThresholdsError, match="is not there: `nox -s calibrate` measures it"):
             Thresholds.read(place)
@@ -130,30 +130,32 @@ def compared(place: Path, ratio: float | None, *facts: ExactMetric, head: str = 
 class TestAccept:
     """Moving a threshold."""
 
-    def test_what_was_measured_becomes_the_threshold(self, tmp_path: Path) -> None:
+    def test_measured_figures_become_the_threshold(self, tmp_path: Path) -> None:
         found = compared(tmp_path / "gate.json", 1.25, ExactMetric("flops", 8.0, 16.0))
         old = thresholds({A: threshold(2.0, flops=8.0, parameters=3.0), B: threshold()})
-        new = accept(old, found, A, why="exact now", by="Ada")
+        new = accept(old, found, A, reason="exact now", user="Ada")
         assert new.cases[A].time == Timing(**TIME | {"relative": 2.5})
         assert new.cases[A].facts == {"flops": 16.0, "parameters": 3.0}
         (kept,) = new.cases[A].history
         assert (kept.why, kept.by, kept.commit) == ("exact now", "Ada", "b" * 40)
         assert (kept.relative_time, kept.facts) == (2.0, {"flops": 8.0, "parameters": 3.0})
         assert new.cases[B] == old.cases[B]
-        again = accept(new, found, A, why="in words", by="Ada").cases[A]  # not 1.25 times twice
+        again = accept(new, found, A, reason="in words", user="Ada").cases[
+            A
+        ]  # not 1.25 times twice
         assert again == new.cases[A].model_copy(update={"history": again.history})
         assert again.history == (kept.model_copy(update={"why": "in words"}),)
         compared(tmp_path / "gate.json", 1.25, head="c" * 40)
-        later = accept(new, found, A, why="twice", by="Ada").cases[A]
+        later = accept(new, found, A, reason="twice", user="Ada").cases[A]
         assert later.time == Timing(**TIME | {"relative": 3.125})
         assert [entry.why for entry in later.history] == ["exact now", "twice"]
 
-    def test_on_another_machine_a_figure_grows_by_a_factor(self, tmp_path: Path) -> None:
+    def test_accepting_on_another_machine_scales_by_a_factor(self, tmp_path: Path) -> None:
         """Its bytes are others; what they grew by is allowed there, and here."""
         growth = ExactMetric("peak_bytes", 300.0, 400.0), ExactMetric("flops", 8.0, 16.0)
         old = thresholds({A: threshold(2.0, flops=8.0, peak_bytes=301.0)})
         found = compared(tmp_path / "gate.json", None, *growth)
-        new = accept(old, found, A, why="exact now", by="Ada")
+        new = accept(old, found, A, reason="exact now", user="Ada")
         assert new.cases[A].facts == {"flops": 16.0, "peak_bytes": 402.0}
         allowed = allowances(old, new)[A]
         for base, head, finding in (
@@ -164,14 +166,14 @@ class TestAccept:
             row = compare_exact(CASE, {"peak_bytes": base}, {"peak_bytes": head}, allowed)
             assert row.finding == finding
 
-    def test_a_pattern_accepts_what_has_regressed(self, tmp_path: Path) -> None:
+    def test_pattern_accepts_regressed_cases(self, tmp_path: Path) -> None:
         found = compared(tmp_path / "gate.json", 1.25)
         old = thresholds({name: threshold(2.0) for name in (A, B, C, D)})
-        new = accept(old, found, "speed/*/forward/cpu", why="exact now", by="Ada")
+        new = accept(old, found, "speed/*/forward/cpu", reason="exact now", user="Ada")
         assert [name for name in old.cases if new.cases[name] != old.cases[name]] == [A, B]
         for pattern in ("speed/c/*", "speed/d/*", "speed/a/*"):  # same, broken, accepted already
             with pytest.raises(ThresholdsError, match="no regression left that it is a pattern of"):
-                accept(new, found, pattern, why="exact now", by="Ada")
+                accept(new, found, pattern, reason="exact now", user="Ada")
 
     @pytest.mark.parametrize(
         ("name", "why", "ratio", "words"),
@@ -181,16 +183,16 @@ class TestAccept:
             (A, "so", None, f"no figures of '{A}'"),
         ],
     )
-    def test_what_cannot_be_accepted(
+    def test_acceptance_that_is_refused(
         self, tmp_path: Path, name: str, why: str, ratio: float | None, words: str
     ) -> None:
         found = compared(tmp_path / "gate.json", ratio)
         with pytest.raises(ThresholdsError, match=words):
-            accept(thresholds({A: threshold()}), found, name, why=why, by="Ada")
+            accept(thresholds({A: threshold()}), found, name, reason=why, user="Ada")
         with pytest.raises(ThresholdsError, match="run the gate first"):
-            accept(thresholds({A: threshold()}), tmp_path / "none", A, why="so", by="Ada")
+            accept(thresholds({A: threshold()}), tmp_path / "none", A, reason="so", user="Ada")
 
-    def test_between_two_commits_only_what_was_accepted_there_is_allowed(self) -> None:
+    def test_allowances_are_of_entries_between_two_commits(self) -> None:
         entry = Accepted(
             when="2026-02-01", commit="b", by="Ada", why="exact now", relative_time=2.0, facts={}
         )
@@ -198,11 +200,11 @@ class TestAccept:
         moved = threshold(2.5, flops=16.0).model_copy(update={"history": (entry,)})
         after = thresholds({A: moved, B: threshold(2.5), D: moved})  # nobody accepted B
         found = allowances(before, after)
-        assert list(found) == [A] and found[A].why == "exact now"
+        assert list(found) == [A] and found[A].reason == "exact now"
         assert found[A].log_time == pytest.approx(math.log(1.25))
         assert allowances(None, after) == allowances(before, None) == {}
 
-    def test_calibrating_again_allows_nothing(self) -> None:
+    def test_recalibration_allows_nothing(self) -> None:
         """On another machine every time would be another, and every slowdown pass."""
         entry = Accepted(
             when="2026-02-01", commit="b", by="Ada", why=RECALIBRATED, relative_time=2.0, facts={}
@@ -215,7 +217,7 @@ class TestAccept:
         found = allowances(before, thresholds({A: measured, B: both}))
         assert list(found) == [B] and found[B].log_time == pytest.approx(math.log(1.5))
 
-    def test_accepted_growth_is_no_regression_and_more_is(self) -> None:
+    def test_growth_up_to_and_beyond_the_accepted_one(self) -> None:
         allowed = Allowance(0.0, {"flops": 2.0}, {}, "exact now")
         row = compare_exact(CASE, {"flops": 8.0}, {"flops": 16.0}, allowed)
         assert row.finding == "same" and row.note == "accepted: exact now"
@@ -231,7 +233,7 @@ def own(repository: Path, monkeypatch: pytest.MonkeyPatch, gate_inputs: Path, sq
     git(repository, "config", "user.name", "Ada")
     git(repository, "config", "user.email", "ada@example.org")
     monkeypatch.setattr(workspace, "gate_cases", lambda names: [CASE])
-    monkeypatch.setattr(workspace, "_inputs", lambda place: gate_inputs)
+    monkeypatch.setattr(workspace, "write_inputs", lambda path: gate_inputs)
     monkeypatch.chdir(repository)
     return repository
 
@@ -254,7 +256,7 @@ class TestGate:
     """From calibration to acceptance, in a repository of one's own."""
 
     @pytest.mark.slow  # test_gate_recall goes the same way with a model
-    def test_calibrated_gated_accepted(self, own: Path) -> None:
+    def test_from_calibration_to_acceptance(self, own: Path) -> None:
         status, said = told(gate, OPTIONS)
         assert status == 7 and "nox -s calibrate" in said
 
@@ -269,14 +271,14 @@ class TestGate:
 
         status, said = told(gate, OPTIONS)
         assert status == 0 and "thresholds of 20" in said and "no regression in 1 cases" in said
-        (point,) = points(CASE.id)
+        (point,) = read_points(CASE.id)
         assert point.relative_time == pytest.approx(found.time.relative, rel=0.5)
 
         commit(own, 2)
         status, said = told(gate, OPTIONS)
         assert status == 1 and "slower" in said and "floating point operations" in said
 
-        status, said = told(acceptance, CASE.id, "twice as exact", Path("out"))
+        status, said = told(accept_cases, CASE.id, "twice as exact", Path("out"))
         assert status == 0 and "of dense attention's time" in said
         moved = Thresholds.read(own / THRESHOLDS).cases[CASE.id]
         assert moved.time is not None and moved.time.relative > 1.3 * found.time.relative
@@ -288,7 +290,7 @@ class TestGate:
         status, said = told(gate, against)
         assert status == 0 and "accepted: twice as exact" in said
 
-    def test_other_machines_are_told_apart(self, own: Path) -> None:
+    def test_thresholds_of_other_machines(self, own: Path) -> None:
         """Operations are compared anywhere, bytes with one torch, times and peaks with room."""
         facts = {"flops": 4.0 * 4 * 128 * 128 * 64, "parameters": 0.0}
         peak = 0.0
@@ -310,10 +312,10 @@ class TestGate:
                 ((peak,),) = [[fact.head for fact in row.facts]]
             else:
                 assert ("; bytes and graph breaks are not compared" in said) == ("torch" in other)
-            found, said = told(acceptance, CASE.id, "so", Path("out"))
+            found, said = told(accept_cases, CASE.id, "so", Path("out"))
             assert found == 7 and "compare with --against REV first, or calibrate here" in said
 
-    def test_calibrating_again_is_told_in_the_history(self, own: Path) -> None:
+    def test_recalibration_is_in_the_history(self, own: Path) -> None:
         known = threshold(1000.0, flops=1.0)
         thresholds({CASE.id: known, B: known}).write(own / THRESHOLDS)
         git(own, "add", ".")
@@ -336,20 +338,20 @@ class TestGate:
         assert status == 7 and "commit: Field required" in said
 
 
-def test_a_case_without_threshold_is_new() -> None:
+def test_case_without_threshold_is_new() -> None:
     row = compare_exact(CASE, Missing("there is no threshold of it", "removed"), {"flops": 1.0})
     assert row == Row(CASE, "new", note="there is no threshold of it")
 
 
 class TestStore:
-    """What MLflow keeps."""
+    """Runs and model versions in MLflow."""
 
-    def test_versions_follow_what_is_accepted(self, sqlite: str, tmp_path: Path) -> None:
+    def test_acceptance_makes_a_model_version(self, sqlite: str, tmp_path: Path) -> None:
         first = thresholds({A: threshold(2.0, flops=8.0), B: threshold()})
         assert "registered danon-a, danon-b (baseline)" in register(first, "calibrated")
         assert "thresholds are those of" in register(first, "read again")  # nothing new
         found = compared(tmp_path / "gate.json", 1.25)
-        moved = accept(first, found, A, why="exact now", by="Ada")
+        moved = accept(first, found, A, reason="exact now", user="Ada")
         assert "registered danon-a (baseline)" in register(moved, "exact now")
         client = MlflowClient(sqlite)
         versions = client.search_model_versions("name = 'danon-a'")
@@ -364,7 +366,7 @@ class TestStore:
         kept = client.download_artifacts(baseline.run_id, "thresholds/a/thresholds.json")
         assert json.loads(Path(kept).read_text())[A]["time"]["relative"] == 2.5
 
-    def test_every_case_may_have_been_accepted(self, sqlite: str) -> None:
+    def test_version_with_every_case_accepted(self, sqlite: str) -> None:
         names = [case.id for case in gate_cases(["a"])]
         entry = Accepted(
             when="2026-02-01", commit="b", by="Ada", why="exact now", relative_time=2.0, facts={}
@@ -372,7 +374,7 @@ class TestStore:
         moved = threshold().model_copy(update={"history": (entry,)})
         assert "registered danon-a" in register(thresholds(dict.fromkeys(names, moved)), "x")
 
-    def test_a_comparison_is_a_run(self, sqlite: str, tmp_path: Path) -> None:
+    def test_comparison_is_a_run(self, sqlite: str, tmp_path: Path) -> None:
         ratio = Estimate(1.1, 1.05, 1.15)
         row = Row(CASE, "slower", ratio, 9, 0.1, 0.11)
         found = GateResult("a" * 40, "b" * 40, "then", "now", (row,), WHEN, 1.0, HERE)
@@ -380,7 +382,7 @@ class TestStore:
         client = MlflowClient(sqlite)
         with pytest.MonkeyPatch.context() as patch:  # the store dies in the middle
             patch.setattr(MlflowClient, "log_text", refuse)
-            said = recorded(found, tmp_path)
+            said = try_record(found, tmp_path)
         assert said.startswith(f"not recorded, `danon record {tmp_path}` tries again: sqlite")
         (run,) = runs_of_the_gate(client)
         assert run.info.status == "FAILED"
@@ -396,16 +398,16 @@ class TestStore:
         refusal = CliRunner().invoke(app, ["record", str(tmp_path)])
         assert refusal.exit_code == 2 and "run the gate again: base: Field" in refusal.output
 
-    def test_no_store_is_said_and_stops_nothing(
+    def test_store_that_cannot_be_opened(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "file").write_text("no database")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file")
         assert register(thresholds({A: threshold()}), "x").startswith("thresholds are not regist")
         found = GateResult("a", "b", "", "", (), WHEN, 1.0)
-        assert recorded(found, tmp_path).startswith("not recorded, ")
+        assert try_record(found, tmp_path).startswith("not recorded, ")
 
-    def test_two_at_once_on_a_fresh_store_make_one_version(self, sqlite: str) -> None:
+    def test_three_processes_on_a_fresh_store_make_one_version(self, sqlite: str) -> None:
         code = (
             "from test_thresholds import A, register, threshold, thresholds\n"
             "print(register(thresholds({A: threshold()}), 'x'))"
@@ -424,7 +426,7 @@ class TestStore:
         assert said == ["registered", "thresholds", "thresholds"]  # "are those of ..."
         assert len(MlflowClient(sqlite).search_model_versions("name = 'danon-a'")) == 1
 
-    def test_a_locked_database_is_said_and_stops_nothing(
+    def test_locked_database(
         self, sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(store, "PROBE_TIMEOUT_S", 1)
@@ -435,7 +437,7 @@ class TestStore:
         assert said.startswith("thresholds are not registered") and "database is locked" in said
         assert "registered danon-a" in register(thresholds({A: threshold()}), "x")  # nothing stays
 
-    def test_an_older_schema_says_what_to_do(self, sqlite: str) -> None:
+    def test_older_schema_of_the_store(self, sqlite: str) -> None:
         file = sqlite.removeprefix("sqlite:///")
         with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
             database.execute("UPDATE alembic_version SET version_num = '0a8213491aaa'")

@@ -10,13 +10,13 @@ from gate_rounds import rounds
 from rich.console import Console
 from test_report import Page, payload_of
 
-from danon.gate.validation.command import gate_validation
-from danon.gate.validation.error_rates import OURS, rates
-from danon.gate.validation.rounds import append, read
 from danon.report.gate_error_rates import gate_error_rates
 from danon.report.html_report import write_report
 from danon.runs.case import Case, CaseResult
 from danon.runs.run_info import RunInfo
+from gate_validation.command import validate
+from gate_validation.error_rates import OURS, error_rates
+from gate_validation.rounds import append, read
 
 SPEED = CaseResult(
     Case("speed", "sdpa", 64, "float32", "forward"), "measured", metrics={"time_s": 1.0}
@@ -31,19 +31,17 @@ def report(results: Path) -> Page:
     return Page(path)
 
 
-def test_the_report_has_what_gate_validation_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_report_has_counted_error_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "danon.gate.validation.command.RIVALS", {"any": lambda: lambda base, head: True}
+        "gate_validation.command.OTHER_TOOLS", {"any": lambda: lambda base, head: True}
     )
     assert "How often the gate errs" not in report(tmp_path).text
     place = tmp_path / "gate_validation"
-    assert gate_validation("quiet", 0, place, Console(record=True)) == 0
+    assert validate("quiet", 0, place, Console(record=True)) == 0
     assert "How often the gate errs" not in report(tmp_path).text, "there are no rounds"
     for some in rounds(0.0, 33) + rounds(0.1, 33, seed=1):
         append(place / "rounds.jsonl", some)
-    assert gate_validation("quiet", 0, place, Console(record=True)) == 0
+    assert validate("quiet", 0, place, Console(record=True)) == 0
     page = report(tmp_path)
     for said in ("How often the gate errs", "66 rounds", "0 of 11", "66 of 66", "+10 %", OURS):
         assert said in page.text, said
@@ -55,18 +53,18 @@ def test_the_report_has_what_gate_validation_counted(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"time": [{}]}', '{"time": []}'])
-def test_a_file_of_something_else_is_said_and_stops_nothing(tmp_path: Path, text: str) -> None:
+def test_wrong_rates_file_is_named_in_the_report(tmp_path: Path, text: str) -> None:
     place = tmp_path / "gate_validation" / "rates.json"
     place.parent.mkdir()
     place.write_text(text)
     page = report(tmp_path)
-    assert "rates.json is no file of danon gate-validate" in page.text and "sdpa" in page.text
+    assert "rates.json is no file of gate_validation" in page.text and "sdpa" in page.text
 
 
 @pytest.mark.slow
-def test_what_the_project_claims_is_what_its_rounds_say() -> None:
-    """Whoever changes how the gate decides counts again: ``danon gate-validate --minutes 0``."""
-    found = rates(read(RESULTS / "rounds.jsonl"), {})
+def test_stored_rates_are_those_of_the_stored_rounds() -> None:
+    """A change of the decision rule needs ``python -m gate_validation --minutes 0``."""
+    found = error_rates(read(RESULTS / "rounds.jsonl"), {})
     kept = json.loads((RESULTS / "rates.json").read_text())["time"]
     kept = [x for x in kept if x["method"] == OURS]
     assert [(x.load, x.slowdown, x.alarms, x.runs) for x in found] == [

@@ -16,8 +16,6 @@ from pydantic import TypeAdapter
 from danon import tuned
 from danon.gate import result
 from danon.gate.thresholds import Accepted, Threshold, Thresholds, Timing
-from danon.gate.validation.recall_rounds import recall_rates
-from danon.gate.validation.rounds import read as read_rounds
 from danon.measure.statistics import Estimate
 from danon.report.gate_error_rates import gate_error_rates
 from danon.runs.case import SCHEMA, Case, CaseResult, Phase, Status
@@ -25,6 +23,8 @@ from danon.runs.export import write_results
 from danon.runs.journal import RecordedRun, RunStatus
 from danon.runs.jsonl import read_json_lines
 from danon.runs.run_info import RunInfo
+from gate_validation.recall_rounds import recall_rates
+from gate_validation.rounds import read as read_rounds
 
 RESULTS = Path(__file__).parents[2] / "results"
 PAGE = (RESULTS.parent / "docs" / "results.md").read_text(encoding="utf-8")

@@ -1,17 +1,17 @@
-"""What other tools say of the same samples, each by its own code."""
+"""Decisions of other tools about the same samples, each by its own code."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["RIVALS", "Rule"]
+__all__ = ["OTHER_TOOLS", "Rule"]
 
 Rule = Callable[[Sequence[float], Sequence[float]], bool]
-"""Whether seconds of base and head are a regression."""
+"""Takes seconds of base and head; returns True for a regression."""
 
 
 def _pytest_benchmark(threshold: str) -> Rule:
-    """``--benchmark-compare-fail=<threshold>``."""
+    """Return the rule of ``--benchmark-compare-fail=<threshold>``."""
     from pytest_benchmark.stats import Stats
     from pytest_benchmark.utils import parse_compare_fail
 
@@ -27,7 +27,7 @@ def _pytest_benchmark(threshold: str) -> Rule:
 
 
 def _asv(factor: float) -> Rule:
-    """``asv compare --factor <factor>``, with its statistics."""
+    """Return the rule of ``asv compare --factor <factor>``, with its statistics."""
     from asv.commands.compare import _is_result_better
     from asv_runner.statistics import compute_stats
 
@@ -38,10 +38,11 @@ def _asv(factor: float) -> Rule:
     return slower
 
 
-RIVALS: Mapping[str, Callable[[], Rule]] = {
+OTHER_TOOLS: Mapping[str, Callable[[], Rule]] = {
     "pytest-benchmark min:5%": lambda: _pytest_benchmark("min:5%"),
     "pytest-benchmark mean:5%": lambda: _pytest_benchmark("mean:5%"),
     "pytest-benchmark mean:10%": lambda: _pytest_benchmark("mean:10%"),
     "asv compare, factor 1.05": lambda: _asv(1.05),
     "asv compare, factor 1.1": lambda: _asv(1.1),
 }
+"""Functions that make a rule, by the name of the tool and its setting."""

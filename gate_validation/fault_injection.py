@@ -1,4 +1,4 @@
-"""Regressions for a checkout of danon: calls that take longer, outputs that are not quite right."""
+"""Faults for a checkout of danon: slower calls, forgotten queries, rounding errors."""
 
 from __future__ import annotations
 
@@ -16,26 +16,36 @@ from danon.attention import registry
 from danon.gate.calls import NEW
 from danon.gate.gate_recorder import case_of
 
-__all__ = ["disturb", "plant", "slow_down"]
+__all__ = ["disturb", "inject", "slow_down"]
 
 Key = tuple[str, int, str, bool]
 
 
-def plant(root: Path, what: Callable[..., None], **arguments: Any) -> None:
-    """Make workers of a checkout, which import all that its attention/ has, call one of these."""
-    source = f"from {__name__} import {what.__name__}\n\n{what.__name__}(**{arguments!r})\n"
-    (root / "danon" / "attention" / "planted.py").write_text(source, encoding="utf-8")
+def inject(root: Path, fault: Callable[..., None], **arguments: Any) -> None:
+    """Make the workers of a checkout call a function of this module.
+
+    It is called from a new module in ``danon/attention``, all of which workers import.
+
+    Args:
+        root: the checkout.
+        fault: the function.
+        arguments: its arguments; their ``repr`` is Python code.
+    """
+    source = f"from {__name__} import {fault.__name__}\n\n{fault.__name__}(**{arguments!r})\n"
+    (root / "danon" / "attention" / "injected_fault.py").write_text(source, encoding="utf-8")
 
 
 def disturb(*, attention: str, forgotten: float, rounding: float, seed: int) -> None:
-    """Change what an attention gives, otherwise in every call.
+    """Change the outputs of an attention, differently in every call.
 
     Args:
-        forgotten: share of the queries that get zeros.
+        attention: registered name.
+        forgotten: share of the queries whose output is zero.
         rounding: relative error of every output.
+        seed: of the changes.
     """
-    kind, draw = registry.get(attention), torch.Generator().manual_seed(seed)
-    forward = kind.forward
+    cls, draw = registry.get(attention), torch.Generator().manual_seed(seed)
+    forward = cls.forward
 
     def disturbed(*args: Any, **kwargs: Any) -> Tensor:
         out = forward(*args, **kwargs)
@@ -43,14 +53,14 @@ def disturb(*, attention: str, forgotten: float, rounding: float, seed: int) -> 
         error = 1 + rounding * torch.randn(out.shape, generator=draw, dtype=torch.float32)
         return (out * error).masked_fill(lost[..., None], 0.0)
 
-    kind.forward = disturbed  # type: ignore[method-assign]
+    cls.forward = disturbed  # type: ignore[method-assign]
 
 
 def slow_down(extra: Mapping[str, float]) -> None:
     """Slow the attentions of this process down.
 
     Args:
-        extra: seconds that the gate's cases take longer, by :attr:`Case.id`.
+        extra: by :attr:`Case.id`, the seconds to add to a call.
     """
     calls: dict[Key, float] = {}
     steps: dict[tuple[str, int], float] = {}
@@ -67,7 +77,7 @@ def slow_down(extra: Mapping[str, float]) -> None:
 
 
 class _Burner:
-    """Burns once for a call, however many attentions it goes through."""
+    """Adds CPU time once to a call, however many attentions it goes through."""
 
     def __init__(self) -> None:
         self._inside = False
@@ -94,7 +104,7 @@ class _Burner:
 
 
 def _slow_down(
-    kind: type[Any],
+    cls: type[Any],
     name: str,
     burner: _Burner,
     calls: Mapping[Key, float],
@@ -119,5 +129,5 @@ def _slow_down(
         "step": of_step,
     }
     for method, seconds_of in wrapped.items():
-        if inspect.isfunction(call := getattr(kind, method, None)):
-            setattr(kind, method, burner.around(call, seconds_of))
+        if inspect.isfunction(call := getattr(cls, method, None)):
+            setattr(cls, method, burner.around(call, seconds_of))

@@ -17,9 +17,12 @@ class Round:
     """Every case once, in one pair of processes.
 
     Attributes:
-        slowdown: that was planted in the head: 0.05 takes 5 % more time.
+        slowdown: that was injected into the head; 0.05 takes 5 % more time.
         load: what else the machine did.
+        commit: that was measured.
         machine: its processor.
+        when: end of the round, UTC, ISO-8601.
+        seconds: duration.
         measured: by :attr:`Case.id`.
     """
 
@@ -32,24 +35,29 @@ class Round:
     measured: dict[str, Measurement]
 
 
-def append(place: Path, some: Round) -> None:
-    """Add a round to a file, with the digits that mean something."""
-    values = dataclasses.asdict(some)
-    values["seconds"] = round(some.seconds, 1)
+def append(path: Path, one: Round) -> None:
+    """Add a round to a file, with its significant digits.
+
+    Args:
+        path: of the file.
+        one: the round.
+    """
+    values = dataclasses.asdict(one)
+    values["seconds"] = round(one.seconds, 1)
     values["measured"] = {
         name: [round(m.log_ratio, 5), *([float(f"{s:.4g}") for s in x] for x in (m.base, m.head))]
-        for name, m in some.measured.items()
+        for name, m in one.measured.items()
     }
-    append_json(place, values)
+    append_json(path, values)
 
 
-def read(place: Path) -> list[Round]:
-    """All rounds of a file; none if there is no file."""
-    found = []
-    for values in read_json_lines(place):
+def read(path: Path) -> list[Round]:
+    """Read all rounds of a file; none if there is no file."""
+    rounds = []
+    for values in read_json_lines(path):
         measured = {
             name: Measurement(ratio, tuple(base), tuple(head))
             for name, (ratio, base, head) in values.pop("measured").items()
         }
-        found.append(Round(measured=measured, **values))
-    return found
+        rounds.append(Round(measured=measured, **values))
+    return rounds

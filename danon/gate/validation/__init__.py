@@ -1,1 +1,0 @@
-"""How often the gate errs, counted on rounds whose truth is known."""
