@@ -1,1 +1,1 @@
-"""Two commits of an attention beside each other: is one slower, larger, or worse."""
+"""Comparison of attentions between two commits: is one slower, larger or worse."""
