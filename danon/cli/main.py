@@ -1,4 +1,4 @@
-"""The console script ``danon``: the bare package has it too, but not what it needs."""
+"""The console script ``danon``, which the bare package has without what it needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def main() -> None:
     """Run ``danon bench | report | choose | record | gate | ...``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a letter the terminal lacks must not end a bench
+            stream.reconfigure(
+                errors="replace"
+            )  # a bench must not end for a letter that the terminal lacks
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(

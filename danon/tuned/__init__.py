@@ -1,4 +1,4 @@
-"""Settings that a study found best, and the spaces that studies search."""
+"""Settings that studies found best, and the spaces that they search."""
 
 from danon.tuned.settings import (
     GOALS,

@@ -1,4 +1,4 @@
-"""What of an attention, or of how it is run, a study may choose: ranges, as plain data."""
+"""Describe the space that a study searches: named ranges, as plain data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Categorical", "Float", "Range", "Space"]
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of some values: numbers, names, True and False, None."""
+    """A range of listed values: numbers, names, True and False, None."""
 
     values: tuple[Any, ...]
 
@@ -22,7 +22,7 @@ class Categorical:
             raise ValueError("Categorical(()): must have values to choose from")
 
     def __contains__(self, value: object) -> bool:
-        return any(type(value) is type(some) and value == some for some in self.values)
+        return any(type(value) is type(allowed) and value == allowed for allowed in self.values)
 
     def __str__(self) -> str:
         return "one of " + ", ".join(map(repr, self.values))
@@ -30,7 +30,7 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Float:
-    """A number from low to high; ``log``: small ones are told apart more finely."""
+    """A range of numbers from low to high; ``log`` samples them on a logarithmic scale."""
 
     low: float
     high: float
@@ -54,13 +54,20 @@ Range = Categorical | Float
 
 @dataclass(frozen=True)
 class Space:
-    """What there is to choose, and what a choice stands for.
+    """The ranges of a study, and the settings that a choice stands for.
+
+    A choice is one value for each range. Where one setting bounds another, the ranges hold what
+    can be chosen freely, and ``settings`` computes the rest.
 
     Attributes:
-        ranges: by name.
+        ranges: the ranges, by name.
         default: the choice that stands for the default settings; a study begins with it.
-        settings: makes the settings of a choice; as they are without. Where one setting bounds
-            another, the ranges are of what can be chosen freely.
+        settings: function from a choice to the settings. By default they are the choice itself.
+
+    Example:
+        >>> space = Space({"window": Categorical((64, 128))}, {"window": 128})
+        >>> space.settings({"window": 64})
+        {'window': 64}
     """
 
     ranges: Mapping[str, Range]
@@ -71,7 +78,14 @@ class Space:
         self.check(self.default)
 
     def check(self, choice: Mapping[str, Any]) -> None:
-        """Raises: ValueError: the choice is not one of this space; says what is not."""
+        """Refuse a choice that is not in this space.
+
+        Args:
+            choice: a value for each range.
+
+        Raises:
+            ValueError: a value is missing, unknown or out of its range; says which.
+        """
         for name in sorted({*choice, *self.ranges}):
             if name not in self.ranges:
                 raise ValueError(f"{name}: must be one of {', '.join(self.ranges)}")
@@ -81,9 +95,9 @@ class Space:
                 raise ValueError(f"{name} = {choice[name]!r}: must be {self.ranges[name]}")
 
     def to_json(self) -> str:
-        """The ranges, the same for equal ones."""
+        """Return the ranges in JSON, the same text for equal ranges."""
         ranges = {
-            name: {"kind": type(some).__name__, **asdict(some)}
-            for name, some in self.ranges.items()
+            name: {"kind": type(values).__name__, **asdict(values)}
+            for name, values in self.ranges.items()
         }
         return json.dumps(ranges, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Which choices of a study are best, and how sure that is."""
+"""Candidates of a study: which choices are best, and how sure that is."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ from typing import TYPE_CHECKING, Any
 from scipy import stats
 
 from danon.report import pareto
-from danon.tuning.objective import BALANCED, CLOSE, FLOOR, SAME, Objective
-from danon.tuning.study import figures_of
+from danon.tuning.objective import BALANCED, MIN_ERROR, SAME_ERROR, SLACK, Objective
+from danon.tuning.study import ERROR, ORIGIN, REPEAT_OF, figures_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["CHOOSING", "REPEATS", "Candidate", "best", "candidates", "near_best", "pareto_front"]
+__all__ = [
+    "CHOOSING_REPEATS",
+    "REPEATS",
+    "Candidate",
+    "StudyResult",
+    "best",
+    "candidates",
+    "near_best",
+    "pareto_front",
+]
 
-CHOOSING = 2
-"""Repeats that the best one of the close ones is chosen by."""
+CHOOSING_REPEATS = 2
+"""Number of repeats by which the best of the near-best candidates is chosen."""
 REPEATS = 6
-"""Measurements of the best one beside the first; those that it was not chosen by are reported."""
-MOST = 6
-"""Choices that are measured again, at most, for each goal of a study."""
+"""Number of repeats of the best candidate; those that did not choose it are reported."""
+MAX_REPEATED = 6
+"""Largest number of candidates that are repeated for a single objective."""
 
 
 @dataclass
@@ -34,8 +43,10 @@ class Candidate:
     """A choice and its measurements.
 
     Attributes:
-        number: of the trial that measured it first; so is ``first``.
-        repeats: figures of later ones, each from a process of its own.
+        number: number of the trial that measured it first.
+        choice: a value for each range of the space.
+        first: figures of that trial.
+        repeats: figures of later trials, each from a process of its own.
         origin: commit and machine of the last measurement.
     """
 
@@ -47,117 +58,157 @@ class Candidate:
 
     @property
     def reported(self) -> list[Mapping[str, float]]:
-        """What it was not chosen by; where there is no such, what there is."""
-        return self.repeats[CHOOSING:] or self.repeats or [self.first]
+        """Figures of the measurements that did not choose it; without such, of all."""
+        return self.repeats[CHOOSING_REPEATS:] or self.repeats or [self.first]
 
     @property
     def confirmed(self) -> bool:
-        """Measured often enough to be reported."""
+        """True if it was measured often enough to be reported."""
         return len(self.repeats) >= REPEATS
 
     def figures(self, *, choosing: bool = False) -> dict[str, float]:
-        """Means, of ratios the geometric ones.
+        """Return the mean figures, geometric means for ratios.
 
         Args:
-            choosing: of the measurements to choose by, not of those to report.
+            choosing: average the measurements to choose by, not those to report.
         """
-        some = (self.repeats[:CHOOSING] or [self.first]) if choosing else self.reported
-        return {name: _mean([one[name] for one in some], name) for name in some[0]}
+        chosen_by = self.repeats[:CHOOSING_REPEATS] or [self.first]
+        measurements = chosen_by if choosing else self.reported
+        return {name: _mean([one[name] for one in measurements], name) for name in measurements[0]}
 
-    def score(self, goal: Objective) -> float:
-        """Balanced, over what is reported."""
-        return math.exp(fmean(self._scores(goal)))
+    def score(self, objective: Objective) -> float:
+        """Return the balanced score of the reported measurements."""
+        return math.exp(fmean(self._log_scores(objective)))
 
-    def interval(self, goal: Objective) -> tuple[float, float]:
-        """Of the score, 95 % (Student's t over what is reported); of one measurement, none."""
-        logs = self._scores(goal)
+    def interval(self, objective: Objective) -> tuple[float, float]:
+        """Return the score's 95 % interval (Student's t); (0, inf) for one measurement."""
+        logs = self._log_scores(objective)
         if len(logs) < 2:
             return 0.0, math.inf
         half = stats.t.ppf(0.975, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
         return math.exp(fmean(logs) - half), math.exp(fmean(logs) + half)
 
-    def _scores(self, goal: Objective) -> list[float]:
-        return [math.log(goal.score(some)) for some in self.reported]
+    def _log_scores(self, objective: Objective) -> list[float]:
+        return [math.log(objective.score(figures)) for figures in self.reported]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The candidates of a study and the best of them.
+
+    Attributes:
+        objective: figures to minimise, and limits to keep.
+        candidates: in the order of their first trials; the first is the default choice.
+        best: the best candidate, by the name of the objective.
+    """
+
+    objective: Objective
+    candidates: Sequence[Candidate]
+    best: Mapping[str, Candidate]
+
+    @classmethod
+    def of(cls, trials: Iterable[FrozenTrial], objective: Objective) -> StudyResult:
+        """Return the result that trials have so far."""
+        measured = candidates(trials)
+        return cls(objective, measured, best(measured, objective))
+
+    @property
+    def default(self) -> Candidate:
+        """The choice that the study began with."""
+        return self.candidates[0]
+
+    @property
+    def confirmed(self) -> dict[str, Candidate]:
+        """Best candidates that were repeated often enough to be reported."""
+        return {name: c for name, c in self.best.items() if c.confirmed}
+
+    @property
+    def front(self) -> list[Candidate]:
+        """The best candidates of one objective, or the Pareto front of several."""
+        if self.objective.single:
+            return list(self.best.values())
+        return pareto_front(self.candidates, self.objective)
 
 
 def candidates(trials: Iterable[FrozenTrial]) -> list[Candidate]:
-    """Of complete trials, by the order of their first; without those that failed in a repeat."""
+    """Return the candidates of complete trials, without those that failed in a repeat."""
     from optuna.trial import TrialState
 
-    found: dict[str, Candidate] = {}
+    by_choice: dict[str, Candidate] = {}
     failed = set()
     for trial in trials:
-        key, again = json.dumps(trial.params, sort_keys=True), "again" in trial.user_attrs
-        if again and "error" in trial.user_attrs:
+        key, repeat = json.dumps(trial.params, sort_keys=True), REPEAT_OF in trial.user_attrs
+        if repeat and ERROR in trial.user_attrs:
             failed.add(key)
         if trial.state != TrialState.COMPLETE:
             continue
-        if key not in found:
-            found[key] = Candidate(trial.number, trial.params, figures_of(trial))
-        elif again:
-            found[key].repeats.append(figures_of(trial))
-        found[key].origin = trial.user_attrs.get("origin", {})
-    return [c for key, c in found.items() if key not in failed]
+        if key not in by_choice:
+            by_choice[key] = Candidate(trial.number, trial.params, figures_of(trial))
+        elif repeat:
+            by_choice[key].repeats.append(figures_of(trial))
+        by_choice[key].origin = trial.user_attrs.get(ORIGIN, {})
+    return [c for key, c in by_choice.items() if key not in failed]
 
 
-def pareto_front(some: Sequence[Candidate], goal: Objective) -> list[Candidate]:
-    """Return those within the limits that no other one dominates in the objectives."""
-    by_number = {c.number: c for c in some if _within(c.figures(), goal, "")}
+def pareto_front(measured: Sequence[Candidate], objective: Objective) -> list[Candidate]:
+    """Return the candidates within the limits that no other one beats in all objectives."""
+    by_number = {c.number: c for c in measured if _is_within(c.figures(), objective, "")}
     points = {
-        number: [_value(name, c.figures(), goal) for name in goal.objectives]
+        number: [_value(name, c.figures(), objective) for name in objective.objectives]
         for number, c in by_number.items()
     }
     return [by_number[number] for number in pareto.pareto_front(points)]
 
 
-def near_best(some: Sequence[Candidate], goal: Objective) -> list[Candidate]:
-    """Those that, measured once, may be the best for something."""
-    first = {c.number: c.first for c in some}
-    found = set()
-    for name, ranked in _ranked(first, goal).items():
-        least = _value(name, first[ranked[0]], goal)
-        slack = SAME if name == "quality" else CLOSE * least
-        near = [number for number in ranked if _value(name, first[number], goal) <= least + slack]
-        found |= set(near[: MOST if goal.single else 2])
-    return [c for c in some if c.number in found]
+def near_best(measured: Sequence[Candidate], objective: Objective) -> list[Candidate]:
+    """Return the candidates that may be the best, given one noisy measurement of each."""
+    first = {c.number: c.first for c in measured}
+    near = set()
+    for name, ranked in _ranked(first, objective).items():
+        least = _value(name, first[ranked[0]], objective)
+        slack = SAME_ERROR if name == "quality" else SLACK * least
+        close = [n for n in ranked if _value(name, first[n], objective) <= least + slack]
+        near |= set(close[: MAX_REPEATED if objective.single else 2])
+    return [c for c in measured if c.number in near]
 
 
-def best(some: Sequence[Candidate], goal: Objective) -> dict[str, Candidate]:
-    """The best choice for each goal of the study; of those measured again, if there are such.
+def best(measured: Sequence[Candidate], objective: Objective) -> dict[str, Candidate]:
+    """Return the best candidate by the name of the objective, of repeated ones if there are such.
 
-    ``speed`` and ``memory``: of those as exact as the default settings; ``quality``: of those as
-    fast; ``balanced``: by the score.
+    ``speed`` and ``memory`` go to a candidate as exact as the default settings, ``quality`` to one
+    as fast, and ``balanced`` by the score.
     """
-    again = [c for c in some if c.repeats] or some
-    by_number = {c.number: c for c in again}
-    figures = {c.number: c.figures(choosing=True) for c in again}
-    return {name: by_number[ranked[0]] for name, ranked in _ranked(figures, goal).items()}
+    repeated = [c for c in measured if c.repeats] or measured
+    by_number = {c.number: c for c in repeated}
+    figures = {c.number: c.figures(choosing=True) for c in repeated}
+    return {name: by_number[ranked[0]] for name, ranked in _ranked(figures, objective).items()}
 
 
-def _ranked(figures: Mapping[int, Mapping[str, float]], goal: Objective) -> dict[str, list[int]]:
-    """For each goal those that it may be given to, the best first."""
-    wanted = goal.objectives if goal.single else (*goal.objectives, BALANCED)
-    found = {}
-    for name in wanted:
-        eligible = [n for n, some in figures.items() if _within(some, goal, name)]
+def _ranked(
+    figures: Mapping[int, Mapping[str, float]], objective: Objective
+) -> dict[str, list[int]]:
+    """Return for each objective the numbers of the eligible candidates, best first."""
+    names = objective.objectives if objective.single else (*objective.objectives, BALANCED)
+    ranked = {}
+    for name in names:
+        eligible = [n for n, measured in figures.items() if _is_within(measured, objective, name)]
         if eligible:
-            by = partial(_of, figures, name, goal)
-            found[name] = sorted(eligible, key=by)
-    return found
+            ranked[name] = sorted(eligible, key=partial(_value_of, figures, name, objective))
+    return ranked
 
 
-def _of(
-    figures: Mapping[int, Mapping[str, float]], name: str, goal: Objective, number: int
+def _value_of(
+    figures: Mapping[int, Mapping[str, float]], name: str, objective: Objective, number: int
 ) -> float:
-    return _value(name, figures[number], goal)
+    return _value(name, figures[number], objective)
 
 
-def _value(name: str, figures: Mapping[str, float], goal: Objective) -> float:
-    return max(goal.value(name, figures), FLOOR if name == "quality" else 1e-12)
+def _value(name: str, figures: Mapping[str, float], objective: Objective) -> float:
+    return max(objective.value(name, figures), MIN_ERROR if name == "quality" else 1e-12)
 
 
-def _within(figures: Mapping[str, float], goal: Objective, objective: str) -> bool:
-    return all(excess <= 0 for excess in goal.excess(figures, objective).values())
+def _is_within(figures: Mapping[str, float], objective: Objective, name: str) -> bool:
+    return all(violation <= 0 for violation in objective.violations(figures, name).values())
 
 
 def _mean(values: Sequence[float], name: str) -> float:

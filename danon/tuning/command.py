@@ -1,4 +1,4 @@
-"""``danon tune``: a study from its space to files, tables and records."""
+"""``danon tune``: run a study from its options to files, tables and records."""
 
 from __future__ import annotations
 
@@ -6,335 +6,266 @@ import contextlib
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from danon import tuned
-from danon.cluster.connection import ClusterError, check_engine
+from danon.cluster.connection import check_engine
 from danon.config.mechanism import mechanisms
-from danon.console.messages import refuse, say
+from danon.console.messages import say
 from danon.runs.run_info import RunInfo
 from danon.tracking.store import redact_password
-from danon.tuning import storage, study_report, study_terminal, tuned_files
-from danon.tuning.candidates import (
-    CHOOSING,
-    REPEATS,
-    Candidate,
-    best,
-    candidates,
-    near_best,
-    pareto_front,
-)
-from danon.tuning.evaluator import SubprocessEvaluator, TrialError
+from danon.tuning import storage
+from danon.tuning.evaluator import SubprocessEvaluator
 from danon.tuning.executor import Executor, LocalExecutor
 from danon.tuning.exit_status import guarded
 from danon.tuning.objective import Objective
-from danon.tuning.study import Plan, StudyError, begin, enqueue, plan_of, progress, resume
+from danon.tuning.repeats import run_repeats
+from danon.tuning.study import ORIGIN, Plan, Progress, StudyError, begin, plan_of, resume
+from danon.tuning.study_output import write_output
 from danon.tuning.study_recorder import Recorder
-from danon.tuning.trial_loop import origin, run_trials
+from danon.tuning.study_run import StudyRun, origin
+from danon.tuning.study_terminal import TerminalListener
+from danon.tuning.subject import Description, Subject
+from danon.tuning.trial_loop import run_trials
 
 if TYPE_CHECKING:
-    from optuna import Study, Trial
-    from optuna.trial import FrozenTrial
+    from optuna import Study
 
-__all__ = ["Options", "join", "tune"]
+__all__ = ["Options", "Search", "join", "tune"]
 
-UNMET = 1
 TRIALS = "trials"
-"""Attribute of a study: how many it was last asked to have."""
+"""Attribute of a study: the number of finished trials that was last asked for."""
 NAME = re.compile(r"[\w.+<=:-]+")
-LENGTH_AND_DTYPE = {"quantization": (1024, "float32")}
-"""Of kinds of study whose trials run a whole model: what is usual elsewhere would take hours."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Options of the search.
+
+    Attributes:
+        objective: objectives, comma separated.
+        limits: each an objective, ``=`` and the largest allowed figure.
+        sampler: ``tpe`` or ``random``.
+        seed: seed of the sampler, and of what is measured.
+        trials: number of finished trials that the study is to have.
+    """
+
+    objective: str = "balanced"
+    limits: tuple[str, ...] = ()
+    sampler: str = "tpe"
+    seed: int = 0
+    trials: int = 60
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; ``study`` and ``storage`` are the usual ones if empty.
+    """Options of ``danon tune``.
 
     Attributes:
-        engine: ``local``, or ``ray`` with the ``address`` of a cluster; empty starts one here.
+        subject: what the trials measure.
+        search: how choices are drawn and compared.
+        results: folder that gets ``tuned/`` and ``tune/``.
+        study: name of the study; empty for one that tells its plan.
+        storage: address of the database; empty for the repository's file.
+        engine: ``local`` or ``ray``.
+        address: address of the Ray cluster; empty to start a local Ray.
+        command: command line, for the record.
     """
 
-    mechanism: str
-    kind: str
-    objective: str
-    limits: tuple[str, ...]
-    length: int
-    dtype: str
-    device: str
-    trials: int
-    sampler: str
-    seed: int
-    study: str
-    storage: str
-    engine: str
-    address: str
+    subject: Subject
+    search: Search
     results: Path
-    command: str
+    study: str = ""
+    storage: str = ""
+    engine: str = "local"
+    address: str = ""
+    command: str = ""
 
 
 def tune(options: Options, console: Console) -> int:
-    """Make or continue a study; returns the exit status."""
+    """Create or continue a study, and return the exit status."""
     return guarded(console, lambda log: _tune(options, console, log))
 
 
 def join(name: str, url: str, trials: int, console: Console, command: str) -> int:
-    """Be one more worker of a study; returns the exit status.
+    """Run trials of a study that another command began, and return the exit status.
 
     Args:
-        trials: as many as the study was asked to have, if 0.
+        name: name of the study.
+        url: address of its storage; empty for the repository's file.
+        trials: number of finished trials to reach; 0 for the number that ``danon tune`` asked for.
+        console: gets a line for each trial.
+        command: command line, for the record.
     """
 
     def run(log: Path) -> int:
         if trials < 0:
             raise ValueError(f"--trials {trials}: must be at least 0")
         with contextlib.ExitStack() as stack:
-            place = url or storage.default()
-            study = resume(name, stack.enter_context(storage.opened(place)))
+            address = url or storage.default()
+            study = resume(name, stack.enter_context(storage.opened(address)))
             plan = plan_of(study)
-            evaluator = stack.enter_context(contextlib.closing(SubprocessEvaluator(plan, log)))
-            about = evaluator.describe()
-            if about["space"] != plan.space:
+            evaluator = SubprocessEvaluator(plan.subject, log)
+            stack.enter_context(contextlib.closing(evaluator))
+            description = evaluator.describe()
+            if description.space != plan.space:
                 raise StudyError(
                     f"study {name!r} has another space than {plan.attention} here: its workers "
                     "need the same code"
                 )
-            typed = _without_password(command, place)
-            info = RunInfo.capture("", plan.seed, typed, about["machine"])
-            listener = _Said(study, Recorder(study, info, joined=True), console, about["default"])
-            wanted = trials or int(study.user_attrs[TRIALS])
-            run_trials(
-                study, evaluator, wanted, listener, origin=origin(info), worker=secrets.token_hex(8)
+            typed = _without_password(command, address)
+            info = RunInfo.capture("", plan.seed, typed, dict(description.machine))
+            terminal = TerminalListener(console, plan.objective, description.default)
+            study_run = StudyRun(
+                study,
+                trials or int(study.user_attrs[TRIALS]),
+                address,
+                (Recorder(study, info, joined=True), terminal),
+                origin(info),
+                worker=secrets.token_hex(8),
             )
+            run_trials(study_run, evaluator)
         return 0
 
     return guarded(console, run)
 
 
 def _tune(options: Options, console: Console, log: Path) -> int:
-    plan = _asked(options)
+    _check(options)
+    name = options.subject.attention
+    aliases = {alias: full for full, record in mechanisms().items() for alias in record.aliases}
+    subject = replace(options.subject, attention=aliases.get(name, name))
     url = options.storage or storage.default()
     with contextlib.ExitStack() as stack:
-        executor = stack.enter_context(
-            contextlib.closing(_executor(options, plan, url, log, console))
-        )
+        executor = _executor(options, subject, url, log, console)
+        stack.enter_context(contextlib.closing(executor))
         storage.load()  # while the executor's process starts
-        about = executor.describe()
-        goal = Objective.parse(options.objective, options.limits, about["known"])
-        plan = replace(
-            plan,
-            objectives=goal.objectives,
-            limits=goal.limits,
-            known=goal.known,
-            space=about["space"],
-        )
-        name = options.study or plan.name
-        if not NAME.fullmatch(name):
-            raise ValueError(f"--study {name!r}: must be of letters, digits and _.+<=:-")
-        options = replace(options, command=_without_password(options.command, url))
-        attention = plan.attention.rpartition(":")[2]
-        earlier = tuned.read(attention, options.results / "tuned", plan.kind)
-        first = [about["default"], *about["starts"], *(some["choice"] for some in earlier.values())]
-        database = stack.enter_context(storage.opened(url))
-        study = begin(plan, name, database, _fitting(first, about))
-        study.set_user_attr(TRIALS, options.trials)
+        description = executor.describe()
+        plan = _plan(subject, options.search, description)
+        command = _without_password(options.command, url)
+        study_name = options.study or plan.name
+        if not NAME.fullmatch(study_name):
+            raise ValueError(f"--study {study_name!r}: must be of letters, digits and _.+<=:-")
+        first = _first_choices(plan, description, options.results / "tuned")
+        study = begin(plan, study_name, stack.enter_context(storage.opened(url)), first)
+        study.set_user_attr(TRIALS, options.search.trials)
         (options.results / "tuned").mkdir(parents=True, exist_ok=True)
-        info = RunInfo.capture("", plan.seed, options.command, about["machine"])
+        info = RunInfo.capture("", plan.seed, command, dict(description.machine))
         recorder = Recorder(study, info)
-        listener = _Said(study, recorder, console, about["default"])
-        run = partial(executor.run, study, options.trials, listener, origin(info))
-        status, known = "KILLED", progress(study).finished
+        terminal = TerminalListener(console, plan.objective, description.default)
+        run = StudyRun(
+            study, options.search.trials, url, (recorder, terminal), origin(info), command=command
+        )
+        status, finished = "KILLED", run.progress.finished
         try:
-            say(console, "Study", f"{name} in {redact_password(url)}: {known} trials finished")
-            if others := _elsewhere(study, info):
-                say(console, "", f"{others} measurements, repeats too, are of other commits")
-            run()
-            run(queued=True)  # what an interrupted one has left
-            for stage in (_choosing, _confirming):
-                _repeat(study, *stage(candidates(study.get_trials(deepcopy=False)), goal))
-                run(queued=True)
+            say(
+                console,
+                "Study",
+                f"{run.name} in {redact_password(url)}: {finished} trials finished",
+            )
+            if elsewhere := _measured_elsewhere(study, info):
+                say(console, "", f"{elsewhere} measurements, repeats too, are of other commits")
+            executor.run(run)
+            executor.run(run, queued=True)  # repeats that an interrupted command has left
+            run_repeats(run, executor)
             status = "FINISHED"
         finally:
-            files, code = _written(options, plan, study, about, executor, console)
-            say(console, "MLflow", recorder.finish(status, files, _tags(study)))
+            files, code = write_output(run, description, executor, options.results, console)
+            say(console, "MLflow", recorder.finish(status, files, _tags(run.progress)))
         return code
 
 
-def _choosing(some: list[Candidate], goal: Objective) -> tuple[list[Candidate], int]:
-    """Those that may be the best, to choose from, and the choice that the study began with."""
-    return [*near_best(some, goal), *some[:1]], CHOOSING
+def _check(options: Options) -> None:
+    """Refuse options that no study could have.
+
+    Raises:
+        ValueError: names the option and what it may be.
+    """
+    check_engine(options.engine, options.address)
+    subject, search = options.subject, options.search
+    for name, number in (("length", subject.length), ("trials", search.trials)):
+        if number is not None and number < 1:
+            raise ValueError(f"--{name} {number}: must be at least 1")
+    for name, word, allowed in (
+        ("sampler", search.sampler, ("tpe", "random")),
+        ("dtype", subject.dtype, (None, "float32", "bfloat16", "float16")),
+        ("device", subject.device, ("cpu", "cuda")),
+    ):
+        if word not in allowed:
+            words = ", ".join(filter(None, allowed))
+            raise ValueError(f"--{name} {word!r}: must be of {words}")
 
 
-def _confirming(some: list[Candidate], goal: Objective) -> tuple[list[Candidate], int]:
-    """The best, and again the first choice."""
-    return [*best(some, goal).values(), *some[:1]], REPEATS
-
-
-def _repeat(study: Study, some: Iterable[Candidate], times: int) -> None:
-    """Put choices into the queue until they are measured so often again, turn by turn."""
-    wanted = []
-    for number, choice in {c.number: c.choice for c in some}.items():
-        known = [
-            t
-            for t in study.get_trials(deepcopy=False)
-            if t.user_attrs.get("again") == number
-            and (t.state.name != "FAIL" or "error" in t.user_attrs)
-        ]
-        wanted += [(turn, number, choice) for turn in range(len(known), times)]
-    for turn, number, choice in sorted(wanted, key=itemgetter(0)):
-        enqueue(study, choice, again=number, turn=turn)
-
-
-def _written(
-    options: Options,
-    plan: Plan,
-    study: Study,
-    about: dict[str, Any],
-    executor: Executor,
-    console: Console,
-) -> tuple[list[Path], int]:
-    """Table, pictures and files of what is known; and the exit status."""
-    goal = plan.goal
-    some = candidates(study.get_trials(deepcopy=False))
-    if not some:
-        say(console, "", "no trial is complete")
-        return [], UNMET
-    found = best(some, goal)
-    if not found:
-        refuse(console, study_terminal.nearest(some, goal))
-        return [], UNMET
-    done, files, kept, unwritten = progress(study), list[Path](), list[str](), ""
-    # Written before anything is printed: the reader may be gone.
-    if confirmed := {name: c for name, c in found.items() if c.confirmed}:
-        try:
-            meant = executor.settings(c.choice for c in confirmed.values())
-        except (ClusterError, StudyError, TrialError) as error:  # the rest is known without it
-            unwritten = str(error)
-        else:
-            pairs = zip(confirmed.values(), meant, strict=True)
-            settings = dict(zip(confirmed, pairs, strict=True))
-            place, kept = tuned_files.write(
-                settings, plan, done, study.study_name, options.command, options.results / "tuned"
-            )
-            files.append(place)
-    shown_best = list(found.values()) if goal.single else pareto_front(some, goal)
-    folder = options.results / "tune" / study.study_name
-    files += study_report.write(study, shown_best, found, goal, some[0], folder)
-    console.print(study_terminal.best_table({"(first)": some[0], **found}, goal))
-    for words in study_terminal.best_words({"": some[0], **found}, about["default"]):
-        console.print(words, markup=False, highlight=False)
-    say(
-        console,
-        "",
-        f"{done.finished} trials ({done.complete} complete, {done.pruned} pruned, "
-        f"{done.failed} failed), {done.repeats} repeats",
+def _plan(subject: Subject, search: Search, description: Description) -> Plan:
+    objective = Objective.parse(search.objective, search.limits, description.objectives)
+    return Plan(
+        kind=subject.kind,
+        attention=subject.attention,
+        objectives=objective.objectives,
+        limits=objective.limits,
+        length=description.length,
+        dtype=description.dtype,
+        device=subject.device,
+        sampler=search.sampler,
+        seed=search.seed,
+        space=description.space,
+        known=objective.available,
     )
-    for words in study_terminal.places(study.get_trials(deepcopy=False)):
-        say(console, "Measured", words)
-    for words in kept:
-        say(console, "Kept", words)
-    if unwritten:
-        refuse(console, f"the settings are not written: {unwritten}; the same command goes on")
-    elif confirmed:
-        say(console, "Written", f"{files[0]}: commit it")
-    else:
-        say(console, "", "not repeated yet, so nothing is written: the same command goes on")
-    say(console, "Written", f"{folder}/{', '.join(f.name for f in files if f.parent == folder)}")
-    return files, UNMET if unwritten else 0
+
+
+def _executor(
+    options: Options, subject: Subject, url: str, log: Path, console: Console
+) -> Executor:
+    if options.engine == "local":
+        return LocalExecutor(subject, log)
+    from danon.tuning.ray_executor import RayExecutor
+
+    return RayExecutor(subject, url, options.address, lambda text: say(console, "Cluster", text))
+
+
+def _first_choices(plan: Plan, description: Description, folder: Path) -> list[Mapping[str, Any]]:
+    """Return the default choice, the kind's starts and the best choices of earlier studies."""
+    attention = plan.attention.rpartition(":")[2]
+    earlier = tuned.read(attention, folder, plan.kind).values()
+    choices = [description.default, *description.starts, *(entry["choice"] for entry in earlier)]
+    return list(_within(description.space, choices))
+
+
+def _within(space: str, choices: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """Yield the choices that a space, given in JSON, has: earlier studies may have had another."""
+    ranges = json.loads(space)
+
+    def fits(choice: Mapping[str, Any]) -> bool:
+        try:
+            return choice.keys() == ranges.keys() and all(
+                choice[name] in values["values"]
+                if values["kind"] == "Categorical"
+                else values["low"] <= choice[name] <= values["high"]
+                for name, values in ranges.items()
+            )
+        except TypeError:  # a word where the space now has numbers
+            return False
+
+    return filter(fits, choices)
 
 
 def _without_password(command: str, url: str) -> str:
-    """As it was typed, but fit for a file that is committed."""
+    """Return a command line as it may stand in a file that is committed."""
     return command.replace(url, redact_password(url))
 
 
-def _executor(options: Options, plan: Plan, url: str, log: Path, console: Console) -> Executor:
-    if options.engine == "local":
-        return LocalExecutor(plan, log)
-    from danon.tuning.ray_executor import RayExecutor
-
-    return RayExecutor(plan, url, options.address, lambda words: say(console, "Cluster", words))
+def _measured_elsewhere(study: Study, info: RunInfo) -> int:
+    """Count the trials that were measured at another commit."""
+    origins = (t.user_attrs.get(ORIGIN) for t in study.get_trials(deepcopy=False))
+    return sum(o is not None and o.get("commit") != info.commit for o in origins)
 
 
-def _elsewhere(study: Study, info: RunInfo) -> int:
-    """Trials that finished at another commit."""
-    origins = (t.user_attrs.get("origin") for t in study.get_trials(deepcopy=False))
-    return sum(some is not None and some.get("commit") != info.commit for some in origins)
-
-
-def _asked(options: Options) -> Plan:
-    """Raises: ValueError: an option that no study could have."""
-    check_engine(options.engine, options.address)
-    for name in ("length", "trials"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")
-    for name, allowed in (
-        ("sampler", ("tpe", "random")),
-        ("dtype", ("float32", "bfloat16", "float16")),
-        ("device", ("cpu", "cuda")),
-    ):
-        if getattr(options, name) not in allowed:
-            raise ValueError(
-                f"--{name} {getattr(options, name)!r}: must be of {', '.join(allowed)}"
-            )
-    aliases = {alias: name for name, record in mechanisms().items() for alias in record.aliases}
-    return Plan(
-        options.kind,
-        aliases.get(options.mechanism, options.mechanism),
-        (),
-        {},
-        options.length,
-        options.dtype,
-        options.device,
-        options.sampler,
-        options.seed,
-    )
-
-
-def _fitting(choices: list[dict[str, Any]], about: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of the space: earlier studies may have had another."""
-    ranges = json.loads(about["space"])
-
-    def fits(choice: dict[str, Any]) -> bool:
-        try:
-            return choice.keys() == ranges.keys() and all(
-                choice[name] in some["values"]
-                if some["kind"] == "Categorical"
-                else some["low"] <= choice[name] <= some["high"]
-                for name, some in ranges.items()
-            )
-        except TypeError:  # a word where a number is asked for now
-            return False
-
-    return [choice for choice in choices if fits(choice)]
-
-
-class _Said:
-    """A recorder that also tells the user."""
-
-    def __init__(
-        self, study: Study, recorder: Recorder, console: Console, default: dict[str, Any]
-    ) -> None:
-        self._goal, self._recorder = plan_of(study).goal, recorder
-        self._console, self._default = console, default
-
-    def begun(self, trial: Trial) -> None:
-        self._recorder.begun(trial)
-
-    def ended(self, trial: FrozenTrial) -> None:
-        self._recorder.ended(trial)
-        words = study_terminal.line(trial, self._goal, self._default)
-        self._console.print(words, markup=False, highlight=False, soft_wrap=True)
-
-
-def _tags(study: Study) -> dict[str, str]:
-    done = progress(study)
+def _tags(done: Progress) -> dict[str, str]:
     return {
         "danon.trials": str(done.finished),
         "danon.repeats": str(done.repeats),

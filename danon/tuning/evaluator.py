@@ -1,109 +1,110 @@
-"""Who measures trials: a process of its own, that may die without taking the study with it."""
+"""Measure trials in a process of their own, which may die without ending the study."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from danon.measure.machine_lock import device_lock
 from danon.processes.interpreter import python_environment
 from danon.processes.request_server import EndedError, RefusedError, WorkerProcess
-from danon.tuning.study import Plan, StudyError, differing
+from danon.tuning.study import StudyError, differing
+from danon.tuning.subject import Description, Subject
 
 __all__ = ["Evaluator", "SubprocessEvaluator", "TrialError"]
 
 
 class TrialError(RuntimeError):
-    """The choice has no figures; says why."""
+    """A choice without figures; the message says why."""
 
 
 class Evaluator(Protocol):
-    """Measures choices of one plan."""
+    """A way to measure choices of one subject."""
 
     def steps(
         self, choice: Mapping[str, Any], seed: int, *, fresh: bool
     ) -> Iterator[dict[str, float]]:
-        """Figures of a choice, more with each step; whoever has seen enough stops.
+        """Yield figures of a choice, more with each step, until the caller has seen enough.
 
         Args:
-            seed: of what is random in a measurement.
-            fresh: in a process that has measured nothing: processes differ by a percent or more.
+            choice: a value for each range of the space.
+            seed: seed of what is random in a measurement.
+            fresh: measure in a new process: processes differ by a percent or more.
 
         Raises:
-            TrialError: the choice cannot be measured, or what measured it died.
-            StudyError: there are other choices now than when the study began.
+            TrialError: the choice cannot be measured, or the process that measured it died.
+            StudyError: the space has changed since the study began.
         """
         ...
 
 
 class SubprocessEvaluator:
-    """A process on this machine, started again when it has died.
+    """A measuring process on this machine, started again when it has died.
 
-    It takes a second to start, which passes while there is something else to do: the first one is
-    started at once, that of the next turn of repeats when the times of this one are known.
+    A process takes a second to start, so it starts while something else is done. The first one
+    starts at once; the one for the next repeats starts when the times of this one are known.
 
     Args:
-        plan: what it measures; ``space`` and ``known`` of it are not needed.
-        log: gets what it prints.
+        subject: what it measures.
+        log: file that gets what it prints.
     """
 
-    def __init__(self, plan: Plan, log: Path) -> None:
-        self._plan, self._log = plan, log
+    def __init__(self, subject: Subject, log: Path) -> None:
+        self._subject, self._log = subject, log
         self._server: WorkerProcess | None = None
         self._spare: WorkerProcess | None = None
         self._used = self._interrupted = False
         self._space = ""
-        self._coming()
+        self._start_spare()
 
-    def describe(self) -> dict[str, Any]:
-        """Of what is tuned.
-
-        ``space`` (JSON), ``default``, ``starts`` (choices), ``known`` objectives, ``machine``.
+    def describe(self) -> Description:
+        """Return the space, the default choice and what else the process knows.
 
         Raises:
             TrialError: there is nothing to tune, or it cannot run here; says why.
         """
-        found: dict[str, Any] = self._ask("describe")
-        return found
+        return Description.read(self._request("describe"))
 
     def settings(self, choice: Mapping[str, Any]) -> dict[str, Any]:
-        """What a choice stands for."""
-        found: dict[str, Any] = self._ask("settings", choice=dict(choice))
-        return found
+        """Return the settings that a choice stands for."""
+        settings: dict[str, Any] = self._request("settings", choice=dict(choice))
+        return settings
 
     def steps(
         self, choice: Mapping[str, Any], seed: int, *, fresh: bool
     ) -> Iterator[dict[str, float]]:
-        with device_lock(self._plan.device):
+        """Yield figures of a choice, with the machine reserved; see :meth:`Evaluator.steps`."""
+        with device_lock(self._subject.device):
             if fresh and self._used:
                 self._end()
             self._used = True
-            self._ask("begin", choice=dict(choice), seed=seed)
-            while (found := self._ask("advance")) is not None:
-                yield found
-                if fresh and "time_ratio" in found:
-                    self._coming()
+            self._request("begin", choice=dict(choice), seed=seed)
+            while (figures := self._request("advance")) is not None:
+                yield figures
+                if fresh and "time_ratio" in figures:
+                    self._start_spare()
 
     def close(self) -> None:
-        """End the process, and the one that was to follow it."""
+        """End the process, and the one that would follow it."""
         self._end()
         spare, self._spare = self._spare, None
         if spare is not None:
             spare.close()
 
     def interrupt(self) -> None:
-        """From another thread: as if whoever measures had pressed Ctrl-C."""
+        """End the measurement with KeyboardInterrupt; called from another thread."""
         self._interrupted = True
         if (server := self._server) is not None:
             server.kill()
 
-    def _ask(self, do: str, **arguments: Any) -> Any:
+    def _request(self, do: str, **arguments: Any) -> Any:
         if self._interrupted:
             raise KeyboardInterrupt
         try:
             if self._server is None:
-                self._server = self._started()
+                self._server = self._open()
             return self._server.request(do, **arguments)
         except RefusedError as error:
             raise TrialError(str(error)) from error
@@ -112,7 +113,7 @@ class SubprocessEvaluator:
             if self._interrupted:
                 raise KeyboardInterrupt from error
             raise TrialError(f"the process that measured died: {error}") from error
-        except KeyboardInterrupt:  # its answer would be taken for that to the next request
+        except KeyboardInterrupt:  # the next request would get this one's answer
             self._end()
             raise
 
@@ -121,7 +122,8 @@ class SubprocessEvaluator:
         if server is not None:
             server.close()
 
-    def _coming(self) -> WorkerProcess:
+    def _start_spare(self) -> WorkerProcess:
+        """Return the process that comes next, started if it is not."""
         if self._spare is None:
             self._spare = WorkerProcess(
                 ("-m", "danon.tuning.trial_server"),
@@ -131,24 +133,17 @@ class SubprocessEvaluator:
             )
         return self._spare
 
-    def _started(self) -> WorkerProcess:
-        server, self._spare = self._coming(), None
+    def _open(self) -> WorkerProcess:
+        """Return a process that is ready to measure the subject."""
+        server, self._spare = self._start_spare(), None
         try:
-            plan = self._plan
-            server.request(
-                "open",
-                kind=plan.kind,
-                attention=plan.attention,
-                length=plan.length,
-                dtype=plan.dtype,
-                device=plan.device,
-            )
+            server.request("open", **asdict(self._subject))
             space = server.request("describe")["space"]
             self._space = self._space or space
             if space != self._space:
                 raise StudyError(
-                    f"what there is to choose of {plan.attention} has changed since this study "
-                    f"began: {differing(self._space, space)}"
+                    f"what there is to choose of {self._subject.attention} has changed since this "
+                    f"study began: {differing(self._space, space)}"
                 )
         except BaseException:
             server.close()

@@ -1,4 +1,4 @@
-"""Errors of a study as a line and an exit status each."""
+"""Print errors of a study as a line each, and give each an exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ REFUSED = 2
 
 
 def guarded(console: Console, run: Callable[[Path], int]) -> int:
-    """Errors as one line each; what the study knows is in its storage."""
+    """Call a function, and print an expected error as one line; the study stays in its storage.
+
+    Args:
+        console: gets the line.
+        run: called with a log file for the measuring process; returns an exit status.
+
+    Returns:
+        The function's exit status, or that of the error.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="danon-tune-", ignore_cleanup_errors=True) as scratch,
         interruptible(),

@@ -1,4 +1,4 @@
-"""What a study is after: objectives, limits, and the score that several objectives share."""
+"""Objectives of a study, limits on their figures, and the balanced score of all of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["BALANCED", "CLOSE", "FIGURES", "FLOOR", "SAME", "Objective"]
+__all__ = [
+    "BALANCED",
+    "FIGURES",
+    "HEADINGS",
+    "LABELS",
+    "MIN_ERROR",
+    "SAME_ERROR",
+    "SLACK",
+    "Objective",
+]
 
 FIGURES = {
     "speed": "time_ratio",
@@ -14,126 +23,146 @@ FIGURES = {
     "quality": "error",
     "parameters": "parameters_ratio",
 }
-"""What each objective is in the figures of a trial: the smaller, the better."""
+"""The figure of a trial that each objective minimises."""
+HEADINGS = {"speed": "time", "memory": "memory", "quality": "error", "parameters": "parameters"}
+"""The heading of each objective's column."""
+LABELS = {
+    "speed": "time over that of the default settings",
+    "memory": "memory over that of the default settings",
+    "quality": "share of wrong answers",
+    "parameters": "parameters over those of the default settings",
+}
+"""The label of each objective's axis."""
 BALANCED = "balanced"
-FLOOR = 0.01
-"""Added to what is wrong and to what is right: half of nothing would be twice as good."""
-CLOSE = 0.05
-"""What is worse by a smaller share may be as good."""
-SAME = 0.01
-"""Errors that differ by less are the same quality."""
+MIN_ERROR = 0.01
+"""Share added to wrong and to right answers: without it, half of no error is twice as good."""
+SLACK = 0.05
+"""Relative difference below which a noisy figure may be as good as another."""
+SAME_ERROR = 0.01
+"""Difference below which two errors are the same quality."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised, and what is allowed.
+    """The figures that a study minimises, and the limits that it keeps.
 
     Attributes:
-        objectives: of :data:`FIGURES`, or ``balanced`` alone.
-        limits: the most that the figure of an objective may be.
-        known: objectives that the study has figures of.
+        objectives: keys of :data:`FIGURES`, or ``balanced`` alone.
+        limits: largest allowed figure, by objective.
+        available: objectives that the study has figures of.
     """
 
     objectives: tuple[str, ...]
     limits: Mapping[str, float]
-    known: tuple[str, ...] = ("speed", "memory", "quality")
+    available: tuple[str, ...] = ("speed", "memory", "quality")
 
     @classmethod
-    def parse(cls, objectives: str, limits: Sequence[str], known: Sequence[str]) -> Objective:
-        """From ``speed,memory`` and ``quality=0.05``.
+    def parse(cls, objectives: str, limits: Sequence[str], available: Sequence[str]) -> Objective:
+        """Read options such as ``speed,memory`` and ``quality=0.05``.
+
+        Args:
+            objectives: names, comma separated.
+            limits: each a name, ``=`` and a number.
+            available: objectives that the study has figures of.
 
         Raises:
             ValueError: an unknown objective, or a limit that is no number; says which.
         """
         named = tuple(dict.fromkeys(w.strip() for w in objectives.split(",") if w.strip()))
-        allowed = (*known, BALANCED)
+        allowed = (*available, BALANCED)
         for name in named:
             if name not in allowed:
                 raise ValueError(f"--objective {name!r}: must be of {', '.join(allowed)}")
         if not named or (BALANCED in named and len(named) > 1):
             raise ValueError(
-                f"--objective {objectives!r}: must name some of {', '.join(known)}, or "
+                f"--objective {objectives!r}: must name some of {', '.join(available)}, or "
                 f"{BALANCED} alone"
             )
-        found: dict[str, float] = {}
+        bounds: dict[str, float] = {}
         for text in limits:
             name, _, bound = text.partition("=")
             try:
                 value = float(bound)
             except ValueError:
                 value = math.nan
-            if name not in known or not math.isfinite(value) or value <= 0:
+            if name not in available or not math.isfinite(value) or value <= 0:
                 raise ValueError(
-                    f"--limit {text!r}: must be {' or '.join(f'{n}=NUMBER' for n in known)}, "
+                    f"--limit {text!r}: must be {' or '.join(f'{n}=NUMBER' for n in available)}, "
                     "a number > 0"
                 )
-            found[name] = value
-        return cls(named, found, tuple(known))
+            bounds[name] = value
+        return cls(named, bounds, tuple(available))
 
     @property
     def single(self) -> bool:
-        """Whether trials can be ranked by one number."""
+        """True if one number ranks the trials."""
         return len(self.objectives) == 1
 
     def values(self, figures: Mapping[str, float]) -> list[float]:
-        """What the sampler is told, all to be minimised.
+        """Return the values that the sampler minimises, one an objective.
+
+        Args:
+            figures: figures of a trial.
 
         Raises:
             ValueError: a figure that is not a finite number; says which.
         """
-        found = [self.value(name, figures) for name in self.objectives]
-        for name, value in zip(self.objectives, found, strict=True):
+        values = [self.value(name, figures) for name in self.objectives]
+        for name, value in zip(self.objectives, values, strict=True):
             if not math.isfinite(value):
                 raise ValueError(f"objective {name} is {value}")
-        return found
+        return values
 
-    def value(self, objective: str, figures: Mapping[str, float]) -> float:
-        """Of one objective."""
-        return self.score(figures) if objective == BALANCED else figures[FIGURES[objective]]
+    def value(self, name: str, figures: Mapping[str, float]) -> float:
+        """Return the value of one objective."""
+        return self.score(figures) if name == BALANCED else figures[FIGURES[name]]
 
-    def excess(self, figures: Mapping[str, float], objective: str = "") -> dict[str, float]:
-        """By how much bounds are exceeded, as far as the figures are known; <= 0: they are not.
+    def violations(self, figures: Mapping[str, float], name: str = "") -> dict[str, float]:
+        """Return by how much each constraint is violated; a value <= 0 is no violation.
 
-        Beside the limits, the best for ``quality`` must be as fast as the default settings, the
-        best for any other objective as exact; a limit takes the place of that.
+        Beside the limits, the best choice for ``quality`` must be as fast as the default settings.
+        The best for any other objective must be as exact. A limit of the user replaces that.
+
+        Args:
+            figures: figures of a trial, as far as they are measured.
+            name: the objective that the choice would be best for; empty for the limits alone.
         """
-        found = {
-            name: figures[FIGURES[name]] - bound
-            for name, bound in self.limits.items()
-            if FIGURES[name] in figures
+        violations = {
+            limited: figures[FIGURES[limited]] - bound
+            for limited, bound in self.limits.items()
+            if FIGURES[limited] in figures
         }
-        free = {*self.limits, objective}
-        if objective == "quality" and "speed" not in free and "time_ratio" in figures:
-            found["the speed of the default settings"] = figures["time_ratio"] - 1 - CLOSE
-        exact = objective not in ("", BALANCED, "quality") and "quality" not in self.limits
+        if name == "quality" and "speed" not in self.limits and "time_ratio" in figures:
+            violations["the speed of the default settings"] = figures["time_ratio"] - 1 - SLACK
+        exact = name not in ("", BALANCED, "quality") and "quality" not in self.limits
         if exact and "error" in figures:
-            lost = figures["error"] - figures["error_default"] - SAME
-            found["the quality of the default settings"] = lost
-        return found
+            lost = figures["error"] - figures["error_default"] - SAME_ERROR
+            violations["the quality of the default settings"] = lost
+        return violations
 
-    def own_excess(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Of the one objective, if there is one: what the sampler is to keep to."""
-        return self.excess(figures, self.objectives[0] if self.single else "")
+    def sampler_violations(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Return the violations that the sampler avoids: those of its objective, if it has one."""
+        return self.violations(figures, self.objectives[0] if self.single else "")
 
-    def bound(self, figures: Mapping[str, float]) -> float:
-        """The least that the single objective can become, if all that is not known is perfect."""
+    def lower_bound(self, figures: Mapping[str, float]) -> float:
+        """Return the least value of the single objective that missing figures still allow."""
         perfect = {**dict.fromkeys(FIGURES.values(), 0.0), "error_default": 1.0, **figures}
         return self.value(self.objectives[0], perfect)
 
     def score(self, figures: Mapping[str, float]) -> float:
-        """The balanced score: the geometric mean of the ratios to the default settings.
+        """Return the balanced score: the geometric mean of the ratios to the default settings.
 
-        1 for these. Of errors the ratio is that of the odds, wrong over right answers: it takes as
-        much to halve few errors as to halve time or bytes, and nothing makes up for an attention
-        that finds nothing. (In beta = alpha_1 accuracy + alpha_2 speed + alpha_3 memory,
-        specification 4.1, a large speed-up does.)
+        The default settings have 1. The ratio of errors is that of their odds, wrong over right
+        answers. So halving a small error counts as much as halving the time, and no speed-up
+        makes up for an attention that finds nothing. (In the specification's sum, section 4.1,
+        a large speed-up does.)
         """
-        ratios = [figures[FIGURES[name]] for name in self.known if name != "quality"]
-        if "quality" in self.known:
+        ratios = [figures[FIGURES[name]] for name in self.available if name != "quality"]
+        if "quality" in self.available:
             odds = (_odds(figures[name]) for name in ("error", "error_default"))
             ratios.append(next(odds) / next(odds))
         return math.prod(ratios) ** (1 / len(ratios))
 
 
 def _odds(error: float) -> float:
-    return (error + FLOOR) / (1 - error + FLOOR)
+    return (error + MIN_ERROR) / (1 - error + MIN_ERROR)

@@ -1,4 +1,4 @@
-"""Trials of a study on all machines of a cluster."""
+"""Run trials of a study on all machines of a cluster."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from danon.cluster.connection import Node, connected
 from danon.cluster.pool import WorkerPool
 from danon.tracking.store import redact_password
 from danon.tuning import storage
-from danon.tuning.study import Plan, StudyError, progress
+from danon.tuning.study import ERROR, ORIGIN, StudyError
 from danon.tuning.study_job import DescribeJob, StudyWorkerJob
-from danon.tuning.trial_loop import POLL_S, TrialListener
+from danon.tuning.study_run import StudyRun
+from danon.tuning.subject import Description, Subject
+from danon.tuning.trial_loop import POLL_S
 
 if TYPE_CHECKING:
-    from optuna import Study
+    from optuna.trial import FrozenTrial
 
     from danon.cluster.node_actor import Job
 
@@ -25,26 +27,29 @@ __all__ = ["RayExecutor"]
 
 
 class RayExecutor:
-    """An executor on Ray: on every machine a worker, in turn with whatever else measures there.
+    """An executor on Ray, with one worker on every machine.
 
     Args:
-        address: see :func:`danon.cluster.connection.connected`.
-        url: of the storage, which every machine must reach.
-        say: hears of machines that come and go.
+        subject: what the trials measure.
+        url: address of the storage, which every machine must reach.
+        address: address of the cluster; see :func:`danon.cluster.connection.connected`.
+        say: called with words about machines that come and go.
 
     Raises:
         ClusterError: see :class:`WorkerPool`.
     """
 
-    def __init__(self, plan: Plan, url: str, address: str, say: Callable[[str], object]) -> None:
-        self._plan, self._url = plan, url
+    def __init__(
+        self, subject: Subject, url: str, address: str, say: Callable[[str], object]
+    ) -> None:
+        self._subject, self._url = subject, url
         self._open = contextlib.ExitStack()
         try:
             self._open.enter_context(connected(address))
-            file = plan.attention.rpartition(":")[0]
+            file = subject.attention.rpartition(":")[0]
             files = [file] if file.endswith(".py") else []
             self._pool = self._open.enter_context(
-                WorkerPool(plan.device, files, say, self._reaches)
+                WorkerPool(subject.device, files, say, self._reaches)
             )
         except BaseException:
             self._open.close()
@@ -52,51 +57,39 @@ class RayExecutor:
         for node in self._pool.nodes:
             say(f"{node} measures")
 
-    def describe(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._answer(DescribeJob(self._plan))
-        return found
+    def describe(self) -> Description:
+        """Return the description that the first free machine gives."""
+        description: Description = self._answer(DescribeJob(self._subject))
+        return description
 
     def settings(self, choices: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._answer(DescribeJob(self._plan, choices))
-        return found
+        """Return the settings that each choice stands for."""
+        settings: list[dict[str, Any]] = self._answer(DescribeJob(self._subject, choices))
+        return settings
 
-    def run(
-        self,
-        study: Study,
-        trials: int,
-        listener: TrialListener,
-        origin: Mapping[str, Any],
-        *,
-        queued: bool = False,
-    ) -> None:
-        """The machines say the origin of their trials themselves."""
+    def run(self, run: StudyRun, *, queued: bool = False) -> None:
+        """Run trials on all machines, which record their own origin."""
         if queued:
-            now = progress(study)
+            now = run.progress
             if not (now.waiting or now.repeating):
                 return  # each machine would start a process to find that out
-        plan = self._plan
-        shares = _StudyDispatcher(
-            lambda: StudyWorkerJob(plan, study.study_name, self._url, trials, queued=queued),
-            study,
-            self._url,
-            listener,
-            self._pool,
-        )
+        dispatcher = _StudyDispatcher(run, lambda: StudyWorkerJob(run, queued=queued), self._pool)
         try:
-            self._pool.run(shares)
+            self._pool.run(dispatcher)
         finally:
-            shares.tell()
+            dispatcher.report_ended()
 
     def close(self) -> None:
+        """Free the machines and disconnect."""
         self._open.close()
 
     def _answer(self, question: DescribeJob) -> Any:
-        asked = _DescribeDispatcher(question)
-        self._pool.run(asked)
-        return asked.value
+        dispatcher = _DescribeDispatcher(question)
+        self._pool.run(dispatcher)
+        return dispatcher.value
 
     def _reaches(self, node: Node) -> str:
-        """Why a machine cannot reach the storage, as far as its address tells."""
+        """Return why a machine cannot reach the storage, as far as its address shows."""
         if self._url.startswith("sqlite") and node.host != socket.gethostname():
             return (
                 f"cannot reach --storage {redact_password(self._url)}, a file of "
@@ -106,12 +99,12 @@ class RayExecutor:
 
 
 class _DescribeDispatcher:
-    """Dispatcher of one question, which the first free machine answers."""
+    """A dispatcher that has a question answered by the first free machine."""
 
     def __init__(self, question: DescribeJob) -> None:
         self._question: DescribeJob | None = question
-        self._again = question
-        self._heard = self.done = False
+        self._same_question = question
+        self._answered = self.done = False
         self.value = None
 
     def tick(self) -> None:
@@ -124,48 +117,42 @@ class _DescribeDispatcher:
     def on_event(self, node: Node, event: dict[str, Any]) -> None:
         if "error" in event:
             raise StudyError(event["error"])
-        self._heard, self.value = True, event["value"]
+        self._answered, self.value = True, event["value"]
 
     def on_job_end(self, node: Node, *, lost: bool) -> None:
-        if self._heard:
+        if self._answered:
             self.done = True
         else:  # lost, or stopped before it had answered
-            self._question = self._again
+            self._question = self._same_question
 
 
 class _StudyDispatcher:
-    """Dispatcher of a phase of a study: every machine runs trials until one finds none left."""
+    """A dispatcher that gives each machine a job, until one finds no trial left to run."""
 
     def __init__(
-        self,
-        share: Callable[[], StudyWorkerJob],
-        study: Study,
-        url: str,
-        listener: TrialListener,
-        pool: WorkerPool,
+        self, run: StudyRun, make_job: Callable[[], StudyWorkerJob], pool: WorkerPool
     ) -> None:
-        self._share, self._study, self._url, self._listener = share, study, url, listener
-        self._pool = pool
+        self._run, self._make_job, self._pool = run, make_job, pool
         self._errors: dict[str, str] = {}  # by node
-        self._told = {t.number for t in self._finished()}
-        self._looked = 0.0
-        self._at_work = 0
+        self._reported = {t.number for t in self._finished()}
+        self._last_look = 0.0
+        self._running_jobs = 0
         self._complete = False
 
     @property
     def done(self) -> bool:
-        return self._complete and not self._at_work
+        return self._complete and not self._running_jobs
 
     def tick(self) -> None:
-        if time.monotonic() - self._looked > POLL_S:
-            self._looked = time.monotonic()
-            self.tell()
+        if time.monotonic() - self._last_look > POLL_S:
+            self._last_look = time.monotonic()
+            self.report_ended()
 
     def next_job(self, node: Node) -> Job | None:
         if self._complete:
             return None
-        self._at_work += 1
-        return self._share()
+        self._running_jobs += 1
+        return self._make_job()
 
     def on_event(self, node: Node, event: dict[str, Any]) -> None:
         if "error" in event:
@@ -174,33 +161,38 @@ class _StudyDispatcher:
             self._complete = True
 
     def on_job_end(self, node: Node, *, lost: bool) -> None:
-        self._at_work -= 1
+        self._running_jobs -= 1
         if lost:
-            _miss(self._study, self._url, node)
+            _requeue_trial_of(node, self._run)
         elif error := self._errors.pop(node.id, ""):
             if self._pool.nodes == [node]:
                 raise StudyError(f"{node}: {error}")
             self._pool.refuse(node, error)
 
-    def tell(self) -> None:
-        """Pass on trials of our machines that have ended since; workers and others tell theirs."""
+    def report_ended(self) -> None:
+        """Tell the listeners of trials that our machines ended; other workers have their own."""
         for trial in self._finished():
-            if trial.number not in self._told:
-                self._told.add(trial.number)
-                died = trial.state.name == "FAIL" and "error" not in trial.user_attrs
-                place = trial.user_attrs.get("origin", {}).get("place", {})
-                if place.get("node") in self._pool.seen_nodes and not died:
-                    self._listener.ended(trial)
+            if trial.number not in self._reported:
+                self._reported.add(trial.number)
+                died = trial.state.name == "FAIL" and ERROR not in trial.user_attrs
+                if _node_of(trial) in self._pool.seen_nodes and not died:
+                    self._run.on_end(trial)
 
-    def _finished(self) -> list[Any]:
-        return [t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()]
+    def _finished(self) -> list[FrozenTrial]:
+        return [t for t in self._run.all_trials() if t.state.is_finished()]
 
 
-def _miss(study: Study, url: str, node: Node) -> None:
-    """Put the trial of a machine that died into the queue again, without waiting for heartbeats."""
+def _node_of(trial: FrozenTrial) -> str | None:
+    """Return the id of the node that measures a trial; None outside of clusters."""
+    node: str | None = trial.user_attrs.get(ORIGIN, {}).get("place", {}).get("node")
+    return node
+
+
+def _requeue_trial_of(node: Node, run: StudyRun) -> None:
+    """Requeue the trial of a machine that died, without waiting for its heartbeat."""
     from optuna.trial import TrialState
 
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if trial.user_attrs.get("origin", {}).get("place", {}).get("node") == node.id:
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            storage.retry(url, study, trial)
+    for trial in run.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if _node_of(trial) == node.id:
+            run.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            storage.retry(run.storage, run.study, trial)

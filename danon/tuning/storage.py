@@ -1,4 +1,4 @@
-"""Where studies are kept: a database of Optuna's."""
+"""Open the Optuna database that keeps the studies."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 __all__ = ["default", "experimental", "failures", "load", "opened", "retry"]
 
 HEARTBEAT_S, GRACE_S = 10, 60
-"""A trial whose worker is silent for GRACE_S has died with it."""
+"""Seconds between heartbeats, and of silence after which a trial's worker counts as dead."""
 RETRIES = 1
-"""Of a trial that died."""
+"""Number of times that a trial whose worker died is tried again."""
 BUSY_S = 60
-"""That a sqlite database may be locked by other workers."""
+"""Seconds that a sqlite database may be locked by other workers."""
 
 
 @contextlib.contextmanager
 def experimental() -> Iterator[None]:
-    """Where features of Optuna are used that it says may change."""
+    """Silence the warnings of Optuna about its experimental features."""
     from optuna.exceptions import ExperimentalWarning
 
     with warnings.catch_warnings():
@@ -50,7 +50,7 @@ def experimental() -> Iterator[None]:
 
 
 def load() -> type[RDBStorage]:
-    """Optuna's storage; importing it takes a second.
+    """Return Optuna's storage class; importing it takes a second.
 
     Raises:
         StoreError: optuna is not installed.
@@ -63,28 +63,31 @@ def load() -> type[RDBStorage]:
 
 
 def default() -> str:
-    """The sqlite file beside MLflow's, in the repository one stands in."""
+    """Return the address of the sqlite file beside MLflow's, in the current repository."""
     file = sqlite_file(tracking_uri()) or project_root() / ".mlflow" / "mlflow.db"
     return sqlite_uri(file.with_name("optuna.db"))
 
 
 @contextlib.contextmanager
 def opened(url: str) -> Iterator[RDBStorage]:
-    """A storage that answers, its tables made if it was new; its connections end with the block.
+    """Open a storage, and create its tables if it is new; leaving the block disconnects.
+
+    Args:
+        url: ``sqlite:///...`` or ``postgresql+psycopg://...``.
 
     Raises:
-        StoreError: optuna or a driver is missing, nobody answers, or it cannot be written.
+        StoreError: optuna or a driver is missing, the server is silent, or the file is read-only.
     """
-    found = _connected(url)
+    database = _connect(url)
     try:
-        yield found
+        yield database
     finally:
-        found.remove_session()
-        found.engine.dispose()
+        database.remove_session()
+        database.engine.dispose()
 
 
-def _connected(url: str) -> RDBStorage:
-    kind = load()
+def _connect(url: str) -> RDBStorage:
+    storage_class = load()
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -92,13 +95,16 @@ def _connected(url: str) -> RDBStorage:
     local = urlsplit(url).scheme.startswith("sqlite")
     try:
         if (file := sqlite_file(url)) is not None:
-            _writable(file)
-        with exclusive(url), experimental():  # two that make the tables break them
-            return kind(
+            _check_writable(file)
+        with (
+            exclusive(url),
+            experimental(),
+        ):  # two processes that create the tables at once break them
+            return storage_class(
                 url,
                 engine_kwargs={"connect_args": {"timeout": BUSY_S}}
                 if local
-                else {"pool_pre_ping": True, "connect_args": _patience(url)},
+                else {"pool_pre_ping": True, "connect_args": _connection_timeout(url)},
                 heartbeat_interval=HEARTBEAT_S,
                 grace_period=GRACE_S,
                 heartbeat_stale_trial_callback=partial(retry, url),
@@ -118,7 +124,7 @@ def _connected(url: str) -> RDBStorage:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a storage that fails in the middle raises."""
+    """Return the exceptions of a storage that fails during a study."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -126,22 +132,32 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def retry(url: str, study: Study, died: FrozenTrial) -> None:
-    """Put a trial that died into the queue again, once, whoever else has missed it, too."""
+    """Put a trial whose worker died into the queue, once, however many workers call this.
+
+    Args:
+        url: address of the storage.
+        study: the study.
+        died: the trial, already failed.
+    """
     import optuna
 
-    with exclusive(url), experimental():  # sqlite locks no rows: several may have failed it
+    with exclusive(url), experimental():  # sqlite locks no rows: several workers may have failed it
         before = (t.system_attrs.get("retry_history", [None])[-1] for t in study.trials)
         if died.number not in before:
             optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, died)
 
 
-def _patience(url: str) -> dict[str, int]:
-    """A server that does not answer is known within seconds."""
+def _connection_timeout(url: str) -> dict[str, int]:
+    """Return the arguments that let a silent server fail within seconds."""
     return {"connect_timeout": 5} if urlsplit(url).scheme.startswith("postgresql") else {}
 
 
-def _writable(file: Path) -> None:
-    """Raises: OSError: the file or its folder cannot be written: Optuna would say so at a trial."""
+def _check_writable(file: Path) -> None:
+    """Refuse a read-only file or folder now; Optuna would fail only at the first trial.
+
+    Raises:
+        OSError: the file or its folder cannot be written.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     target = file if file.exists() else file.parent
     if not os.access(target, os.W_OK):

@@ -1,80 +1,56 @@
-"""Whoever runs trials of a study, one of any number."""
+"""Run trials of a study, as one of any number of workers."""
 
 from __future__ import annotations
 
 import datetime as dt
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from danon.tuning import storage
 from danon.tuning.evaluator import Evaluator, TrialError
-from danon.tuning.objective import CLOSE, FIGURES, Objective
+from danon.tuning.objective import FIGURES, SLACK, Objective
 from danon.tuning.study import (
+    ERROR,
+    FIRST,
+    HISTORY,
+    ORIGIN,
+    REPEAT_INDEX,
+    REPEAT_OF,
     SURPLUS,
     StudyError,
     distributions,
     enqueue,
     figures_of,
-    plan_of,
-    progress,
-    sampler,
+    make_sampler,
 )
+from danon.tuning.study_run import StudyRun
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
-    from optuna.trial import FrozenTrial
 
-    from danon.runs.run_info import RunInfo
-
-__all__ = ["TrialListener", "origin", "run_trials"]
+__all__ = ["run_trials"]
 
 POLL_S = 2.0
-"""Between looks at the last trials of others."""
+"""Seconds between looks at the last trials of other workers."""
 MAX_FAILED_TRIALS = 5
-"""Trials that fail before any has figures: the others would, too."""
-
-
-class TrialListener(Protocol):
-    """Hears of trials."""
-
-    def begun(self, trial: Trial) -> None: ...
-
-    def ended(self, trial: FrozenTrial) -> None: ...
-
-
-def origin(info: RunInfo) -> dict[str, Any]:
-    """Of measurements of this process, for the record."""
-    return {
-        "commit": info.commit,
-        "dirty": info.dirty,
-        "when": info.started[:10],
-        "machine": info.fingerprint,
-    }
+"""Number of failed trials, without a complete one, after which a study ends."""
 
 
 class _SurplusError(Exception):
-    """The trial is one more than wanted: several workers began the last one."""
+    """A trial too many: several workers began the last one."""
 
 
-def run_trials(
-    study: Study,
-    evaluator: Evaluator,
-    trials: int,
-    listener: TrialListener,
-    *,
-    origin: Mapping[str, Any] | None = None,
-    worker: str = "",
-    queued: bool = False,
-) -> None:
-    """Run trials until a study has so many that finished, or has tried every choice there is.
+def run_trials(run: StudyRun, evaluator: Evaluator, *, queued: bool = False) -> None:
+    """Run trials until enough have finished, or every choice of the space was tried.
 
-    A trial whose worker died goes into the queue again, by whoever misses it first.
+    A trial whose worker died goes into the queue again, put there by the first worker that sees
+    it.
 
     Args:
-        origin: commit and machine that measure, for the record.
-        worker: tells this one from others that began at the same time.
-        queued: run the repeats that are in the queue, whatever has finished, and nothing else.
+        run: the study, and how many trials it is to have.
+        evaluator: measures the choices.
+        queued: run only the repeats in the queue, however many trials have finished.
 
     Raises:
         StudyError: nothing can be measured.
@@ -82,169 +58,181 @@ def run_trials(
     """
     import optuna
 
-    plan = plan_of(study)
-    study.sampler = sampler(plan, study, worker)
-    run = _Objective(study, evaluator, listener, trials, dict(origin or {}), queued=queued)
+    study = run.study
+    study.sampler = make_sampler(run.plan, study, run.worker)
+    trial_function = _TrialFunction(run, evaluator, queued=queued)
     while True:
-        _miss(study)
-        now = progress(study)
-        only_queue = queued or now.choices >= plan.choices
-        wanted = now.waiting if only_queue else trials - now.finished
+        _requeue_dead_trials(study)
+        now = run.progress
+        only_queue = queued or now.choices >= run.plan.choices
+        missing = now.waiting if only_queue else run.trials - now.finished
         others = now.repeating if queued else now.running
-        if wanted <= 0 and not (queued and others):
+        if missing <= 0 and not (queued and others):
             return
-        if wanted <= 0 or (not only_queue and others >= wanted):
-            time.sleep(POLL_S)  # they are at the last ones, or have died
+        if missing <= 0 or (not only_queue and others >= missing):
+            time.sleep(POLL_S)  # others are at the last trials, or have died
             continue
-        if run.failures >= MAX_FAILED_TRIALS and not (now.complete or now.pruned):
-            raise StudyError(f"{run.failures} trials failed, none is complete: {run.error}")
+        if trial_function.failures >= MAX_FAILED_TRIALS and not (now.complete or now.pruned):
+            raise StudyError(
+                f"{trial_function.failures} trials failed, none is complete: {trial_function.error}"
+            )
         try:
             study.optimize(
-                run,
+                trial_function,
                 n_trials=1,
                 catch=(TrialError, _SurplusError),
-                callbacks=[lambda _, t: None if SURPLUS in t.user_attrs else listener.ended(t)],
+                callbacks=[lambda _, t: None if SURPLUS in t.user_attrs else run.on_end(t)],
             )
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
             late = isinstance(error, optuna.exceptions.UpdateFinishedTrialError)
             if not late and not str(error).startswith("Cannot tell a"):
                 raise
-            run.choice = {}  # this process stood still for so long that others have given it up
+            trial_function.choice = {}  # this process was silent so long that it counted as dead
         except UnboundLocalError as error:  # Optuna's, when the storage fails as a trial ends
             raise error.__context__ or error from None
         except KeyboardInterrupt:
-            if run.choice:
-                enqueue(study, run.choice, again=run.again, turn=run.turn)
+            trial_function.requeue()
             raise
 
 
-def _miss(study: Study) -> None:
-    """Give up trials whose workers died, also those that died before their first heartbeat."""
+def _requeue_dead_trials(study: Study) -> None:
+    """Fail and requeue trials whose workers died, even before their first heartbeat."""
     import optuna
     from optuna.trial import TrialState
 
     with storage.experimental():
         optuna.storages.fail_stale_trials(study)
-        # what that does with them; there is no public way to it
-        tell = cast("Any", study._storage).get_heartbeat_stale_trial_callback()
-        old = dt.datetime.now() - dt.timedelta(seconds=storage.GRACE_S)  # noqa: DTZ005  as Optuna's
+        # Optuna has no public way to its callback.
+        requeue = cast("Any", study._storage).get_heartbeat_stale_trial_callback()
+        latest_start = dt.datetime.now() - dt.timedelta(seconds=storage.GRACE_S)  # noqa: DTZ005  as Optuna's
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if "origin" in trial.user_attrs or not trial.datetime_start:
+            if ORIGIN in trial.user_attrs or not trial.datetime_start:
                 continue
-            if trial.datetime_start < old:
+            if trial.datetime_start < latest_start:
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                tell(study, trial)
+                requeue(study, trial)
 
 
-class _Objective:
-    """What Optuna calls with a trial.
+class _TrialFunction:
+    """The function that Optuna calls with a trial.
 
     Attributes:
-        choice: of the trial at work; empty between trials.
-        again: number of the trial that it repeats, or None; ``turn`` of repeats it belongs to.
-        error: of the last one that failed here; so is ``failures``, how many did.
+        choice: the choice that is measured now; empty between trials.
+        error: message of the last trial that failed here.
+        failures: number of trials that failed here.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        evaluator: Evaluator,
-        listener: TrialListener,
-        trials: int,
-        origin: dict[str, Any],
-        *,
-        queued: bool,
-    ) -> None:
-        plan = plan_of(study)
-        self._study, self._evaluator, self._listener = study, evaluator, listener
-        self._goal, self._seed, self._ranges = plan.goal, plan.seed, distributions(plan.space)
-        self._trials, self._origin, self._queued = trials, origin, queued
+    def __init__(self, run: StudyRun, evaluator: Evaluator, *, queued: bool) -> None:
+        self._run, self._evaluator, self._queued = run, evaluator, queued
+        self._objective = run.objective
+        self._ranges = distributions(run.plan.space)
         self.choice: Mapping[str, Any] = {}
-        self.again: int | None = None
-        self.turn, self._turn = 0, -1  # of this trial, and of the last one measured here
+        self._repeat_of: int | None = None
+        self._repeat_index, self._last_index = 0, -1  # of this trial, and of the last one here
         self.error, self.failures = "", 0
 
     def __call__(self, trial: Trial) -> list[float]:
-        self.again = trial.user_attrs.get("again")
-        self.turn = trial.user_attrs.get("turn", trial.number)
-        if self._surplus(trial):
+        """Measure a trial and return the values of the objectives."""
+        self._repeat_of = trial.user_attrs.get(REPEAT_OF)
+        self._repeat_index = trial.user_attrs.get(REPEAT_INDEX, trial.number)
+        if self._is_surplus(trial):
             trial.set_user_attr(SURPLUS, True)
             raise _SurplusError
-        self.choice = {name: _suggest(trial, name, some) for name, some in self._ranges.items()}
-        trial.set_user_attr("origin", self._origin)
-        self._listener.begun(trial)
+        self.choice = {name: _suggest(trial, name, range_) for name, range_ in self._ranges.items()}
+        trial.set_user_attr(ORIGIN, dict(self._run.origin))
+        self._run.on_begin(trial)
         try:
-            values = self._measured(trial)
+            values = self._measure(trial)
         except (TrialError, ValueError) as error:
             self.error, self.failures = str(error), self.failures + 1
-            trial.set_user_attr("error", self.error)
+            trial.set_user_attr(ERROR, self.error)
             self.choice = {}
             raise TrialError(self.error) from error
         self.choice = {}
         return values
 
-    def _surplus(self, trial: Trial) -> bool:
-        """Whether the trials before this one suffice, if none of them dies."""
-        if self.again is not None:
+    def requeue(self) -> None:
+        """Put the interrupted trial, if there is one, back into the queue."""
+        if self.choice:
+            enqueue(
+                self._run.study,
+                self.choice,
+                repeat_of=self._repeat_of,
+                repeat_index=self._repeat_index,
+            )
+
+    def _is_surplus(self, trial: Trial) -> bool:
+        """Return True if the trials before this one suffice, provided that none of them dies."""
+        if self._repeat_of is not None:
             return False
         before = [
             t
-            for t in self._study.get_trials(deepcopy=False)
-            if t.number < trial.number and not {"again", SURPLUS} & t.user_attrs.keys()
+            for t in self._run.all_trials()
+            if t.number < trial.number and not {REPEAT_OF, SURPLUS} & t.user_attrs.keys()
         ]
-        counted = [t for t in before if t.state.name != "FAIL" or "error" in t.user_attrs]
-        return self._queued or len(counted) >= self._trials
+        counted = [t for t in before if t.state.name != "FAIL" or ERROR in t.user_attrs]
+        return self._queued or len(counted) >= self._run.trials
 
-    def _measured(self, trial: Trial) -> list[float]:
-        """Raises: ValueError: a figure that is none; and what the evaluator and Optuna raise."""
+    def _measure(self, trial: Trial) -> list[float]:
+        """Measure step by step, and prune a trial that cannot be the best.
+
+        Raises:
+            ValueError: a figure is not a finite number.
+            TrialError: the choice cannot be measured.
+        """
         import optuna
 
-        goal, history = self._goal, list[dict[str, float]]()
+        objective, history = self._objective, list[dict[str, float]]()
         figures: dict[str, float] = {}
-        repeat = self.again is not None
-        whole = not goal.single or repeat or "first" in trial.user_attrs
-        seed = self._seed + (1 + self.turn if repeat else 0)
-        fresh = repeat and self.turn != self._turn
-        self._turn = self.turn if repeat else self._turn
-        for step, found in enumerate(self._evaluator.steps(self.choice, seed, fresh=fresh)):
-            figures |= found
-            history.append(found)
-            trial.set_user_attr("history", history)
-            if goal.single:
-                trial.report(goal.bound(figures), step)
-            more = any(FIGURES[name] not in figures for name in goal.known)
-            if more and not whole and _hopeless(self._study, goal, figures):
+        repeat = self._repeat_of is not None
+        complete = not objective.single or repeat or FIRST in trial.user_attrs
+        seed = self._run.plan.seed + (1 + self._repeat_index if repeat else 0)
+        fresh = repeat and self._repeat_index != self._last_index
+        self._last_index = self._repeat_index if repeat else self._last_index
+        for step, more in enumerate(self._evaluator.steps(self.choice, seed, fresh=fresh)):
+            figures |= more
+            history.append(more)
+            trial.set_user_attr(HISTORY, history)
+            if objective.single:
+                trial.report(objective.lower_bound(figures), step)
+            partial = any(FIGURES[name] not in figures for name in objective.available)
+            if partial and not complete and _is_hopeless(self._run.study, objective, figures):
                 self.choice = {}
-                self._bound(trial, figures)
+                self._set_constraints(trial, figures)
                 raise optuna.TrialPruned
-        values = goal.values(figures)
-        self._bound(trial, figures)
+        values = objective.values(figures)
+        self._set_constraints(trial, figures)
         return values
 
-    def _bound(self, trial: Trial, figures: Mapping[str, float]) -> None:
-        """Tell the sampler by how much bounds are exceeded, as far as that is known."""
-        for name, excess in self._goal.own_excess(figures).items():
-            trial.set_constraint(name, excess)
+    def _set_constraints(self, trial: Trial, figures: Mapping[str, float]) -> None:
+        """Tell the sampler by how much constraints are violated, as far as that is known."""
+        for name, violation in self._objective.sampler_violations(figures).items():
+            trial.set_constraint(name, violation)
 
 
-def _hopeless(study: Study, goal: Objective, figures: Mapping[str, float]) -> bool:
-    """Whether a trial is worse than another even if all that is not known yet were perfect."""
+def _is_hopeless(study: Study, objective: Objective, figures: Mapping[str, float]) -> bool:
+    """Return True if a trial is worse than another, even if its missing figures are perfect."""
     from optuna.trial import TrialState
 
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    first = [t for t in done if "again" not in t.user_attrs]
-    within = [t for t in first if all(x <= 0 for x in goal.own_excess(figures_of(t)).values())]
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    within = [
+        t
+        for t in complete
+        if REPEAT_OF not in t.user_attrs
+        and all(x <= 0 for x in objective.sampler_violations(figures_of(t)).values())
+    ]
     if not within:
         return False
-    if any(excess > 0 for excess in goal.own_excess(figures).values()):
+    if any(violation > 0 for violation in objective.sampler_violations(figures).values()):
         return True
-    lucky = {**figures, "time_ratio": figures.get("time_ratio_low", 0.0)}
-    return bool(goal.bound(lucky) > (1 + CLOSE) * min(trial.values[0] for trial in within))
+    optimistic = {**figures, "time_ratio": figures.get("time_ratio_low", 0.0)}
+    least = min(trial.values[0] for trial in within)
+    return bool(objective.lower_bound(optimistic) > (1 + SLACK) * least)
 
 
-def _suggest(trial: Trial, name: str, some: Any) -> Any:
+def _suggest(trial: Trial, name: str, distribution: Any) -> Any:
     from optuna.distributions import CategoricalDistribution
 
-    if isinstance(some, CategoricalDistribution):
-        return trial.suggest_categorical(name, some.choices)
-    return trial.suggest_float(name, some.low, some.high, log=some.log)
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)

@@ -1,4 +1,4 @@
-"""The process that measures the trials of a study, one after the other.
+"""Serve requests to measure trials, in a process of its own.
 
 It speaks JSON, a line each way, over the descriptor it is given.
 """
@@ -10,7 +10,8 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,73 +22,80 @@ from danon.console.reasons import one_line
 from danon.measure.fingerprint import fingerprint
 from danon.measure.memory_limit import limit_memory
 from danon.processes.json_messages import write_message
-from danon.tuning.targets.architecture import ArchitectureTarget
-from danon.tuning.targets.hyperparameters import HyperparameterTarget, TuningTarget
-from danon.tuning.targets.quantization import QuantizationTarget
-from danon.tuning.targets.schedule import ScheduleTarget
+from danon.tuning import target
+from danon.tuning.subject import Description
+from danon.tuning.target import TuningTarget
 
 __all__ = ["TrialServer"]
 
-KINDS: dict[str, Callable[[str, int, str, str], TuningTarget]] = {
-    "hyperparameters": HyperparameterTarget,
-    "architecture": ArchitectureTarget,
-    "quantization": QuantizationTarget,
-    "schedule": ScheduleTarget,
-}
-
 
 class TrialServer:
-    """Answers requests, which are its methods."""
+    """The measuring process; each of its methods answers a request."""
 
-    _tuned: TuningTarget
+    _target: TuningTarget
+    _description: Description
     _steps: Iterator[dict[str, float]]
 
-    def open(self, kind: str, attention: str, length: int, dtype: str, device: str) -> None:
+    def open(
+        self, kind: str, attention: str, device: str, length: int | None, dtype: str | None
+    ) -> None:
         """Prepare to measure.
+
+        Args:
+            kind: name of the kind of study.
+            attention: registered name, or ``file.py:Class``.
+            device: ``cpu`` or ``cuda``.
+            length: tokens; None for the default of the kind.
+            dtype: type of the numbers; None for the default of the kind.
 
         Raises:
             ValueError: there is nothing to tune, or it cannot run here; says why.
         """
-        if kind not in KINDS:
-            raise ValueError(f"--kind {kind!r}: must be one of {', '.join(KINDS)}")
+        cls = target.get(kind)
+        length = cls.default_length if length is None else length
+        dtype = cls.default_dtype if dtype is None else dtype
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device 'cuda': torch finds no CUDA device here; use --device cpu")
         if device == "cpu":
             os.environ["ACCELERATE_USE_CPU"] = "true"
             limit_memory()
-        own = discover([attention], [])[1]
-        for name in own:
+        user_names = discover([attention], [])[1]
+        for name in user_names:
             check_contract(name, [dtype], device)
-        self._device = torch.device(device)
-        self._tuned = KINDS[kind](own[0] if own else attention, length, dtype, device)
+        self._target = cls(user_names[0] if user_names else attention, length, dtype, device)
+        space = self._target.space
+        self._description = Description(
+            length=length,
+            dtype=dtype,
+            space=space.to_json(),
+            default=dict(space.default),
+            starts=tuple(dict(choice) for choice in self._target.starts),
+            objectives=cls.objectives,
+            kind=cls.description,
+            machine=fingerprint(torch.device(device)),
+        )
 
     def describe(self) -> dict[str, Any]:
-        space = self._tuned.space
-        return {
-            "space": space.to_json(),
-            "default": dict(space.default),
-            "starts": [dict(choice) for choice in self._tuned.starts],
-            "known": list(self._tuned.objectives),
-            "machine": fingerprint(self._device),
-        }
+        """Return the fields of a :class:`Description`."""
+        return asdict(self._description)
 
     def settings(self, choice: dict[str, Any]) -> dict[str, Any]:
-        """What a choice stands for."""
-        self._tuned.space.check(choice)
-        return self._tuned.settings(choice)
+        """Return the settings that a choice stands for."""
+        self._target.space.check(choice)
+        return self._target.settings(choice)
 
     def begin(self, choice: dict[str, Any], seed: int) -> None:
-        """A trial; what is left of the one before is not measured."""
-        self._tuned.space.check(choice)
-        self._steps = self._tuned.steps(choice, seed)
+        """Begin a trial, and drop what is left of the one before."""
+        self._target.space.check(choice)
+        self._steps = self._target.steps(choice, seed)
 
     def advance(self) -> dict[str, float] | None:
-        """More figures of the trial, None when there are no more."""
+        """Measure more figures of the trial; None when there are no more."""
         return next(self._steps, None)
 
 
 def main() -> None:
-    """Serve until the other end is closed."""
+    """Serve until the other end closes."""
     trials = TrialServer()
     with socket.socket(fileno=int(sys.argv[1])).makefile("rw", encoding="utf-8") as lines:
         for line in lines:

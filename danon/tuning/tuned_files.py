@@ -1,4 +1,4 @@
-"""The best choices of a study as files: results/tuned/<attention>.json."""
+"""Write the best choices of a study to results/tuned/<attention>.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from danon import tuned
 from danon.runs.files import replace_file
 from danon.tuning.candidates import Candidate
 from danon.tuning.objective import FIGURES, Objective
-from danon.tuning.study import Plan, Progress
+from danon.tuning.study_run import StudyRun
 
 __all__ = ["write"]
 
@@ -20,31 +20,27 @@ DIGITS = 4
 
 
 def write(
-    found: Mapping[str, tuple[Candidate, Mapping[str, Any]]],
-    plan: Plan,
-    done: Progress,
-    study: str,
-    command: str,
-    folder: Path,
+    run: StudyRun, best: Mapping[str, tuple[Candidate, Mapping[str, Any]]], folder: Path
 ) -> tuple[Path, list[str]]:
-    """Put what is best into the file of the attention, unless another study found better.
+    """Write the best choices to the file of the attention, unless another study found better.
 
     Args:
-        found: by goal, a choice and the settings that it stands for.
-        study: its name.
-        command: that measured last.
+        run: the study.
+        best: a candidate and the settings that it stands for, by the name of the objective.
+        folder: folder of the file.
 
     Returns:
-        The file, and what of it stayed although this study, too, was after it: why.
+        The file, and for each entry of another study that stayed a line with the reason.
 
     Raises:
-        ValueError: what is there is none of ``danon tune``.
+        ValueError: the file was not written by ``danon tune``.
     """
+    plan, done = run.plan, run.progress
     attention = plan.attention.rpartition(":")[2]
-    place = tuned.file_of(attention, folder, plan.kind)
-    best = dict(tuned.read(attention, folder, plan.kind))
+    file = tuned.file_of(attention, folder, plan.kind)
+    entries = dict(tuned.read(attention, folder, plan.kind))
     provenance = {
-        "study": study,
+        "study": run.name,
         "objectives": list(plan.objectives),
         "limits": dict(plan.limits),
         "sampler": plan.sampler,
@@ -54,62 +50,62 @@ def write(
         "length": plan.length,
         "dtype": plan.dtype,
         "device": plan.device,
-        "command": command,
+        "command": run.command,
     }
     kept = []
-    for goal, (candidate, settings) in found.items():
-        figures = _figures(candidate, plan.goal)
+    for goal, (candidate, settings) in best.items():
+        figures = _figures(candidate, run.objective)
         try:
-            reason = _better(best.get(goal), goal, figures, provenance)
+            reason = _reason_to_keep(entries.get(goal), goal, figures, provenance)
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(
-                f"{place}: best -> {goal} does not say what it is of ({error!r}): mend or delete it"
+                f"{file}: best -> {goal} does not say what it is of ({error!r}): mend or delete it"
             ) from error
         if reason:
             kept.append(f"{goal}: {reason}")
             continue
-        best[goal] = {
+        entries[goal] = {
             "settings": settings,
             "choice": dict(candidate.choice),
             "figures": figures,
             "provenance": {**provenance, **_public(candidate.origin)},
         }
-    values = {"attention": attention, "kind": plan.kind, "best": dict(sorted(best.items()))}
+    values = {"attention": attention, "kind": plan.kind, "best": dict(sorted(entries.items()))}
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(place, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
-    return place, kept
+    replace_file(file, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
+    return file, kept
 
 
-def _better(
+def _reason_to_keep(
     old: Mapping[str, Any] | None,
     goal: str,
     figures: Mapping[str, Any],
     provenance: Mapping[str, Any],
 ) -> str:
-    """Why what is there stays; empty if it does not."""
+    """Return why an entry of another study stays; empty if it does not."""
     if old is None or old["provenance"]["study"] == provenance["study"]:
         return ""
     before = old["provenance"]
-    if other := [x for x in ("length", "dtype", "device") if before[x] != provenance[x]]:
-        is_of = ", ".join(f"{name} {before[name]}" for name in other)
+    if different := [x for x in ("length", "dtype", "device") if before[x] != provenance[x]]:
+        is_of = ", ".join(f"{name} {before[name]}" for name in different)
         return f"what is there is of {is_of}; give another --results"
     name = FIGURES.get(goal, "score")
     was, now = (
-        some[name][0] if name == "score" else some[name] for some in (old["figures"], figures)
+        each[name][0] if name == "score" else each[name] for each in (old["figures"], figures)
     )
     return f"study {before['study']} found better, {name} {was} against {now}" if was <= now else ""
 
 
 def _public(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the name of a machine: the file is committed."""
+    """Return an origin without the name of a machine, since the file is committed."""
     return {name: value for name, value in origin.items() if name != "place"}
 
 
-def _figures(some: Candidate, goal: Objective) -> dict[str, Any]:
-    """Relative to the default settings; an interval of the score where there are repeats."""
-    score = some.score(goal), *some.interval(goal)
-    names = {*(FIGURES[name] for name in goal.known), "error_default", "error_vs_dense"}
-    means = some.figures()
+def _figures(candidate: Candidate, objective: Objective) -> dict[str, Any]:
+    """Return the rounded figures of a candidate, and its score with the 95 % interval."""
+    score = candidate.score(objective), *candidate.interval(objective)
+    names = {*(FIGURES[name] for name in objective.available), "error_default", "error_vs_dense"}
+    means = candidate.figures()
     figures = {n: float(f"{means[n]:.{DIGITS}g}") for n in sorted(names & means.keys())}
     rounded = [float(f"{x:.{DIGITS}g}") if math.isfinite(x) else None for x in score]
-    return {**figures, "score": rounded, "measurements": len(some.reported)}
+    return {**figures, "score": rounded, "measurements": len(candidate.reported)}

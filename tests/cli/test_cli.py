@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from danon.bench.command import Options, bench
 from danon.bench.progress import Display
 from danon.cli.app import app
-from danon.cli.doctor import doctor
+from danon.cli.machine_terminal import print_machine
 from danon.cli.main import main
 from danon.processes.interpreter import bundle
 from danon.processes.suite_process import SuiteProcess
@@ -257,7 +257,7 @@ class TestOtherCommands:
 
     def test_doctor_names_what_cannot_run(self) -> None:
         console = Console(record=True, width=160)
-        doctor("cpu", console)
+        print_machine("cpu", console)
         said = console.export_text()
         for word in ("cpu-flash", "cuda-flash", "no CUDA device", "msra", "flex-window", "sqlite"):
             assert word in said

@@ -39,9 +39,8 @@ sys.stdin.read()
 cluster.shutdown()
 """
 FEWER = (
-    "from danon.tuning import candidates, command\n"
-    "for module in (command, candidates): module.REPEATS, module.CHOOSING = 2, 1\n"
-    "candidates.MOST = 1\n"
+    "from danon.tuning import candidates\n"
+    "candidates.REPEATS, candidates.CHOOSING_REPEATS, candidates.MAX_REPEATED = 2, 1, 1\n"
 )
 DANON = "from danon.cli.main import main; main()"
 MINE = """
@@ -67,7 +66,7 @@ class Mine(BaseAttention):
         logits = self.compute_attention(q, k) - self.decay * (at[:, None] - at)
         return torch.softmax(logits, dim=-1) @ v
 """
-QUICK = "from danon.tuning.targets import hyperparameters\nhyperparameters.TIMING_S = 0.1\n"
+QUICK = "from danon.tuning import measured_case\nmeasured_case.TIMING_S = 0.1\n"
 TUNE = (
     "tune",
     "--mechanism",

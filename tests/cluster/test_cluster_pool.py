@@ -14,6 +14,7 @@ from danon.cluster import pool
 from danon.cluster.connection import ClusterError, Node
 from danon.tuning.ray_executor import _DescribeDispatcher, _StudyDispatcher
 from danon.tuning.study import StudyError
+from danon.tuning.study_run import StudyRun
 
 NODES = [Node(name * 8, f"host-{name}", "10.0.0.1", 1, 0) for name in "ab"]
 
@@ -192,8 +193,8 @@ class TestStudyDispatcher:
         def share() -> Any:
             return lambda node: [{"error": "another space"} if node in bad else {"value": None}]
 
-        shares = _StudyDispatcher(share, _Study(), "", None, ray.pool)  # type: ignore[arg-type]
-        ray.pool.run(shares)
+        run = StudyRun(_Study(), 1)  # type: ignore[arg-type]
+        ray.pool.run(_StudyDispatcher(run, share, ray.pool))
 
     def test_machine_with_an_error_is_left_out(self, ray: _Ray) -> None:
         self.run(ray, NODES[0])
@@ -206,15 +207,16 @@ class TestStudyDispatcher:
 
     def test_only_trials_of_the_pool_reach_the_listener(self, ray: _Ray) -> None:
         study, told = _Study(), list[int]()
-        listener = SimpleNamespace(ended=lambda trial: told.append(trial.number))
+        listener = SimpleNamespace(on_end=lambda trial: told.append(trial.number))
         ray.pool.run(_Work(lambda node: []))
-        shares = _StudyDispatcher(list, study, "", listener, ray.pool)  # type: ignore[arg-type]
+        run = StudyRun(study, 1, listeners=(listener,))  # type: ignore[arg-type]
+        dispatcher = _StudyDispatcher(run, list, ray.pool)  # type: ignore[arg-type]
         state = SimpleNamespace(name="COMPLETE", is_finished=lambda: True)
         for number, node in enumerate((NODES[0].id, "of another command", "")):
             origin = {"place": {"node": node}} if node else {}
             attributes = {"origin": origin}
             study.trials.append(SimpleNamespace(number=number, state=state, user_attrs=attributes))
-        shares.tell()
+        dispatcher.report_ended()
         assert told == [0]
 
     def test_question_without_an_answer_is_asked_again(self, ray: _Ray) -> None:

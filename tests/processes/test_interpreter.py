@@ -13,7 +13,7 @@ import pytest
 from danon.processes.interpreter import bundle, python_command, python_environment
 from danon.processes.suite_process import SuiteProcess
 from danon.tuning.evaluator import SubprocessEvaluator
-from danon.tuning.study import Plan
+from danon.tuning.subject import Subject
 
 MINE = """
 import torch
@@ -67,9 +67,9 @@ def test_suites_started_in_a_folder_of_misleading_names(misleading: Path, target
 
 
 def test_trials_started_in_a_folder_of_misleading_names(misleading: Path) -> None:
-    plan = Plan("schedule", "mine.py:MyAttention", (), {}, 64, "float32", "cpu", "tpe", 0)
-    with contextlib.closing(SubprocessEvaluator(plan, misleading / "trials.log")) as evaluator:
-        assert evaluator.describe()["default"]["batch"] == 1
+    subject = Subject("schedule", "mine.py:MyAttention", "cpu", 64, "float32")
+    with contextlib.closing(SubprocessEvaluator(subject, misleading / "trials.log")) as evaluator:
+        assert evaluator.describe().default["batch"] == 1
 
 
 def test_path_without_the_current_folder(misleading: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from danon import tuned
-from danon.cli.choose import answer
+from danon.cli.recommendation_terminal import answer
 from danon.measure import machines
 from danon.measure.proportions import difference_interval
 from danon.report import configuration
@@ -21,6 +21,7 @@ from danon.runs.run_info import RunInfo
 MIB = 2**20
 REFERENCE_RUNS = Path(__file__).parents[2] / "results" / "reference"
 ANSWERS = 800
+FINGERPRINT = "danon.cli.recommendation_terminal.fingerprint"
 KINDS = {  # speed-up, MiB, answers of 800 that dense attention alone gives, bits per byte
     "sdpa": (1.0, 2, 0, 2.0),
     "ucsa": (3.0, 70, 1, 2.02),
@@ -32,7 +33,7 @@ HERE = {"id": "this", "device": "cpu", "cpu": "AMD EPYC", "cores": "2", "cpu_cap
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("danon.cli.choose.fingerprint", lambda _: HERE)
+    monkeypatch.setattr(FINGERPRINT, lambda _: HERE)
 
 
 def timed(
@@ -451,7 +452,7 @@ def test_the_runs_that_come_with_danon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They have recall and text of sized attentions only: no verdict."""
-    monkeypatch.setattr("danon.cli.choose.fingerprint", lambda _: {**HERE, **change})
+    monkeypatch.setattr(FINGERPRINT, lambda _: {**HERE, **change})
     status, said = ask(REFERENCE_RUNS, length=length, task=task, memory_gb=8.0)
     assert said.startswith(answered) and status == 1
     assert f"speed and memory: run {run}" in said and "forward bfloat16" in said
@@ -463,7 +464,7 @@ def test_the_runs_that_come_with_danon_answer_about_lookups(
     length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those are of the settings that are timed: dense attention alone finds nearly everything."""
-    monkeypatch.setattr("danon.cli.choose.fingerprint", lambda _: {**HERE, **NEWER})
+    monkeypatch.setattr(FINGERPRINT, lambda _: {**HERE, **NEWER})
     status, said = ask(REFERENCE_RUNS, length=length, memory_gb=8.0)
     assert said.startswith("sdpa: dense attention; nothing faster was measured as good at lookup")
     assert status == 0 and "speed and memory: run 20261129T234103Z-d91d46" in said

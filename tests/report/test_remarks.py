@@ -14,7 +14,7 @@ from torch import Tensor
 
 from danon.attention.base import BaseAttention
 from danon.bench.shapes import oracle_kind
-from danon.cli.choose import answer
+from danon.cli.recommendation_terminal import answer
 from danon.report import quality_tables, tables, terminal
 from danon.report.html_report import write_report
 from danon.report.remarks import doubtful, far, remarks

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from danon import tuned
 from danon.attention import registry
 from danon.attention.discovery import discover
-from danon.cli import app as commands
-from danon.cli.choose import answer
+from danon.cli.app import app
+from danon.cli.recommendation_terminal import answer
+from danon.cli.tune import app as tune_app
 from danon.config import AttentionConfig
 from danon.report import tuned_settings
 from danon.runs import commit
@@ -52,10 +53,10 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def results_options() -> Iterator[tuple[str, Any]]:
     """Commands and the default of their option --results."""
-    for typed in (*commands.app.registered_commands, *commands.tuning.registered_commands):
-        assert typed.callback is not None
-        yield from option_of(typed.callback)
-    yield from option_of(commands.tune)
+    assert tune_app.registered_callback is not None
+    registered = (*app.registered_commands, *tune_app.registered_commands)
+    for command in (*registered, tune_app.registered_callback):
+        yield from option_of(command.callback)
 
 
 def option_of(command: Any) -> Iterator[tuple[str, Any]]:
@@ -77,15 +78,7 @@ def test_root_without_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_default_results_folder_of_every_command(below: Path) -> None:
     found = {name: make() for name, make in results_options()}
-    assert found.keys() == {
-        "bench",
-        "report",
-        "choose",
-        "gate",
-        "history",
-        "gate_validation",
-        "tune",
-    }
+    assert found.keys() == {"bench", "report", "choose", "gate", "history", "gate_validate", "tune"}
     assert {place.resolve().parent for name, place in found.items() if name != "tune"} == {
         below / "results"
     }
@@ -101,18 +94,18 @@ def test_report_from_a_folder_below_the_root(below: Path) -> None:
     journal = Journal.create(below / "results" / "runs", RunInfo.capture("quick", 0, "", {}))
     case = Case("speed", "sdpa", 64, "float32", "forward")
     journal.append(CaseResult(case, "measured", metrics={"time_s": 1e-3}))
-    done = CliRunner().invoke(commands.app, ["report"])
+    done = CliRunner().invoke(app, ["report"])
     assert done.exit_code == 0, done.output
     assert f"../../results/runs/{journal.run_dir.name}/report.html" in done.output
 
 
 def test_choose_reads_shipped_runs_too(below: Path) -> None:
     arguments = ["choose", "--length", "16384", "--memory-gb", "8", "--task", "mqar"]
-    done = CliRunner().invoke(commands.app, arguments)
+    done = CliRunner().invoke(app, arguments)
     assert "sdpa" in done.output and "no run has" not in done.output
     assert (shipped_results("reference") / "cpu-quick" / "cases.jsonl").is_file()
     (below / "results" / "mine").mkdir(parents=True)
-    done = CliRunner().invoke(commands.app, [*arguments, "--results", "../../results/mine"])
+    done = CliRunner().invoke(app, [*arguments, "--results", "../../results/mine"])
     assert done.exit_code == 1 and "measured lengths: none" in done.output
 
 

@@ -23,6 +23,7 @@ from danon.runs.export import write_results
 from danon.runs.journal import RecordedRun, RunStatus
 from danon.runs.jsonl import read_json_lines
 from danon.runs.run_info import RunInfo
+from danon.tuning import target
 from gate_validation.recall_rounds import recall_rates
 from gate_validation.rounds import read as read_rounds
 
@@ -39,8 +40,9 @@ def a_run(place: Path) -> None:
 
 def a_study(place: Path) -> None:
     attention, _, kind = place.stem.rpartition("-")
-    kinds = ("architecture", "quantization", "schedule")
-    attention, kind = (attention, kind) if kind in kinds else (place.stem, tuned.HYPERPARAMETERS)
+    attention, kind = (
+        (attention, kind) if kind in target.names() else (place.stem, tuned.HYPERPARAMETERS)
+    )
     found = tuned.read(attention, place.parent, kind)
     assert found and set(found) <= set(tuned.GOALS)
     for some in found.values():

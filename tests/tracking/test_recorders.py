@@ -20,7 +20,8 @@ from danon.runs.case import Case
 from danon.runs.run_info import RunInfo
 from danon.tracking import store
 from danon.tuning import storage
-from danon.tuning.study import ATTRIBUTE, Plan
+from danon.tuning.study import PLAN as PLAN_ATTRIBUTE
+from danon.tuning.study import Plan
 from danon.tuning.study_recorder import Recorder
 
 PLAN = Plan(
@@ -46,13 +47,13 @@ def runs_of(uri: str, experiment: str) -> dict[str, Any]:
 
 def test_a_study_keeps_the_figures_that_mlflow_takes(sqlite: str) -> None:
     study = optuna.create_study(study_name="s")
-    study.set_user_attr(ATTRIBUTE, dataclasses.asdict(PLAN))
+    study.set_user_attr(PLAN_ATTRIBUTE, dataclasses.asdict(PLAN))
     recorder = Recorder(study, RunInfo.capture("", 0, "danon tune", {}))
     trial = study.ask({"x": optuna.distributions.FloatDistribution(0.0, 1.0)})
-    recorder.begun(trial)
+    recorder.on_begin(trial)
     trial.set_user_attr("history", [{"time+": 1.0, "time_ratio": 2.0}, {"time_ratio": 1.5}])
     study.tell(trial, 1.0)
-    recorder.ended(study.trials[0])
+    recorder.on_end(study.trials[0])
     said = recorder.finish("FINISHED", (), {"danon.note": "x", "danon+note": "y"})
     assert said.startswith(f"recorded in {sqlite}; MLflow refuses time+ = 1.0 (")
     assert "danon+note = 'y' (" in said

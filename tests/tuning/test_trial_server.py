@@ -17,19 +17,19 @@ from danon.data.tasks.lookup import Lookup
 from danon.evaluation import lookup_model
 from danon.evaluation.curriculum import Stage
 from danon.evaluation.lookup_model import errors
+from danon.tuning import measured_case, target
 from danon.tuning.objective import Objective
-from danon.tuning.targets import architecture, hyperparameters, quantization, schedule
+from danon.tuning.targets import architecture, quantization, schedule
 from danon.tuning.targets.architecture import ArchitectureTarget
 from danon.tuning.targets.hyperparameters import HyperparameterTarget
 from danon.tuning.targets.quantization import QuantizationTarget
 from danon.tuning.targets.schedule import ScheduleTarget
-from danon.tuning.trial_server import KINDS, TrialServer
+from danon.tuning.trial_server import TrialServer
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (hyperparameters, schedule):
-        monkeypatch.setattr(module, "TIMING_S", 0.05)
+    monkeypatch.setattr(measured_case, "TIMING_S", 0.05)
 
 
 class Blind(BaseAttention):
@@ -77,7 +77,7 @@ class TestSettings:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         some = HyperparameterTarget("window", 600, "float32", "cpu")
-        real = some._built
+        real = some._build
 
         def wrong(shape: AttentionConfig, settings: dict[str, Any]) -> BaseAttention:
             made = real(shape, settings)
@@ -85,7 +85,7 @@ class TestSettings:
             made.oracle = real(shape, settings).oracle  # type: ignore[method-assign]
             return made
 
-        monkeypatch.setattr(some, "_built", wrong)
+        monkeypatch.setattr(some, "_build", wrong)
         with pytest.raises(ValueError, match=r"error|output"):
             list(some.steps({"width": 64, "sinks": 0}, 0))
 
@@ -127,7 +127,7 @@ class TestArchitecture:
         stages = tuple((6e-3, (Stage(Lookup(n, 4, 512), 4, 3),)) for n in (32, 48))
         for module in (lookup_model, architecture):
             monkeypatch.setattr(module, "STAGES", stages)
-        monkeypatch.setattr(architecture, "LEARNED", 2)
+        monkeypatch.setattr(architecture, "TRAINED_STAGES", 2)
         some = ArchitectureTarget("msra", 1500, "float32", "cpu")
         steps = list(some.steps(self.CHOICE, 0))
         figures: dict[str, float] = {}
@@ -137,7 +137,7 @@ class TestArchitecture:
         assert figures["time_ratio"] > 1 and figures["memory_ratio"] > 0
         assert figures["error"] == figures["error_after_2"] and 0 < figures["error"] <= 1
         assert "error" not in steps[0]  # what is cheap comes first
-        assert Objective(("balanced",), {}, some.objectives).bound(steps[0]) > 0
+        assert Objective(("balanced",), {}, some.objectives).lower_bound(steps[0]) > 0
         assert {**steps[0], "error": 1} != steps[-1]
         assert [some.space.check(start) for start in some.starts] == [None] * 7
 
@@ -194,15 +194,17 @@ class TestQuantization:
 
 class TestTrials:
     def test_an_unknown_kind_is_refused_with_those_there_are(self) -> None:
-        with pytest.raises(ValueError, match=f"--kind 'luck': must be one of {', '.join(KINDS)}"):
-            TrialServer().open("luck", "window", 64, "float32", "cpu")
+        with pytest.raises(
+            ValueError, match=f"--kind 'luck': must be one of {', '.join(target.names())}"
+        ):
+            TrialServer().open("luck", "window", "cpu", 64, "float32")
 
     def test_a_choice_outside_the_space_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             "danon.tuning.trial_server.limit_memory", lambda: None
         )  # it is of this process
         trials = TrialServer()
-        trials.open("hyperparameters", "window", 64, "float32", "cpu")
-        assert trials.describe()["known"] == ["speed", "memory", "quality"]
+        trials.open("hyperparameters", "window", "cpu", 64, "float32")
+        assert trials.describe()["objectives"] == ("speed", "memory", "quality")
         with pytest.raises(ValueError, match="width = 3: must be one of 64"):
             trials.begin({"width": 3, "sinks": 4}, 0)

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from danon.cluster.connection import ClusterError
 from danon.tuning import candidates, command
-from danon.tuning.command import Options, join, tune
+from danon.tuning.command import Options, Search, join, tune
 from danon.tuning.study import StudyError
+from danon.tuning.subject import Subject
 
 MINE = """
 import torch
@@ -44,34 +45,37 @@ class Mine(BaseAttention):
 
 
 def options(tmp_path: Path, **changes: Any) -> Options:
-    values: dict[str, Any] = {
-        "mechanism": str(tmp_path / "mine.py") + ":Mine",
+    """Options of a small study; a change is named as its field in Options, Subject or Search."""
+    subject = {
         "kind": "hyperparameters",
-        "objective": "speed,quality",
-        "limits": (),
+        "attention": str(tmp_path / "mine.py") + ":Mine",
+        "device": "cpu",
         "length": 192,
         "dtype": "float32",
-        "device": "cpu",
-        "trials": 6,
-        "sampler": "random",
-        "seed": 0,
+    }
+    search = {"objective": "speed,quality", "sampler": "random", "trials": 6}
+    rest = {
+        "results": tmp_path / "results",
         "study": "s",
         "storage": f"sqlite:///{tmp_path / 'optuna.db'}",
-        "results": tmp_path / "results",
         "command": "danon tune",
-        "engine": "local",
-        "address": "",
     }
-    return Options(**values | changes)
+    parts: list[dict[str, Any]] = [
+        values | {name: value for name, value in changes.items() if name in fields}
+        for values, fields in (
+            (subject, Subject.__dataclass_fields__),
+            (search, Search.__dataclass_fields__),
+            (rest, Options.__dataclass_fields__),
+        )
+    ]
+    return Options(Subject(**parts[0]), Search(**parts[1]), **parts[2])
 
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text(MINE)
-    for module in (candidates, command):
-        monkeypatch.setattr(module, "REPEATS", 2)
-        monkeypatch.setattr(module, "CHOOSING", 1)
-    monkeypatch.setattr(candidates, "MOST", 1)
+    for name, number in (("REPEATS", 2), ("CHOOSING_REPEATS", 1), ("MAX_REPEATED", 1)):
+        monkeypatch.setattr(candidates, name, number)
     return tmp_path
 
 
@@ -131,9 +135,9 @@ def test_a_study_of_ones_own_attention(
 
 def test_a_space_that_changes_in_the_middle_ends_the_study(mine: Path) -> None:
     """What a choice stands for must not become another thing from one repeat to the next."""
-    local = command.SubprocessEvaluator(command._asked(options(mine)), mine / "log")
+    local = command.SubprocessEvaluator(options(mine).subject, mine / "log")
     try:
-        choice = local.describe()["default"]
+        choice = local.describe().default
         assert local.settings(choice) == {"window": 64}
         (mine / "mine.py").write_text(MINE.replace("(16, 32, 64, 128)", "(32, 64)"))
         local.close()  # as for a repeat
@@ -147,8 +151,8 @@ def test_a_worker_joins_with_the_name_alone(
     mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = list[str]()
-    keep = lambda asked, *_: written.append(asked.command) or ([], 0)  # noqa: E731
-    monkeypatch.setattr(command, "_written", keep)
+    keep = lambda run, *_: written.append(run.command) or ([], 0)  # noqa: E731
+    monkeypatch.setattr(command, "write_output", keep)
     monkeypatch.setattr(command, "redact_password", lambda url: "sqlite:///***")
     asked = options(mine, trials=1)
     typed = f"danon tune --storage {asked.storage}"
@@ -169,12 +173,12 @@ def test_a_worker_joins_with_the_name_alone(
         ({"engine": "dask"}, "--engine 'dask': must be one of local, ray"),
         (
             {"kind": "luck"},
-            "--kind 'luck': must be one of hyperparameters, architecture, quantization",
+            "--kind 'luck': must be one of architecture, hyperparameters, quantization",
         ),
         ({"objective": "fame"}, "--objective 'fame': must be of speed, memory, quality, balanced"),
         ({"limits": ("speed=fast",)}, "--limit 'speed=fast': must be"),
-        ({"mechanism": "sdpa"}, "attention 'sdpa' has nothing to tune"),
-        ({"mechanism": "nobody"}, "unknown attention 'nobody'; known: "),
+        ({"attention": "sdpa"}, "attention 'sdpa' has nothing to tune"),
+        ({"attention": "nobody"}, "unknown attention 'nobody'; known: "),
         ({"study": "it's"}, "must be of letters, digits"),
         ({"storage": "postgresql+psycopg://127.0.0.1:9/none"}, "--storage postgresql"),
     ],

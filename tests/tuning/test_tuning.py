@@ -24,11 +24,12 @@ from danon.tuning.study import (
     distributions,
     enqueue,
     figures_of,
+    make_sampler,
     plan_of,
     progress,
     resume,
-    sampler,
 )
+from danon.tuning.study_run import StudyRun
 from danon.tuning.trial_loop import run_trials
 
 SPACE = Space(
@@ -81,12 +82,6 @@ class Fake:
         yield {"error": min(1.0, 0.1 / x)}
 
 
-class Silent:
-    def begun(self, trial: object) -> None: ...
-
-    def ended(self, trial: object) -> None: ...
-
-
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Storage]:
     with storage.opened(f"sqlite:///{tmp_path / 'optuna.db'}") as found:
@@ -103,8 +98,8 @@ class TestGoal:
         goal = Objective(("balanced",), {})
         early = {"time_ratio": 0.5, "memory_ratio": 1.0}
         late = {**early, "error": 0.0, "error_default": 0.4}
-        assert 0 < goal.bound(early) <= goal.bound({**early, "error_default": 0.4})
-        assert goal.bound({**early, "error_default": 0.4}) == goal.score(late)
+        assert 0 < goal.lower_bound(early) <= goal.lower_bound({**early, "error_default": 0.4})
+        assert goal.lower_bound({**early, "error_default": 0.4}) == goal.score(late)
 
     def test_the_score_of_the_default_is_one(self) -> None:
         same = {"time_ratio": 1.0, "memory_ratio": 1.0, "error": 0.2, "error_default": 0.2}
@@ -167,7 +162,7 @@ def test_the_process_of_the_next_turn_starts_when_the_times_of_this_one_are_know
 ) -> None:
     monkeypatch.setattr(Process, "started", [], raising=False)
     monkeypatch.setattr(evaluator, "WorkerProcess", Process)
-    local, some = evaluator.SubprocessEvaluator(plan(), tmp_path / "log"), Process.started
+    local, some = evaluator.SubprocessEvaluator(plan().subject, tmp_path / "log"), Process.started
     assert len(some) == 1 and not some[0].asked, "it starts while there is something else to do"
     for _ in range(3):
         assert len(list(local.steps({}, 0, fresh=False))) == 2
@@ -190,15 +185,15 @@ class TestWork:
         self, database: Storage
     ) -> None:
         study, fake = begun(database), Fake()
-        run_trials(study, fake, 12, Silent())
+        run_trials(StudyRun(study, 12), fake)
         assert progress(study).finished == 12
         assert fake.measured[0] == {**SPACE.default, "seed": 0, "fresh": False}
         assert study.trials[0].values == [pytest.approx(1.0)]
 
     def test_it_goes_on_where_it_was(self, database: Storage) -> None:
         first, second = Fake(), Fake()
-        run_trials(begun(database), first, 5, Silent())
-        run_trials(begun(database), second, 12, Silent())
+        run_trials(StudyRun(begun(database), 5), first)
+        run_trials(StudyRun(begun(database), 12), second)
         assert (len(first.measured), len(second.measured)) == (5, 7)
         drawn = [m["x"] for m in first.measured + second.measured]
         assert len(set(drawn)) == 12  # not the same draws again
@@ -206,17 +201,17 @@ class TestWork:
     def test_what_a_study_begins_with_is_measured_to_the_end(self, database: Storage) -> None:
         some = plan(objectives=("speed",), limits={"quality": 0.2})
         study = begun(database, some)
-        run_trials(study, Fake(), 1, Silent())
+        run_trials(StudyRun(study, 1), Fake())
         slow = {"x": 5.0, "n": 1, "on": True}
         begin(some, some.name, database, [SPACE.default, slow])
-        run_trials(study, Fake(), 2, Silent())
+        run_trials(StudyRun(study, 2), Fake())
         assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE"]
 
     def test_two_that_begin_together_do_not_draw_the_same(self) -> None:
         drawn = []
         for name in ("one", "two", "two"):
             study = optuna.create_study()
-            study.sampler = sampler(plan(), study, name)
+            study.sampler = make_sampler(plan(), study, name)
             drawn.append(study.ask(distributions(SPACE.to_json())).params["x"])
         assert drawn[0] != drawn[1] == drawn[2]
 
@@ -224,7 +219,7 @@ class TestWork:
         space = Space({"x": Categorical((0.5, 1.0)), "n": Categorical((1, 2))}, {"x": 1.0, "n": 2})
         some = plan(space=space.to_json(), sampler="random")
         study = begin(some, some.name, database, [space.default])
-        run_trials(study, Fake(), 200, Silent())
+        run_trials(StudyRun(study, 200), Fake())
         assert some.choices == progress(study).choices == 4
         assert progress(study).finished < 200
 
@@ -239,7 +234,7 @@ class TestWork:
         some = plan(objectives=("speed",), limits={"quality": 0.2})
         study, fake = begun(database, some), Fake()
         enqueue(study, {"x": 5.0, "n": 1, "on": True})
-        run_trials(study, fake, 2, Silent())
+        run_trials(StudyRun(study, 2), fake)
         assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED"]
         assert "error" not in figures_of(study.trials[1])
 
@@ -256,7 +251,7 @@ class TestWork:
 
         study = begun(database)
         enqueue(study, {"x": 5.0, "n": 3, "on": True})
-        run_trials(study, Fails(), 6, Silent())
+        run_trials(StudyRun(study, 6), Fails())
         assert study.trials[1].state.name == "FAIL"
         assert study.trials[1].user_attrs["error"] == "no such size"
         assert progress(study).finished == 6 and progress(study).failed >= 1
@@ -277,7 +272,7 @@ class TestWork:
         with pytest.raises(
             StudyError, match=r"5 trials failed, none is complete: objective balanced is nan"
         ):
-            run_trials(begun(database), Fails(), 20, Silent())
+            run_trials(StudyRun(begun(database), 20), Fails())
 
     def test_an_interrupted_trial_is_tried_again_and_not_counted(self, database: Storage) -> None:
         class Interrupted(Fake):
@@ -288,9 +283,9 @@ class TestWork:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run_trials(begun(database), Interrupted(), 3, Silent())
+            run_trials(StudyRun(begun(database), 3), Interrupted())
         study, fake = begun(database), Fake()
-        run_trials(study, fake, 3, Silent())
+        run_trials(StudyRun(study, 3), fake)
         assert {k: fake.measured[0][k] for k in SPACE.default} == SPACE.default
         done = progress(study)
         assert (done.finished, done.died) == (3, 1)
@@ -302,7 +297,7 @@ class TestWork:
         with pytest.warns(UserWarning, match="Heartbeat"):
             study.ask()  # by a worker that is dead before it has told that it lives
         monkeypatch.setattr(storage, "GRACE_S", 0)
-        run_trials(study, fake := Fake(), 1, Silent())
+        run_trials(StudyRun(study, 1), fake := Fake())
         assert [m["x"] for m in fake.measured] == [1.0]
         assert progress(study).died == 1 and progress(study).finished == 1
 
@@ -313,14 +308,14 @@ class TestFront:
     ) -> None:
         some = plan(objectives=ALL)
         study = begun(database, some)
-        run_trials(study, Fake(), 20, Silent())
+        run_trials(StudyRun(study, 20), Fake())
         found = candidates.candidates(study.trials)
-        near = candidates.near_best(found, some.goal)
+        near = candidates.near_best(found, some.objective)
         assert 1 <= len(near) <= 8
         for turn in (0, 1):
             for c in (near[0], found[0]):
-                enqueue(study, c.choice, again=c.number, turn=turn)
-        run_trials(study, fake := Fake(), 20, Silent(), queued=True)
+                enqueue(study, c.choice, repeat_of=c.number, repeat_index=turn)
+        run_trials(StudyRun(study, 20), fake := Fake(), queued=True)
         assert [(m["fresh"], m["seed"]) for m in fake.measured] == [
             (True, 1),
             (False, 1),
@@ -330,7 +325,7 @@ class TestFront:
         assert progress(study).finished == 20 and progress(study).repeats == 4
         again = candidates.candidates(study.trials)
         assert sum(len(c.repeats) for c in again if c.number in (near[0].number, 0)) == 4
-        assert candidates.near_best(again, some.goal) == [
+        assert candidates.near_best(again, some.objective) == [
             c for c in again if c.number in {c.number for c in near}
         ]
 
@@ -374,9 +369,9 @@ class TestFront:
                 return super().steps(choice, seed, fresh=fresh)
 
         study = begun(database)
-        run_trials(study, Fails(), 4, Silent())
-        enqueue(study, SPACE.default, again=0)
-        run_trials(study, Fails(), 4, Silent(), queued=True)
+        run_trials(StudyRun(study, 4), Fails())
+        enqueue(study, SPACE.default, repeat_of=0)
+        run_trials(StudyRun(study, 4), Fails(), queued=True)
         assert 0 not in [c.number for c in candidates.candidates(study.trials)]
         assert progress(study).finished == 4
 
@@ -386,9 +381,9 @@ class TestFront:
         study = begun(database, some)
         for x in (0.2, 0.95):
             enqueue(study, {"x": x, "n": 2, "on": True})
-        run_trials(study, Fake(), 3, Silent())
+        run_trials(StudyRun(study, 3), Fake())
         assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
-        found = candidates.best(candidates.candidates(study.trials), some.goal)
+        found = candidates.best(candidates.candidates(study.trials), some.objective)
         assert found["speed"].choice["x"] == 0.95
 
     def test_limits_that_nothing_meets_are_said_with_the_nearest(self) -> None:

@@ -34,6 +34,7 @@ WORKER = """
 import os, sys, time
 from danon.tuning import storage, trial_loop
 from danon.tuning.study import resume
+from danon.tuning.study_run import StudyRun
 
 storage.HEARTBEAT_S, storage.GRACE_S, trial_loop.POLL_S = 1, 4, 0.3
 url, trials, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
@@ -43,14 +44,15 @@ class Slow:
         time.sleep(seconds)
         yield {"time_ratio": choice["x"]}
 
-class Silent:
-    def begun(self, trial): print("begun", flush=True)
-    def ended(self, trial): pass
+class BeginPrinter:
+    def on_begin(self, trial): print("begun", flush=True)
+    def on_end(self, trial): pass
 
 with storage.opened(url) as database:
     origin, name = {"commit": "", "machine": {}}, str(os.getpid())
     study = resume("shared", database)
-    trial_loop.run_trials(study, Slow(), trials, Silent(), origin=origin, worker=name)
+    run = StudyRun(study, trials, url, (BeginPrinter(),), origin, name)
+    trial_loop.run_trials(run, Slow())
 """
 
 

@@ -1,1 +1,1 @@
-"""What a study can tune, one kind a file."""
+"""Kinds of study, one file each: a module here is a ``--kind`` of ``danon tune``."""

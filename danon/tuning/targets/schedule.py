@@ -20,36 +20,38 @@ from danon.bench.timed_workload import TimedAttention
 from danon.bench.verification import Verifier
 from danon.bench.workload import Workload
 from danon.measure.memory import peak_bytes
-from danon.measure.timing import measure_pair
 from danon.runs.case import Case
 from danon.tuned.search_space import Categorical, Range, Space
-from danon.tuning.targets.hyperparameters import TIMING_S, WIDTH, TuningTarget, case_of
+from danon.tuning import measured_case
+from danon.tuning.measured_case import measure_beside, speed_case
+from danon.tuning.target import TuningTarget, register
 
 __all__ = ["ScheduleTarget"]
 
 WHOLE = 0
-"""A chunk that is the whole sequence: no streaming."""
+"""The chunk that is the whole sequence: no streaming."""
 
 
+@register("schedule")
 class ScheduleTarget(TuningTarget):
     """Batch, threads, chunks of a stream, compiler and kernel of an attention's forward pass.
 
     Time is that of a token: a batch of eight may take eight times as long.
-
-    Raises:
-        ValueError: it cannot run here.
     """
 
+    description = "sequences in a batch, threads, chunks of the stream, `torch.compile`, kernel"
+    reference = "one sequence at once"
+    error_meaning = "none: each choice is checked against the float64 definition"
     objectives = ("speed", "memory")
 
     def __init__(self, attention: str, length: int, dtype: str, device: str) -> None:
-        self._case = case_of(attention, length, dtype, device)
-        self._kind = registry.get(attention)
+        self._case = speed_case(attention, length, dtype, device)
+        self._cls = registry.get(attention)
         self._threads = torch.get_num_threads()
         ranges: dict[str, Range] = {
             "batch": Categorical((1, 2, 4, 8)),
             "compile": Categorical(("none", "default", "max-autotune")),
-            "kernel": Categorical(("auto", *_able(self._case))),
+            "kernel": Categorical(("auto", *_usable_kernels(self._case))),
         }
         default: dict[str, Any] = {"batch": 1, "compile": "none", "kernel": "auto"}
         if device == "cpu" and self._threads > 1:
@@ -57,13 +59,14 @@ class ScheduleTarget(TuningTarget):
             ranges["threads"] = Categorical(tuple(n for n in sorted(counts) if n <= self._threads))
             default["threads"] = self._threads
         chunks = tuple(n for n in (512, 1024, 2048, 4096, 8192) if n < length)
-        if chunks and issubclass(self._kind, StreamingAttention) and self._kind.streams:
+        if chunks and issubclass(self._cls, StreamingAttention) and self._cls.streams:
             ranges["chunk"] = Categorical((WHOLE, *chunks))
             default["chunk"] = WHOLE
         self.space = Space(ranges, default)
         self._verifier = Verifier()
 
     def steps(self, choice: Mapping[str, Any], seed: int) -> Iterator[dict[str, float]]:
+        """Yield figures of a choice; see :meth:`TuningTarget.steps`."""
         torch.compiler.reset()
         case = replace(
             self._case, batch=choice["batch"], task=json.dumps(dict(choice), sort_keys=True)
@@ -71,54 +74,52 @@ class ScheduleTarget(TuningTarget):
         shape = replace(config_for(case), kernel=choice["kernel"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            module = self._kind.build(shape).eval().to(case.device)
-        workload = _Scheduled(case, module, choice)
-        usual = Workload(self._case, build_for(self._case))
+            module = self._cls.build(shape).eval().to(case.device)
+        workload = _ScheduledWorkload(case, module, choice)
+        default_workload = Workload(self._case, build_for(self._case))
         try:
             verdict = self._verifier.verdict(workload)
             if verdict.reason:
                 raise ValueError(verdict.reason)
-            peak, before = (peak_bytes(some.call(), some.device) for some in (workload, usual))
-            candidate = TimedAttention(workload, self._verifier.tolerance(workload))
-            reference = TimedAttention(usual, None).call
-            pair = measure_pair(
-                candidate.call,
-                replace(reference, run=_with_threads(reference.run, self._threads)),
-                workload.device,
-                budget_s=TIMING_S,
-                width=WIDTH,
-                seed=seed,
+            peak, default_peak = (
+                peak_bytes(each.call(), each.device) for each in (workload, default_workload)
             )
-            if fault := candidate.fault(TIMING_S):
+            candidate = TimedAttention(workload, self._verifier.tolerance(workload))
+            reference = TimedAttention(default_workload, None).call
+            default = replace(reference, run=_with_threads(reference.run, self._threads))
+            pair = measure_beside(candidate.call, default, workload.device, seed)
+            if fault := candidate.fault(measured_case.TIMING_S):
                 raise ValueError(fault)
         finally:
             torch.set_num_threads(self._threads)
-        found = pair.metrics()
+        figures = pair.metrics()
         for name in ("time_ratio", "time_ratio_low", "time_ratio_high"):
-            found[name] /= case.batch
+            figures[name] /= case.batch
         yield {
-            **found,
+            **figures,
             "peak_bytes": float(peak),
-            "memory_ratio": peak / before,
-            "speedup": 1 / found["time_ratio"],
+            "memory_ratio": peak / default_peak,
+            "speedup": 1 / figures["time_ratio"],
             "tokens_per_s": case.batch * case.length / median(pair.candidate),
         }
 
 
-class _Scheduled(Workload):
-    """Run as a choice says."""
+class _ScheduledWorkload(Workload):
+    """A workload that runs as a choice says."""
 
     def __init__(self, case: Case, module: BaseAttention, choice: Mapping[str, Any]) -> None:
         super().__init__(case, module)
         self._threads = choice.get("threads", torch.get_num_threads())
-        form = _in_chunks(module, choice["chunk"]) if choice.get("chunk", WHOLE) else module
-        self._form: Callable[..., Tensor] = (
-            form if choice["compile"] == "none" else torch.compile(form, mode=choice["compile"])
+        chunk = choice.get("chunk", WHOLE)
+        forward = _in_chunks(module, chunk) if chunk else module
+        mode = choice["compile"]
+        self._scheduled: Callable[..., Tensor] = (
+            forward if mode == "none" else torch.compile(forward, mode=mode)
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         torch.set_num_threads(self._threads)
-        return self._form(q, k, v)
+        return self._scheduled(q, k, v)
 
 
 def _in_chunks(module: BaseAttention, chunk: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -126,11 +127,11 @@ def _in_chunks(module: BaseAttention, chunk: int) -> Callable[[Tensor, Tensor, T
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         state = module.init_state(q.shape[0], dtype=q.dtype, device=q.device)
-        found = []
+        outputs = []
         for parts in zip(*(x.split(chunk, 2) for x in (q, k, v)), strict=True):
             out, state = module.step(*parts, state)
-            found.append(out)
-        return torch.cat(found, 2)
+            outputs.append(out)
+        return torch.cat(outputs, 2)
 
     return run
 
@@ -143,13 +144,13 @@ def _with_threads(call: Callable[[], object], threads: int) -> Callable[[], obje
     return run
 
 
-def _able(case: Case) -> Iterator[str]:
-    """Kernels that take the calls of a case, with a bias and without."""
-    place, dtype = torch.device(case.device), getattr(torch, case.dtype)
+def _usable_kernels(case: Case) -> Iterator[str]:
+    """Yield the kernels that take the calls of a case, with a bias and without."""
+    device, dtype = torch.device(case.device), getattr(torch, case.dtype)
     for name in table.names():
         try:
             for bias in (False, True):
-                table.resolve(name, place, dtype, case.head_dim, bias)
+                table.resolve(name, device, dtype, case.head_dim, bias)
         except ValueError:
             continue
         yield name
