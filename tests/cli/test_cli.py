@@ -61,7 +61,7 @@ class TestRefusals:
         assert "unknown profile 'nope'; known: quick, standard, full" in said
         assert len(said.splitlines()) == 1
 
-    def test_own_attention_that_leaks(self, tmp_path: Path) -> None:
+    def test_user_attention_that_leaks(self, tmp_path: Path) -> None:
         own = tmp_path / "own.py"
         own.write_text(
             "from danon.attention.base import BaseAttention\n"
@@ -76,7 +76,7 @@ class TestRefusals:
         assert status == 2
         assert "attention 'Leaky' was built with causal=True but is not causal" in said
 
-    def test_own_attention_that_does_not_import(self, tmp_path: Path) -> None:
+    def test_user_attention_that_does_not_import(self, tmp_path: Path) -> None:
         own = tmp_path / "own.py"
         own.write_text("import nothing_of_this_name\n")
         status, said = refused(tmp_path, attentions=(f"{own}:Mine",))
@@ -127,7 +127,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     return folder, process.returncode, said
 
 
-def test_an_answer_that_the_suites_do_not_live_to_read(tmp_path: Path) -> None:
+def test_answer_to_a_stopped_suite_process(tmp_path: Path) -> None:
     with SuiteProcess(("--danon-profile=smoke",), tmp_path) as process:
         process.stop()
         with pytest.raises(EOFError):
@@ -136,7 +136,7 @@ def test_an_answer_that_the_suites_do_not_live_to_read(tmp_path: Path) -> None:
         assert process.wait() == -signal.SIGTERM
 
 
-def test_the_suites_time_with_the_threads_of_the_run(tmp_path: Path) -> None:
+def test_suite_process_times_with_the_threads_of_its_answer(tmp_path: Path) -> None:
     options = ("--danon-profile=smoke", "--danon-only=sdpa", "--danon-suites=speed")
     asked = []
     with SuiteProcess(options, tmp_path) as process, contextlib.suppress(EOFError):
@@ -156,7 +156,7 @@ def test_the_suites_time_with_the_threads_of_the_run(tmp_path: Path) -> None:
 class TestFullDisk:
     """A file that may not grow stands in for it."""
 
-    def test_what_was_measured_stays(self, tmp_path: Path) -> None:
+    def test_bench_keeps_its_results(self, tmp_path: Path) -> None:
         process = start(tmp_path, "--suites", "speed,memory")
         place = first_cases(tmp_path, process)
         room = place.stat().st_size + 100
@@ -176,7 +176,7 @@ class TestFullDisk:
 
 
 class TestStopped:
-    def test_what_was_measured_stays(self, stopped: tuple[Path, int, str]) -> None:
+    def test_interrupted_bench_keeps_its_results(self, stopped: tuple[Path, int, str]) -> None:
         folder, status, said = stopped
         assert status == 130, said
         (run,) = folder.glob("results/runs/*/run.json")
@@ -188,7 +188,7 @@ class TestStopped:
         assert "--resume goes on" in said
         assert "Not recording in MLflow" in said
 
-    def test_resume_goes_on_where_it_ended(self, stopped: tuple[Path, int, str]) -> None:
+    def test_resume_measures_only_what_is_missing(self, stopped: tuple[Path, int, str]) -> None:
         folder, _, _ = stopped
         (run,) = folder.glob("results/runs/*/run.json")
         before = lines(run.parent / "cases.jsonl")
@@ -239,7 +239,7 @@ class TestOtherCommands:
             (["doctor", "--device", "cuda"], "--device cuda: torch finds no CUDA device here"),
         ],
     )
-    def test_refuse(
+    def test_refused_arguments(
         self, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -247,7 +247,7 @@ class TestOtherCommands:
         assert done.exit_code == 2
         assert message in done.output
 
-    def test_record_says_when_the_store_is_away(
+    def test_record_with_an_unreachable_store(
         self, run_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", NO_STORE)
@@ -255,14 +255,14 @@ class TestOtherCommands:
         assert done.exit_code == 2
         assert NO_STORE in done.output
 
-    def test_doctor_names_what_cannot_run(self) -> None:
+    def test_doctor_lists_what_cannot_run(self) -> None:
         console = Console(record=True, width=160)
         print_machine("cpu", console)
         said = console.export_text()
         for word in ("cpu-flash", "cuda-flash", "no CUDA device", "msra", "flex-window", "sqlite"):
             assert word in said
 
-    def test_bare_installation_names_the_extra(
+    def test_bare_installation(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         find = importlib.util.find_spec
@@ -276,7 +276,7 @@ class TestOtherCommands:
 
 
 class TestDisplay:
-    def test_time_left_follows_the_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_time_left_of_weighted_cases(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = [100.0]
         monkeypatch.setattr("danon.bench.progress.time.monotonic", lambda: now[0])
         console = Console(record=True, width=80)
@@ -289,7 +289,7 @@ class TestDisplay:
         assert "2/3 cases, 0:40 left" in console.export_text()
 
 
-def test_options_become_arguments_of_the_suites() -> None:
+def test_arguments_of_the_suite_process() -> None:
     options = Options("quick", "cpu", ("a.py:B",), "x,y", "speed", Path("r"), False, "danon bench")
     assert options.arguments() == [
         "--danon-profile=quick",
@@ -299,3 +299,17 @@ def test_options_become_arguments_of_the_suites() -> None:
         "--danon-attention=a.py:B",
     ]
     assert asdict(options)["resume"] is False
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["tune", "--help"], ["choose", "--help"]])
+def test_help_imports_no_heavy_package(arguments: list[str]) -> None:
+    heavy = ("torch", "mlflow", "optuna", "scipy", "pandas")
+    code = (
+        "import atexit, sys; from danon.cli.main import main; "
+        f"atexit.register(lambda: print('heavy:', [m for m in {heavy} if m in sys.modules])); "
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert "Usage:" in done.stdout and "heavy: []" in done.stdout

@@ -43,8 +43,8 @@ class Blind(BaseAttention):
         return torch.zeros_like(q)
 
 
-class TestTeacher:
-    def test_it_looks_up_what_its_attention_can_see(self) -> None:
+class TestLookupErrors:
+    def test_errors_fall_as_the_attention_sees_more(self) -> None:
         window = registry.get("window")
         found = [
             errors(make, 2048, 0, "cpu")
@@ -58,14 +58,14 @@ class TestTeacher:
         assert found[0] < 0.03 < found[1] < found[2] < found[3]
         assert found[3] > 0.95
 
-    def test_questions_go_by_the_seed(self) -> None:
+    def test_errors_depend_on_the_seed_alone(self) -> None:
         dense = registry.get("window").build
         assert errors(dense, 1024, 0, "cpu") == errors(dense, 1024, 0, "cpu")
         assert len({errors(dense, 1024, seed, "cpu") for seed in range(4)}) > 1
 
 
-class TestSettings:
-    def test_ratios_are_to_the_default(self) -> None:
+class TestHyperparameters:
+    def test_figures_are_ratios_to_the_default_settings(self) -> None:
         some = HyperparameterTarget("window", 1500, "float32", "cpu")
         usual, narrow = (list(some.steps({"width": width, "sinks": 64}, 0)) for width in (512, 64))
         assert len(usual) == 2 and usual[0]["memory_ratio"] == 1
@@ -73,9 +73,7 @@ class TestSettings:
         assert narrow[0]["memory_ratio"] < 1 and narrow[1]["error"] > usual[1]["error"]
         assert some.settings({"width": 64, "sinks": 4}) == {"width": 64, "sinks": 4}
 
-    def test_what_computes_something_else_has_no_figures(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_wrong_output_raises(self, monkeypatch: pytest.MonkeyPatch) -> None:
         some = HyperparameterTarget("window", 600, "float32", "cpu")
         real = some._build
 
@@ -91,7 +89,7 @@ class TestSettings:
 
 
 class TestSchedule:
-    def test_every_way_to_run_it_gives_a_figure(self) -> None:
+    def test_figures_of_each_schedule(self) -> None:
         some, threads = ScheduleTarget("window", 1500, "float32", "cpu"), torch.get_num_threads()
         for change in ({}, {"batch": 2}, {"chunk": 512}, {"threads": 1}):
             ((figures),) = some.steps({**some.space.default, **change}, 0)
@@ -99,9 +97,7 @@ class TestSchedule:
             assert (figures["memory_ratio"] > 1.5) == ("batch" in change)
         assert torch.get_num_threads() == threads
 
-    def test_a_schedule_that_changes_the_result_has_no_figures(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_schedule_with_a_wrong_output_raises(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def forgetful(module: Any, chunk: int) -> Any:
             return lambda q, k, v: torch.cat(
                 [module(*x) for x in zip(*(y.split(chunk, 2) for y in (q, k, v)), strict=True)], 2
@@ -123,7 +119,7 @@ class TestArchitecture:
         "entries": 64,
     }
 
-    def test_a_choice_is_trained_beside_the_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_figures_of_a_trained_choice(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stages = tuple((6e-3, (Stage(Lookup(n, 4, 512), 4, 3),)) for n in (32, 48))
         for module in (lookup_model, architecture):
             monkeypatch.setattr(module, "STAGES", stages)
@@ -141,7 +137,7 @@ class TestArchitecture:
         assert {**steps[0], "error": 1} != steps[-1]
         assert [some.space.check(start) for start in some.starts] == [None] * 7
 
-    def test_what_cannot_be_in_a_model_is_said(self) -> None:
+    def test_attention_that_cannot_be_in_a_model_raises(self) -> None:
         some = ArchitectureTarget("super-hybrid", 600, "float32", "cpu")
         with pytest.raises(ValueError, match="super-hybrid: runs one of the mechanisms"):
             next(some.steps(some.space.default, 0))
@@ -154,7 +150,7 @@ class TestQuantization:
         monkeypatch.setattr(quantization, "MODEL", "tiny")
         monkeypatch.setattr(quantization, "TEXT", ("code", "argparse.py"))
 
-    def test_layers_have_the_kinds_of_the_choice(self) -> None:
+    def test_figures_of_quantized_layers(self) -> None:
         some = QuantizationTarget("window", 256, "float32", "cpu")
         same, narrow = (
             {k: x for step in some.steps(choice, 0) for k, x in step.items()}
@@ -178,13 +174,11 @@ class TestQuantization:
             (10**6, "float32", "--length 1000000: argparse.py has [0-9]+ tokens"),
         ],
     )
-    def test_what_it_cannot_begin_with_is_refused(
-        self, length: int, dtype: str, words: str
-    ) -> None:
+    def test_wrong_dtype_or_length_raises(self, length: int, dtype: str, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             QuantizationTarget("window", length, dtype, "cpu")
 
-    def test_a_model_that_is_not_there_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_model_raises(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             type(pretrained_model("tiny")), "unavailable", lambda _: "needs a package"
         )
@@ -192,14 +186,14 @@ class TestQuantization:
             QuantizationTarget("window", 256, "float32", "cpu")
 
 
-class TestTrials:
-    def test_an_unknown_kind_is_refused_with_those_there_are(self) -> None:
+class TestTrialServer:
+    def test_unknown_kind_lists_the_known_ones(self) -> None:
         with pytest.raises(
             ValueError, match=f"--kind 'luck': must be one of {', '.join(target.names())}"
         ):
             TrialServer().open("luck", "window", "cpu", 64, "float32")
 
-    def test_a_choice_outside_the_space_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_choice_outside_the_space_raises(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             "danon.tuning.trial_server.limit_memory", lambda: None
         )  # it is of this process

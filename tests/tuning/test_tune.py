@@ -79,7 +79,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_study_of_ones_own_attention(
+def test_study_of_a_user_attention(
     mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = options(mine)
@@ -133,7 +133,7 @@ def test_a_study_of_ones_own_attention(
     assert (folder / "report.html").is_file()
 
 
-def test_a_space_that_changes_in_the_middle_ends_the_study(mine: Path) -> None:
+def test_space_that_changes_during_a_study(mine: Path) -> None:
     """What a choice stands for must not become another thing from one repeat to the next."""
     local = command.SubprocessEvaluator(options(mine).subject, mine / "log")
     try:
@@ -147,7 +147,7 @@ def test_a_space_that_changes_in_the_middle_ends_the_study(mine: Path) -> None:
         local.close()
 
 
-def test_a_worker_joins_with_the_name_alone(
+def test_worker_joins_by_the_name_of_the_study(
     mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = list[str]()
@@ -183,7 +183,7 @@ def test_a_worker_joins_with_the_name_alone(
         ({"storage": "postgresql+psycopg://127.0.0.1:9/none"}, "--storage postgresql"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(
+def test_wrong_option_is_refused_in_one_line(
     mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: str
 ) -> None:
     assert tune(options(mine, **changes), Console(width=200)) == 2
@@ -192,7 +192,7 @@ def test_what_cannot_be_is_refused_in_a_line(
     assert not (mine / "results").exists()
 
 
-def test_limits_that_no_trial_meets_are_said_with_the_nearest(
+def test_limit_that_no_trial_meets(
     mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = options(mine, trials=2, objective="memory", limits=("quality=0.0001",))

@@ -93,15 +93,15 @@ def begun(database: Storage, some: Plan | None = None) -> optuna.Study:
     return begin(some, some.name, database, [SPACE.default])
 
 
-class TestGoal:
-    def test_what_is_not_known_yet_may_be_perfect(self) -> None:
+class TestObjective:
+    def test_lower_bound_with_missing_figures(self) -> None:
         goal = Objective(("balanced",), {})
         early = {"time_ratio": 0.5, "memory_ratio": 1.0}
         late = {**early, "error": 0.0, "error_default": 0.4}
         assert 0 < goal.lower_bound(early) <= goal.lower_bound({**early, "error_default": 0.4})
         assert goal.lower_bound({**early, "error_default": 0.4}) == goal.score(late)
 
-    def test_the_score_of_the_default_is_one(self) -> None:
+    def test_score_of_the_default_is_one(self) -> None:
         same = {"time_ratio": 1.0, "memory_ratio": 1.0, "error": 0.2, "error_default": 0.2}
         goal = Objective(("balanced",), {})
         assert goal.score(same) == pytest.approx(1)
@@ -109,7 +109,7 @@ class TestGoal:
         odds = (0.11 / 0.91) / (0.21 / 0.81)
         assert goal.score({**same, "error": 0.1}) == pytest.approx(odds ** (1 / 3))
 
-    def test_nothing_makes_up_for_an_attention_that_finds_nothing(self) -> None:
+    def test_score_of_a_fast_attention_that_finds_nothing(self) -> None:
         null = {"time_ratio": 0.1, "memory_ratio": 0.5, "error": 1.0, "error_default": 0.4}
         assert Objective(("balanced",), {}).score(null) > 1
 
@@ -121,16 +121,16 @@ class TestGoal:
             ("speed,balanced", "or balanced alone"),
         ],
     )
-    def test_a_wrong_objective_is_refused(self, text: str, words: str) -> None:
+    def test_parse_with_a_wrong_objective(self, text: str, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             Objective.parse(text, (), ALL)
 
     @pytest.mark.parametrize("text", ["quality", "quality=", "quality=nan", "luck=1", "speed=-1"])
-    def test_a_wrong_limit_is_refused(self, text: str) -> None:
+    def test_parse_with_a_wrong_limit(self, text: str) -> None:
         with pytest.raises(ValueError, match="must be speed=NUMBER or memory=NUMBER"):
             Objective.parse("speed", (text,), ALL)
 
-    def test_nan_is_no_value(self) -> None:
+    def test_values_with_nan(self) -> None:
         with pytest.raises(ValueError, match="objective speed is nan"):
             Objective(("speed",), {}).values({"time_ratio": float("nan")})
 
@@ -157,7 +157,7 @@ class Process:
         self.ended = True
 
 
-def test_the_process_of_the_next_turn_starts_when_the_times_of_this_one_are_known(
+def test_spare_process_starts_after_the_timing_of_a_repeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Process, "started", [], raising=False)
@@ -180,17 +180,15 @@ def test_the_process_of_the_next_turn_starts_when_the_times_of_this_one_are_know
     assert all(process.ended for process in some)
 
 
-class TestWork:
-    def test_a_study_has_the_trials_asked_for_and_begins_with_the_default(
-        self, database: Storage
-    ) -> None:
+class TestRunTrials:
+    def test_new_study_begins_with_the_default_choice(self, database: Storage) -> None:
         study, fake = begun(database), Fake()
         run_trials(StudyRun(study, 12), fake)
         assert progress(study).finished == 12
         assert fake.measured[0] == {**SPACE.default, "seed": 0, "fresh": False}
         assert study.trials[0].values == [pytest.approx(1.0)]
 
-    def test_it_goes_on_where_it_was(self, database: Storage) -> None:
+    def test_resumed_study_draws_new_choices(self, database: Storage) -> None:
         first, second = Fake(), Fake()
         run_trials(StudyRun(begun(database), 5), first)
         run_trials(StudyRun(begun(database), 12), second)
@@ -198,7 +196,7 @@ class TestWork:
         drawn = [m["x"] for m in first.measured + second.measured]
         assert len(set(drawn)) == 12  # not the same draws again
 
-    def test_what_a_study_begins_with_is_measured_to_the_end(self, database: Storage) -> None:
+    def test_first_choices_are_not_pruned(self, database: Storage) -> None:
         some = plan(objectives=("speed",), limits={"quality": 0.2})
         study = begun(database, some)
         run_trials(StudyRun(study, 1), Fake())
@@ -207,7 +205,7 @@ class TestWork:
         run_trials(StudyRun(study, 2), Fake())
         assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE"]
 
-    def test_two_that_begin_together_do_not_draw_the_same(self) -> None:
+    def test_samplers_of_two_workers_differ(self) -> None:
         drawn = []
         for name in ("one", "two", "two"):
             study = optuna.create_study()
@@ -215,7 +213,7 @@ class TestWork:
             drawn.append(study.ask(distributions(SPACE.to_json())).params["x"])
         assert drawn[0] != drawn[1] == drawn[2]
 
-    def test_it_ends_when_every_choice_was_tried(self, database: Storage) -> None:
+    def test_study_ends_when_the_space_is_exhausted(self, database: Storage) -> None:
         space = Space({"x": Categorical((0.5, 1.0)), "n": Categorical((1, 2))}, {"x": 1.0, "n": 2})
         some = plan(space=space.to_json(), sampler="random")
         study = begin(some, some.name, database, [space.default])
@@ -223,14 +221,14 @@ class TestWork:
         assert some.choices == progress(study).choices == 4
         assert progress(study).finished < 200
 
-    def test_another_plan_of_the_same_name_is_refused(self, database: Storage) -> None:
+    def test_begin_with_another_plan_of_the_same_name(self, database: Storage) -> None:
         begun(database)
         other = plan(space=Space({"x": Float(0.1, 10.0)}, {"x": 1.0}).to_json())
         with pytest.raises(StudyError, match=r"another space: n was .*; x was .*another --study"):
             begin(other, plan().name, database, [])
         assert len(begun(database).trials) == 1  # nothing is overwritten
 
-    def test_hopeless_trials_are_not_measured_to_the_end(self, database: Storage) -> None:
+    def test_hopeless_trial_is_pruned(self, database: Storage) -> None:
         some = plan(objectives=("speed",), limits={"quality": 0.2})
         study, fake = begun(database, some), Fake()
         enqueue(study, {"x": 5.0, "n": 1, "on": True})
@@ -238,9 +236,7 @@ class TestWork:
         assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED"]
         assert "error" not in figures_of(study.trials[1])
 
-    def test_a_failure_is_kept_with_its_reason_and_the_others_go_on(
-        self, database: Storage
-    ) -> None:
+    def test_failed_trial_keeps_its_reason(self, database: Storage) -> None:
         class Fails(Fake):
             def steps(
                 self, choice: Mapping[str, Any], seed: int, *, fresh: bool
@@ -256,7 +252,7 @@ class TestWork:
         assert study.trials[1].user_attrs["error"] == "no such size"
         assert progress(study).finished == 6 and progress(study).failed >= 1
 
-    def test_a_study_in_which_nothing_works_ends(self, database: Storage) -> None:
+    def test_study_in_which_every_trial_fails(self, database: Storage) -> None:
         class Fails(Fake):
             def steps(
                 self, choice: Mapping[str, Any], seed: int, *, fresh: bool
@@ -274,7 +270,7 @@ class TestWork:
         ):
             run_trials(StudyRun(begun(database), 20), Fails())
 
-    def test_an_interrupted_trial_is_tried_again_and_not_counted(self, database: Storage) -> None:
+    def test_interrupted_trial_is_requeued(self, database: Storage) -> None:
         class Interrupted(Fake):
             def steps(
                 self, choice: Mapping[str, Any], seed: int, *, fresh: bool
@@ -290,7 +286,7 @@ class TestWork:
         done = progress(study)
         assert (done.finished, done.died) == (3, 1)
 
-    def test_a_choice_whose_worker_died_at_once_is_tried_again(
+    def test_trial_of_a_worker_that_died_at_once_is_requeued(
         self, database: Storage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         study = begun(database)
@@ -302,10 +298,8 @@ class TestWork:
         assert progress(study).died == 1 and progress(study).finished == 1
 
 
-class TestFront:
-    def test_repeats_are_of_fresh_processes_and_count_for_themselves(
-        self, database: Storage
-    ) -> None:
+class TestCandidates:
+    def test_repeats_use_fresh_processes_and_are_counted_apart(self, database: Storage) -> None:
         some = plan(objectives=ALL)
         study = begun(database, some)
         run_trials(StudyRun(study, 20), Fake())
@@ -333,7 +327,7 @@ class TestFront:
         figures = {"time_ratio": time, "memory_ratio": 1.0, "error": error, "error_default": 0.1}
         return candidates.Candidate(number, {}, figures)
 
-    def test_the_front_is_what_nothing_beats(self) -> None:
+    def test_pareto_front_of_four_candidates(self) -> None:
         some = [
             self.candidate(*x)
             for x in ((0, 1.0, 0.1), (1, 0.5, 0.12), (2, 1.1, 0.2), (3, 0.4, 0.9))
@@ -349,7 +343,7 @@ class TestFront:
             "balanced": 1,
         }
 
-    def test_what_a_choice_was_chosen_by_is_not_what_is_reported(self) -> None:
+    def test_reported_figures_leave_out_those_that_chose(self) -> None:
         lucky = self.candidate(0, 0.2, 0.1)
         figures = dict(lucky.first)
         lucky.repeats = [{**figures, "time_ratio": t} for t in (0.3, 0.3, 0.9, 1.0, 1.0, 1.1)]
@@ -359,7 +353,7 @@ class TestFront:
         low, high = lucky.interval(Objective(("balanced",), {}))
         assert 0.95 < low < 1 < high < 1.05
 
-    def test_a_choice_that_fails_when_repeated_is_none(self, database: Storage) -> None:
+    def test_candidate_that_fails_in_a_repeat(self, database: Storage) -> None:
         class Fails(Fake):
             def steps(
                 self, choice: Mapping[str, Any], seed: int, *, fresh: bool
@@ -375,7 +369,7 @@ class TestFront:
         assert 0 not in [c.number for c in candidates.candidates(study.trials)]
         assert progress(study).finished == 4
 
-    def test_the_fastest_is_of_those_as_exact_as_the_default(self, database: Storage) -> None:
+    def test_best_for_speed_is_as_exact_as_the_default(self, database: Storage) -> None:
         """The fast ones that find less neither win nor prune others."""
         some = plan(objectives=("speed",))
         study = begun(database, some)
@@ -386,7 +380,7 @@ class TestFront:
         found = candidates.best(candidates.candidates(study.trials), some.objective)
         assert found["speed"].choice["x"] == 0.95
 
-    def test_limits_that_nothing_meets_are_said_with_the_nearest(self) -> None:
+    def test_nearest_candidate_when_no_one_meets_the_limits(self) -> None:
         goal = Objective(("speed",), {"quality": 0.05, "speed": 3.0})
         words = study_terminal.nearest([self.candidate(7, 2.0, 0.3)], goal)
         assert words.startswith("no trial met quality <= 0.05 (the least is 0.3); the nearest is")
@@ -396,9 +390,7 @@ class TestFront:
 
 
 class TestStorage:
-    def test_a_read_only_file_is_refused(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_open_read_only_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "optuna.db").touch()
         monkeypatch.setattr(os, "access", lambda place, mode: mode != os.W_OK)  # root may write
         with (
@@ -407,7 +399,7 @@ class TestStorage:
         ):
             pass
 
-    def test_a_file_that_is_no_database_is_refused(self, tmp_path: Path) -> None:
+    def test_open_file_that_is_no_database(self, tmp_path: Path) -> None:
         (tmp_path / "mine").write_text("notes" * 1000)
         for place in ("mine", "mine/optuna.db"):
             with (
@@ -417,7 +409,7 @@ class TestStorage:
                 pass
         assert (tmp_path / "mine").read_text() == "notes" * 1000
 
-    def test_a_server_that_is_not_there_is_refused_at_once(self) -> None:
+    def test_open_silent_server(self) -> None:
         start = time.monotonic()
         with (
             pytest.raises(StoreError, match=r"postgresql\+psycopg://me:\*\*\*@127.0.0.1:9"),
@@ -427,7 +419,7 @@ class TestStorage:
         assert time.monotonic() - start < 20
 
     @pytest.mark.parametrize("directions", [["maximize"], ["minimize", "minimize"]])
-    def test_a_study_made_by_hand_to_do_something_else(
+    def test_study_made_by_hand_with_other_directions(
         self, database: Storage, directions: list[str]
     ) -> None:
         some = plan()
@@ -441,12 +433,12 @@ class TestStorage:
         with pytest.raises(StudyError, match=words):
             resume(some.name, database)
 
-    def test_an_empty_study_made_by_hand_to_minimize_is_begun(self, database: Storage) -> None:
+    def test_empty_study_made_by_hand_that_minimizes(self, database: Storage) -> None:
         some = plan()
         optuna.create_study(storage=database, study_name=some.name)
         assert plan_of(begun(database, some)) == some
 
-    def test_an_unknown_study_is_refused_with_those_there_are(self, database: Storage) -> None:
+    def test_resume_unknown_study(self, database: Storage) -> None:
         begun(database)
         with pytest.raises(StudyError, match="no study 'other'; there are: hyperparameters-mine"):
             resume("other", database)

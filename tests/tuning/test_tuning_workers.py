@@ -66,7 +66,7 @@ def start(url: str, trials: int, seconds: float) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("trials", [24, pytest.param(200, marks=pytest.mark.slow)])
-def test_of_four_workers_two_are_killed_and_nothing_is_lost_or_counted_twice(
+def test_four_workers_of_which_two_are_killed(
     trials: int, kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url = (
