@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from danon.attention.kernels.base import HALF, Grads, Kernel, aten, register
+from danon.attention.kernels.base import HALF, Grads, Kernel, SavedForward, aten, register
 
 
 @register
@@ -23,21 +23,19 @@ class CPUFlash(Kernel):
         )
         return out, lse
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        bias: Tensor | None,
-        causal: bool,
-        scale: float,
-    ) -> Grads:
+    def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
         # The kernel reads lse with the layout its own forward writes: heads innermost.
-        lse = lse.transpose(1, 2).contiguous().transpose(1, 2)
+        lse = saved.lse.transpose(1, 2).contiguous().transpose(1, 2)
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, causal, attn_mask=bias, scale=scale
+            grad,
+            saved.q,
+            saved.k,
+            saved.v,
+            saved.out,
+            lse,
+            0.0,
+            saved.causal,
+            attn_mask=saved.bias,
+            scale=saved.scale,
         )
         return dq, dk, dv

@@ -9,6 +9,7 @@ from danon.attention.kernels.base import (
     HALF,
     Grads,
     Kernel,
+    SavedForward,
     _aligned,
     _hidden,
     _no_dropout_state,
@@ -35,34 +36,23 @@ class CUDAFlash(Kernel):
         )
         return out, lse
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        bias: Tensor | None,
-        causal: bool,
-        scale: float,
-    ) -> Grads:
-        unused = _no_dropout_state(q.device)
+    def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        q, k = saved.q, saved.k
         dq, dk, dv = aten._scaled_dot_product_flash_attention_backward(
             grad,
             q,
             k,
-            v,
-            out,
-            lse.contiguous(),
+            saved.v,
+            saved.out,
+            saved.lse.contiguous(),
             None,
             None,
             q.shape[2],
             k.shape[2],
             0.0,
-            causal,
-            *unused,
-            scale=scale,
+            saved.causal,
+            *_no_dropout_state(q.device),
+            scale=saved.scale,
         )
         return dq, dk, dv
 
@@ -85,33 +75,23 @@ class CUDAEfficient(Kernel):
         )
         return out, _hidden(lse[:, :, : q.shape[2]], q)  # rows are rounded up to 32
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        bias: Tensor | None,
-        causal: bool,
-        scale: float,
-    ) -> Grads:
-        rows = -lse.shape[2] % 32
-        lse = torch.nn.functional.pad(lse, (0, rows), value=torch.inf).contiguous()
+    def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        q, k = saved.q, saved.k
+        rows = -saved.lse.shape[2] % 32
+        lse = torch.nn.functional.pad(saved.lse, (0, rows), value=torch.inf).contiguous()
         dq, dk, dv, _ = aten._scaled_dot_product_efficient_attention_backward(
             grad,
             q,
             k,
-            v,
-            _aligned(bias, q, k),
-            out,
+            saved.v,
+            _aligned(saved.bias, q, k),
+            saved.out,
             lse,
             *_no_dropout_state(q.device),
             0.0,
             [True, True, True, False],
-            causal,
-            scale=scale,
+            saved.causal,
+            scale=saved.scale,
         )
         return dq, dk, dv
 
@@ -134,25 +114,15 @@ class CUDACuDNN(Kernel):
         )
         return out, lse.view(q.shape[:3])
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        bias: Tensor | None,
-        causal: bool,
-        scale: float,
-    ) -> Grads:
+    def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        q, k = saved.q, saved.k
         dq, dk, dv = aten._scaled_dot_product_cudnn_attention_backward(
             grad,
             q,
             k,
-            v,
-            out,
-            lse.contiguous()[..., None],
+            saved.v,
+            saved.out,
+            saved.lse.contiguous()[..., None],
             *_no_dropout_state(q.device),
             None,
             None,
@@ -160,7 +130,7 @@ class CUDACuDNN(Kernel):
             q.shape[2],
             k.shape[2],
             0.0,
-            causal,
-            scale=scale,
+            saved.causal,
+            scale=saved.scale,
         )
         return dq, dk, dv

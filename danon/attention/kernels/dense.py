@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from danon.attention.kernels.base import HALF, HIDDEN, Grads, Kernel, _accumulator, register
+from danon.attention.kernels.base import (
+    HALF,
+    HIDDEN,
+    Grads,
+    Kernel,
+    SavedForward,
+    _accumulator,
+    register,
+)
 
 
 @register
@@ -33,19 +41,10 @@ class Dense(Kernel):
         lse = s.logsumexp(-1)
         return (s - lse[..., None]).exp().to(v.dtype) @ v, lse
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        bias: Tensor | None,
-        causal: bool,
-        scale: float,
-    ) -> Grads:
-        p = (self._logits(q, k, bias, causal, scale) - lse[..., None]).exp()
-        delta = (grad * out).sum(-1, keepdim=True, dtype=p.dtype)
+    def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        q, k, v, scale = saved.q, saved.k, saved.v, saved.scale
+        logits = self._logits(q, k, saved.bias, saved.causal, scale)
+        p = (logits - saved.lse[..., None]).exp()
+        delta = (grad * saved.out).sum(-1, keepdim=True, dtype=p.dtype)
         ds = (p * ((grad @ v.transpose(-1, -2)).to(p.dtype) - delta) * scale).to(q.dtype)
         return ds @ k, ds.transpose(-1, -2) @ q, p.to(v.dtype).transpose(-1, -2) @ grad

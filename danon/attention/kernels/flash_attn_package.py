@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from danon.attention.kernels.base import Grads, _Package, register
+from danon.attention.kernels.base import Grads, SavedForward, _Package, register
 
 
 @register
@@ -23,21 +23,12 @@ class FlashAttn(_Package):
         out, lse, *_ = run(q, k, v, 0.0, scale, causal, -1, -1, 0.0, None, False)
         return out.transpose(1, 2), lse
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        bias: Tensor | None,
-        causal: bool,
-        scale: float,
-    ) -> Grads:
+    def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
         from flash_attn.flash_attn_interface import _wrapped_flash_attn_backward as run
 
-        grad, q, k, v, out = (x.transpose(1, 2).contiguous() for x in (grad, q, k, v, out))
+        grad, q, k, v, out = (
+            x.transpose(1, 2).contiguous() for x in (grad, saved.q, saved.k, saved.v, saved.out)
+        )
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         run(
             grad,
@@ -45,13 +36,13 @@ class FlashAttn(_Package):
             k,
             v,
             out,
-            lse.contiguous(),
+            saved.lse.contiguous(),
             dq,
             dk,
             dv,
             0.0,
-            scale,
-            causal,
+            saved.scale,
+            saved.causal,
             -1,
             -1,
             0.0,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from danon.attention.kernels.base import HALF, HIDDEN, Grads, Kernel, register
+from danon.attention.kernels.base import HALF, HIDDEN, Grads, Kernel, SavedForward, register
 
 
 @register
@@ -48,23 +48,14 @@ class Flex(Kernel):
         with torch.no_grad():
             return self._run(q, k, v, bias, causal, scale)
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        bias: Tensor | None,
-        causal: bool,
-        scale: float,
-    ) -> Grads:
+    def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
         with torch.enable_grad():
-            leaves = [x.detach().contiguous().requires_grad_() for x in (q, k, v)]
-            part, part_lse = self._run(leaves[0], leaves[1], leaves[2], bias, causal, scale)
-        share = (part_lse.detach() - lse).exp()
-        delta = (grad * out).sum(-1, dtype=share.dtype)
+            q, k, v = leaves = [
+                x.detach().contiguous().requires_grad_() for x in (saved.q, saved.k, saved.v)
+            ]
+            part, part_lse = self._run(q, k, v, saved.bias, saved.causal, saved.scale)
+        share = (part_lse.detach() - saved.lse).exp()
+        delta = (grad * saved.out).sum(-1, dtype=share.dtype)
         d_lse = share * ((grad * part.detach()).sum(-1, dtype=share.dtype) - delta)
         d_part = (share[..., None] * grad).to(part.dtype)
         dq, dk, dv = torch.autograd.grad((part, part_lse), leaves, (d_part, d_lse))

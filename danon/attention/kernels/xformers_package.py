@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from danon.attention.kernels.base import HALF, Grads, _aligned, _hidden, _Package, register
+from danon.attention.kernels.base import (
+    HALF,
+    Grads,
+    SavedForward,
+    _aligned,
+    _hidden,
+    _Package,
+    register,
+)
 
 
 @register
@@ -39,21 +47,12 @@ class XFormers(_Package):
         out, lse = run(*(x.transpose(1, 2) for x in (q, k, v)), made, 0.0, scale)
         return out.transpose(1, 2), _hidden(lse[:, :, : q.shape[2]], q)
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        bias: Tensor | None,
-        causal: bool,
-        scale: float,
-    ) -> Grads:
+    def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
         from xformers.ops.fmha import memory_efficient_attention_backward as run
 
-        made = self._bias(q, k, bias, causal)
-        grad, out, q, k, v = (x.transpose(1, 2) for x in (grad, out, q, k, v))
-        dq, dk, dv = run(grad, out, lse, q, k, v, made, 0.0, scale)
+        made = self._bias(saved.q, saved.k, saved.bias, saved.causal)
+        grad, out, q, k, v = (
+            x.transpose(1, 2) for x in (grad, saved.out, saved.q, saved.k, saved.v)
+        )
+        dq, dk, dv = run(grad, out, saved.lse, q, k, v, made, 0.0, saved.scale)
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

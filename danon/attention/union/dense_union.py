@@ -6,29 +6,24 @@ has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from danon.attention.kernels.base import HIDDEN
-from danon.attention.union.plan import BranchCall, VisibilityMask
+from danon.attention.union.plan import BranchCall, UnionInputs, VisibilityMask
 
 __all__ = ["dense_union", "differentiable_gradients"]
 
 
-def dense_union(
-    q: Tensor,
-    shifts: Sequence[Tensor],
-    flat: Sequence[Tensor | None],
-    calls: Sequence[BranchCall],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def dense_union(inputs: UnionInputs) -> tuple[Tensor, Tensor]:
     """Return output and log-sum-exp, as :func:`danon.attention.union.merge.forward` does."""
+    q = inputs.q
     wide = torch.promote_types(q.dtype, torch.float32)
     outs, lses = [], []
-    for call in calls:
-        part, lse = _one_call(q, shifts, flat[3 * call.source : 3 * call.source + 3], call, scale)
+    for call in inputs.calls:
+        part, lse = _one_call(inputs, call)
         rows = call.q.places(q.device).flatten()
         out = torch.zeros(q.shape, dtype=wide, device=q.device)
         outs.append(out.index_copy(1, rows, part.flatten(1, 2).to(wide)))
@@ -42,22 +37,16 @@ def dense_union(
     return merged.to(q.dtype), total.masked_fill(empty, HIDDEN)
 
 
-def _one_call(
-    q: Tensor,
-    shifts: Sequence[Tensor],
-    source: Sequence[Tensor | None],
-    call: BranchCall,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _one_call(inputs: UnionInputs, call: BranchCall) -> tuple[Tensor, Tensor]:
     """Return the output (X, T, C, D) and log-sum-exp (X, T, C) of one call."""
-    k, v, key_bias = source
-    assert k is not None and v is not None
+    q, shifts = inputs.q, inputs.shifts
+    k, v, key_bias = inputs.source(call)
     groups = q.shape[0] // k.shape[0]
     mine, seen = call.q.places(q.device), call.k.places(q.device)  # (1, T, C), (1 | G, T, L)
     head = torch.arange(k.shape[0], device=q.device)[:, None, None]
     kt, vt = (x[head, seen].repeat_interleave(groups, 0) for x in (k, v))
     s = q[:, mine[0]] @ kt.transpose(-1, -2)
-    s = s.to(torch.promote_types(q.dtype, torch.float32)) * scale + call.offset
+    s = s.to(torch.promote_types(q.dtype, torch.float32)) * inputs.scale + call.offset
     if call.bias is not None:
         bias = call.bias(0, call.q.count) if isinstance(call.bias, VisibilityMask) else call.bias
         s = s + bias.transpose(0, 1)
@@ -75,23 +64,23 @@ def _one_call(
 
 
 def differentiable_gradients(
-    grad: Tensor | None,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    shifts: Sequence[Tensor],
-    flat: Sequence[Tensor | None],
-    calls: Sequence[BranchCall],
-    scale: float,
+    inputs: UnionInputs, grad: Tensor | None, grad_lse: Tensor | None
 ) -> list[Tensor | None]:
-    """Return gradients of q, the shifts and ``flat`` that have gradients themselves."""
+    """Return gradients of q, the shifts and the sources' tensors that have gradients themselves.
+
+    Args:
+        inputs: what the union was computed from.
+        grad: gradient of the output, or None.
+        grad_lse: gradient of the log-sum-exp, or None.
+    """
     # Views, so that the way from one input to another (a shift is made of q) does not count here.
-    given = [x if x is None else x.view_as(x) for x in (q, *shifts, *flat)]
-    query, n = given[0], 1 + len(shifts)
-    assert query is not None
-    made = dense_union(query, [x for x in given[1:n] if x is not None], given[n:], calls, scale)
-    some = [(x, g) for x, g in zip(made, (grad, grad_lse), strict=True) if g is not None]
-    wanted = [x for x in given if x is not None and x.requires_grad]
-    outs, grads = [x for x, _ in some], [g for _, g in some]
-    found = torch.autograd.grad(outs, wanted, grads, create_graph=True, allow_unused=True)
-    by_input = dict(zip(map(id, wanted), found, strict=True))
-    return [by_input.get(id(x)) for x in given]
+    q, shifts = inputs.q.view_as(inputs.q), [x.view_as(x) for x in inputs.shifts]
+    flat = [x if x is None else x.view_as(x) for x in inputs.flat]
+    result = dense_union(replace(inputs, q=q, shifts=shifts, flat=flat))
+    given = [(x, g) for x, g in zip(result, (grad, grad_lse), strict=True) if g is not None]
+    views = [q, *shifts, *flat]
+    needed = [x for x in views if x is not None and x.requires_grad]
+    outs, upstream = [x for x, _ in given], [g for _, g in given]
+    grads = torch.autograd.grad(outs, needed, upstream, create_graph=True, allow_unused=True)
+    by_input = dict(zip(map(id, needed), grads, strict=True))
+    return [by_input.get(id(x)) for x in views]

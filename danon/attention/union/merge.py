@@ -14,13 +14,14 @@ c_j in k' (and zeros in q'), dq' holds sum_j dS_ij c_jm, from which ds_i = sum_m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from danon.attention.kernels import base, table
-from danon.attention.kernels.base import HIDDEN
-from danon.attention.union.plan import SPARE, BranchCall, VisibilityMask
+from danon.attention.kernels.base import HIDDEN, SavedForward
+from danon.attention.union.plan import SPARE, BranchCall, UnionInputs, VisibilityMask
 from danon.attention.union.tiles import Rows
 
 __all__ = ["Watch", "backward", "forward"]
@@ -32,16 +33,15 @@ Watch = Callable[[Sequence[str], Tensor], None]
 """Is told the names of the branches, and their shares of each query's softmax mass."""
 
 
-def forward(
-    q: Tensor,
-    shifts: Sequence[Tensor | None],
-    flat: Sequence[Tensor | None],
-    calls: Sequence[BranchCall],
-    scale: float,
-    kernel: str,
-    watch: Watch | None,
-) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp; ``flat`` are key, value and bias of one source after the other."""
+def forward(inputs: UnionInputs, watch: Watch | None) -> tuple[Tensor, Tensor]:
+    """Return output (X, N, D) and log-sum-exp (X, N) of a union.
+
+    Args:
+        inputs: queries, sources and calls.
+        watch: told the softmax mass by branch; None: nobody.
+    """
+    q, shifts, calls = inputs.q, inputs.shifts, inputs.calls
+    scale, kernel = inputs.scale, inputs.kernel
     wide = torch.promote_types(q.dtype, torch.float32)
     first = _first_of_all(calls, q.shape[1])
     out = (torch.empty if first else torch.zeros)(q.shape, dtype=wide, device=q.device)
@@ -50,8 +50,7 @@ def forward(
     for number, call in enumerate(calls):
         if watch is not None and call.branch not in branches:
             branches[call.branch] = torch.full_like(lse, HIDDEN)
-        k, v, key_bias = flat[3 * call.source : 3 * call.source + 3]
-        assert k is not None and v is not None
+        k, v, key_bias = inputs.source(call)
         for t0, t1 in _chunks(call, q, key_bias is not None):
             bias = _bias(call, key_bias, q, t0, t1)
             flipped = None if key_bias is not None else _flipped(call, shifts, q.shape[-1], t0, t1)
@@ -65,7 +64,7 @@ def forward(
             if call.offset:
                 part_lse = part_lse + call.offset
             if call.shift is not None:
-                part_lse = part_lse + call.q.load(_not_none(shifts[call.shift]), t0, t1)
+                part_lse = part_lse + call.q.load(shifts[call.shift], t0, t1)
             merge = _write if number < first else _merge
             merge(call.q.load(out, t0, t1), call.q.load(lse, t0, t1), part, part_lse)
             if watch is not None:
@@ -82,19 +81,25 @@ def forward(
 
 
 def backward(
-    grad: Tensor | None,
-    grad_lse: Tensor | None,
-    q: Tensor,
+    inputs: UnionInputs,
     out: Tensor,
     lse: Tensor,
-    shifts: Sequence[Tensor | None],
-    flat: Sequence[Tensor | None],
-    calls: Sequence[BranchCall],
-    scale: float,
-    kernel: str,
+    grad: Tensor | None,
+    grad_lse: Tensor | None,
     need: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of q, the shifts and ``flat``; ``need`` is about the shifts and ``flat``."""
+    """Return gradients of q, the shifts and the sources' tensors.
+
+    Args:
+        inputs: as in :func:`forward`.
+        out: the output (X, N, D).
+        lse: the log-sum-exp (X, N).
+        grad: gradient of the output, or None.
+        grad_lse: gradient of the log-sum-exp, or None.
+        need: which of the shifts, then of ``inputs.flat``, need a gradient.
+    """
+    q, shifts, calls = inputs.q, inputs.shifts, inputs.calls
+    scale, kernel = inputs.scale, inputs.kernel
     D, n_shifts = q.shape[-1], len(shifts)
     wide = lse.dtype
     spare = grad_lse is not None or any(need[:n_shifts]) or any(need[n_shifts + 2 :: 3])
@@ -104,19 +109,19 @@ def backward(
         one = torch.ones((), dtype=q.dtype, device=q.device)
         q, grad = _pad(q, one, None), _pad(grad, one, None)
         out = _pad(out, None if grad_lse is None else -grad_lse.to(q.dtype), None)
-        flat = [
+        padded = [
             x if i % 3 == 2 or x is None else _pad(x, None, one if i % 3 == 0 else None)
-            for i, x in enumerate(flat)
+            for i, x in enumerate(inputs.flat)
         ]
+        inputs = replace(inputs, q=q, flat=padded)
     d_q = torch.zeros(q.shape, dtype=wide, device=q.device)
     d_flat = [
         None if i % 3 == 2 or x is None else torch.zeros(x.shape, dtype=wide, device=q.device)
-        for i, x in enumerate(flat)
+        for i, x in enumerate(inputs.flat)
     ]
     d_shifts = [torch.zeros_like(lse) if need[i] else None for i in range(n_shifts)]
     for call in calls:
-        k, v, key_bias = flat[3 * call.source : 3 * call.source + 3]
-        assert k is not None and v is not None
+        k, v, key_bias = inputs.source(call)
         profile = call.profile
         scaled = None if profile is None else d_shifts[profile.scale]
         if profile is not None and scaled is not None:
@@ -127,13 +132,14 @@ def backward(
             run = table.resolve(kernel, q.device, q.dtype, q.shape[-1], bias is not None)
             part_lse = call.q.load(lse, t0, t1) - call.offset
             if call.shift is not None:
-                part_lse = part_lse - call.q.load(_not_none(shifts[call.shift]), t0, t1)
+                part_lse = part_lse - call.q.load(shifts[call.shift], t0, t1)
             dot, qt, ot = (call.q.load(x, t0, t1) for x in (grad, q, out))
             kt, vt = (_repeat(call.k.load(x, t0, t1), q, k, run) for x in (k, v))
             if scaled is not None:
                 kt = kt.clone()
                 kt[..., room] = c.to(kt.dtype)
-            dq, dk, dv = run.backward(dot, qt, kt, vt, ot, part_lse, bias, call.causal, scale)
+            saved = SavedForward(qt, kt, vt, ot, part_lse, bias, call.causal, scale)
+            dq, dk, dv = run.backward(dot, saved)
             call.q.add_to(d_q, dq, t0, t1)
             if call.shift is not None and d_shifts[call.shift] is not None:
                 rows = dq[..., D + 1].to(wide) / scale
@@ -143,7 +149,7 @@ def backward(
             for x, dx in zip(d_flat[3 * call.source : 3 * call.source + 2], (dk, dv), strict=True):
                 call.k.add_to(_not_none(x), _fold(dx, k), t0, t1)
     grads: list[Tensor | None] = [d_q[..., :D].to(q.dtype), *d_shifts]
-    for i, x in enumerate(flat):
+    for i, x in enumerate(inputs.flat):
         if x is None or not need[n_shifts + i]:
             grads.append(None)
         elif i % 3 == 2:
@@ -154,7 +160,7 @@ def backward(
 
 
 def _first_of_all(calls: Sequence[BranchCall], length: int) -> int:
-    """How many calls from the first on have every query in exactly one of them; 0 if none do."""
+    """Count the calls from the first on that have every query in exactly one of them, or 0."""
     free = [(0, length)]  # queries in none so far
     for number, call in enumerate(calls, 1):
         a, b = call.q.start, call.q.start + call.q.count * call.q.length
@@ -184,7 +190,7 @@ def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
 
 
 def _bias(call: BranchCall, key_bias: Tensor | None, q: Tensor, t0: int, t1: int) -> Tensor | None:
-    """The call's bias plus the bias of its keys, (1|T, 1|X, 1|C, L), or None if it has neither."""
+    """Add the call's bias and that of its keys, (1|T, 1|X, 1|C, L); None if it has neither."""
     bias = call.bias(t0, t1) if isinstance(call.bias, VisibilityMask) else call.bias
     if isinstance(call.bias, Tensor) and call.bias.shape[0] > 1:
         bias = call.bias[t0:t1]
@@ -197,20 +203,20 @@ def _bias(call: BranchCall, key_bias: Tensor | None, q: Tensor, t0: int, t1: int
 
 
 def _profiled(
-    call: BranchCall, bias: Tensor | None, shifts: Sequence[Tensor | None], t0: int, t1: int
+    call: BranchCall, bias: Tensor | None, shifts: Sequence[Tensor], t0: int, t1: int
 ) -> Tensor | None:
-    """The call's bias with its profile, (T, X, C, L)."""
+    """Add the call's bias and its profile, (T, X, C, L)."""
     if call.profile is None:
         return bias
-    each = call.q.load(_not_none(shifts[call.profile.scale]), t0, t1)[..., None]
+    each = call.q.load(shifts[call.profile.scale], t0, t1)[..., None]
     zero = each.new_zeros(()) if bias is None else bias
     return torch.addcmul(zero, each, call.profile.values)
 
 
 def _flipped(
-    call: BranchCall, shifts: Sequence[Tensor | None], width: int, t0: int, t1: int
+    call: BranchCall, shifts: Sequence[Tensor], width: int, t0: int, t1: int
 ) -> Tensor | None:
-    """Bias and profile of the call's keys in reverse order, or None where that is no use.
+    """Return bias and profile of the call's keys in reverse order, or None where that is no use.
 
     They go by c + l then, so that (T, X, C, L) is a view of lines which stay in the nearest cache.
     """
@@ -219,7 +225,7 @@ def _flipped(
         return None
     if call.q.length < width:  # turning the keys costs more
         return None
-    each = call.q.load(_not_none(shifts[profile.scale]), t0, t1)[:, :, :1]
+    each = call.q.load(shifts[profile.scale], t0, t1)[:, :, :1]
     return torch.addcmul(profile.lines[0], each, profile.lines[1]).unfold(-1, call.k.length, 1)
 
 
@@ -230,7 +236,7 @@ def _repeat(x: Tensor, q: Tensor, k: Tensor, run: base.Kernel) -> Tensor:
 
 
 def _fold(dx: Tensor, k: Tensor) -> Tensor:
-    """Adjoint of :func:`_repeat`."""
+    """Sum over the heads that :func:`_repeat` repeated: its adjoint."""
     X = k.shape[0]
     if dx.shape[1] == X:
         return dx
@@ -249,7 +255,7 @@ def _pad(x: Tensor, first: Tensor | None, second: Tensor | None) -> Tensor:
 
 
 def _chunks(call: BranchCall, q: Tensor, biased: bool) -> list[tuple[int, int]]:
-    """Ranges of tiles whose temporaries stay within CHUNK_BYTES."""
+    """Split tiles into ranges whose temporaries stay within CHUNK_BYTES."""
     X, _, D = q.shape
     tile = call.q.length * D
     if isinstance(call.k, Rows):

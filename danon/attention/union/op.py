@@ -25,7 +25,7 @@ from danon.attention.union import merge
 from danon.attention.union.dense_union import differentiable_gradients
 from danon.attention.union.first_order import without_second
 from danon.attention.union.merge import Watch
-from danon.attention.union.plan import BranchCall, FlatPlan, ScaledBias, Source
+from danon.attention.union.plan import BranchCall, FlatPlan, ScaledBias, Source, UnionInputs
 
 __all__ = ["BranchCall", "ScaledBias", "Source", "observe_branches", "observer", "union"]
 
@@ -58,7 +58,7 @@ def observe_branches(watch: Watch | None) -> Iterator[None]:
 
 
 def observer() -> Watch | None:
-    """Who observes now; nobody in compiled code, which cannot look."""
+    """Return who observes now; nobody in compiled code, which cannot look."""
     return None if torch.compiler.is_compiling() else _watch.get()
 
 
@@ -99,6 +99,19 @@ def union(
     return out, lse
 
 
+def _inputs(
+    q: Tensor,
+    tensors: Sequence[Tensor | None],
+    n_shifts: int,
+    calls: Sequence[BranchCall],
+    scale: float,
+    kernel: str,
+) -> UnionInputs:
+    """Sort ``tensors`` into shifts, which are all there, and the tensors of the sources."""
+    shifts = [x for x in tensors[:n_shifts] if x is not None]
+    return UnionInputs(q, shifts, tensors[n_shifts:], calls, scale, kernel)
+
+
 class _Union(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -110,8 +123,8 @@ class _Union(torch.autograd.Function):
         q: Tensor,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        shifts, flat = tensors[:n_shifts], tensors[n_shifts:]
-        result, lse = merge.forward(q, shifts, flat, calls, scale, kernel, observer())
+        inputs = _inputs(q, tensors, n_shifts, calls, scale, kernel)
+        result, lse = merge.forward(inputs, observer())
         ctx.save_for_backward(q, result, lse, *tensors)
         ctx.plan = calls, scale, kernel, n_shifts
         ctx.set_materialize_grads(False)
@@ -123,26 +136,14 @@ class _Union(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         q, out, lse, *tensors = ctx.saved_tensors
         calls, scale, kernel, n_shifts = ctx.plan
+        inputs = _inputs(q, tensors, n_shifts, calls, scale, kernel)
         refuse_transforms(grad, grad_lse)
         again = torch.is_grad_enabled()  # somebody may differentiate the gradients, too
-        shifts, flat = tensors[:n_shifts], tensors[n_shifts:]
         if again and kernel == "dense":
-            grads = differentiable_gradients(grad, grad_lse, q, shifts, flat, calls, scale)
+            grads = differentiable_gradients(inputs, grad, grad_lse)
             return None, None, None, None, *grads
         with torch.no_grad():
-            grads = merge.backward(
-                grad,
-                grad_lse,
-                q,
-                out,
-                lse,
-                shifts,
-                flat,
-                calls,
-                scale,
-                kernel,
-                ctx.needs_input_grad[5:],
-            )
+            grads = merge.backward(inputs, out, lse, grad, grad_lse, ctx.needs_input_grad[5:])
         if again:
             grads = without_second(grads, (grad, grad_lse, q, *tensors), NO_SECOND)
         return None, None, None, None, *grads
@@ -163,24 +164,28 @@ def _compiled(
     scale: float,
     kernel: str,
 ) -> tuple[Tensor, Tensor]:
-    """The union as an operator that a compiler does not look into."""
-    given = [x is not None for x in flat]
+    """Compute the union by an operator that a compiler does not look into."""
+    present = [x is not None for x in flat]
     tensors = [q, *shifts, *(x for x in flat if x is not None)]
-    fixed, plan, offsets = FlatPlan.of(calls)
-    out, lse = _union_op(tensors, fixed, given, plan, offsets, scale, kernel)
+    plan = FlatPlan.of(calls, scale)
+    out, lse = _union_op(tensors, plan.tensors, present, plan.integers, plan.floats, kernel)
     return out, lse
 
 
-def _sorted(
-    tensors: Sequence[Tensor], given: Sequence[bool]
-) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    """q, shifts, and key, value and bias of each source, of the operator's tensors."""
-    n_shifts = len(tensors) - 1 - sum(given)
+# An operator of PyTorch takes tensors, numbers and lists of them, no dataclass: so a plan is taken
+# apart for the two below. ``tensors`` are q, the shifts and those tensors of the sources that are
+# ``present``, all with gradients; ``fixed``, ``integers`` and ``floats`` are a FlatPlan.
+
+
+def _unflatten(
+    tensors: Sequence[Tensor], present: Sequence[bool], plan: FlatPlan, kernel: str
+) -> UnionInputs:
+    """Rebuild the inputs of a union from the operator's arguments."""
+    n_shifts = len(tensors) - 1 - sum(present)
     rest = iter(tensors[1 + n_shifts :])
-    return (
-        tensors[0],
-        list(tensors[1 : 1 + n_shifts]),
-        [next(rest) if there else None for there in given],
+    flat = [next(rest) if there else None for there in present]
+    return _inputs(
+        tensors[0], [*tensors[1 : 1 + n_shifts], *flat], n_shifts, plan.calls(), plan.scale, kernel
     )
 
 
@@ -188,25 +193,22 @@ def _sorted(
 def _union_op(
     tensors: Sequence[Tensor],
     fixed: Sequence[Tensor],
-    given: Sequence[bool],
-    plan: Sequence[int],
-    offsets: Sequence[float],
-    scale: float,
+    present: Sequence[bool],
+    integers: Sequence[int],
+    floats: Sequence[float],
     kernel: str,
 ) -> tuple[Tensor, Tensor]:
-    q, shifts, flat = _sorted(tensors, given)
-    calls = FlatPlan(list(fixed), list(plan), list(offsets)).calls()
-    return merge.forward(q, shifts, flat, calls, scale, kernel, None)
+    plan = FlatPlan(list(fixed), list(integers), list(floats))
+    return merge.forward(_unflatten(tensors, present, plan, kernel), None)
 
 
 @_union_op.register_fake
 def _(
     tensors: Sequence[Tensor],
     fixed: Sequence[Tensor],
-    given: Sequence[bool],
-    plan: Sequence[int],
-    offsets: Sequence[float],
-    scale: float,
+    present: Sequence[bool],
+    integers: Sequence[int],
+    floats: Sequence[float],
     kernel: str,
 ) -> tuple[Tensor, Tensor]:
     q = tensors[0]
@@ -218,51 +220,56 @@ def _(
 def _union_backward_op(
     grad: Tensor | None,
     grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    tensors: Sequence[Tensor],
-    fixed: Sequence[Tensor],
+    saved: Sequence[Tensor],
     need: Sequence[bool],
-    given: Sequence[bool],
-    plan: Sequence[int],
-    offsets: Sequence[float],
-    scale: float,
+    present: Sequence[bool],
+    integers: Sequence[int],
+    floats: Sequence[float],
     kernel: str,
 ) -> list[Tensor]:
-    q, shifts, flat = _sorted(tensors, given)
-    calls = FlatPlan(list(fixed), list(plan), list(offsets)).calls()
-    wanted = iter(need[1:])
-    needs = [next(wanted) for _ in shifts] + [there and next(wanted) for there in given]
-    grads = merge.backward(grad, grad_lse, q, out, lse, shifts, flat, calls, scale, kernel, needs)
-    found = []
-    for asked, x in zip((need[0], *needs), grads, strict=True):
-        if asked:
+    out, lse, tensors, fixed = _saved(saved, need)
+    inputs = _unflatten(tensors, present, FlatPlan(fixed, list(integers), list(floats)), kernel)
+    rest = iter(need[1:])
+    needs = [next(rest) for _ in inputs.shifts] + [there and next(rest) for there in present]
+    grads = merge.backward(inputs, out, lse, grad, grad_lse, needs)
+    result = []
+    for needed, x in zip((need[0], *needs), grads, strict=True):
+        if needed:
             assert x is not None
-            found.append(x.contiguous())
-    return found
+            result.append(x.contiguous())
+    return result
 
 
 @_union_backward_op.register_fake
 def _(
     grad: Tensor | None,
     grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    tensors: Sequence[Tensor],
-    fixed: Sequence[Tensor],
+    saved: Sequence[Tensor],
     need: Sequence[bool],
-    given: Sequence[bool],
-    plan: Sequence[int],
-    offsets: Sequence[float],
-    scale: float,
+    present: Sequence[bool],
+    integers: Sequence[int],
+    floats: Sequence[float],
     kernel: str,
 ) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x, wanted in zip(tensors, need, strict=True) if wanted]
+    _, _, tensors, _ = _saved(saved, need)
+    return [x.new_empty(x.shape) for x, needed in zip(tensors, need, strict=True) if needed]
+
+
+def _saved(
+    saved: Sequence[Tensor], need: Sequence[bool]
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Split what the forward pass saved: output, log-sum-exp, tensors, fixed tensors.
+
+    Args:
+        saved: all of them in one list.
+        need: a bool for each of the tensors.
+    """
+    out, lse, *rest = saved
+    return out, lse, rest[: len(need)], rest[len(need) :]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     tensors, fixed, *ctx.plan = inputs
-    ctx.n_tensors = len(tensors)
     ctx.save_for_backward(*output, *tensors, *fixed)
     ctx.set_materialize_grads(False)
 
@@ -270,12 +277,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _compiled_backward(
     ctx: Any, grad: Tensor | None, grad_lse: Tensor | None
 ) -> tuple[list[Tensor | None] | None, ...]:
-    out, lse, *rest = ctx.saved_tensors
     need = list(ctx.needs_input_grad[0])
-    tensors, fixed = rest[: ctx.n_tensors], rest[ctx.n_tensors :]
-    found = iter(_union_backward_op(grad, grad_lse, out, lse, tensors, fixed, need, *ctx.plan))
-    grads = [next(found) if wanted else None for wanted in need]
-    return grads, [None] * len(fixed), None, None, None, None, None
+    saved = list(ctx.saved_tensors)
+    fixed = len(saved) - 2 - len(need)
+    made = iter(_union_backward_op(grad, grad_lse, saved, need, *ctx.plan))
+    grads = [next(made) if needed else None for needed in need]
+    return grads, [None] * fixed, None, None, None, None
 
 
 def _refuse_second(ctx: Any, *grads: Any) -> None:
