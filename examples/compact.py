@@ -20,12 +20,7 @@ class CompactMSRA(MSRA):
     def build(cls, shape: AttentionConfig) -> Self:
         return cls(
             MSRAConfig(
-                **shape.shared(),
-                window=192,
-                compression_factor=192,
-                compression_alpha=100,
-                global_tokens=0,
-                feature_fusion="uniform",
+                **shape.shared(), window=192, rate=192, global_tokens=0, feature_fusion="uniform"
             )
         )
 
@@ -42,8 +37,7 @@ class CompactDALA(DALA):
                 memory_size=256,
                 decay_rate=0.0,
                 adaptive_window=False,
-                window_beta=1000.0,
-                window_max=4096,
+                window=4096,
                 use_adaptive_router=False,
             )
         )

@@ -21,7 +21,17 @@ class ConfigError(ValueError):
 
 
 def require(ok: bool, config: object, field: str, allowed: str) -> None:
-    """Raise a ConfigError that names field, value and what is allowed, unless ok."""
+    """Raise a ConfigError that names field, value and what is allowed, unless ok.
+
+    Args:
+        ok: True if the value is allowed.
+        config: holds the field.
+        field: name of the field.
+        allowed: what is allowed, after "must be".
+
+    Raises:
+        ConfigError: ``ok`` is False.
+    """
     if not ok:
         raise ConfigError(
             f"{type(config).__name__}.{field} = {getattr(config, field)!r}: must be {allowed}"
@@ -46,6 +56,11 @@ class Config:
     """Fields of the types they are declared with, from and to a mapping."""
 
     def __post_init__(self) -> None:
+        """Check the types of the fields.
+
+        Raises:
+            ConfigError: a value of another type, or a number that is not finite.
+        """
         for name, hint in get_type_hints(type(self)).items():
             require(_matches(getattr(self, name), hint), self, name, _describe(hint))
             value = getattr(self, name)
@@ -53,11 +68,19 @@ class Config:
                 require(math.isfinite(value), self, name, "finite")
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary, which :meth:`from_dict` takes."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from a mapping; an unknown key is an error that lists the known ones."""
+        """Build from a mapping of fields; fields that are left out have their default.
+
+        Args:
+            values: field -> value.
+
+        Raises:
+            ConfigError: an unknown field, or a value that is not allowed.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -74,7 +97,14 @@ HEAD_WIDTH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(Config):
-    """What every attention and every model around it needs to know.
+    """Configuration that every attention, and every model around it, needs.
+
+    Example::
+
+        >>> from danon.config import AttentionConfig
+        >>> config = AttentionConfig(hidden_size=256, num_kv_heads=2, causal=True)
+        >>> config.num_heads, config.head_dim, config.kv_heads
+        (4, 64, 2)
 
     Attributes:
         hidden_size: model width; ``num_heads * head_dim``.
@@ -111,6 +141,7 @@ class AttentionConfig(Config):
     kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        """Check the fields, and fill in the number of heads."""
         heads: object = self.num_heads
         if heads is None:
             object.__setattr__(self, "num_heads", self._fitting_heads())
@@ -144,24 +175,27 @@ class AttentionConfig(Config):
 
     @property
     def head_dim(self) -> int:
+        """Width D of a head."""
         return self.hidden_size // self.num_heads
 
     @property
     def kv_heads(self) -> int:
+        """Key/value heads G."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def is_causal(self) -> bool:
+        """True if a query sees no later token."""
         return bool(self.causal)
 
     @classmethod
     def tuned(cls, goal: str, *, source: Path | None = None, **fields: Any) -> Self:
-        """The configuration that a study found best (``danon tune``).
+        """Return the configuration that a study found best (``danon tune``).
 
         Args:
             goal: ``speed``, ``memory``, ``quality`` or ``balanced``.
             source: folder of the files that ``danon tune`` writes; None for those of danon.
-            fields: what else differs from the defaults.
+            **fields: what else differs from the defaults.
 
         Raises:
             ConfigError: there is none; says which there are.
@@ -171,22 +205,32 @@ class AttentionConfig(Config):
         if not cls.attention:
             raise ConfigError(f"{cls.__name__} is of no attention that could be tuned")
         try:
-            found = settings_for(cls.attention, goal, source)
+            settings = settings_for(cls.attention, goal, source)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return cls.from_dict({**found, **fields})
+        return cls.from_dict({**settings, **fields})
 
     def shared(self) -> dict[str, Any]:
-        """The fields of :class:`AttentionConfig` that a mechanism's default settings go with.
+        """Return the fields of :class:`AttentionConfig` that a mechanism takes over from a shape.
 
-        Not the length: the mechanism's own default makes one module of all lengths.
+        All but the length: the mechanism's own default makes one module of all lengths.
         """
         names = {f.name for f in dataclasses.fields(AttentionConfig)} - {"max_sequence_length"}
         return {name: getattr(self, name) for name in names}
 
 
+DIRECT_SIZES = ("leaf_size", "rate", "window")
+"""Fields that give a size directly; None: by the formula of the specification."""
+
+
 def length_dependent(alpha: float, length: int, largest: int) -> float:
-    """min(alpha * ln L, largest): the specification's form of every length-dependent size."""
+    """Return min(alpha * ln L, largest), the specification's form of a length-dependent size.
+
+    Args:
+        alpha: factor of ln L.
+        length: L in tokens.
+        largest: upper bound.
+    """
     return min(alpha * math.log(max(length, 2)), largest)
 
 

@@ -20,7 +20,14 @@ __all__ = ["DALAConfig"]
 )
 @dataclass(frozen=True, kw_only=True)
 class DALAConfig(AttentionConfig):
-    """Dynamic adaptive long-range attention (:class:`danon.attention.dala.layer.DALA`).
+    """Configuration of dynamic adaptive attention (:class:`danon.attention.dala.layer.DALA`).
+
+    Example::
+
+        >>> from danon.config import DALAConfig
+        >>> config = DALAConfig(hidden_size=256, block_size=64, window=128, causal=True)
+        >>> config.period, config.base_window
+        (768, 128)
 
     Attributes:
         block_size: tokens of a block.
@@ -29,9 +36,11 @@ class DALAConfig(AttentionConfig):
         memory_size: important tokens kept, at most.
         importance_threshold: a token is kept only if sigmoid(importance) is larger, in [0, 1).
         global_tokens: first tokens, visible to every query at full resolution.
+        window: w of the first head in tokens, >= 1; head h has w * 2 ** (h mod 4). None: by the
+            formula of ``window_beta``. A value wins over the formula.
         window_beta: beta of w = min(window_max, ceil(beta * ln L)), tokens (specification 2.3).
-            Head h has w * 2 ** (h mod 4).
-        window_max: w_max of the same.
+            > 0.
+        window_max: w_max of the same, >= 1.
         decay_rate: lambda of the decay exp(-lambda |i - j|), per token (specification 2.2).
         decay: ``renormalized``: the decay is a logit bias; ``literal``: it multiplies after the
             softmax, as the specification writes it.
@@ -50,6 +59,7 @@ class DALAConfig(AttentionConfig):
     memory_size: int = 512
     importance_threshold: float = 0.5
     global_tokens: int = 64
+    window: int | None = None
     window_beta: float = 64.0
     window_max: int = 512
     decay_rate: float = 1e-4
@@ -62,7 +72,9 @@ class DALAConfig(AttentionConfig):
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        """Check the fields."""
         super().__post_init__()
+        require(self.window is None or self.window >= 1, self, "window", "None or >= 1")
         for name in ("block_size", "state_update_frequency", "memory_size", "window_max"):
             require(getattr(self, name) >= 1, self, name, ">= 1")
         for name in ("global_tokens", "decay_rate", "router_iterations", "load_balance_weight"):
@@ -79,7 +91,9 @@ class DALAConfig(AttentionConfig):
 
     @property
     def base_window(self) -> int:
-        """w_t of specification 2.3, in tokens."""
+        """Tokens of the window of the first head: w_t of specification 2.3."""
+        if self.window is not None:
+            return self.window
         return math.ceil(
             length_dependent(self.window_beta, self.max_sequence_length, self.window_max)
         )

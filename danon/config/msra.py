@@ -19,15 +19,24 @@ __all__ = ["MSRAConfig"]
 )
 @dataclass(frozen=True, kw_only=True)
 class MSRAConfig(AttentionConfig):
-    """Multi-scale recursive attention (:class:`danon.attention.msra.layer.MSRA`).
+    """Configuration of multi-scale recursive attention (:class:`danon.attention.msra.layer.MSRA`).
+
+    Example::
+
+        >>> from danon.config import MSRAConfig
+        >>> config = MSRAConfig(hidden_size=256, window=512, rate=8, causal=True)
+        >>> config.level_rate, config.level_width
+        (8, 128)
 
     Attributes:
         num_levels: coarse scales with parameters of their own; deeper recursion reuses the last.
         window: block length of level 0, in tokens.
         global_tokens: first tokens, visible to every query at full resolution.
+        rate: nodes of one level under a node of the next, >= 2, a divisor of ``window``. None: by
+            the formula of ``compression_factor``. A value wins over the formula.
         compression_factor: r_max of r = min(compression_alpha * ln L, r_max), rounded
-            (specification 1.3).
-        compression_alpha: alpha of the same.
+            (specification 1.3); >= 2.
+        compression_alpha: alpha of the same, > 0.
         feature_fusion: ``adaptive``: scale weights w_l = softmax(beta_l) per query
             (specification 1.1); ``uniform``: none.
         bidirectional_flow: both sides of the query at every scale; the opposite of ``causal``.
@@ -43,6 +52,7 @@ class MSRAConfig(AttentionConfig):
     num_levels: int = 3
     window: int = 1024
     global_tokens: int = 64
+    rate: int | None = None
     compression_factor: int = 16
     compression_alpha: float = 2.0
     feature_fusion: Literal["adaptive", "uniform"] = "adaptive"
@@ -52,6 +62,7 @@ class MSRAConfig(AttentionConfig):
     memory_efficient: bool = False
 
     def __post_init__(self) -> None:
+        """Check the fields."""
         super().__post_init__()
         require(self.num_levels >= 1, self, "num_levels", ">= 1")
         require(self.compression_factor >= 2, self, "compression_factor", ">= 2")
@@ -59,8 +70,15 @@ class MSRAConfig(AttentionConfig):
         require(self.global_tokens >= 0, self, "global_tokens", ">= 0")
         require(0 <= self.calibration_factor <= 1, self, "calibration_factor", "in [0, 1]")
         require(self.stability_factor >= 0, self, "stability_factor", ">= 0")
+        require(self.window >= 1, self, "window", ">= 1")
         require(
-            bool(self._rates()),
+            self.rate is None or (self.rate >= 2 and self.window % self.rate == 0),
+            self,
+            "rate",
+            f"None or an integer >= 2 that divides window = {self.window}",
+        )
+        require(
+            self.rate is not None or bool(self._rates()),
             self,
             "window",
             f"divisible by an integer from 2 to compression_factor = {self.compression_factor}",
@@ -76,14 +94,18 @@ class MSRAConfig(AttentionConfig):
 
     @property
     def is_causal(self) -> bool:
+        """True if a query sees no later token."""
         return bool(self.causal) or self.bidirectional_flow is False
 
     @property
-    def rate(self) -> int:
-        """r_t of specification 1.3, nodes of one level under a node of the next.
+    def level_rate(self) -> int:
+        """Nodes of one level under a node of the next: r_t of specification 1.3.
 
-        The nearest integer from 2 to ``compression_factor`` that divides the window.
+        ``rate`` if given; else the integer from 2 to ``compression_factor`` that divides the window
+        and is nearest to the formula.
         """
+        if self.rate is not None:
+            return self.rate
         rate = length_dependent(
             self.compression_alpha, self.max_sequence_length, self.compression_factor
         )
@@ -97,9 +119,11 @@ class MSRAConfig(AttentionConfig):
         of it where a quarter does not do: unless the rate divides it and is 8, 12, 16, ...
         """
         quarter, rest = divmod(self.window, 4)
-        fits = not (rest or quarter % self.rate or self.rate % 4) and self.rate > 4
+        fits = (
+            not (rest or quarter % self.level_rate or self.level_rate % 4) and self.level_rate > 4
+        )
         return quarter if fits else self.window
 
     def _rates(self) -> list[int]:
-        rates = range(2, self.compression_factor + 1)
-        return [r for r in rates if self.window >= 1 and self.window % r == 0]
+        """Return the rates that the formula may choose."""
+        return [r for r in range(2, self.compression_factor + 1) if self.window % r == 0]

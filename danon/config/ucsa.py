@@ -17,7 +17,16 @@ __all__ = ["UCSAConfig"]
 )
 @dataclass(frozen=True, kw_only=True)
 class UCSAConfig(AttentionConfig):
-    """Unified compressed sparse attention (:class:`danon.attention.ucsa.layer.UCSA`).
+    """Configuration of unified compressed sparse attention.
+
+    See :class:`danon.attention.ucsa.layer.UCSA`.
+
+    Example::
+
+        >>> from danon.config import UCSAConfig
+        >>> config = UCSAConfig(hidden_size=256, leaf_size=8, selected_blocks=24, causal=True)
+        >>> config.leaf, config.fanout
+        (8, 4)
 
     Attributes:
         local_window_size: block length of the local window, tokens; a multiple of ``query_block``
@@ -25,9 +34,11 @@ class UCSAConfig(AttentionConfig):
         global_tokens: first tokens, visible to every query at full resolution.
         compression_ratio: nodes of a level per node of the level below, in (0, 0.5]: 0.25 makes
             every node the mean of four; the fan-out is the integer nearest to its inverse.
-        leaf_max: c_max of the leaf size c = min(leaf_alpha * ln L, c_max), tokens, rounded to a
-            power of two (specification 3.1).
-        leaf_alpha: alpha of the same.
+        leaf_size: tokens of a leaf, a power of two. None: by the formula of ``leaf_max``. A value
+            wins over the formula.
+        leaf_max: c_max of the leaf size c = min(leaf_alpha * ln L, c_max), tokens, rounded down to
+            a power of two (specification 3.1); >= 1.
+        leaf_alpha: alpha of the same, > 0.
         query_block: queries that share their candidates, which the queries before them chose.
         candidate_blocks: leaf blocks a query may choose from (also the width of the descent).
         selected_blocks: leaf blocks a query refines to single tokens, at most.
@@ -40,12 +51,12 @@ class UCSAConfig(AttentionConfig):
             :func:`danon.attention.ucsa.layer.anneal` says.
         sparsity_decay: lambda of the same, per step of t.
         information_weight: of L_info (specification 3.1) in the auxiliary loss; 0: none.
-        information_kl: lambda of KL in L_info.
+        information_kl: lambda of KL in L_info, per nat, >= 0.
         error_tolerance: relative pooling error of a node, rms distance of its tokens' keys from
             the node's over their rms length, below which refining it is forbidden
             (specification 3.3).
         error_alpha: alpha of the error threshold mu + alpha sigma above which a node is refined
-            first; None: none is.
+            first, >= 0; mu and sigma are of the relative errors, without unit. None: none is.
         enable_cache: bound what a stream keeps. False: it keeps every token.
         max_cache_size: tokens beyond the local window that a stream keeps at full resolution, a
             whole number of leaves; it keeps as many nodes of each level. An evicted leaf remains as
@@ -57,6 +68,7 @@ class UCSAConfig(AttentionConfig):
     local_window_size: int = 256
     global_tokens: int = 64
     compression_ratio: float = 0.25
+    leaf_size: int | None = None
     leaf_max: int = 16
     leaf_alpha: float = 1.2
     query_block: int = 256
@@ -75,7 +87,14 @@ class UCSAConfig(AttentionConfig):
     cache_strategy: Literal["lru", "lfu", "fifo"] = "lru"
 
     def __post_init__(self) -> None:
+        """Check the fields."""
         super().__post_init__()
+        require(
+            self.leaf_size is None or (self.leaf_size >= 1 and self.leaf_size.bit_count() == 1),
+            self,
+            "leaf_size",
+            "None or a power of two >= 1",
+        )
         for name in ("leaf_max", "query_block", "selected_blocks"):
             require(getattr(self, name) >= 1, self, name, ">= 1")
         require(self.leaf_alpha > 0, self, "leaf_alpha", "> 0")
@@ -111,7 +130,7 @@ class UCSAConfig(AttentionConfig):
 
     @property
     def detects_errors(self) -> bool:
-        """Whether anything asks for the errors of nodes."""
+        """True if anything asks for the errors of nodes."""
         return self.error_tolerance > 0 or self.error_alpha is not None
 
     @property
@@ -121,6 +140,8 @@ class UCSAConfig(AttentionConfig):
 
     @property
     def leaf(self) -> int:
-        """c_t of specification 3.1: tokens of a leaf block, a power of two."""
+        """Tokens of a leaf block, a power of two: c_t of specification 3.1."""
+        if self.leaf_size is not None:
+            return self.leaf_size
         rate = length_dependent(self.leaf_alpha, self.max_sequence_length, self.leaf_max)
         return 1 << max(0, int(math.log2(max(rate, 1))))

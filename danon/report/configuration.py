@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from danon.config import AttentionConfig
+from danon.config.base import DIRECT_SIZES
 
 if TYPE_CHECKING:
     from danon.runs.case import CaseResult
@@ -33,6 +34,8 @@ def settings(result: CaseResult) -> dict[str, Any]:
         Field -> value; empty if the result carries no configuration.
     """
     ignored = SHAPE_FIELDS | LENGTH_FIELDS
+    # None decides nothing, and records of before there were these fields stay comparable.
+    ignored |= {name for name in DIRECT_SIZES if result.config.get(name) is None}
     return {name: value for name, value in result.config.items() if name not in ignored}
 
 

@@ -96,7 +96,7 @@ def test_the_compression_rate_trades_entries_for_error() -> None:
         with torch.no_grad():
             error = relative_error(module(q, k, v), dense(q, k, v))
         pairs = module.visible_pairs(length) / length
-        found.append((module.cfg.rate, pairs, error))
+        found.append((module.cfg.level_rate, pairs, error))
         print(
             f"\nMSRA rate {found[-1][0]} (L = {configured}): {pairs:.0f} entries per query, "
             f"error against dense {error:.3f}"

@@ -124,8 +124,25 @@ def test_the_budget_is_the_oracles_whatever_the_share() -> None:
 def test_the_rate_divides_the_window_at_every_configured_length() -> None:
     for length in (1, 13, 20, 33, 10**6):
         config = MSRAConfig(max_sequence_length=length)
-        assert config.window % config.rate == 0
-        assert 2 <= config.rate <= config.compression_factor
+        assert config.window % config.level_rate == 0
+        assert 2 <= config.level_rate <= config.compression_factor
+
+
+@pytest.mark.parametrize("length", [2, 10**6])
+def test_a_direct_size_wins_over_its_formula(length: int) -> None:
+    for rate in (2, 32, 1024):
+        config = MSRAConfig(rate=rate, compression_factor=3, max_sequence_length=length)
+        assert config.level_rate == rate
+    for window in (1, 7, 5000):
+        assert DALAConfig(window=window, max_sequence_length=length).base_window == window
+    for leaf in (1, 2, 64):
+        assert UCSAConfig(leaf_size=leaf, max_sequence_length=length).leaf == leaf
+
+
+def test_without_direct_sizes_the_formulas_hold() -> None:
+    long = {"max_sequence_length": 10**6}
+    assert MSRAConfig(**long).level_rate == 16 and MSRAConfig(max_sequence_length=2).level_rate == 2
+    assert DALAConfig(**long).base_window == 512 and UCSAConfig(**long).leaf == 16
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -151,7 +168,7 @@ def test_msra_whose_window_covers_the_sequence_is_dense_attention(causal: bool) 
 @pytest.mark.parametrize("causal", [False, True])
 def test_msra_levels_narrower_than_the_window_match_the_oracle(causal: bool) -> None:
     module = small_msra(causal, 2, window=32, compression_factor=8, compression_alpha=9)
-    assert (module.cfg.rate, module.cfg.level_width) == (8, 8)
+    assert (module.cfg.level_rate, module.cfg.level_width) == (8, 8)
     for p in module.parameters():
         torch.nn.init.normal_(p, std=0.3)
     x = make_inputs(module, 1200, batch=1, padded=True)  # three levels
@@ -175,7 +192,7 @@ def test_blocks_of_levels_are_a_quarter_of_the_window_where_they_nest(
     window: int, most: int, rate: int, width: int
 ) -> None:
     c = MSRAConfig(window=window, compression_factor=most, compression_alpha=100)
-    assert (c.rate, c.level_width) == (rate, width)
+    assert (c.level_rate, c.level_width) == (rate, width)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -339,6 +356,12 @@ def test_observers_see_where_the_softmax_mass_goes(make: Callable[..., BaseAtten
     ("kind", "field", "value", "message"),
     [
         (MSRAConfig, "window", 509, "divisible by an integer from 2 to compression_factor = 16"),
+        (MSRAConfig, "rate", 3, "None or an integer >= 2 that divides window = 1024"),
+        (MSRAConfig, "rate", 1, "None or an integer >= 2 that divides window = 1024"),
+        (MSRAConfig, "rate", 2.5, "an integer or None"),
+        (DALAConfig, "window", 0, "None or >= 1"),
+        (UCSAConfig, "leaf_size", 12, "None or a power of two >= 1"),
+        (UCSAConfig, "leaf_size", 0, "None or a power of two >= 1"),
         (MSRAConfig, "calibration_factor", 1.5, r"in \[0, 1\]"),
         (MSRAConfig, "feature_fusion", "max", "'adaptive', 'uniform'"),
         (DALAConfig, "importance_threshold", 1.0, r"in \[0, 1\)"),

@@ -99,9 +99,9 @@ def pool(
 def msra(c: MSRAConfig, p: Parameters, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     B, H, N, D = q.shape
     G, g, W, causal = k.shape[1], c.global_tokens, c.window, c.is_causal
-    wanted = length_rate(c.compression_alpha, c.compression_factor, c)
+    formula = length_rate(c.compression_alpha, c.compression_factor, c)
     rates = [r for r in range(2, c.compression_factor + 1) if W % r == 0]
-    r = min(rates, key=lambda x: (abs(x - wanted), x))
+    r = c.rate or min(rates, key=lambda x: (abs(x - formula), x))
     V = W // 4 if W % (4 * r) == 0 and r % 4 == 0 and r > 4 else W
 
     def capped(beta: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ def dala(c: DALAConfig, p: Parameters, q: Tensor, k: Tensor, v: Tensor) -> Tenso
     B, H, N, D = q.shape
     G, g, P = k.shape[1], c.global_tokens, c.block_size * c.state_update_frequency
     periods = math.ceil(max(0, N - g) / P)
-    w_0 = math.ceil(length_rate(c.window_beta, c.window_max, c))
+    w_0 = c.window or math.ceil(length_rate(c.window_beta, c.window_max, c))
     out, zero = torch.zeros_like(q), torch.zeros(D, dtype=torch.float64)
     tokens = [range(g + t * P, min(g + (t + 1) * P, N)) for t in range(periods)]
     for b, kv in itertools.product(range(B), range(G)):
@@ -282,7 +282,8 @@ class Tree:
 
     def __init__(self, c: UCSAConfig, p: Parameters, keys: Tensor, values: Tensor) -> None:
         self.c, self.f, self.size = c, round(1 / c.compression_ratio), 1
-        while 2 * self.size <= length_rate(c.leaf_alpha, c.leaf_max, c):
+        largest = c.leaf_size or length_rate(c.leaf_alpha, c.leaf_max, c)
+        while 2 * self.size <= largest:
             self.size *= 2
         up_k, up_v, mass = list(keys), list(values), [1] * len(keys)
         square, rate, name, under = [x @ x for x in up_k], self.size, "leaf_pool", self.size
@@ -513,6 +514,7 @@ def compare(
                 "max_sequence_length": 2,
             },
         ),
+        (61, {"window": 12, "global_tokens": 4, "rate": 3, "compression_factor": 2}),
         (80, {}),  # the default settings
     ],
 )
@@ -558,6 +560,7 @@ DALA_SMALL = {
             },
         ),
         (17, DALA_SMALL),  # three periods
+        (40, DALA_SMALL | {"window": 3, "max_sequence_length": 2}),
         (80, {}),  # the default settings
     ],
 )
@@ -613,6 +616,7 @@ UCSA_SMALL = {
         ),
         (90, UCSA_SMALL | {"error_alpha": 0.3, "selected_blocks": 3, "hidden_size": 28}),
         (50, UCSA_SMALL | {"candidate_blocks": 1000}),  # no descent
+        (90, UCSA_SMALL | {"leaf_size": 4, "max_sequence_length": 2}),
         (80, {}),  # the default settings
     ],
 )

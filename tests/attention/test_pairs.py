@@ -66,7 +66,7 @@ def test_dala_counts_the_pairs_of_these_keys(length: int, causal: bool) -> None:
 
 def test_msra_entries_grow_with_the_logarithm() -> None:
     module = MSRA(MSRAConfig(hidden_size=64, num_heads=1, causal=True))
-    width, rate = module.cfg.level_width, module.cfg.rate
+    width, rate = module.cfg.level_width, module.cfg.level_rate
     per_query = [module.visible_pairs(n) / n for n in (2**18 * rate**i for i in range(3))]
     steps = [b - a for a, b in pairwise(per_query)]
     # Of each level a query sees between width (1 - 1/r) and width (2 - 2/r) nodes.

@@ -125,7 +125,7 @@ def test_a_token_of_msra_is_two_kernel_calls_at_any_length(
         assert len(runs) == 2
     c = module.config
     assert isinstance(c, MSRAConfig)
-    depth = len(far_rects(length, c.window, c.level_width, c.rate, c.global_tokens, True))
+    depth = len(far_rects(length, c.window, c.level_width, c.level_rate, c.global_tokens, True))
     assert depth == levels
 
 

@@ -71,12 +71,7 @@ def test_covering_attentions_generate_the_same_text(smollm2: PretrainedModel) ->
     assert "Madrid" in tokenizer.decode(want[0])
     covering: dict[str, dict[str, Any]] = {
         "msra": {"window": 512},
-        "dala": {
-            "block_size": 512,
-            "decay_rate": 0.0,
-            "window_beta": 1e9,
-            "window_max": 1_000_000_000,
-        },
+        "dala": {"block_size": 512, "decay_rate": 0.0, "window": 1_000_000_000},
         "ucsa": {"candidate_blocks": 64, "selected_blocks": 64},
     }
     for mechanism, settings in covering.items():

@@ -72,7 +72,7 @@ SMALL = {
 }
 EXACT = {
     "msra": {"window": 64},
-    "dala": {"block_size": 64, "decay_rate": 0.0, "window_beta": 1e6, "window_max": 1_000_000},
+    "dala": {"block_size": 64, "decay_rate": 0.0, "window": 1_000_000},
     "ucsa": {
         "local_window_size": 8,
         "query_block": 8,

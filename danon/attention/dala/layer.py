@@ -57,7 +57,12 @@ class DALA(DALABase):
 
     @classmethod
     def search_space(cls) -> Space:
-        """The window itself: with beta = 1000 it is ``window_max`` at any length."""
+        """Return the ranges of a study; ``window_max`` stands for the window itself."""
+
+        def settings(choice: Mapping[str, Any]) -> dict[str, Any]:
+            fields = dict(choice)
+            return fields | {"window": fields.pop("window_max")}
+
         return Space(
             {
                 "block_size": Categorical((32, 64, 128, 256)),
@@ -83,7 +88,7 @@ class DALA(DALABase):
                 "use_adaptive_router": True,
                 "router_iterations": 2,
             },
-            lambda choice: {**choice, "window_beta": 1000.0},
+            settings,
         )
 
     @classmethod

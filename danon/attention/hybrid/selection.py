@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from danon.config import AttentionConfig
+from danon.config.base import DIRECT_SIZES
 from danon.config.hybrid import MEMBERS, SuperHybridConfig, mechanism_of
 from danon.measure.fingerprint import fingerprint
 from danon.measure.machines import comparable, matrix_units
@@ -296,8 +297,14 @@ def _differences(config: SuperHybridConfig, run: RecordedRun, record: Measuremen
 def _other_settings(config: SuperHybridConfig, run: RecordedRun) -> Iterable[str]:
     """Settings of the components that their figures are not of: all figures decide the choice."""
     for component in config.components:
-        here = config.member(component).to_dict()
-        for name, value in run.configs.get(component, {}).items():
+        member, there = config.member(component), run.configs.get(component)
+        if there is None:
+            continue
+        # Records that are older than the direct sizes lack them: theirs are by the formula.
+        formula = {f.name: None for f in dataclasses.fields(member) if f.default is None}
+        there = {n: x for n, x in formula.items() if n in DIRECT_SIZES} | {**there}
+        here = member.to_dict()
+        for name, value in there.items():
             if name not in SHAPE_FIELDS and name in here and here[name] != value:
                 yield f"{component} measured with {name} = {value!r}, not {here[name]!r}"
 

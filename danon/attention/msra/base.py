@@ -30,7 +30,7 @@ class MSRABase(StreamingAttention):
         super().__init__()
         self.setup_attention(config)
         self.cfg = config
-        self.rate, self.width = config.rate, config.level_width
+        self.rate, self.width = config.level_rate, config.level_width
         D, levels, hidden = config.head_dim, config.num_levels, 16
         self.description = (
             f"window {config.window} + pyramid of rate {self.rate} + {config.global_tokens} sinks"

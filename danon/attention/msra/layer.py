@@ -52,7 +52,12 @@ class MSRA(MSRABase):
 
     @classmethod
     def search_space(cls) -> Space:
-        """The rate itself: with alpha = 100 it is ``compression_factor`` at any length."""
+        """Return the ranges of a study; ``compression_factor`` stands for the rate itself."""
+
+        def settings(choice: Mapping[str, Any]) -> dict[str, Any]:
+            fields = dict(choice)
+            return fields | {"rate": fields.pop("compression_factor")}
+
         return Space(
             {
                 "window": Categorical((128, 256, 512, 1024, 2048, 4096)),
@@ -70,19 +75,13 @@ class MSRA(MSRABase):
                 "feature_fusion": "adaptive",
                 "calibration_factor": 0.0,
             },
-            lambda choice: {**choice, "compression_alpha": 100.0},
+            settings,
         )
 
     @classmethod
     def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
         def config(window: int) -> MSRAConfig:
-            return MSRAConfig(
-                **shape.shared(),
-                window=window,
-                compression_factor=8,
-                compression_alpha=100.0,
-                global_tokens=SINKS,
-            )
+            return MSRAConfig(**shape.shared(), window=window, rate=8, global_tokens=SINKS)
 
         return largest_within_budget(lambda w: cls(config(w)), shape.max_sequence_length, entries)
 

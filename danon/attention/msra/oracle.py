@@ -41,7 +41,7 @@ def entries(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Keys, values, masses, scales and (R, n) visibility of tokens, then of each level's nodes."""
     c: MSRAConfig = module.config
-    N, g, r, W = k.shape[2], c.global_tokens, c.rate, c.window
+    N, g, r, W = k.shape[2], c.global_tokens, c.level_rate, c.window
     p = {name: x.double() for name, x in module.named_parameters()}
     k, v = k.double(), v.double()
     mass = torch.ones(k.shape[0], 1, N, dtype=k.dtype, device=k.device)

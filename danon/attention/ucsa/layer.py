@@ -35,7 +35,7 @@ from danon.attention.ucsa.oracle import oracle, seen, undecided
 from danon.attention.ucsa.pooling_error import relative_error, running_sums, squared_length
 from danon.attention.ucsa.recovery import may_be_non_finite, recover, recover_stream
 from danon.attention.ucsa.selection import tree_depth
-from danon.attention.ucsa.streaming import init_parts, step_parts
+from danon.attention.ucsa.streaming import StreamedUCSA, init_parts, step_parts
 from danon.attention.ucsa.tree import Tree, widen
 from danon.attention.union.op import BranchCall, Source, observe_branches, union
 from danon.attention.union.tiles import NEAR, batch, near_rects
@@ -130,12 +130,12 @@ class UCSA(StreamingAttention):
 
     @classmethod
     def search_space(cls) -> Space:
-        """The leaf itself, and the local window in query blocks, of which it is a multiple."""
+        """Return the ranges of a study; ``local_blocks`` is the window in query blocks."""
 
         def settings(choice: Mapping[str, Any]) -> dict[str, Any]:
             fields = dict(choice)
             fields["local_window_size"] = fields["query_block"] * fields.pop("local_blocks")
-            return fields | {"leaf_max": fields.pop("leaf"), "leaf_alpha": 100.0}
+            return fields | {"leaf_size": fields.pop("leaf")}
 
         return Space(
             {
@@ -185,8 +185,7 @@ class UCSA(StreamingAttention):
                 **shape.shared(),
                 local_window_size=block,
                 query_block=block,
-                leaf_max=leaf,
-                leaf_alpha=100.0,
+                leaf_size=leaf,
                 candidate_blocks=candidates,
                 coarse_nodes=False,
                 selected_blocks=max(1, refined // leaf),
@@ -259,9 +258,8 @@ class UCSA(StreamingAttention):
             first: int,
             parts: Mapping[str, StateTensor],
         ) -> tuple[Tensor, Mapping[str, StateTensor]]:
-            return step_parts(
-                config, self.leaf_pool, self.tree_pool, qkv, start + first, parts, self.extra_share
-            )
+            module = StreamedUCSA(config, self.leaf_pool, self.tree_pool, self.extra_share)
+            return step_parts(module, qkv, start + first, parts)
 
         out, after = read(self.cfg, (q, k, v), 0, parts)
         if may_be_non_finite(out):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from danon.attention.union.op import BranchCall, Source, union
 from danon.attention.union.tiles import NEAR, Rows, Tiles, batch, near_rects
 from danon.config import UCSAConfig
 
-__all__ = ["init_parts", "step_parts"]
+__all__ = ["StreamedUCSA", "init_parts", "step_parts"]
 
 TOKENS, SINKS, LEAVES = range(3)
 """Sources; those of nodes follow, one for each group of blocks."""
@@ -38,7 +38,7 @@ GATHERED = -1
 
 
 def init_parts(c: UCSAConfig, empty: Tensor) -> dict[str, StateTensor]:
-    """Parts of an empty state, for keys like ``empty`` (X, 0, D)."""
+    """Return the parts of an empty state, for keys like ``empty`` (X, 0, D)."""
     X, _, D = empty.shape
     parts: dict[str, StateTensor] = {
         name: Span.of(empty) for name in ("sink_k", "sink_v", "k", "v")
@@ -47,20 +47,41 @@ def init_parts(c: UCSAConfig, empty: Tensor) -> dict[str, StateTensor]:
     return parts | BlockCache.empty(empty, c.leaf * D)
 
 
+@dataclass(frozen=True)
+class StreamedUCSA:
+    """The part of a UCSA that a stream needs.
+
+    Attributes:
+        config: the configuration.
+        leaf_pool: pools tokens into leaves.
+        tree_pool: pools nodes into their parent.
+        extra_share: see :func:`danon.attention.ucsa.far_entries.budget_of`.
+    """
+
+    config: UCSAConfig
+    leaf_pool: ImportancePool
+    tree_pool: ImportancePool
+    extra_share: float = 0.0
+
+
 def step_parts(
-    c: UCSAConfig,
-    leaf_pool: ImportancePool,
-    tree_pool: ImportancePool,
+    module: StreamedUCSA,
     qkv: tuple[Tensor, Tensor, Tensor],
     start: int,
     parts: Mapping[str, StateTensor],
-    extra: float = 0.0,
 ) -> tuple[Tensor, Mapping[str, StateTensor]]:
     """Attend with tokens [start, start + n); see ``StreamingAttention.step_parts``.
 
     Args:
-        extra: see :func:`danon.attention.ucsa.far_entries.budget_of`.
+        module: configuration and pools.
+        qkv: queries (batch * H, n, D), keys and values (batch * G, n, D).
+        start: place of the first token.
+        parts: the state, which is left as it is.
+
+    Returns:
+        Output (batch * H, n, D) and the new parts.
     """
+    c = module.config
     after, outs, stop = dict(parts), [], start + qkv[0].shape[1]
     size = c.max_cache_size // c.leaf if c.enable_cache else None
     cache = BlockCache(after, size, c.cache_strategy)
@@ -71,24 +92,21 @@ def step_parts(
         if size is not None and far_bounds(c, blocks_of(c, end) - 1, end)[0] > size:
             # Leaves are evicted as a local block begins, so each sees a cache of its own.
             end = min(end, c.global_tokens + block * c.local_window_size)
-        q, k, v = (x[:, at - start : end - start].contiguous() for x in qkv)
-        outs.append(_advance(c, leaf_pool, tree_pool, q, k, v, at, after, cache, extra))
+        piece = [x[:, at - start : end - start].contiguous() for x in qkv]
+        outs.append(_advance(module, piece, at, after, cache))
         at = end
     return outs[0] if len(outs) == 1 else torch.cat(outs, 1), after | cache.parts()
 
 
 def _advance(
-    c: UCSAConfig,
-    leaf_pool: ImportancePool,
-    tree_pool: ImportancePool,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    module: StreamedUCSA,
+    qkv: Sequence[Tensor],
     start: int,
     parts: dict[str, StateTensor],
     cache: BlockCache,
-    extra: float,
 ) -> Tensor:
+    """Attend with a chunk that one union takes; update parts and cache."""
+    c, (q, k, v) = module.config, qkv
     g, stop = c.global_tokens, start + k.shape[1]
     sinks = max(0, min(g, stop) - start)
     together = q[:, sinks:].unflatten(0, (k.shape[0], -1)).transpose(1, 2).flatten(2)
@@ -101,7 +119,7 @@ def _advance(
     }
     for name, x in new.items():
         parts[name] = span_of(parts, name).append(x)
-    _grow(c, leaf_pool, tree_pool, parts, max(0, start - g) // c.leaf)
+    _grow(module, parts, max(0, start - g) // c.leaf)
     tokens, values = span_of(parts, "k"), span_of(parts, "v")
     near = near_rects(stop, c.local_window_size, g, True, start)
     calls = [
@@ -109,7 +127,7 @@ def _advance(
         for part, rects in enumerate(near)
         for qt, kt, causal in batch(rects, start, g + tokens.start if part else 0)
     ]
-    far = _StreamedFar(c, q, start, parts, cache, extra)
+    far = _StreamedFar(c, q, start, parts, cache, module.extra_share)
     if first_far_block(c, stop) < blocks_of(c, stop):
         calls += far.calls()
     width = (-1, c.head_dim)
@@ -145,24 +163,19 @@ def _forget(c: UCSAConfig, parts: dict[str, StateTensor], stop: int) -> None:
         level += 1
 
 
-def _grow(
-    c: UCSAConfig,
-    leaf_pool: ImportancePool,
-    tree_pool: ImportancePool,
-    parts: dict[str, StateTensor],
-    leaves: int,
-) -> None:
+def _grow(module: StreamedUCSA, parts: dict[str, StateTensor], leaves: int) -> None:
     """Add the nodes that are whole now.
 
     Args:
+        module: configuration and pools.
         parts: nodes that wait for a parent are in ``raw`` of their level: keys, values, largest
             and smallest keys, and mean squared lengths side by side.
         leaves: how many there were.
     """
-    tokens = span_of(parts, "k")
-    dtype, some = tokens.rows.dtype, slice(leaves * c.leaf - tokens.start, None)
-    k, v = tokens.rows[:, some], span_of(parts, "v").rows[:, some]
-    pool, rate, level, mass = leaf_pool, c.leaf, 0, 1
+    c, tokens = module.config, span_of(parts, "k")
+    dtype, new = tokens.rows.dtype, slice(leaves * c.leaf - tokens.start, None)
+    k, v = tokens.rows[:, new], span_of(parts, "v").rows[:, new]
+    pool, rate, level, mass = module.leaf_pool, c.leaf, 0, 1
     square = squared_length(k)[..., None] if c.detects_errors else k[..., :0]
     wide = torch.promote_types(dtype, torch.float32)
     top = bottom = k.to(wide)
@@ -185,7 +198,7 @@ def _grow(
         raw = torch.cat((k, v, top, bottom, square), -1)
         if f"raw{level}" in parts:
             raw = torch.cat((tensor_of(parts, f"raw{level}"), raw), 1)
-        pool, rate = tree_pool, c.fanout
+        pool, rate = module.tree_pool, c.fanout
         parts[f"raw{level}"] = raw[:, raw.shape[1] - raw.shape[1] % rate :].clone()
         k, v, top, bottom, square = raw.split((*[c.head_dim] * 4, square.shape[-1]), -1)
         level += 1
@@ -318,7 +331,7 @@ class _StreamedFar(FarCalls):
         self.cache.used(slot, chosen.sum(2), now)
 
     def kept(self) -> dict[str, StateTensor]:
-        """The cut of the last block, where later queries will see it too."""
+        """Return the cut of the last block as parts, where later queries will see it too."""
         if self.last is None or (self.stop - self.c.global_tokens) % self.c.query_block == 0:
             return {}
         cut, source = self.last
