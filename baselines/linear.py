@@ -14,7 +14,8 @@ from baselines._bridging import expand_heads
 from baselines._oracles import all_tokens, kernel_attention
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
-from danon.attention.streaming import StateTensor, StreamingAttention, tensor_of
+from danon.attention.stream_state import StateTensor, tensor_of
+from danon.attention.streaming import StreamingAttention
 
 __all__ = ["Linear"]
 

@@ -17,14 +17,8 @@ from baselines._oracles import all_tokens, masked_attention
 from danon.attention.base import check_inputs
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
-from danon.attention.streaming import (
-    Group,
-    Span,
-    StateTensor,
-    StreamingAttention,
-    StreamState,
-    span_of,
-)
+from danon.attention.stream_state import Group, Span, StateTensor, StreamState, span_of
+from danon.attention.streaming import StreamingAttention
 
 __all__ = ["SDPA", "masked_sdpa"]
 

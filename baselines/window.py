@@ -21,7 +21,8 @@ from baselines.sdpa import masked_sdpa
 from danon.attention.padding import rows_alone
 from danon.attention.registry import register
 from danon.attention.sizing import SINKS
-from danon.attention.streaming import Span, StateTensor, StreamingAttention, span_of
+from danon.attention.stream_state import Span, StateTensor, span_of
+from danon.attention.streaming import StreamingAttention
 from danon.config import AttentionConfig
 from danon.tuned.search_space import Categorical, Space
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from danon.attention.base import BaseAttention
-from danon.attention.streaming import StreamingAttention, StreamState
+from danon.attention.stream_state import StreamState
+from danon.attention.streaming import StreamingAttention
 from danon.bench.shapes import build_for
 from danon.bench.timed_workload import FEW_CALLS, SLACK
 from danon.bench.workload import Workload

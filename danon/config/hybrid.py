@@ -75,7 +75,7 @@ class SuperHybridConfig(AttentionConfig):
         memory_budget: largest peak of a forward pass of one layer that select accepts, bytes per
             sequence.
         measurements: what select goes by: a folder that ``danon bench`` recorded, a folder of such
-            folders, or a table made by :func:`danon.attention.hybrid.selection.tabulate`. None: the
+            folders, or a table of :func:`danon.attention.hybrid.measurements.tabulate`. None: the
             table that comes with the package.
         select_length: the length that select chooses for, tokens. None: ``max_sequence_length`` if
             causal, since a stream does not know how long it gets and no later token may change

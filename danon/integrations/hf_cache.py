@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from danon.attention.streaming import Group, StreamingAttention, StreamState
+from danon.attention.stream_state import Group, StreamState
+from danon.attention.streaming import StreamingAttention
 
 __all__ = ["StreamLayer", "cache_layer_of", "claim"]
 
@@ -22,7 +23,7 @@ NO_REWIND = (
 
 
 class StreamLayer(CacheLayerMixin):  # type: ignore[misc, no-untyped-call, unused-ignore]
-    """A cache layer that holds a :class:`~danon.attention.streaming.StreamState`.
+    """A cache layer that holds a :class:`~danon.attention.stream_state.StreamState`.
 
     ``update`` returns the new keys and values alone. The keys carry a tag by which the attention
     function, which is given nothing else, finds the state.

@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from danon.attention.base import BaseAttention, check_mask
 from danon.attention.padding import Compaction
-from danon.attention.streaming import StreamingAttention
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.config import AttentionConfig, ConfigError
+from danon.models.block import Block, rotary_angles
 from danon.models.performance_monitor import (
     PerformanceStats,
     get_performance_stats,
@@ -101,7 +101,7 @@ class Backbone(nn.Module):
         if moved is not None:  # once here rather than in every layer
             x, real = moved.compact(x), moved.real
         positions = torch.arange(input_ids.shape[1], device=x.device)
-        rotary = _rotary(positions, self.config, x)
+        rotary = rotary_angles(positions, self.config, x)
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rotary, real, use_reentrant=False)
@@ -269,7 +269,7 @@ class Backbone(nn.Module):
             attention_mask = real = attention_mask != 0
             x = torch.where(real[..., None], x, 0.0)
         seen = torch.tensor(state.lengths, device=x.device)[:, None]
-        rotary = _rotary(seen + real.cumsum(1) - 1, self.config, x)
+        rotary = rotary_angles(seen + real.cumsum(1) - 1, self.config, x)
         states = []
         for layer, old in zip(self._blocks(), state.layers, strict=True):
             # Under autocast they are narrower than the state, which goes on outside of it as well.
@@ -314,59 +314,6 @@ class Backbone(nn.Module):
                 f"input_ids holds {low if low < 0 else high}: must be in "
                 f"[0, vocab_size = {self.config.vocab_size})"
             )
-
-
-class Block(nn.Module):
-    """Attention and a gated feed-forward network, each on the normalised residual stream."""
-
-    def __init__(self, config: AttentionConfig, mixer: BaseAttention) -> None:
-        super().__init__()
-        width, self.D = config.hidden_size, config.head_dim
-        self.H, self.G = config.num_heads, config.kv_heads
-        inner = 64 * round(width * 8 / 3 / 64) or 64
-        self.mixer = mixer
-        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
-        self.qkv = nn.Linear(width, (self.H + 2 * self.G) * self.D, bias=False)
-        self.out = nn.Linear(self.H * self.D, width, bias=False)
-        self.up = nn.Linear(width, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        q, k, v = self.project(x, rotary)
-        return self.mix(x, self.mixer(q, k, v, mask))
-
-    def streaming(self) -> StreamingAttention:
-        """The mixer, if it can stream."""
-        if not isinstance(self.mixer, StreamingAttention):
-            raise ValueError(f"{type(self.mixer).__name__} cannot be fed in chunks")
-        return self.mixer
-
-    def mix(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Residual stream (B, N, width) and attention output (B, H, N, D) -> residual stream."""
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        gate, up = self.up(self.norm2(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)  # type: ignore[no-any-return]
-
-    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Residual stream (B, N, width) -> rotated q (B, H, N, D), rotated k and v (B, G, N, D)."""
-        heads = self.qkv(self.norm1(x)).unflatten(-1, (-1, self.D)).transpose(1, 2)
-        q, k, v = heads.split((self.H, self.G, self.G), 1)
-        return _rotate(q, rotary), _rotate(k, rotary), v
-
-
-def _rotary(positions: Tensor, config: AttentionConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary encoding: (n,) -> (n, D/2), (B, n) -> (B, 1, n, D/2)."""
-    pair = torch.arange(config.head_dim // 2, device=like.device, dtype=torch.float64)
-    half = config.rope_theta ** (-pair * 2 / config.head_dim)
-    angle = positions.double()[..., None] * half
-    angle = angle[:, None] if angle.dim() == 3 else angle
-    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
-
-
-def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = (r.to(x.dtype) for r in rotary)  # under autocast x is narrower
-    a, b, rest = x.split((cos.shape[-1], cos.shape[-1], x.shape[-1] % 2), -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
 
 
 def _draw(

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 
-from danon.attention.streaming import StreamState
+from danon.attention.stream_state import StreamState
 
 __all__ = ["ModelState"]
 

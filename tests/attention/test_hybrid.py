@@ -17,7 +17,7 @@ from torch import Tensor
 
 from danon.attention import MSRA
 from danon.attention.hybrid.layer import SuperHybrid
-from danon.attention.streaming import StreamState
+from danon.attention.stream_state import StreamState
 from danon.testing import (
     AttentionContract,
     Inputs,

@@ -16,7 +16,7 @@ from hybrids import FIGURES, ROOT, SMALL, away_from_zero, case_line, hybrid, rec
 from danon import tuned
 from danon.attention import registry
 from danon.attention.hybrid.layer import SuperHybrid
-from danon.attention.hybrid.selection import SHIPPED, load, tabulate
+from danon.attention.hybrid.measurements import SHIPPED, load, tabulate
 from danon.config import ConfigError
 from danon.config.hybrid import SuperHybridConfig
 from danon.testing import make_inputs
@@ -244,7 +244,7 @@ def test_tuned_settings_are_selected_where_their_figures_are_better(tmp_path: Pa
 
 
 def test_the_table_of_the_package_is_a_committed_run() -> None:
-    """Renew it with danon.attention.hybrid.selection.tabulate when the reference run is renewed."""
+    """Renew it with hybrid.measurements.tabulate when the reference run is renewed."""
     for run in load(SHIPPED):
         assert run in load(ROOT / "results" / "reference")
         assert not run.dirty and {r.attention for r in run.records} >= set(SMALL)

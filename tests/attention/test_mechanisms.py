@@ -17,6 +17,7 @@ import danon.attention.msra.base as msra_module
 import danon.attention.ucsa.layer as ucsa_module
 import danon.attention.union.tiles as tiles_module
 from danon.attention import BaseAttention, pooling
+from danon.attention.ucsa.sources import leaf_tokens
 from danon.attention.union import merge
 from danon.attention.union.op import observe_branches, union
 from danon.attention.union.tiles import Rect
@@ -258,7 +259,7 @@ def test_ucsa_shows_whole_leaves_where_they_lie(more: int, causal: bool) -> None
     module = small_ucsa(causal, 2, global_tokens=4)
     x = make_inputs(module, 96 + more)
     k, v = (t.flatten(0, 1) for t in x[1:3])
-    source = module._leaf_tokens(k, v, None)
+    source = leaf_tokens(module.cfg, k, v, None)
     assert (source.k.data_ptr() == k[:, 4:].data_ptr()) == (more == 0)
     assert_matches_oracle(module, x)
 

@@ -20,7 +20,8 @@ from danon.attention import DALA, MSRA, UCSA
 from danon.attention.kernels import table
 from danon.attention.kernels.cpu_flash import CPUFlash
 from danon.attention.msra.levels import far_rects
-from danon.attention.streaming import StreamingAttention, StreamState
+from danon.attention.stream_state import StreamState
+from danon.attention.streaming import StreamingAttention
 from danon.attention.ucsa import streaming
 from danon.attention.union.op import observe_branches
 from danon.config import ConfigError, DALAConfig, MSRAConfig, UCSAConfig

@@ -33,7 +33,8 @@ from suites.speed import Speed
 OWN = '''
 import torch
 from danon.attention.base import BaseAttention
-from danon.attention.streaming import Span, StreamingAttention
+from danon.attention.stream_state import Span
+from danon.attention.streaming import StreamingAttention
 
 class Exact(BaseAttention):
     description = "exact, by hand"

@@ -15,7 +15,7 @@ from hybrids import record as record_figures
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from danon.attention.hybrid import selection
+from danon.attention.hybrid import measurements
 from danon.bench.session import Options, Session
 from danon.cli.app import app
 from danon.report.terminal import render
@@ -232,11 +232,11 @@ def test_hybrid_selects_by_readable_runs(tmp_path: Path, caplog: pytest.LogCaptu
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "run.json").write_text('{"schema": 2}')
     with caplog.at_level(logging.WARNING):
-        assert len(selection.load(tmp_path)) == 1
+        assert len(measurements.load(tmp_path)) == 1
     assert f"passed over: {tmp_path}/b/run.json: not a recorded run" in caplog.text
     (tmp_path / "a" / "run.json").unlink()
     with pytest.raises(ValueError, match="schema 2; this danon reads schema 1"):
-        selection.load(tmp_path)
+        measurements.load(tmp_path)
 
 
 def test_report_that_cannot_be_written(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from danon.attention.effective_matrix import EffectiveAttention
 from danon.attention.padding import right_padded, rows_alone
 from danon.attention.registry import register
 from danon.attention.sizing import SINKS, largest_within_budget
-from danon.attention.streaming import Span, StateTensor, span_of
+from danon.attention.stream_state import Span, StateTensor, span_of
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.attention.union.op import observe_branches, union
 from danon.attention.union.tiles import near_rects

@@ -13,7 +13,7 @@ from danon.attention.dala.base import DALABase
 from danon.attention.dala.modules import load_balance, period_means, select_memory
 from danon.attention.dala.window import decay
 from danon.attention.kernels.base import HIDDEN, hide
-from danon.attention.streaming import StateTensor, span_of, tensor_of
+from danon.attention.stream_state import StateTensor, span_of, tensor_of
 from danon.attention.union.op import BranchCall, Source
 from danon.attention.union.tiles import NEAR, Rect, Rows, batch, near_rects
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any, Self
 
@@ -15,14 +14,16 @@ from danon import tuned
 from danon.attention.base import without_autocast
 from danon.attention.dala.layer import DALA
 from danon.attention.effective_matrix import EffectiveAttention
-from danon.attention.hybrid.selection import Selection, load, select_mechanism
+from danon.attention.hybrid.blend import label_branches, loss_terms, weighted_sum
+from danon.attention.hybrid.measurements import load
+from danon.attention.hybrid.selection import Selection, select_mechanism
 from danon.attention.msra.layer import MSRA
 from danon.attention.padding import right_padded
 from danon.attention.registry import register
-from danon.attention.streaming import StateTensor, StreamingAttention
+from danon.attention.stream_state import StateTensor
+from danon.attention.streaming import StreamingAttention
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.attention.ucsa.layer import UCSA
-from danon.attention.union.op import observe_branches, observer
 from danon.attention.union.tiles import constant
 from danon.config import AttentionConfig, ConfigError, DALAConfig, MSRAConfig, UCSAConfig
 from danon.config.hybrid import MEMBERS, SuperHybridConfig, mechanism_of
@@ -219,16 +220,16 @@ class SuperHybrid(StreamingAttention):
             if name not in names:
                 self._member(name).set_auxiliary_loss(None)
         if len(names) == 1:
-            with _labelled(names[0], None):
+            with label_branches(names[0], None):
                 out: Tensor = self._member(names[0])(q, k, v, mask)
                 return out
         beta, w = self._weights(q)
-        self._terms = self._loss_terms(beta, w, mask) if torch.is_grad_enabled() else None
+        self._terms = loss_terms(beta, w, self.start, mask) if torch.is_grad_enabled() else None
         parts = []
         for name, share in zip(names, w.unbind(-1), strict=True):
-            with _labelled(name, share.reshape(-1, N)):
+            with label_branches(name, share.reshape(-1, N)):
                 parts.append(self._member(name)(q, k, v, mask))
-        return _sum(parts, w).to(q.dtype)
+        return weighted_sum(parts, w).to(q.dtype)
 
     def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
         return {
@@ -253,11 +254,11 @@ class SuperHybrid(StreamingAttention):
         outs: list[Tensor] = []
         after: dict[str, StateTensor] = {}
         for name, share in zip(own, shares, strict=True):
-            with _labelled(name, share):
+            with label_branches(name, share):
                 out, new = self._member(name).step_parts(q, k, v, start, own[name])
             outs.append(out)
             after |= {f"{name}.{part}": x for part, x in new.items()}
-        return (outs[0] if len(outs) == 1 else _sum(outs, w).to(q.dtype)), after
+        return (outs[0] if len(outs) == 1 else weighted_sum(outs, w).to(q.dtype)), after
 
     def _weights(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """beta and w = softmax(beta / T) of queries (..., D): (..., M) each, at least float32."""
@@ -266,16 +267,6 @@ class SuperHybrid(StreamingAttention):
         if hasattr(self, "gate"):
             beta = beta + q.to(wide) @ self.gate.to(wide).T
         return beta, (beta / self.cfg.temperature).softmax(-1)
-
-    def _loss_terms(self, beta: Tensor, w: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """L_div and L_reg over the queries that there are; beta and w (B, H, N, M)."""
-        real = torch.ones_like(w[:, :, :, 0]) if mask is None else mask.to(w)[:, None]
-        real = real.expand(w.shape[:3])[..., None]
-        count = real.sum().clamp_min(1)
-        mean = (w * real).sum((0, 1, 2)) / count
-        entropy = -torch.special.xlogy(mean, mean).sum()
-        away = ((beta - self.start.to(beta)).square() * real).sum() / (count * len(mean))
-        return math.log(len(mean)) - entropy, away
 
     def auxiliary_loss(self) -> Tensor:
         """lambda_1 L_div + lambda_2 L_reg and the members' losses, all of the last pass.
@@ -334,7 +325,7 @@ class SuperHybrid(StreamingAttention):
         if mask is not None:
             q = torch.where((mask != 0)[:, None, :, None], q, 0.0)
         _, w = self._weights((q if rows is None else q[:, :, rows]).double())
-        return _sum(parts, w)
+        return weighted_sum(parts, w)
 
     def effective_attention(
         self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor
@@ -348,7 +339,7 @@ class SuperHybrid(StreamingAttention):
             _, w = self._weights(q[:, :, rows].double())
             exact = [part.exact for part in parts if part.exact is not None]
             return EffectiveAttention(
-                _sum([part.weights for part in parts], w), torch.stack(exact).any(0)
+                weighted_sum([part.weights for part in parts], w), torch.stack(exact).any(0)
             )
 
     def undecided_rows(
@@ -358,27 +349,3 @@ class SuperHybrid(StreamingAttention):
         names = self._in_use(q.shape[2], q.device)
         found = [self._member(name).undecided_rows(q, k, v, mask, rows) for name in names]
         return torch.stack(found).any(0)
-
-
-def _sum(parts: list[Tensor], w: Tensor) -> Tensor:
-    """sum_i w_i o_i of outputs (..., D) and weights (..., M), in the dtype of w."""
-    out = w[..., :1] * parts[0]
-    for i, part in enumerate(parts[1:], start=1):
-        out = out + w[..., i : i + 1] * part
-    return out
-
-
-@contextlib.contextmanager
-def _labelled(name: str, share: Tensor | None) -> Iterator[None]:
-    """Report the softmax mass of a mechanism's branches as ``name.branch``, times share (X, N)."""
-    outer = observer()
-    if outer is None:
-        yield
-        return
-
-    def watch(branches: Sequence[str], mass: Tensor) -> None:
-        part = mass if share is None else mass * share.detach()
-        outer([f"{name}.{branch}" for branch in branches], part)
-
-    with observe_branches(watch):
-        yield

@@ -19,7 +19,7 @@ from danon.attention.msra.oracle import entries, oracle
 from danon.attention.padding import right_padded, rows_alone
 from danon.attention.registry import register
 from danon.attention.sizing import SINKS, largest_within_budget
-from danon.attention.streaming import StateTensor
+from danon.attention.stream_state import StateTensor
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.attention.union.op import Source
 from danon.attention.union.tiles import near_rects

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from danon.attention.kernels import table
 from danon.attention.msra.base import MSRABase
 from danon.attention.msra.levels import far_rects
-from danon.attention.streaming import Span, StateTensor, span_of, tensor_of
+from danon.attention.stream_state import Span, StateTensor, span_of, tensor_of
 from danon.attention.union.op import BranchCall, Source, observer, union
 from danon.attention.union.tiles import Tiles
 

@@ -11,16 +11,15 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from danon.attention.base import without_autocast
 from danon.attention.effective_matrix import EffectiveAttention, pooling_loss
-from danon.attention.kernels.base import HIDDEN, hide
 from danon.attention.padding import each_alone, right_padded, rows_alone
 from danon.attention.pooling import ImportancePool
 from danon.attention.registry import register
 from danon.attention.sizing import SINKS, largest_within_budget
-from danon.attention.streaming import StateTensor, StreamingAttention
+from danon.attention.stream_state import StateTensor
+from danon.attention.streaming import StreamingAttention
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.attention.ucsa.far_entries import (
     FarCalls,
@@ -32,11 +31,9 @@ from danon.attention.ucsa.far_entries import (
 )
 from danon.attention.ucsa.information_loss import information_loss
 from danon.attention.ucsa.oracle import oracle, seen, undecided
-from danon.attention.ucsa.pooling_error import relative_error, running_sums, squared_length
 from danon.attention.ucsa.recovery import may_be_non_finite, recover, recover_stream
-from danon.attention.ucsa.selection import tree_depth
-from danon.attention.ucsa.streaming import StreamedUCSA, init_parts, step_parts
-from danon.attention.ucsa.tree import Tree, widen
+from danon.attention.ucsa.sources import PooledUCSA, pool_tree, union_sources
+from danon.attention.ucsa.streaming import init_parts, step_parts
 from danon.attention.union.op import BranchCall, Source, observe_branches, union
 from danon.attention.union.tiles import NEAR, batch, near_rects
 from danon.config import AttentionConfig, UCSAConfig
@@ -216,7 +213,7 @@ class UCSA(StreamingAttention):
         ]
         tree = None
         if first_far_block(c, N) < blocks_of(c, N):
-            tree = self._tree(k_, v_, real)
+            tree = pool_tree(self._pooled(c), k_, v_, real)
             lines, lengths = q_[:, c.global_tokens :], None if seen is None else seen.sum(1)
             calls += FarCalls(c, q_, tree[0], lines, lengths, extra=self.extra_share).calls()
 
@@ -225,11 +222,13 @@ class UCSA(StreamingAttention):
 
         def again(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
-            wide = None if tree is None else self._tree(k.double(), v.double(), real)
+            wide = (
+                None if tree is None else pool_tree(self._pooled(c), k.double(), v.double(), real)
+            )
             with observe_branches(None):
-                return attend(q, self._sources(k, v, seen, wide))
+                return attend(q, union_sources(c, k, v, seen, wide))
 
-        out, lost = attend(q_, self._sources(k_, v_, seen, tree)), None
+        out, lost = attend(q_, union_sources(c, k_, v_, seen, tree)), None
         if may_be_non_finite(out):
             out, count = recover((q, k, v), mask, out, again, self.oracle, causal=c.is_causal)
             self.recovered += count
@@ -246,6 +245,10 @@ class UCSA(StreamingAttention):
             return 0.0
         return c.sparsity_start * math.exp(-c.sparsity_decay * int(self.anneal_step))
 
+    def _pooled(self, config: UCSAConfig) -> PooledUCSA:
+        """Return configuration and pools, for functions beside this class."""
+        return PooledUCSA(config, self.leaf_pool, self.tree_pool, self.extra_share)
+
     def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
         return init_parts(self.cfg, empty)
 
@@ -258,8 +261,7 @@ class UCSA(StreamingAttention):
             first: int,
             parts: Mapping[str, StateTensor],
         ) -> tuple[Tensor, Mapping[str, StateTensor]]:
-            module = StreamedUCSA(config, self.leaf_pool, self.tree_pool, self.extra_share)
-            return step_parts(module, qkv, start + first, parts)
+            return step_parts(self._pooled(config), qkv, start + first, parts)
 
         out, after = read(self.cfg, (q, k, v), 0, parts)
         if may_be_non_finite(out):
@@ -267,69 +269,6 @@ class UCSA(StreamingAttention):
             out, after, count = recover_stream((q, k, v), parts, out, after, partial(read, exact))
             self.recovered += count
         return out, after
-
-    def _sources(
-        self, k: Tensor, v: Tensor, seen: Tensor | None, tree: tuple[Tree, list[Tensor]] | None
-    ) -> list[Source]:
-        """Tokens, nodes and leaves of tokens (X, n, D), in the dtype of k."""
-        sources = [Source(k, v, None if seen is None else hide(seen))]
-        if tree is not None:
-            (nodes, values), dtype = tree, k.dtype
-            key, log_mass = torch.cat(tuple(nodes.key), 1), torch.cat(tuple(nodes.log_mass), 1)
-            sources.append(Source(key.to(dtype), torch.cat(values, 1).to(dtype), log_mass))
-            sources.append(self._leaf_tokens(k, v, seen))
-        return sources
-
-    def _tree(self, k: Tensor, v: Tensor, seen: Tensor | None) -> tuple[Tree, list[Tensor]]:
-        """The nodes of all levels that any block needs, and their values."""
-        c, g = self.cfg, self.cfg.global_tokens
-        wide = torch.promote_types(k.dtype, torch.float32)
-        k, v = k[:, g:], v[:, g:]
-        square = squared_length(k) if c.detects_errors else None
-        mass: Tensor | None = torch.ones(k.shape[:2], dtype=wide, device=k.device)
-        if seen is not None:
-            mass = seen[:, g:].to(wide)
-        top = bottom = k.detach().to(wide)
-        if seen is not None:
-            padding = ~seen[:, g:, None]
-            top, bottom = (top.masked_fill(padding, x) for x in (-torch.inf, torch.inf))
-        keys, values, log_masses, spreads, errors = [], [], [], [], []
-        pool = self.leaf_pool
-        for _ in range(tree_depth(c, math.ceil(k.shape[1] / c.leaf)) + 1):
-            weight, mass = pool.weights(k, v, 0, mass)
-            k, v = pool.reduce(weight, k), pool.reduce(weight, v)
-            assert mass is not None
-            keys.append(k)
-            values.append(v)
-            log_masses.append(torch.where(mass > 0, mass.clamp_min(1).log(), HIDDEN))
-            top, bottom = widen(top, bottom, pool.rate)
-            spread = (top - bottom).square()
-            spreads.append(spread if seen is None else spread.masked_fill(mass[..., None] == 0, 0))
-            if square is not None:
-                square = pool.reduce(weight.detach(), square[..., None])[..., 0]
-                errors.append(relative_error(square, k, mass, c.error_tolerance))
-            pool = self.tree_pool
-        sums = [] if c.error_alpha is None else [running_sums(e) for e in errors]
-        asked = not torch.compiler.is_compiling()  # a compiler must be ready for both
-        if asked and not sums and not any(bool((e == 0).any()) for e in errors):
-            errors = []  # as a rule: nothing is lossless
-        return Tree(keys, log_masses, spreads, [0] * len(keys), None, errors, sums), values
-
-    def _leaf_tokens(self, k: Tensor, v: Tensor, seen: Tensor | None) -> Source:
-        """Tokens past the global ones, filled up to whole leaves."""
-        g = self.cfg.global_tokens
-        n = k.shape[1] - g
-        fill = -n % self.cfg.leaf
-        bias = None
-        if seen is not None or (fill and not self.cfg.is_causal):
-            real = (
-                seen[:, g:] if seen is not None else torch.ones_like(k[:, g:, 0], dtype=torch.bool)
-            )
-            bias = F.pad(hide(real), (0, fill), value=HIDDEN)
-        k, v = k[:, g:], v[:, g:]
-        if fill or k.stride(0) % (self.cfg.leaf * k.stride(1)):  # else whole leaves as they are
-            k, v = (F.pad(x, (0, 0, 0, fill)).contiguous() for x in (k, v))
-        return Source(k, v, bias)
 
     def visible_pairs(self, length: int) -> int | None:
         """Pairs seen, not pairs computed: a query is masked from what its neighbours selected.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from danon.attention.streaming import Span, StateTensor, span_of, tensor_of
+from danon.attention.stream_state import Span, StateTensor, span_of, tensor_of
 
 __all__ = ["BlockCache"]
 

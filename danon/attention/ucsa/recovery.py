@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from danon.attention.streaming import Span, StateTensor
+from danon.attention.stream_state import Span, StateTensor
 from danon.attention.union.op import observe_branches
 
 __all__ = ["may_be_non_finite", "recover", "recover_stream"]

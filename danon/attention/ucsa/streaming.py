@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from danon.attention.pooling import ImportancePool
-from danon.attention.streaming import Span, StateTensor, span_of, tensor_of
+from danon.attention.stream_state import Span, StateTensor, span_of, tensor_of
 from danon.attention.ucsa.far_entries import FarCalls, blocks_of, far_bounds, first_far_block
 from danon.attention.ucsa.leaf_cache import BlockCache
 from danon.attention.ucsa.pooling_error import relative_error, running_sums, squared_length
 from danon.attention.ucsa.selection import TreeSelection
+from danon.attention.ucsa.sources import PooledUCSA
 from danon.attention.ucsa.tree import Bounds, Tree, widen
 from danon.attention.union.op import BranchCall, Source, union
 from danon.attention.union.tiles import NEAR, Rows, Tiles, batch, near_rects
 from danon.config import UCSAConfig
 
-__all__ = ["StreamedUCSA", "init_parts", "step_parts"]
+__all__ = ["init_parts", "step_parts"]
 
 TOKENS, SINKS, LEAVES = range(3)
 """Sources; those of nodes follow, one for each group of blocks."""
@@ -47,25 +47,8 @@ def init_parts(c: UCSAConfig, empty: Tensor) -> dict[str, StateTensor]:
     return parts | BlockCache.empty(empty, c.leaf * D)
 
 
-@dataclass(frozen=True)
-class StreamedUCSA:
-    """The part of a UCSA that a stream needs.
-
-    Attributes:
-        config: the configuration.
-        leaf_pool: pools tokens into leaves.
-        tree_pool: pools nodes into their parent.
-        extra_share: see :func:`danon.attention.ucsa.far_entries.budget_of`.
-    """
-
-    config: UCSAConfig
-    leaf_pool: ImportancePool
-    tree_pool: ImportancePool
-    extra_share: float = 0.0
-
-
 def step_parts(
-    module: StreamedUCSA,
+    module: PooledUCSA,
     qkv: tuple[Tensor, Tensor, Tensor],
     start: int,
     parts: Mapping[str, StateTensor],
@@ -99,7 +82,7 @@ def step_parts(
 
 
 def _advance(
-    module: StreamedUCSA,
+    module: PooledUCSA,
     qkv: Sequence[Tensor],
     start: int,
     parts: dict[str, StateTensor],
@@ -163,7 +146,7 @@ def _forget(c: UCSAConfig, parts: dict[str, StateTensor], stop: int) -> None:
         level += 1
 
 
-def _grow(module: StreamedUCSA, parts: dict[str, StateTensor], leaves: int) -> None:
+def _grow(module: PooledUCSA, parts: dict[str, StateTensor], leaves: int) -> None:
     """Add the nodes that are whole now.
 
     Args:

@@ -1,0 +1,58 @@
+"""The weighted sum of a blend, its loss terms, and the names of its branches."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from danon.attention.union.op import observe_branches, observer
+
+__all__ = ["label_branches", "loss_terms", "weighted_sum"]
+
+
+def loss_terms(
+    beta: Tensor, w: Tensor, start: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return L_div and L_reg (specification 4.2) over the queries that there are.
+
+    Args:
+        beta: (B, H, N, M) of M mechanisms.
+        w: (B, H, N, M) their weights.
+        start: (M,), what beta starts from.
+        mask: (B, N) padding, or None.
+    """
+    real = torch.ones_like(w[:, :, :, 0]) if mask is None else mask.to(w)[:, None]
+    real = real.expand(w.shape[:3])[..., None]
+    count = real.sum().clamp_min(1)
+    mean = (w * real).sum((0, 1, 2)) / count
+    entropy = -torch.special.xlogy(mean, mean).sum()
+    away = ((beta - start.to(beta)).square() * real).sum() / (count * len(mean))
+    return math.log(len(mean)) - entropy, away
+
+
+def weighted_sum(parts: list[Tensor], w: Tensor) -> Tensor:
+    """Return sum_i w_i o_i of outputs (..., D) and weights (..., M), in the dtype of w."""
+    out = w[..., :1] * parts[0]
+    for i, part in enumerate(parts[1:], start=1):
+        out = out + w[..., i : i + 1] * part
+    return out
+
+
+@contextlib.contextmanager
+def label_branches(name: str, share: Tensor | None) -> Iterator[None]:
+    """Report the softmax mass of a mechanism's branches as ``name.branch``, times share (X, N)."""
+    outer = observer()
+    if outer is None:
+        yield
+        return
+
+    def watch(branches: Sequence[str], mass: Tensor) -> None:
+        part = mass if share is None else mass * share.detach()
+        outer([f"{name}.{branch}" for branch in branches], part)
+
+    with observe_branches(watch):
+        yield
