@@ -13,7 +13,7 @@ from torch.nn import functional as F
 __all__ = ["KINDS", "model_bytes", "quantize", "quantize_dynamic"]
 
 KINDS = ("float32", "bfloat16", "int8-dynamic", "int8-weight-only")
-"""What the linear layers of a part of a model can be: as they are, narrow, or eight bits.
+"""Kinds of linear layers: as they are, narrow, or in eight bits.
 
 ``int8-dynamic`` multiplies in eight bits, activations scaled by token as they come;
 ``int8-weight-only`` keeps weights in eight bits and multiplies in the model's own type.
@@ -22,7 +22,7 @@ _M = TypeVar("_M", bound=nn.Module)
 
 
 def quantize(model: _M, plan: Mapping[str, str]) -> _M:
-    """A copy of a float32 model for inference, with linear layers as a plan says.
+    """Copy a float32 model for inference, with linear layers as a plan says.
 
     Args:
         model: any; only its ``nn.Linear`` layers change.
@@ -40,7 +40,9 @@ def quantize(model: _M, plan: Mapping[str, str]) -> _M:
         if kind not in KINDS:
             raise ValueError(f"{part!r}: {kind!r}: must be one of {', '.join(KINDS)}")
         if not any(_inside(name, part) for name in linear):
-            raise ValueError(f"the model has no linear layer in {part!r}; it has {_some(linear)}")
+            raise ValueError(
+                f"the model has no linear layer in {part!r}; it has {_first_names(linear)}"
+            )
     for name, layer in linear.items():
         parts = [part for part in plan if _inside(name, part)]
         kind = plan[max(parts, key=len)] if parts else KINDS[0]
@@ -49,25 +51,37 @@ def quantize(model: _M, plan: Mapping[str, str]) -> _M:
         if layer.weight.dtype != torch.float32:
             raise ValueError(f"{name} is {layer.weight.dtype}: must be torch.float32")
         if kind == "bfloat16":
-            place, _, last = name.rpartition(".")
-            setattr(made.get_submodule(place), last, _Narrow(layer))
+            parent, _, last = name.rpartition(".")
+            setattr(made.get_submodule(parent), last, _Narrow(layer))
         else:
             _to_int8(layer, kind)
     return made
 
 
 def quantize_dynamic(model: _M) -> _M:
-    """A copy with every linear layer ``int8-dynamic``; see :func:`quantize`."""
+    """Copy a model with every linear layer ``int8-dynamic``.
+
+    Args:
+        model: any float32 model.
+
+    Raises:
+        ValueError: no linear layer, or one that is not float32.
+        ImportError: torchao is not installed; names the extra.
+    """
     return quantize(model, {"": "int8-dynamic"})
 
 
 def model_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers as they are stored, shared ones once."""
-    found = {}
+    """Sum the bytes of a model's parameters and buffers as stored, shared ones once.
+
+    Args:
+        model: any.
+    """
+    sizes = {}
     for tensor in (*model.parameters(), *model.buffers()):
         for part in _stored(tensor.detach()):
-            found[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
-    return sum(found.values())
+            sizes[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+    return sum(sizes.values())
 
 
 class _Narrow(nn.Linear):
@@ -95,6 +109,7 @@ class _EightBits(nn.Linear):
 
 
 def _to_int8(layer: nn.Linear, kind: str) -> None:
+    """Quantize a layer in place."""
     try:
         from torchao import quantization as ao
     except ImportError as error:
@@ -107,7 +122,7 @@ def _to_int8(layer: nn.Linear, kind: str) -> None:
 
 
 def _stored(tensor: Any) -> Iterator[Tensor]:
-    """The plain tensors that one consists of."""
+    """Yield the plain tensors that one consists of."""
     if not hasattr(tensor, "__tensor_flatten__"):
         yield tensor
         return
@@ -116,9 +131,11 @@ def _stored(tensor: Any) -> Iterator[Tensor]:
 
 
 def _inside(name: str, part: str) -> bool:
+    """Return True if a module is a part of the model, or inside it."""
     return not part or name == part or name.startswith(f"{part}.")
 
 
-def _some(names: Mapping[str, object]) -> str:
+def _first_names(names: Mapping[str, object]) -> str:
+    """Return the first eight names in words."""
     words = list(names)
     return ", ".join(words[:8]) + (", ..." if len(words) > 8 else "") if words else "none"

@@ -27,6 +27,15 @@ __all__ = [
 
 
 class Inputs(NamedTuple):
+    """Arguments of an attention.
+
+    Attributes:
+        q: queries (B, H, N, D).
+        k: keys (B, G, N, D).
+        v: values (B, G, N, D).
+        mask: padding (B, N) or None.
+    """
+
     q: Tensor
     k: Tensor
     v: Tensor
@@ -42,7 +51,19 @@ def make_inputs(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Inputs:
-    """Random q (B, H, N, D), k and v (B, G, N, D), and a mask with a third of the tokens padded."""
+    """Draw random inputs for an attention.
+
+    Args:
+        module: says shapes.
+        length: tokens N.
+        batch: B.
+        padded: True: with a mask that hides a third of the tokens, anywhere.
+        dtype: of q, k and v.
+        seed: of the random numbers.
+
+    Returns:
+        q (B, H, N, D), k and v (B, G, N, D), and a mask (B, N) or None.
+    """
     c, g = module.config, torch.Generator().manual_seed(seed)
     shapes = [(batch, heads, length, c.head_dim) for heads in (c.num_heads, c.kv_heads, c.kv_heads)]
     q, k, v = (torch.randn(s, generator=g, dtype=torch.float32).to(dtype) for s in shapes)
@@ -51,7 +72,12 @@ def make_inputs(
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    """||got - want|| / ||want|| in float64; the norm of the difference where want is zero."""
+    """Return ||got - want|| / ||want|| in float64; ||got - want|| where want is zero.
+
+    Args:
+        got: the tensor to judge.
+        want: the exact one, of the same shape.
+    """
     difference, size = (got.detach().double() - want.detach()).norm(), want.detach().double().norm()
     return float(difference / size if size > 0 else difference)
 
@@ -59,9 +85,18 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 def assert_matches_oracle(
     module: BaseAttention, x: Inputs, forward: float = 1e-5, backward: float = 1e-4
 ) -> None:
-    """Output and gradients of q, k, v and every parameter agree with the float64 oracle.
+    """Assert that output and all gradients agree with the float64 oracle.
 
     Rows the module calls undecided (``undecided_rows``) are left out.
+
+    Args:
+        module: the attention.
+        x: inputs.
+        forward: largest relative error of the output.
+        backward: largest relative error of a gradient.
+
+    Raises:
+        AssertionError: says what differs, and by how much.
     """
     leaves = [t.clone().requires_grad_() for t in x[:3]]
     wide = [t.detach().double().requires_grad_() for t in leaves]
@@ -99,7 +134,16 @@ def assert_matches_oracle(
 
 
 def assert_causal(module: BaseAttention, x: Inputs, places: list[int]) -> None:
-    """Changing all tokens after a place, in q, k and v, leaves the output up to it unchanged."""
+    """Assert that changing all tokens after a place leaves the output up to it unchanged.
+
+    Args:
+        module: the attention.
+        x: inputs.
+        places: positions, each of which is tried.
+
+    Raises:
+        AssertionError: names the output and the place.
+    """
     with torch.no_grad():
         before = module(*x)
         for place in places:
@@ -113,7 +157,7 @@ def assert_causal(module: BaseAttention, x: Inputs, places: list[int]) -> None:
 
 
 def _subject(module: BaseAttention, parameters: dict[str, Tensor]) -> Subject:
-    """The module and its oracle, as the suites' check takes them."""
+    """Return the module and its oracle, as the suites' check takes them."""
 
     def oracle(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
         return module.oracle(q, k, v, rows=rows)
@@ -125,16 +169,37 @@ def _subject(module: BaseAttention, parameters: dict[str, Tensor]) -> Subject:
 
 
 class AttentionContract:
-    """What every attention must do. Choose sizes in ``make`` so that N = 103 uses every branch."""
+    """Tests that every attention must pass.
+
+    Subclass it in a test module and define :meth:`make`, with sizes for which N = 103 uses every
+    branch.
+
+    Example::
+
+        class TestWindow(AttentionContract):
+            def make(self, causal, num_kv_heads=4):
+                shape = {"hidden_size": 32, "num_heads": 4, "num_kv_heads": num_kv_heads}
+                return Window(AttentionConfig(**shape, causal=causal))
+
+    Attributes:
+        lengths: tokens N of the inputs.
+        half_lengths: tokens N of inputs in bfloat16 and float16.
+    """
 
     lengths = (1, 7, 8, 17, 40, 103)
     half_lengths = (17, 103)
 
     def make(self, causal: bool, num_kv_heads: int = 4) -> BaseAttention:
+        """Build the attention under test.
+
+        Args:
+            causal: later tokens are hidden.
+            num_kv_heads: G, a divisor of 4, which H is.
+        """
         raise NotImplementedError("define make(causal, num_kv_heads)")
 
     def trained(self, causal: bool, num_kv_heads: int = 4) -> BaseAttention:
-        """An instance whose parameters are all away from where they start."""
+        """Build an instance whose parameters are all away from where they start."""
         module = self.make(causal, num_kv_heads).eval()
         g = torch.Generator().manual_seed(7)
         with torch.no_grad():
@@ -145,6 +210,7 @@ class AttentionContract:
     @pytest.mark.parametrize("padded", [False, True])
     @pytest.mark.parametrize("causal", [False, True])
     def test_matches_oracle(self, causal: bool, padded: bool) -> None:
+        """Compare output and gradients with the float64 oracle."""
         for heads in (4, 2):
             module = self.trained(causal, heads)
             for length in self.lengths:
@@ -153,6 +219,7 @@ class AttentionContract:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("causal", [False, True])
     def test_low_precision_is_as_good_as_dense(self, causal: bool, dtype: torch.dtype) -> None:
+        """Bound the error in half precision by twice that of dense attention."""
         for length in self.half_lengths:
             module = self.trained(causal)
             x = make_inputs(module, length, dtype=dtype)
@@ -170,6 +237,7 @@ class AttentionContract:
     def test_low_precision_gradients_are_as_good_as_dense(
         self, causal: bool, dtype: torch.dtype
     ) -> None:
+        """Check gradients in half precision with the tolerances of the suites."""
         for length in self.half_lengths:
             module = self.make(causal).eval()
             q, k, v, _ = make_inputs(module, length, dtype=dtype)
@@ -181,16 +249,19 @@ class AttentionContract:
             assert check.ok, check.reason
 
     def test_no_causal_leak(self) -> None:
+        """Change later tokens; earlier outputs stay."""
         module = self.trained(True)
         assert_causal(module, make_inputs(module, 103), [0, 6, 7, 30, 31, 50, 77, 101])
 
     def test_oracle_rows_are_rows_of_the_whole(self) -> None:
+        """Compare the oracle of some rows with those rows of all."""
         for causal in (False, True):
             module = self.trained(causal, 2)
             x, rows = make_inputs(module, 103, padded=True), torch.tensor([0, 5, 64, 102])
             torch.testing.assert_close(module.oracle(*x, rows=rows), module.oracle(*x)[:, :, rows])
 
     def test_padding_tokens_have_no_influence(self) -> None:
+        """Put NaN, infinity and large numbers in padding; outputs stay."""
         for causal in (False, True):
             module = self.trained(causal)
             x = make_inputs(module, 103, padded=True)
@@ -202,7 +273,7 @@ class AttentionContract:
                     torch.testing.assert_close(module(*changed, x.mask), module(*x))
 
     def test_a_padded_row_gets_what_it_gets_alone(self) -> None:
-        """Padding on the left, on the right and between is no part of a sequence."""
+        """Pad on the left, on the right and between: none of it is part of a sequence."""
         for causal in (False, True):
             module = self.trained(causal)
             q, k, v, mask = make_inputs(module, 103, batch=4, padded=True)
@@ -216,6 +287,7 @@ class AttentionContract:
                     assert relative_error(out[b, :, real], alone[0].double()) <= 1e-5
 
     def test_a_row_without_a_token_gives_zeros(self) -> None:
+        """Pad a whole row; outputs and gradients are zeros."""
         for causal in (False, True):
             module = self.trained(causal)
             q, k, v, _ = make_inputs(module, 40)
@@ -229,6 +301,7 @@ class AttentionContract:
                 assert g.isfinite().all() and g[0].eq(0).all()
 
     def test_batch_and_layout_do_not_matter(self) -> None:
+        """Compare with other batches and memory layouts."""
         module = self.trained(True)
         q, k, v, _ = make_inputs(module, 57, batch=3)
         whole = module(q, k, v)
@@ -238,6 +311,7 @@ class AttentionContract:
             torch.testing.assert_close(whole, module(*strided))
 
     def test_autocast_leaves_it_alone(self) -> None:
+        """Compare with the output under autocast."""
         module = self.trained(True)
         x = make_inputs(module, 103)
         with torch.autocast("cpu", torch.bfloat16):
@@ -245,6 +319,7 @@ class AttentionContract:
         torch.testing.assert_close(inside, module(*x))
 
     def test_bad_input_is_named(self) -> None:
+        """Expect an error that names the wrong tensor."""
         module = self.make(True)
         q, k, v, _ = make_inputs(module, 8)
         for bad, message in (

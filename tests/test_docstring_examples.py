@@ -8,8 +8,18 @@ import importlib
 import pytest
 
 MODULES = (
+    "danon.attention.base",
+    "danon.attention.streaming",
+    "danon.config.base",
+    "danon.config.dala",
+    "danon.config.hybrid",
+    "danon.config.msra",
+    "danon.config.ucsa",
     "danon.data.tasks.base",
     "danon.integrations.transformers",
+    "danon.models.backbone",
+    "danon.models.factories",
+    "danon.models.hybrid_model",
     "danon.runs.task_registry",
     "danon.training.trainer",
 )

@@ -30,31 +30,54 @@ class BaseAttention(nn.Module):
 
     A subclass needs ``forward`` and a constructor that takes one
     :class:`~danon.config.AttentionConfig`; everything else has a default.
+
+    Example::
+
+        >>> import torch
+        >>> from danon import BaseAttention
+        >>> from danon.config import AttentionConfig
+        >>> class Dense(BaseAttention):
+        ...     def __init__(self, config):
+        ...         super().__init__()
+        ...         self.setup_attention(config)
+        ...
+        ...     def forward(self, q, k, v, mask=None):
+        ...         logits = self.compute_attention(q, k)
+        ...         if mask is not None:
+        ...             logits = logits.masked_fill(mask[:, None, None] == 0, -1e9)
+        ...         return torch.softmax(logits, dim=-1) @ v
+        >>> attention = Dense(AttentionConfig(hidden_size=128, num_heads=2, causal=True))
+        >>> q, k, v = torch.randn(3, 1, 2, 100, 64)
+        >>> attention(q, k, v).shape
+        torch.Size([1, 2, 100, 64])
+
+    Attributes:
+        description: short text for the tables, sizes included: ``exact``, ``window 256 + 64
+            sinks``, ``low rank`` ... Figures of equal configuration and description count as of one
+            configuration.
+        oracle_kind: ``definition`` if :meth:`oracle` is one, else ``self in float64``.
+        causal_capable: True if a causal configuration hides every later token; the suites hold it
+            to that.
+        pools_tokens: True if the mechanism pools tokens, so that a token's weight does not show
+            which tokens were read.
+        tuned_length: tokens that its settings were tuned for; 0: they are for any length.
+        config: the configuration, once :meth:`setup_attention` has run.
     """
 
     description: str = "not stated"
-    """What is computed, for the tables: ``exact``, ``window 256 + 64 sinks``, ``low rank`` ...
-
-    Sizes included: figures of equal configuration and description count as of one configuration.
-    """
-
     oracle_kind: ClassVar[str] = "self in float64"
-    """What :meth:`oracle` is: ``definition``, or the same code run in float64."""
-
     causal_capable: ClassVar[bool] = True
-    """Whether a causal configuration hides every later token; the suites hold it to that."""
-
     pools_tokens: ClassVar[bool] = False
-    """Whether weight on a token may come through a sum of many, and so says not what is seen."""
-
     tuned_length: ClassVar[int] = 0
-    """Tokens that its settings were tuned for; 0: they are for any length."""
 
     config: AttentionConfig
     _auxiliary: Tensor | None = None
 
     def setup_attention(self, config: AttentionConfig) -> None:
         """Keep the configuration (the specification's extension point).
+
+        Args:
+            config: shape, causality and kernel.
 
         Raises:
             ValueError: ``config.kernel`` names no kernel; the message lists them.
@@ -66,9 +89,13 @@ class BaseAttention(nn.Module):
         self.config = config
 
     def compute_attention(self, q: Tensor, k: Tensor) -> Tensor:
-        """Dense logits ``q k^T / sqrt(D)`` (B, H, N, N), later tokens hidden when causal.
+        """Return dense logits ``q k^T / sqrt(D)`` (B, H, N, N), later tokens hidden when causal.
 
         Specification 1.2. For short inputs: the matrix is materialised.
+
+        Args:
+            q: queries (B, H, N, D).
+            k: keys (B, G, N, D).
         """
         k_BHND = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         logits: Tensor = q @ k_BHND.transpose(-1, -2) * q.shape[-1] ** -0.5
@@ -79,15 +106,15 @@ class BaseAttention(nn.Module):
         return logits
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Attend with every query.
 
         Args:
             q: queries (B, H, N, D).
             k: keys (B, G, N, D).
             v: values (B, G, N, D).
             mask: padding (B, N); True or 1 marks a real token, False or 0 padding, which is no part
-                of its sequence. So real tokens get what they get without it, wherever it stands:
-                :func:`danon.attention.padding.right_padded` sees to that.
+                of its sequence. Real tokens get what they get without padding, wherever it stands;
+                :func:`danon.attention.padding.right_padded` ensures that.
 
         Returns:
             (B, H, N, D) in the dtype of ``q``; padding gets zeros.
@@ -95,11 +122,13 @@ class BaseAttention(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
     def auxiliary_loss(self) -> Tensor:
-        """What the last forward pass asks to be added to the training loss, weighted as configured.
+        """Return the loss that the last forward pass adds to that of training, weighted.
 
-        A scalar to be read between the forward and the backward pass. Zero for an attention without
-        such a loss, before the first forward pass, and after one in evaluation mode or without
-        gradients. See :meth:`set_auxiliary_loss`.
+        Read it between the forward and the backward pass. See :meth:`set_auxiliary_loss`.
+
+        Returns:
+            A scalar. Zero for an attention without such a loss, before the first forward pass, and
+            after one in evaluation mode or without gradients.
         """
         if self._auxiliary is not None:
             return self._auxiliary
@@ -107,11 +136,11 @@ class BaseAttention(nn.Module):
 
     @property
     def wants_auxiliary(self) -> bool:
-        """Whether this forward pass should compute its auxiliary loss: it is one of training."""
+        """True if this forward pass should compute its auxiliary loss: it is one of training."""
         return self.training and torch.is_grad_enabled()
 
     def set_auxiliary_loss(self, loss: Tensor | None) -> None:
-        """Replace what :meth:`auxiliary_loss` returns; for every forward pass to call, once.
+        """Replace what :meth:`auxiliary_loss` returns; every forward pass calls it once.
 
         Args:
             loss: a scalar with its graph, already weighted; None for none.
@@ -122,29 +151,33 @@ class BaseAttention(nn.Module):
             self._auxiliary = loss
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the graph of the last forward pass, which can be neither copied nor saved."""
+        """Leave out the graph of the last forward pass, which can be neither copied nor saved."""
         return {name: x for name, x in self.__dict__.items() if name != "_auxiliary"}
 
     @classmethod
     def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
-        """The instance the suites measure at this shape, with its default settings or others.
+        """Build the instance that the suites measure.
 
         Args:
-            settings: what a choice from :meth:`search_space` stands for.
+            shape: widths, heads, causality, length in tokens.
+            **settings: settings of a choice from :meth:`search_space`; none: the defaults.
         """
         return cls(shape, **settings)
 
     @classmethod
     def search_space(cls) -> Space | None:
-        """The settings of :meth:`build` that a study may choose; None: there is nothing to tune."""
+        """Return the settings of :meth:`build` that a study may choose; None: nothing to tune."""
         return None
 
     @classmethod
     def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
-        """The instance that the quality suites train: a query sees about so many entries at most.
+        """Build the instance that the quality suites train: the largest within a budget.
 
-        On average over the queries of ``shape.max_sequence_length`` tokens. What has no such size,
-        dense attention or a recurrence, is what :meth:`build` makes.
+        An attention without such a size, dense or recurrent, is what :meth:`build` makes.
+
+        Args:
+            shape: as in :meth:`build`; the average is over its ``max_sequence_length`` tokens.
+            entries: entries that a query sees on average, about, at most.
 
         Raises:
             NotImplementedError: its size is fixed, and no fair one to compare; says why.
@@ -161,7 +194,15 @@ class BaseAttention(nn.Module):
         device: torch.device,
         backward: bool,
     ) -> str | None:
-        """Why this case cannot run here (a missing package, no CUDA ...), or None if it can."""
+        """Return why a case cannot run here (a missing package, no CUDA ...), or None if it can.
+
+        Args:
+            shape: as in :meth:`build`.
+            length: tokens N.
+            dtype: of q, k and v.
+            device: of q, k and v.
+            backward: True if gradients are computed too.
+        """
         return None
 
     def oracle(
@@ -172,9 +213,13 @@ class BaseAttention(nn.Module):
         mask: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """The same result in float64, from the definition where there is one.
+        """Compute the same result in float64, from the definition where there is one.
 
         Args:
+            q: queries (B, H, N, D).
+            k: keys (B, G, N, D).
+            v: values (B, G, N, D).
+            mask: padding (B, N), as in :meth:`forward`.
             rows: query positions to compute, (R,) int64; None computes all.
 
         Returns:
@@ -187,38 +232,63 @@ class BaseAttention(nn.Module):
     def undecided_rows(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
     ) -> Tensor:
-        """(R,) bool: rows in which rounding decides a discrete choice, so that no oracle can judge.
+        """Find rows in which rounding decides a discrete choice, so that no oracle can judge.
 
-        None, unless an attention selects by score.
+        There are none, unless an attention selects by score.
+
+        Args:
+            q: queries (B, H, N, D).
+            k: keys (B, G, N, D).
+            v: values (B, G, N, D).
+            mask: padding (B, N), as in :meth:`forward`.
+            rows: query positions (R,).
+
+        Returns:
+            (R,) bool.
         """
         return torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
 
     def effective_attention(
         self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor
     ) -> EffectiveAttention:
-        """What queries (R,) see of the tokens, by the oracle.
+        """Return the effective attention matrix of some queries, by the oracle.
 
-        The weights are its gradient in v: all of the output where that is linear in v and keeps
-        the columns of v apart. What has weight counts as seen as itself, unless the class
+        The weights are the oracle's gradient in v: all of the output where that is linear in v and
+        keeps the columns of v apart. A token with weight counts as seen as itself, unless the class
         ``pools_tokens``.
+
+        Args:
+            q: queries (B, H, N, D).
+            k: keys (B, G, N, D).
+            v: values (B, G, N, D).
+            rows: query positions (R,).
         """
         weights = value_weights(lambda x: self.oracle(q, k, x, None, rows), v, q.shape[1])
         return EffectiveAttention(weights, None if self.pools_tokens else weights != 0)
 
     def visible_pairs(self, length: int) -> int | None:
-        """(query, entry) pairs of one head in a forward pass; None where that has no meaning.
+        """Count the (query, entry) pairs of one head in a forward pass.
 
-        Where the number depends on the keys: the most there can be.
+        Args:
+            length: tokens N.
+
+        Returns:
+            Pairs; the most there can be, if the number depends on the keys. None where it has no
+            meaning.
         """
         return None
 
     def counted_pairs(self, k: Tensor) -> float | None:
-        """(query, entry) pairs of one head, on average, over these keys (B, G, N, D)."""
+        """Count the (query, entry) pairs of one head over given keys, on average.
+
+        Args:
+            k: keys (B, G, N, D).
+        """
         return self.visible_pairs(k.shape[-2])
 
 
 def without_autocast(forward: Callable[..., _Out]) -> Callable[..., _Out]:
-    """Decorator of a forward(self, q, ...) that chooses the precision of every step itself.
+    """Run a forward(self, q, ...) that chooses the precision of every step itself; a decorator.
 
     Inputs are checked outside of it, and it does nothing where autocast is off: compiled code that
     is left by an error leaves its autocast regions open, and for an open one torch keeps the first
@@ -227,10 +297,10 @@ def without_autocast(forward: Callable[..., _Out]) -> Callable[..., _Out]:
 
     @functools.wraps(forward)
     def run(self: BaseAttention, q: Tensor, *args: object, **kwargs: object) -> _Out:
-        kind = q.device.type
-        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        device = q.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return forward(self, q, *args, **kwargs)
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(device, enabled=False):
             return forward(self, q, *args, **kwargs)
 
     return run
@@ -240,6 +310,13 @@ def check_inputs(
     config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
 ) -> None:
     """Reject wrong shapes, dtypes and devices with an error that names what is allowed.
+
+    Args:
+        config: shape that the tensors must have.
+        q: queries (B, H, N, D).
+        k: keys (B, G, N, D).
+        v: values (B, G, N, D).
+        mask: padding (B, N) or None.
 
     Raises:
         ValueError: naming the tensor, what it is and what it must be.

@@ -1,4 +1,4 @@
-"""Which attentions take part: danon's, those of installed packages, and those of the user."""
+"""The attentions that take part: danon's, those of installed packages, and those of the user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def discover(
     load: Callable[..., str] = registry.load,
     note: Callable[[str], object] = _log.warning,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names to measure, the reference first, and those of them that the user brought.
+    """Return names to measure, the reference first, and those of them that the user brought.
 
     Args:
         targets: registered names, or ``file.py:Class`` / ``module:Class`` to add.
@@ -68,7 +68,7 @@ def discover(
 
 
 def _loaded(target: str, load: Callable[[str], str]) -> str:
-    """The name of a target; its module may raise anything while it is imported."""
+    """Load a target; its module may raise anything while it is imported."""
     try:
         return load(target)
     except (ValueError, Interruption):

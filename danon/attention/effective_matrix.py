@@ -1,4 +1,4 @@
-"""What queries see of the tokens: the effective matrix, and what of it is seen one by one.
+"""The effective attention matrix, and the tokens in it that are seen one by one.
 
 Shapes: q (B, H, N, D), k and v (B, G, N, D), rows (R,).
 """
@@ -19,15 +19,15 @@ __all__ = ["EffectiveAttention", "Level", "near_tokens", "pooling_loss", "value_
 
 @dataclass(frozen=True)
 class EffectiveAttention:
-    """What some queries see of the tokens.
+    """Effective attention of some queries over the tokens.
 
     Attributes:
         weights: the effective attention matrix, (B, H, R, N) float64: how much of the value of
             token j is in the output of row i, with all that decides it held fixed.
         exact: bool, as broad: tokens that a row sees as themselves, not through a summary of
             several. None where no token is, or nobody can tell.
-        lost: ||X - X^|| / ||X|| of keys, and of values: X are the tokens that the rows see, in X^
-            those under a node are the node. None where nothing is pooled into nodes.
+        pooling_loss: ||X - X^|| / ||X|| of keys, and of values: X are the tokens that the rows see,
+            in X^ those under a node are the node. None if nothing is pooled into nodes.
     """
 
     weights: Tensor
@@ -50,7 +50,7 @@ class Level(NamedTuple):
 
 
 def value_weights(oracle: Callable[[Tensor], Tensor], v: Tensor, heads: int) -> Tensor:
-    """d o_i / d v_j of an output that is linear in the values, column by column.
+    """Return d o_i / d v_j of an output that is linear in the values, column by column.
 
     Each column of the values carries one row: D rows of the matrix in one backward pass. What else
     depends on the values moves with them: learned pooling scores, once they are not zero.
@@ -86,7 +86,7 @@ def value_weights(oracle: Callable[[Tensor], Tensor], v: Tensor, heads: int) -> 
 
 
 def near_tokens(rows: Tensor, length: int, window: int, sinks: int, causal: bool) -> Tensor:
-    """(R, N) bool: the first tokens, and the block of each row and those beside it."""
+    """Return bool (R, N): the first tokens, and the block of each row and those beside it."""
     i, j = rows[:, None], torch.arange(length, device=rows.device)
     own, its = (i - sinks).clamp_min(0) // window, (j - sinks).div(window, rounding_mode="floor")
     near = (j < sinks) | ((its - own).abs() <= 1)
@@ -96,13 +96,17 @@ def near_tokens(rows: Tensor, length: int, window: int, sinks: int, causal: bool
 def pooling_loss(
     k: Tensor, v: Tensor, levels: Sequence[Level], rows: Tensor, sinks: int, causal: bool
 ) -> tuple[float, float]:
-    """:attr:`EffectiveAttention.pooling_loss` of rows.
+    """Compute :attr:`EffectiveAttention.pooling_loss` of rows.
 
     They see every token once, as itself or under a node.
 
     Args:
         k: (B, G, N, D); v the same.
+        v: (B, G, N, D).
         levels: nodes over the tokens past the first ``sinks``.
+        rows: query positions (R,).
+        sinks: first tokens, which are under no node.
+        causal: rows see no later token.
     """
     found = []
     for tokens, name in ((k.double(), "k"), (v.double(), "v")):
@@ -122,7 +126,7 @@ def pooling_loss(
 
 
 def _gaps(tokens: Tensor, nodes: Tensor, span: int) -> Tensor:
-    """Squared distance of the tokens under each node from it: (B, G, n, D), (B, G, m, D) -> m."""
+    """Sum squared distances of tokens (B, G, n, D) from their node (B, G, m, D): (B, G, m)."""
     n, m = tokens.shape[2], nodes.shape[2]
     gap = (tokens - nodes.repeat_interleave(span, 2)[:, :, :n]).square().sum(-1)
     under: Tensor = F.pad(gap, (0, m * span - n)).unflatten(2, (m, span))

@@ -1,4 +1,4 @@
-"""What a mask means: padding is no part of its sequence.
+"""The meaning of a mask: padding is no part of its sequence.
 
 A row of a batch gets at its real tokens what these tokens get by themselves, and zeros at its
 padding, wherever that stands. Places, blocks, periods, nodes and first tokens count real tokens.
@@ -29,7 +29,7 @@ __all__ = ["Compaction", "each_alone", "right_padded", "rows_alone"]
 
 @dataclass(frozen=True, eq=False)
 class Compaction:
-    """Where the real tokens of each row go so that all padding is on the right.
+    """Move of the real tokens of each row that brings all padding to the right.
 
     Attributes:
         mask: which tokens are real (B, N) bool.
@@ -45,7 +45,7 @@ class Compaction:
 
     @classmethod
     def of(cls, mask: Tensor) -> Compaction | None:
-        """The compaction of a mask (B, N) of zeros and ones; None if nothing is padding.
+        """Return the compaction of a mask (B, N) of zeros and ones; None if nothing is padding.
 
         Compiled code, which cannot look, always moves the tokens.
         """
@@ -62,18 +62,18 @@ class Compaction:
         return cls(mask, place < mask.sum(1, keepdim=True), source, source.argsort(dim=1))
 
     def compact(self, x: Tensor) -> Tensor:
-        """x (B, ..., N, D) with the real tokens first and zeros behind them; a contiguous copy."""
+        """Move the real tokens of x (B, ..., N, D) first, zeros behind them; a contiguous copy."""
         return _move(x, self.mask, self.real, self.source, self.target)
 
     def expand(self, x: Tensor) -> Tensor:
-        """x (B, ..., N, D), compacted, with each token in its own place and zeros at padding."""
+        """Move the tokens of a compacted x (B, ..., N, D) back, with zeros at padding."""
         return _move(x, self.real, self.mask, self.target, self.source)
 
 
 def _move(
     x: Tensor, before: Tensor, after: Tensor, source: Tensor | None, target: Tensor | None
 ) -> Tensor:
-    """Tokens of x (B, ..., N, D) in another order, zeros for those that are not real ``after``."""
+    """Move tokens of x (B, ..., N, D); zeros for those that are not real ``after``."""
     if torch.compiler.is_compiling() or x.is_meta:
         real = after[(slice(None), *[None] * (x.dim() - 3), slice(None), None)]
         return torch.where(real, x if source is None else _taken(x, source), 0.0)
@@ -84,7 +84,7 @@ def _move(
 
 
 def _taken(x: Tensor, source: Tensor) -> Tensor:
-    """x (B, ..., N, D) with token source[b, n] of row b in place n."""
+    """Return x (B, ..., N, D) with token source[b, n] of row b in place n."""
     (B, N), D = source.shape, x.shape[-1]
     rows = x.numel() // (N * D)
     first = torch.arange(rows, device=x.device)[:, None] * N
@@ -126,7 +126,7 @@ class _Move(torch.autograd.Function):
 
 
 def right_padded(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorator of a forward(self, q, k, v, mask) of a :class:`BaseAttention`.
+    """Hand a forward(self, q, k, v, mask) sequences padded on the right only; a decorator.
 
     Checks the inputs and hands over sequences that are padded on the right, if at all: the mask it
     gets is None or bool, true for the first tokens of each row; q, k and v are zero where it is
@@ -163,9 +163,13 @@ def right_padded(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def each_alone(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rows: Tensor
 ) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]]:
-    """The real tokens of each row of a batch by themselves.
+    """Yield the real tokens of each row of a batch by themselves.
 
     Args:
+        q: queries (B, H, N, D).
+        k: keys (B, G, N, D).
+        v: values (B, G, N, D).
+        mask: padding (B, N).
         rows: places (R,).
 
     Yields:
@@ -180,7 +184,7 @@ def each_alone(
 
 
 def rows_alone(oracle: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorator of an oracle(self, q, k, v, rows): adds a mask, by its definition.
+    """Add a mask to an oracle(self, q, k, v, rows), by the mask's definition; a decorator.
 
     The real tokens of each row are a sequence by themselves; padding gets zeros.
     """

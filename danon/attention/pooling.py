@@ -35,6 +35,7 @@ class ImportancePool(nn.Module):
     def __init__(
         self, head_dim: int, rate: int, scales: int, cap: float = 0.0, hidden: int = 16
     ) -> None:
+        """Build the score network."""
         super().__init__()
         self.rate, self.cap = rate, cap
         bound = head_dim**-0.5
@@ -44,7 +45,7 @@ class ImportancePool(nn.Module):
         self.v = nn.Parameter(torch.zeros(scales, hidden))
 
     def score(self, k: Tensor, v: Tensor, scale: int) -> Tensor:
-        """beta of each child: k, v (X, n, D) -> (X, n) float32 or wider."""
+        """Return beta of each child: k, v (X, n, D) -> (X, n) float32 or wider."""
         s = min(scale, len(self.b) - 1)
         wide = torch.promote_types(k.dtype, torch.float32)
         w_h, w_x, b, out = (x[s].to(wide) for x in (self.w_h, self.w_x, self.b, self.v))
@@ -58,7 +59,7 @@ class ImportancePool(nn.Module):
     def weights(
         self, k: Tensor, v: Tensor, scale: int, mass: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The share of each child in its node.
+        """Return the share of each child in its node.
 
         Args:
             k: children's keys (X, n, D).
@@ -80,7 +81,7 @@ class ImportancePool(nn.Module):
         return (weight + mass.log().clamp_min(least)).softmax(-1), mass.sum(-1)
 
     def reduce(self, weight: Tensor, x: Tensor) -> Tensor:
-        """Weighted means of children x (X, n, D) -> (X, m, D), in the wider of the dtypes."""
+        """Average children x (X, n, D) by weight: (X, m, D), in the wider of the dtypes."""
         _, m, r = weight.shape
         x = x[:, : m * r]
         if x.shape[1] < m * r:
@@ -89,13 +90,13 @@ class ImportancePool(nn.Module):
         return by_pieces(lambda a, z: (nodes[:, a:z] * weight[:, a:z, :, None]).sum(2), nodes)
 
     def _whole(self, x: Tensor, pad: bool) -> Tensor:
-        """x (X, n) with n made a multiple of the rate: padded with zeros, or cut."""
+        """Make n of x (X, n) a multiple of the rate: padded with zeros, or cut."""
         rest = x.shape[1] % self.rate
         return F.pad(x, (0, -x.shape[1] % self.rate)) if pad else x[:, : x.shape[1] - rest]
 
 
 def by_pieces(some: Callable[[int, int], Tensor], x: Tensor) -> Tensor:
-    """``some(a, z)`` of x (X, n, ...) for all of [0, n), side by side in dimension 1.
+    """Compute ``some(a, z)`` of x (X, n, ...) for all of [0, n), joined in dimension 1.
 
     On a CPU in pieces whose temporaries are of the size of a cache: one as long as the input is new
     memory each time, a page fault for every 4 KiB. Not for a gradient, which keeps them all anyway
@@ -111,17 +112,17 @@ def by_pieces(some: Callable[[int, int], Tensor], x: Tensor) -> Tensor:
 
 
 def soft_cap(beta: Tensor, s: float) -> Tensor:
-    """tanh(s * beta) / s, which stays within 1/s; beta itself for s = 0."""
+    """Return tanh(s * beta) / s, which stays within 1/s; beta itself for s = 0."""
     return torch.tanh(beta * s) / s if s else beta
 
 
 def sinusoid(position: Tensor, dim: int) -> Tensor:
-    """PE of specification 1.1: positions (n,) -> (n, dim) float64, sine and cosine in turn."""
+    """Encode positions (n,) -> (n, dim) float64, sine and cosine in turn (specification 1.1)."""
     return sinusoid_pairs(position, dim).flatten(1)[:, :dim]
 
 
 def sinusoid_pairs(position: Tensor, dim: int) -> Tensor:
-    """(sine, cosine) of each frequency: positions (n,) -> (n, ceil(dim / 2), 2) float64."""
+    """Return (sine, cosine) of each frequency: positions (n,) -> (n, ceil(dim / 2), 2) float64."""
     half = torch.arange(0, dim, 2, device=position.device, dtype=torch.float64) / dim
     angle = position.double()[:, None] / 10000.0**half
     return torch.stack((angle.sin(), angle.cos()), -1)

@@ -33,12 +33,18 @@ REFERENCE = "sdpa"
 
 _TABLE: dict[str, type[BaseAttention]] = {}
 _VERSIONS: dict[str, tuple[int, int]] = {}
-"""Of files that are imported: time of the last change and size."""
+"""Time of the last change and size of each imported file."""
 _T = TypeVar("_T", bound=type[BaseAttention])
 
 
 def register(name: str) -> Callable[[_T], _T]:
-    """Class decorator: make the class known to every suite under ``name``.
+    """Register a class under ``name`` for every suite; a class decorator.
+
+    Args:
+        name: letters, digits, ``_``, ``-`` and ``.`` only.
+
+    Returns:
+        A decorator that returns the class itself.
 
     Raises:
         ValueError: the name is taken by another class, or cannot stand in a path.
@@ -59,7 +65,7 @@ def register(name: str) -> Callable[[_T], _T]:
 
 
 def _source(cls: type) -> tuple[str, str]:
-    """What tells a class from another one, and not from itself imported again."""
+    """Return what tells a class from another one, but not from itself imported again."""
     return cls.__module__, cls.__qualname__
 
 
@@ -69,12 +75,15 @@ def remove(name: str) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """Registered names, in order of registration."""
+    """Return registered names, in order of registration."""
     return tuple(_TABLE)
 
 
 def get(name: str) -> type[BaseAttention]:
-    """The class behind a name.
+    """Return the class behind a name.
+
+    Args:
+        name: a registered name.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.
@@ -86,7 +95,11 @@ def get(name: str) -> type[BaseAttention]:
 
 
 def make_importable(target: str) -> None:
-    """Make the folder of a target the last one on the path of imports, where :func:`load` looks."""
+    """Make the folder of a target the last one on the path of imports, where :func:`load` looks.
+
+    Args:
+        target: ``path/to/file.py:Class`` or ``package.module:Class``.
+    """
     place = target.rpartition(":")[0]
     folder = str(Path(place).resolve().parent if place.endswith(".py") else Path.cwd())
     if folder not in sys.path:
@@ -165,7 +178,7 @@ def import_target(target: str, what: str, *, importable: bool = False) -> tuple[
 
 
 def _imported(path: Path) -> ModuleType:
-    """A file as a module, executed once until it changes: its classes share what it holds."""
+    """Import a file, once until it changes: its classes share what it holds."""
     name, version = f"danon_user_{path.stem}", (path.stat().st_mtime_ns, path.stat().st_size)
     known = sys.modules.get(name)
     if known is not None and known.__file__ != str(path):  # one of the same name elsewhere
@@ -183,7 +196,7 @@ def _imported(path: Path) -> ModuleType:
 
 
 def _takes_one_config(cls: type[BaseAttention]) -> bool:
-    """Whether :meth:`BaseAttention.build` can call the constructor; a class may have its own."""
+    """Return True if :meth:`BaseAttention.build` can call the constructor."""
     if inspect.getattr_static(cls, "build") is not inspect.getattr_static(BaseAttention, "build"):
         return True
     try:

@@ -1,4 +1,4 @@
-"""How large a mechanism may be for a given number of entries a query: see ``with_budget``."""
+"""The size of a mechanism for a given number of entries a query: see ``with_budget``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Kind = TypeVar("_Kind", bound=BaseAttention)
 
 
 def largest_within_budget(make: Callable[[int], _Kind], length: int, entries: int) -> _Kind:
-    """The one of a family whose queries see most, but no more than so many entries on average.
+    """Build the largest of a family whose queries see at most so many entries on average.
 
     Args:
         make: builds the one of a size of 8, 16, 24 ... tokens; visible pairs grow with it, by and

@@ -18,7 +18,7 @@ __all__ = ["Group", "Span", "StateTensor", "StreamState", "compact", "span_of", 
 
 
 FORMAT = 3
-"""Of saved states: one more whenever a mechanism keeps other parts."""
+"""Format number of saved states; raise it when a mechanism keeps other parts."""
 
 STEP = 64
 """Storage grows in multiples of this many rows, so that blocks of rows tile it."""
@@ -28,6 +28,7 @@ class _Tape:
     """Storage that only grows: rows up to ``filled`` are never written again."""
 
     def __init__(self, data: Tensor, filled: int) -> None:
+        """Wrap (X, rows, ...) storage, the first ``filled`` rows of which are written."""
         self.data, self.filled = data, filled
         self.lock = Lock()
 
@@ -44,18 +45,29 @@ class _Tape:
 class Span:
     """Rows [start, start + size) of an endless (X, rows, ...) sequence.
 
-    Appending writes behind the last row, where no older span looks; two spans that continue the
-    same one differently part ways by a copy.
+    Appending writes behind the last row, where no older span looks. Two spans that continue the
+    same one differently part by a copy.
+
+    Attributes:
+        tape: storage, shared by spans.
+        first: place of row ``start`` on the tape.
+        start: number of the first row.
+        size: rows.
     """
 
     tape: _Tape
-    first: int  # place of row ``start`` on the tape
+    first: int
     start: int
     size: int
 
     @classmethod
     def of(cls, x: Tensor, start: int = 0) -> Self:
-        """The rows of x (X, n, ...), copied."""
+        """Copy rows.
+
+        Args:
+            x: (X, n, ...).
+            start: number of the first row.
+        """
         X, n = x.shape[:2]
         room = STEP * (2 * n // STEP + 1)
         with torch.inference_mode(False):  # an inference tensor could not be written to outside
@@ -69,6 +81,7 @@ class Span:
 
     @property
     def stop(self) -> int:
+        """Number of the row after the last."""
         return self.start + self.size
 
     @property
@@ -82,7 +95,11 @@ class Span:
         return self.tape.data[:, self.first : self.first + self.size]
 
     def append(self, x: Tensor) -> Span:
-        """The span with the rows of x (X, n, ...) behind it."""
+        """Return the span with more rows behind it.
+
+        Args:
+            x: (X, n, ...).
+        """
         end, n = self.first + self.size, x.shape[1]
         if not self.tape.claim(end, n):
             return Span.of(torch.cat((self.rows, x), 1), self.start)
@@ -90,7 +107,11 @@ class Span:
         return Span(self.tape, self.first, self.start, self.size + n)
 
     def since(self, start: int) -> Span:
-        """The span without the rows before ``start``; storage that is mostly unused is given up."""
+        """Return the span without its first rows; give up storage that is mostly unused.
+
+        Args:
+            start: number of the first row that stays.
+        """
         gone = min(max(0, start - self.start), self.size)
         span = Span(self.tape, self.first + gone, self.start + gone, self.size - gone)
         if self.tape.data.shape[1] > 4 * max(STEP, span.size):
@@ -99,25 +120,39 @@ class Span:
 
 
 StateTensor = Tensor | Span
-"""What a mechanism keeps, under a name of its own; dimension 0 is batch * key/value heads."""
+"""A named part of a state; dimension 0 is batch * key/value heads."""
 
 
 def span_of(parts: Mapping[str, StateTensor], name: str) -> Span:
-    """The part of that name, which is a span."""
+    """Return a part that is a span.
+
+    Args:
+        parts: name -> part.
+        name: of the part.
+    """
     part = parts[name]
     assert isinstance(part, Span)
     return part
 
 
 def tensor_of(parts: Mapping[str, StateTensor], name: str) -> Tensor:
-    """The part of that name, which is a tensor."""
+    """Return a part that is a tensor.
+
+    Args:
+        parts: name -> part.
+        name: of the part.
+    """
     part = parts[name]
     assert isinstance(part, Tensor)
     return part
 
 
 def compact(parts: Mapping[str, StateTensor]) -> dict[str, StateTensor]:
-    """The same with tensors in memory of their own: a view keeps all that it was taken from."""
+    """Give tensors memory of their own: a view keeps all that it was taken from.
+
+    Args:
+        parts: name -> part.
+    """
 
     def own(part: StateTensor) -> StateTensor:
         if isinstance(part, Span) or part.untyped_storage().nbytes() == part.nbytes:
@@ -129,19 +164,30 @@ def compact(parts: Mapping[str, StateTensor]) -> dict[str, StateTensor]:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Sequences of a batch that are equally long and so step together."""
+    """Sequences of a batch that are equally long and so step together.
+
+    Attributes:
+        rows: places of the sequences in the batch.
+        length: tokens of each.
+        parts: name -> part.
+    """
 
     rows: tuple[int, ...]
     length: int
     parts: Mapping[str, StateTensor]
 
     def pick(self, members: list[int], heads: int) -> Group:
-        """The group of some members, by place in ``rows``."""
+        """Return the group of some members.
+
+        Args:
+            members: places in ``rows``.
+            heads: key/value heads G.
+        """
         if members == list(range(len(self.rows))):
             return self
         index = torch.tensor([m * heads + h for m in members for h in range(heads)])
 
-        def some(part: StateTensor) -> StateTensor:
+        def chosen(part: StateTensor) -> StateTensor:
             if isinstance(part, Span):
                 return Span.of(part.rows[index.to(part.rows.device)], part.start)
             return part[index.to(part.device)]
@@ -149,7 +195,7 @@ class Group:
         return Group(
             tuple(self.rows[m] for m in members),
             self.length,
-            {name: some(part) for name, part in self.parts.items()},
+            {name: chosen(part) for name, part in self.parts.items()},
         )
 
 
@@ -183,7 +229,7 @@ class StreamState:
         return sum(part.nbytes for group in self.groups for part in group.parts.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain tensors, numbers and text: for ``torch.save`` and ``torch.load``."""
+        """Return plain tensors, numbers and text, for ``torch.save`` and ``torch.load``."""
 
         def plain(part: StateTensor) -> Any:
             if isinstance(part, Span):
@@ -207,7 +253,11 @@ class StreamState:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any], device: torch.device | str = "cpu") -> Self:
-        """The state that :meth:`to_dict` described.
+        """Rebuild the state that :meth:`to_dict` described.
+
+        Args:
+            saved: the dictionary.
+            device: where the state shall live.
 
         Raises:
             ValueError: something is missing, or another version saved it; says what.
@@ -221,9 +271,9 @@ class StreamState:
             return out
 
         try:
-            if "groups" in saved and (found := saved.get("format", 1)) != FORMAT:
+            if "groups" in saved and (number := saved.get("format", 1)) != FORMAT:
                 raise ValueError(
-                    f"the state was saved in format {found}: must be {FORMAT}; begin with "
+                    f"the state was saved in format {number}: must be {FORMAT}; begin with "
                     "init_state and feed the tokens again"
                 )
             groups = tuple(

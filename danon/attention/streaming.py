@@ -20,10 +20,25 @@ class StreamingAttention(BaseAttention):
 
     Feeding a sequence in any chunks gives what ``forward`` gives on the whole. A subclass defines
     :meth:`init_parts` and :meth:`step_parts`.
+
+    Example::
+
+        >>> import torch
+        >>> from danon import MSRA
+        >>> from danon.config import MSRAConfig
+        >>> attention = MSRA(MSRAConfig(hidden_size=128, num_heads=2, causal=True))
+        >>> q, k, v = torch.randn(3, 1, 2, 100, 64)
+        >>> state = attention.init_state(batch=1)
+        >>> for a, b in ((0, 60), (60, 100)):
+        ...     out, state = attention.step(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], state)
+        >>> state.lengths
+        (100,)
+
+    Attributes:
+        streams: False in a subclass whose own kernel takes whole sequences only.
     """
 
     streams: ClassVar[bool] = True
-    """False in a subclass whose own kernel takes whole sequences only."""
 
     def init_state(
         self,
@@ -32,7 +47,7 @@ class StreamingAttention(BaseAttention):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> StreamState:
-        """The state before the first token.
+        """Return the state before the first token.
 
         Args:
             batch: sequences that step together, of whatever lengths.
@@ -70,9 +85,9 @@ class StreamingAttention(BaseAttention):
         """Attend with the next tokens of each sequence.
 
         Args:
-            q: (B, H, n, D) for n >= 1 new tokens.
-            k: (B, G, n, D).
-            v: (B, G, n, D).
+            q: queries (B, H, n, D) for n >= 1 new tokens.
+            k: keys (B, G, n, D).
+            v: values (B, G, n, D).
             state: from :meth:`init_state` or a step before; it is left as it is.
             mask: (B, n), 1 or True for tokens that there are. The others are no part of their
                 sequence, which so may be longer or shorter than its neighbours; they get zeros.
@@ -101,27 +116,41 @@ class StreamingAttention(BaseAttention):
             for member, row in enumerate(group.rows):
                 by_count.setdefault(len(places[row]), []).append(member)
             for count, members in by_count.items():
-                some = group.pick(members, heads)
+                chosen = group.pick(members, heads)
                 if count == 0:
-                    groups.append(some)
+                    groups.append(chosen)
                     continue
                 q_, k_, v_ = (
-                    torch.stack([x[row, :, places[row]] for row in some.rows]).view(-1, count, D)
+                    torch.stack([x[row, :, places[row]] for row in chosen.rows]).view(-1, count, D)
                     for x in (q, k, v)
                 )
-                got, parts = self.step_parts(q_, k_, v_, some.length, some.parts)
-                for row, rows in zip(some.rows, got.view(-1, H, count, D), strict=True):
+                got, parts = self.step_parts(q_, k_, v_, chosen.length, chosen.parts)
+                for row, rows in zip(chosen.rows, got.view(-1, H, count, D), strict=True):
                     out[row, :, places[row]] = rows
-                groups.append(Group(some.rows, some.length + count, compact(parts)))
+                groups.append(Group(chosen.rows, chosen.length + count, compact(parts)))
         return out, self._after(state, groups)
 
     def absorb(self, q: Tensor, k: Tensor, v: Tensor, state: StreamState) -> StreamState:
-        """The state after tokens whose outputs nobody wants; arguments as in :meth:`step`."""
+        """Return the state after tokens whose outputs are not needed.
+
+        Args:
+            q: queries (B, H, n, D) for n >= 1 new tokens.
+            k: keys (B, G, n, D).
+            v: values (B, G, n, D).
+            state: as in :meth:`step`.
+        """
         return self.step(q, k, v, state)[1]
 
     @abstractmethod
     def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
-        """The parts of an empty state, for keys like ``empty`` (X, 0, D)."""
+        """Return the parts of an empty state.
+
+        Args:
+            empty: (X, 0, D), X = batch * key/value heads, of the dtype and device of the keys.
+
+        Returns:
+            Name -> part.
+        """
 
     @abstractmethod
     def step_parts(
@@ -130,7 +159,10 @@ class StreamingAttention(BaseAttention):
         """Attend with tokens [start, start + n) of sequences of one length.
 
         Args:
-            q: (batch * H, n, D), contiguous; k and v: (batch * G, n, D).
+            q: queries (batch * H, n, D), contiguous.
+            k: keys (batch * G, n, D), contiguous.
+            v: values (batch * G, n, D), contiguous.
+            start: place of the first token.
             parts: the state, which must not be changed.
 
         Returns:
@@ -138,10 +170,15 @@ class StreamingAttention(BaseAttention):
         """
 
     def _after(self, state: StreamState, groups: Iterable[Group]) -> StreamState:
+        """Return the state with other groups."""
         return StreamState(state.owner, state.config, state.dtype, state.device, tuple(groups))
 
     def check_state(self, state: StreamState, q: Tensor) -> None:
-        """Reject a state that is not of this attention, or not for q (B, H, n, D).
+        """Reject a state that is not of this attention, or not for these queries.
+
+        Args:
+            state: to be checked.
+            q: queries (B, H, n, D).
 
         Raises:
             ValueError: naming what differs.

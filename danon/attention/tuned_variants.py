@@ -58,18 +58,18 @@ class _Variant(BaseAttention):
 
     @classmethod
     def build(cls, shape: AttentionConfig, **settings: Any) -> Any:
-        """The attention itself, so that a model with it needs no study to be loaded again."""
+        """Build the attention itself, so that a model with it needs no study to be loaded again."""
         made = cls.kind.build(shape, **{**cls.row.settings, **settings})
         made.description = f"{cls.row.about}: {made.description}"
         return made
 
     @classmethod
     def search_space(cls) -> None:
-        """It has been searched already."""
+        """Return None: the settings have been searched already."""
 
     @classmethod
     def with_budget(cls, shape: AttentionConfig, entries: int) -> Any:
-        """As it is, where that is no more than is asked for: other sizes were not tuned.
+        """Build it as it is, if that is within the budget: other sizes were not tuned.
 
         Raises:
             NotImplementedError: queries see more.

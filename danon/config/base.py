@@ -39,6 +39,7 @@ def require(ok: bool, config: object, field: str, allowed: str) -> None:
 
 
 def _matches(value: object, hint: object) -> bool:
+    """Return True if a value is of the type that a hint says."""
     origin = get_origin(hint)
     if origin is Literal:
         return value in get_args(hint)
@@ -81,12 +82,12 @@ class Config:
         Raises:
             ConfigError: an unknown field, or a value that is not allowed.
         """
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        names = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - names)
         if unknown:
             raise ConfigError(
                 f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; "
-                f"its fields are: {', '.join(sorted(known))}"
+                f"its fields are: {', '.join(sorted(names))}"
             )
         return cls(**values)
 
@@ -235,6 +236,7 @@ def length_dependent(alpha: float, length: int, largest: int) -> float:
 
 
 def _describe(hint: object) -> str:
+    """Return a hint in words."""
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(repr(a) for a in get_args(hint))
     if get_origin(hint) is not None:

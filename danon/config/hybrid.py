@@ -1,4 +1,4 @@
-"""SuperHybridConfig: the configuration of a hybrid of the three mechanisms."""
+"""Configuration of a hybrid of the three mechanisms."""
 
 from __future__ import annotations
 
@@ -33,11 +33,15 @@ ALIASES = {
     "max_length": "max_sequence_length",
     "sparsity": "sparsity_factor",
 }
-"""The words of the specification's attention_config for fields of a component."""
+"""Names in the specification's attention_config of fields of a component."""
 
 
 def mechanism_of(component: str) -> str:
-    """Of a component that is one, or one with tuned settings: ``msra`` of ``msra-balanced``."""
+    """Return the mechanism of a component: ``msra`` of ``msra-balanced``.
+
+    Args:
+        component: a mechanism, or one with tuned settings.
+    """
     return component.partition("-")[0]
 
 
@@ -46,7 +50,17 @@ def mechanism_of(component: str) -> str:
 )
 @dataclass(frozen=True, kw_only=True)
 class SuperHybridConfig(AttentionConfig):
-    """A hybrid of MSRA, DALA and UCSA (:class:`danon.attention.hybrid.layer.SuperHybrid`).
+    """Configuration of a hybrid (:class:`danon.attention.hybrid.layer.SuperHybrid`).
+
+    Example::
+
+        >>> from danon.config import SuperHybridConfig
+        >>> parts = {"msra": {"window": 256, "weight": 3.0}, "ucsa": {"weight": 1.0}}
+        >>> config = SuperHybridConfig(mode="blend", components=parts, causal=True)
+        >>> config.weights
+        {'msra': 0.75, 'ucsa': 0.25}
+        >>> config.member("msra").window
+        256
 
     Attributes:
         mode: ``select``: one mechanism, chosen from recorded measurements; ``blend``: the weighted
@@ -113,6 +127,7 @@ class SuperHybridConfig(AttentionConfig):
     pattern: Pattern = ()
 
     def __post_init__(self) -> None:
+        """Check the fields, and those of the components."""
         self._check_contents(self.components, self.pattern)
         super().__post_init__()
         require(self.num_levels >= 1, self, "num_levels", ">= 1")
@@ -131,34 +146,34 @@ class SuperHybridConfig(AttentionConfig):
             self.member(name)
 
     def _check_contents(self, components: object, pattern: object) -> None:
-        """What lies inside ``components`` and ``pattern``, which get copied."""
-        kind, known = type(self).__name__, ", ".join(map(repr, MEMBERS))
+        """Check what lies inside ``components`` and ``pattern``, and copy them."""
+        config, mechanisms = type(self).__name__, ", ".join(map(repr, MEMBERS))
         whole = isinstance(components, Mapping) and len(components) > 0
-        require(whole, self, "components", f"a dictionary with keys of {known}")
+        require(whole, self, "components", f"a dictionary with keys of {mechanisms}")
         assert isinstance(components, Mapping)
-        own = {f.name for f in dataclasses.fields(AttentionConfig)}
-        shared = own - {"kernel", "max_sequence_length"}
-        found = {}
+        all_fields = {f.name for f in dataclasses.fields(AttentionConfig)}
+        shared = all_fields - {"kernel", "max_sequence_length"}
+        settings = {}
         for name, fields in components.items():
-            allowed = f"a dictionary with keys of {known}, or one of these with tuned settings"
+            allowed = f"a dictionary with keys of {mechanisms}, or one of these with tuned settings"
             require(
                 isinstance(name, str) and mechanism_of(name) in MEMBERS, self, "components", allowed
             )
-            place = f"{kind}.components[{name!r}]"
+            field = f"{config}.components[{name!r}]"
             if not isinstance(fields, Mapping):
-                raise ConfigError(f"{place} = {fields!r}: must be a dictionary of fields")
+                raise ConfigError(f"{field} = {fields!r}: must be a dictionary of fields")
             stored = bool(fields.keys() - {"weight"})
-            found[name] = {} if name in MEMBERS else _tuned(name, place, stored=stored)
+            settings[name] = {} if name in MEMBERS else _tuned(name, field, stored=stored)
             if both := sorted(shared & set(fields)):
-                raise ConfigError(f"{place} sets {', '.join(both)}: the whole hybrid shares that")
+                raise ConfigError(f"{field} sets {', '.join(both)}: the whole hybrid shares that")
             weight = fields.get("weight", 1.0)
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not number or not 0 < weight < math.inf:
-                raise ConfigError(f"{place}['weight'] = {weight!r}: must be a number > 0")
+                raise ConfigError(f"{field}['weight'] = {weight!r}: must be a number > 0")
         weighed = [name for name, fields in components.items() if "weight" in fields]
         if weighed and len(weighed) < len(components):
             raise ConfigError(
-                f"{kind}.components weighs {', '.join(weighed)} only: must weigh all or none"
+                f"{config}.components weighs {', '.join(weighed)} only: must weigh all or none"
             )
         names = pattern if isinstance(pattern, tuple | list) else (None,)  # JSON has lists only
         require(
@@ -167,12 +182,15 @@ class SuperHybridConfig(AttentionConfig):
             "pattern",
             f"a tuple of components: of {', '.join(map(repr, components))}",
         )
-        copied = {name: found[name] | dict(fields) for name, fields in components.items()}
+        copied = {name: settings[name] | dict(fields) for name, fields in components.items()}
         object.__setattr__(self, "components", copied)
         object.__setattr__(self, "pattern", tuple(names))
 
     def member(self, name: str) -> AttentionConfig:
-        """The configuration of a component, by its name.
+        """Return the configuration of a component.
+
+        Args:
+            name: a key of ``components``.
 
         Raises:
             ConfigError: a field that the mechanism does not have, or a value that is not allowed.
@@ -207,7 +225,11 @@ class SuperHybridConfig(AttentionConfig):
         return {name: weight / sum(raw.values()) for name, weight in raw.items()}
 
     def mechanism(self, layer: int) -> str:
-        """The mechanism of a layer, in mode ``layers``."""
+        """Return the component of a layer, in mode ``layers``.
+
+        Args:
+            layer: number of the layer, from 0.
+        """
         pattern = self.pattern or tuple(self.components)
         return pattern[layer % len(pattern)]
 
@@ -217,6 +239,12 @@ class SuperHybridConfig(AttentionConfig):
 
         The latter has ``"type": "hybrid"``; its components may say ``levels``, ``max_length`` and
         ``sparsity``, and it is a blend unless it gives another ``mode``.
+
+        Args:
+            values: field -> value.
+
+        Raises:
+            ConfigError: an unknown field, a value that is not allowed, or another type.
         """
         if "type" not in values:
             return super().from_dict(values)
@@ -234,24 +262,26 @@ class SuperHybridConfig(AttentionConfig):
         return super().from_dict(fields)
 
 
-def _tuned(name: str, place: str, *, stored: bool) -> dict[str, Any]:
-    """The settings behind the name of a component.
+def _tuned(name: str, field: str, *, stored: bool) -> dict[str, Any]:
+    """Return the settings behind the name of a component.
 
     Args:
+        name: of the component.
+        field: the field, for the error.
         stored: it has fields: those of a saved model suffice where the study is gone.
 
     Raises:
         ConfigError: there are none; says which there are.
     """
     try:
-        known = tuned.rows(mechanism_of(name))
+        rows = tuned.rows(mechanism_of(name))
     except ValueError as error:
-        raise ConfigError(f"{place}: {error}") from error
-    if name not in known and stored and name.partition("-")[2] in tuned.GOALS:
+        raise ConfigError(f"{field}: {error}") from error
+    if name not in rows and stored and name.partition("-")[2] in tuned.GOALS:
         return {}
-    if name not in known:
-        there = ", ".join(f"{row.name} ({', '.join(row.goals)})" for row in known.values())
+    if name not in rows:
+        there = ", ".join(f"{row.name} ({', '.join(row.goals)})" for row in rows.values())
         raise ConfigError(
-            f"{place}: no study has found such settings; there are: {there or 'none'}"
+            f"{field}: no study has found such settings; there are: {there or 'none'}"
         )
-    return dict(known[name].settings)
+    return dict(rows[name].settings)

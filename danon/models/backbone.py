@@ -41,6 +41,20 @@ class Backbone(nn.Module):
         task: ``encoder`` returns hidden states, ``lm`` next-token logits with the embedding as
             output matrix, ``classifier`` logits from the mean over unmasked tokens.
         num_classes: outputs of the classifier.
+
+    Example::
+
+        >>> import torch
+        >>> from danon import DALA
+        >>> from danon.config import DALAConfig
+        >>> from danon.models import Backbone
+        >>> config = DALAConfig(hidden_size=64, num_layers=2, vocab_size=100, causal=True)
+        >>> model = Backbone(config, lambda: DALA(config), task="lm")
+        >>> model(torch.randint(100, (1, 50))).shape
+        torch.Size([1, 50, 100])
+
+    Raises:
+        ConfigError: an unknown task, a language model that is not causal, or too few classes.
     """
 
     def __init__(
@@ -50,6 +64,7 @@ class Backbone(nn.Module):
         task: Task = "encoder",
         num_classes: int = 2,
     ) -> None:
+        """Build embedding, blocks and head."""
         super().__init__()
         if task not in get_args(Task):
             raise ConfigError(f"task = {task!r}: must be one of {', '.join(get_args(Task))}")
@@ -68,7 +83,11 @@ class Backbone(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.02)
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
+        """Recompute each block in the backward pass instead of keeping its activations.
+
+        Args:
+            enabled: False: keep the activations again.
+        """
         self.gradient_checkpointing = enabled
 
     def performance_monitor(self) -> AbstractContextManager[None]:
@@ -76,7 +95,7 @@ class Backbone(nn.Module):
         return performance_monitor(self)
 
     def get_performance_stats(self) -> PerformanceStats:
-        """The figures of the last :meth:`performance_monitor`.
+        """Return the figures of the last :meth:`performance_monitor`.
 
         Raises:
             ValueError: there was none, or the model did not run inside it.
@@ -117,10 +136,13 @@ class Backbone(nn.Module):
         return F.linear(x, self.embed.weight) if self.task == "lm" else x
 
     def auxiliary_loss(self) -> Tensor:
-        """What the layers' attentions ask to be added to the loss of the last forward pass.
+        """Return the sum of the layers' auxiliary losses of the last forward pass.
 
-        A scalar, each layer's :meth:`BaseAttention.auxiliary_loss` in sum, weighted as configured;
-        to be read before the backward pass. Zero where there is none.
+        Read it before the backward pass, and add it to the loss.
+
+        Returns:
+            A scalar, the sum of :meth:`BaseAttention.auxiliary_loss`, weighted as configured; zero
+            where there is none.
         """
         total = self.embed.weight.new_zeros(())
         for layer in self._blocks():
@@ -128,7 +150,10 @@ class Backbone(nn.Module):
         return total
 
     def init_state(self, batch: int = 1) -> ModelState:
-        """The state before the first token, for ``batch`` sequences of whatever lengths.
+        """Return the state before the first token.
+
+        Args:
+            batch: sequences, of whatever lengths.
 
         Raises:
             ValueError: a mixer that cannot stream or is not causal, or a batch below 1.
@@ -198,13 +223,13 @@ class Backbone(nn.Module):
         """
         if self.task != "lm":
             raise ValueError(f"task = {self.task!r}: only an 'lm' generates")
-        ends, place = self._ends(eos_token_id), self.embed.weight.device.type
-        drawn = generator is None or _is_generator(generator, place)
+        ends, device = self._ends(eos_token_id), self.embed.weight.device.type
+        drawn = generator is None or _is_generator(generator, device)
         for ok, name, value, allowed in (
             (_is_integer(max_new_tokens, 1), "max_new_tokens", max_new_tokens, "an integer >= 1"),
             (_is_finite(temperature, 0), "temperature", temperature, "a finite number >= 0"),
             (top_k is None or _is_integer(top_k, 1), "top_k", top_k, "an integer >= 1 or None"),
-            (drawn, "generator", generator, f"a torch.Generator on {place} or None"),
+            (drawn, "generator", generator, f"a torch.Generator on {device} or None"),
         ):
             _require(ok, name, value, allowed)
         self._check(input_ids, attention_mask)
@@ -218,8 +243,8 @@ class Backbone(nn.Module):
         ):
             x, state = self._step(ids, state, None if attention_mask is None else here)
             end = here.long().cumsum(1).argmax(1)  # of the real tokens in this piece
-            found = x[torch.arange(len(x), device=x.device), end].to(last.dtype)
-            last = torch.where(here.any(1, keepdim=True), found, last)
+            newest = x[torch.arange(len(x), device=x.device), end].to(last.dtype)
+            last = torch.where(here.any(1, keepdim=True), newest, last)
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         tokens: list[Tensor] = []
         while True:
@@ -242,14 +267,14 @@ class Backbone(nn.Module):
         given = eos_token_id if isinstance(eos_token_id, Sequence) else (eos_token_id,)
         size = self.config.vocab_size
         allowed = f"an integer in [0, vocab_size = {size}), a sequence of them, or None"
-        known = [_is_integer(token, 0) and token < size for token in given]
-        _require(bool(known) and all(known), "eos_token_id", eos_token_id, allowed)
+        valid = [_is_integer(token, 0) and token < size for token in given]
+        _require(bool(valid) and all(valid), "eos_token_id", eos_token_id, allowed)
         return torch.tensor(given, dtype=torch.int64, device=self.embed.weight.device)
 
     def _step(
         self, input_ids: Tensor, state: ModelState, attention_mask: Tensor | None
     ) -> tuple[Tensor, ModelState]:
-        """Normalised hidden states (B, n, width) of the next tokens."""
+        """Return normalised hidden states (B, n, width) of the next tokens."""
         if self.task == "classifier":
             raise ValueError("task = 'classifier': it reads whole sequences, call the model")
         self._check(input_ids, attention_mask)
@@ -280,11 +305,13 @@ class Backbone(nn.Module):
         return self.norm(x), ModelState(tuple(states))
 
     def _blocks(self) -> Iterator[Block]:
+        """Yield the blocks in order."""
         for layer in self.layers:
             assert isinstance(layer, Block)
             yield layer
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """Reject wrong input with an error that names what is allowed."""
         if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(input_ids):
             refuse_transforms()  # its values cannot be checked
         refuse_meta("input_ids", input_ids)
@@ -319,7 +346,7 @@ class Backbone(nn.Module):
 def _draw(
     logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
 ) -> Tensor:
-    """One token per row of logits (B, vocabulary)."""
+    """Draw one token per row of logits (B, vocabulary)."""
     if temperature == 0:
         return logits.argmax(-1)
     if top_k is not None and top_k < logits.shape[-1]:
@@ -338,15 +365,17 @@ def _require(ok: bool, name: str, value: object, allowed: str) -> None:
 
 
 def _is_integer(value: object, least: int) -> bool:
-    """Whether a value is an integer, NumPy's among them and True and False not, of that size."""
+    """Return True for an integer >= least, also NumPy's; True and False are none."""
     whole = not isinstance(value, bool) and isinstance(value, Integral)
     return whole and int(value) >= least  # type: ignore[call-overload]
 
 
 def _is_finite(value: object, least: float) -> bool:
+    """Return True for a finite number >= least."""
     number = not isinstance(value, bool) and isinstance(value, Real)
     return number and least <= float(value) < math.inf  # type: ignore[arg-type]
 
 
-def _is_generator(value: object, kind: str) -> bool:
-    return isinstance(value, torch.Generator) and value.device.type == kind
+def _is_generator(value: object, device: str) -> bool:
+    """Return True for a generator on that type of device."""
+    return isinstance(value, torch.Generator) and value.device.type == device

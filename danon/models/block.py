@@ -17,6 +17,12 @@ class Block(nn.Module):
     """Attention and a gated feed-forward network, each on the normalised residual stream."""
 
     def __init__(self, config: AttentionConfig, mixer: BaseAttention) -> None:
+        """Build norms and projections around an attention.
+
+        Args:
+            config: widths.
+            mixer: the attention.
+        """
         super().__init__()
         width, self.D = config.hidden_size, config.head_dim
         self.H, self.G = config.num_heads, config.kv_heads
@@ -29,23 +35,47 @@ class Block(nn.Module):
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """Run attention and feed-forward.
+
+        Args:
+            x: residual stream (B, N, width).
+            rotary: cosines and sines of :func:`rotary_angles`.
+            mask: padding (B, N) or None.
+
+        Returns:
+            Residual stream (B, N, width).
+        """
         q, k, v = self.project(x, rotary)
         return self.mix(x, self.mixer(q, k, v, mask))
 
     def streaming(self) -> StreamingAttention:
-        """The mixer, if it can stream."""
+        """Return the mixer, if it can stream.
+
+        Raises:
+            ValueError: it cannot.
+        """
         if not isinstance(self.mixer, StreamingAttention):
             raise ValueError(f"{type(self.mixer).__name__} cannot be fed in chunks")
         return self.mixer
 
     def mix(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Residual stream (B, N, width) and attention output (B, H, N, D) -> residual stream."""
+        """Add attention and feed-forward to the residual stream.
+
+        Args:
+            x: residual stream (B, N, width).
+            mixed: attention output (B, H, N, D).
+        """
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         gate, up = self.up(self.norm2(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)  # type: ignore[no-any-return]
 
     def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Residual stream (B, N, width) -> rotated q (B, H, N, D), rotated k and v (B, G, N, D)."""
+        """Project the residual stream to rotated q (B, H, N, D), rotated k and v (B, G, N, D).
+
+        Args:
+            x: residual stream (B, N, width).
+            rotary: cosines and sines of :func:`rotary_angles`.
+        """
         heads = self.qkv(self.norm1(x)).unflatten(-1, (-1, self.D)).transpose(1, 2)
         q, k, v = heads.split((self.H, self.G, self.G), 1)
         return rotate(q, rotary), rotate(k, rotary), v
@@ -54,7 +84,16 @@ class Block(nn.Module):
 def rotary_angles(
     positions: Tensor, config: AttentionConfig, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines of rotary encoding: (n,) -> (n, D/2), (B, n) -> (B, 1, n, D/2)."""
+    """Return cosines and sines of rotary encoding.
+
+    Args:
+        positions: (n,) or (B, n).
+        config: head width and ``rope_theta``.
+        like: of the dtype and on the device wanted.
+
+    Returns:
+        Two tensors, (n, D/2) or (B, 1, n, D/2).
+    """
     pair = torch.arange(config.head_dim // 2, device=like.device, dtype=torch.float64)
     half = config.rope_theta ** (-pair * 2 / config.head_dim)
     angle = positions.double()[..., None] * half
@@ -63,6 +102,12 @@ def rotary_angles(
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate heads by their positions.
+
+    Args:
+        x: (B, H, N, D).
+        rotary: cosines and sines of :func:`rotary_angles`.
+    """
     cos, sin = (r.to(x.dtype) for r in rotary)  # under autocast x is narrower
     a, b, rest = x.split((cos.shape[-1], cos.shape[-1], x.shape[-1] % 2), -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)

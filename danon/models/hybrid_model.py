@@ -1,4 +1,4 @@
-"""create_super_hybrid_model: the backbone with a hybrid of the three mechanisms."""
+"""Factory of models with a hybrid of the three mechanisms."""
 
 from __future__ import annotations
 
@@ -20,9 +20,21 @@ def create_super_hybrid_model(
     num_classes: int = 2,
     **fields: Any,
 ) -> Backbone:
-    """A model whose layers select, blend or alternate MSRA, DALA and UCSA.
+    """Build a model whose layers select, blend or alternate MSRA, DALA and UCSA.
 
-    Arguments as of :func:`~danon.models.factories.create_msra_model`.
+    Args:
+        config: the configuration; or give its fields as keywords.
+        task: as in :func:`~danon.models.factories.create_msra_model`.
+        num_classes: outputs of the classifier.
+        **fields: fields of :class:`~danon.config.SuperHybridConfig`.
+
+    Example::
+
+        >>> import torch
+        >>> from danon import create_super_hybrid_model
+        >>> model = create_super_hybrid_model(hidden_size=64, num_layers=3, mode="layers")
+        >>> [type(layer.mixer).__name__ for layer in model.layers]
+        ['MSRA', 'DALA', 'UCSA']
 
     Raises:
         ConfigError: a field that does not exist, or a value that is not allowed.

@@ -1,4 +1,4 @@
-"""What a model does while it runs: seconds and bytes, and where its attention goes."""
+"""Measurement of a running model: seconds, bytes, and the distribution of its attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["PerformanceStats", "get_performance_stats", "performance_monitor"]
 
 
 class PerformanceStats(TypedDict):
-    """What happened inside a ``performance_monitor``.
+    """Figures of a ``performance_monitor``.
 
     Attributes:
         computation_time: seconds: ``total`` from embedding to final norm, ``layers`` and, of those,
@@ -39,7 +39,7 @@ class PerformanceStats(TypedDict):
 
 
 class MonitoredModel(Protocol):
-    """What a model must have to be watched.
+    """Protocol of a model that can be monitored.
 
     Attributes:
         embed: the first thing that every pass goes through.
@@ -98,7 +98,7 @@ def performance_monitor(model: MonitoredModel) -> Iterator[None]:
 
 
 def get_performance_stats(model: MonitoredModel) -> PerformanceStats:
-    """The figures of the last ``performance_monitor`` that ended without an error.
+    """Return the figures of the last ``performance_monitor`` that ended without an error.
 
     Raises:
         ValueError: there was none, or the model did not run inside it.
@@ -164,7 +164,7 @@ class _Shares:
 
 
 def _time_hooks(model: MonitoredModel, clock: _Clock, shares: _Shares) -> Iterator[Any]:
-    """Hooks on the parts of the model that every pass goes through, whole or in chunks."""
+    """Yield hooks on the parts of the model that every pass goes through, whole or in chunks."""
 
     def before(module: nn.Module, name: str) -> Any:
         return module.register_forward_pre_hook(lambda *_: clock.start(name))
@@ -189,7 +189,7 @@ def _time_hooks(model: MonitoredModel, clock: _Clock, shares: _Shares) -> Iterat
 
 @contextlib.contextmanager
 def _peak(device: torch.device) -> Iterator[list[int]]:
-    """A list that holds the most bytes live at once, at the end."""
+    """Yield a list that holds the most bytes live at once, at the end."""
     found: list[int] = []
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -53,6 +53,7 @@ class PrefixCache:
         cache_strategy: Literal["lru", "lfu", "fifo"] = "lru",
         block_size: int = 512,
     ) -> None:
+        """Make an empty cache."""
         if block_size < 1:
             raise ConfigError(f"block_size = {block_size}: must be >= 1")
         if max_cache_size < block_size:
@@ -72,7 +73,7 @@ class PrefixCache:
         """Blocks that the model has read for this cache."""
 
     def __len__(self) -> int:
-        """Blocks kept or being computed."""
+        """Count the blocks kept or being computed."""
         return len(self._entries)
 
     def prefill(self, input_ids: Tensor) -> tuple[ModelState, Tensor]:

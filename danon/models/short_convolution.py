@@ -25,12 +25,14 @@ class ShortConvolution(BaseAttention):
     description = f"convolution of {TAPS} tokens"
 
     def __init__(self, config: AttentionConfig) -> None:
+        """Build the convolution."""
         super().__init__()
         self.setup_attention(config)
         self.weight = nn.Parameter(torch.randn(config.hidden_size, 1, TAPS) * TAPS**-0.5)
 
     @right_padded
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Convolve each channel of v (B, G, N, D) over its last tokens."""
         B, H, N, D = v.shape
         x = F.pad(v.transpose(2, 3).reshape(B, H * D, N), (TAPS - 1, 0))
         out = F.conv1d(x, self.weight, groups=H * D)

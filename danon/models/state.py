@@ -1,4 +1,4 @@
-"""What a model keeps of the tokens it has read."""
+"""The state of a model after the tokens it has read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ModelState"]
 
 @dataclass(frozen=True, eq=False)
 class ModelState:
-    """What :meth:`Backbone.step` needs of the tokens read so far: the state of every layer."""
+    """State of :meth:`Backbone.step` after the tokens read so far, layer by layer."""
 
     layers: tuple[StreamState, ...]
 
@@ -30,12 +30,12 @@ class ModelState:
         return sum(state.nbytes for state in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain tensors, numbers and text: for ``torch.save`` and ``torch.load``."""
+        """Return plain tensors, numbers and text, for ``torch.save`` and ``torch.load``."""
         return {"layers": [state.to_dict() for state in self.layers]}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any], device: torch.device | str = "cpu") -> Self:
-        """The state that :meth:`to_dict` described.
+        """Rebuild the state that :meth:`to_dict` described.
 
         Raises:
             ValueError: something is missing; says what.

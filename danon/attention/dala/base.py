@@ -27,6 +27,11 @@ class DALABase(StreamingAttention):
     cfg: DALAConfig
 
     def __init__(self, config: DALAConfig) -> None:
+        """Build the learned parts.
+
+        Args:
+            config: the configuration.
+        """
         super().__init__()
         self.setup_attention(config)
         self.cfg = config
@@ -43,7 +48,11 @@ class DALABase(StreamingAttention):
             self.window = WindowNetwork(D)
 
     def choose_memory(self, k: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What each period remembers of keys (X, N, D), ``seen`` (X, N) of which count.
+        """Choose the keys that each period remembers.
+
+        Args:
+            k: keys (X, N, D).
+            seen: bool (X, N), which of them count; None: all.
 
         Returns:
             Scores (X, N); the chosen tokens (periods, X, memory_size); bool, which are kept.
@@ -61,7 +70,7 @@ class DALABase(StreamingAttention):
         return score, index + g, best > -torch.inf
 
     def keepable(self, score: Tensor) -> Tensor:
-        """Scores with those that do not pass the threshold made -inf."""
+        """Set the scores that do not pass the threshold to -inf."""
         if not self.cfg.importance_threshold:
             return score
         limit = math.log(self.cfg.importance_threshold / (1 - self.cfg.importance_threshold))

@@ -53,6 +53,12 @@ class DALA(DALABase):
 
     @classmethod
     def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
+        """Build from a shape, and from fields of :class:`~danon.config.DALAConfig`.
+
+        Args:
+            shape: widths, heads and causality.
+            **settings: fields that differ from the defaults.
+        """
         return cls(DALAConfig(**shape.shared() | settings))
 
     @classmethod
@@ -93,7 +99,7 @@ class DALA(DALABase):
 
     @classmethod
     def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
-        """A memory as large as a period.
+        """Build one with a memory as large as a period.
 
         It takes what scores highest, without a threshold: below that no score could ever learn.
         """
@@ -113,6 +119,7 @@ class DALA(DALABase):
     @right_padded
     @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend with every query; see :meth:`BaseAttention.forward`."""
         c = self.cfg
         refuse_transforms()
         refuse_meta("q", q)
@@ -155,6 +162,7 @@ class DALA(DALABase):
         return out
 
     def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
+        """Return the parts of an empty state; see :meth:`StreamingAttention.init_parts`."""
         X, _, D = empty.shape
         wide = torch.promote_types(empty.dtype, torch.float32)
         slots = empty.new_zeros(X, self.cfg.memory_size, D)
@@ -173,6 +181,7 @@ class DALA(DALABase):
     def step_parts(
         self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, StateTensor]
     ) -> tuple[Tensor, Mapping[str, StateTensor]]:
+        """Attend with the next tokens; see :meth:`StreamingAttention.step_parts`."""
         g, P, stop = self.cfg.global_tokens, self.cfg.period, start + k.shape[1]
         after = dict(parts)
         sinks = max(0, min(g, stop) - start)
@@ -188,6 +197,7 @@ class DALA(DALABase):
         return out, after
 
     def visible_pairs(self, length: int) -> int:
+        """Count the most pairs there can be: a full memory in every period."""
         c, g = self.cfg, self.cfg.global_tokens
         starts = range(0, max(0, length - g), c.period)
         older = [max(0, start - c.period) for start in starts]
@@ -199,6 +209,7 @@ class DALA(DALABase):
 
     @torch.no_grad()
     def counted_pairs(self, k: Tensor) -> float:
+        """Count pairs with the memories chosen from these keys."""
         N, D = k.shape[-2:]
         if N - self.cfg.global_tokens <= 2 * self.cfg.period:  # nothing is outside the near window
             return self.visible_pairs(N)
@@ -206,7 +217,7 @@ class DALA(DALABase):
         return self._pairs(N, kept.tolist())
 
     def _pairs(self, length: int, memory: list[int] | list[float]) -> float:
-        """Pairs when each period remembers so many tokens."""
+        """Count pairs when each period remembers so many tokens."""
         c, g = self.cfg, self.cfg.global_tokens
         near = near_rects(length, c.period, g, c.is_causal)
         pairs: float = sum(r.pairs for part in near for r in part)
@@ -219,7 +230,7 @@ class DALA(DALABase):
 
     @rows_alone
     def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The definition, one period and head at a time, in float64.
+        """Compute the definition, one period and head at a time, in float64.
 
         Which tokens are remembered is decided by the importance scores as the network gives them,
         in its own precision: a choice is either the same or another, never nearly the same.
@@ -231,7 +242,7 @@ class DALA(DALABase):
     def effective_attention(
         self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor
     ) -> EffectiveAttention:
-        """Near and remembered tokens; what the state entry has is on none of them.
+        """Return weights of near and remembered tokens; the state entry's is on none of them.
 
         Held fixed, since they read values: the state, and what it and they do to width and router.
         """

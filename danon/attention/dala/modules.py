@@ -25,12 +25,18 @@ class ImportanceNetwork(nn.Module):
     """s = MLP(h + PE) of specification 2.1, with h the key and PE of its position."""
 
     def __init__(self, head_dim: int, hidden: int = 16) -> None:
+        """Build the network.
+
+        Args:
+            head_dim: D.
+            hidden: width of the hidden layer.
+        """
         super().__init__()
         self.inner = nn.Linear(head_dim, hidden)
         self.outer = nn.Linear(hidden, 1)
 
     def forward(self, k: Tensor, start: int = 0) -> Tensor:
-        """Keys (X, N, D) -> scores (X, N), float32 or wider whatever the dtype of the keys.
+        """Score keys (X, N, D) -> (X, N), float32 or wider whatever the dtype of the keys.
 
         ``start`` is the place of the first key in its sequence.
         """
@@ -53,7 +59,7 @@ class ImportanceNetwork(nn.Module):
 def _positions(
     start: int, n: int, dim: int, dtype: torch.dtype, device: torch.device, step: int = 512
 ) -> Tensor:
-    """sinusoid(start ...) by the angle sum of coarse and fine positions: sines cost time."""
+    """Return sinusoid(start ...) by the angle sum of coarse and fine positions: sines cost time."""
     coarse = sinusoid_pairs(torch.arange(start, start + n, step, device=device), dim)
     fine = sinusoid_pairs(torch.arange(min(n, step), device=device), dim)
     (s, c), (t, d) = (x.to(dtype).unbind(-1) for x in (coarse, fine))
@@ -72,6 +78,11 @@ class GatedState(nn.Module):
     """
 
     def __init__(self, head_dim: int) -> None:
+        """Build gates and output maps.
+
+        Args:
+            head_dim: D.
+        """
         super().__init__()
         S = 2 * head_dim
         self.z, self.r, self.h = (nn.Linear(2 * S, S) for _ in range(3))
@@ -86,6 +97,7 @@ class GatedState(nn.Module):
             means: mean keys and values (X, periods, 2 D).
             count: unmasked tokens of each period (X, periods); a period without any is no step.
             past: the state (X, 2 D) to go on from, after some token; None for the beginning.
+            reverse: run from the last period to the first.
 
         Returns:
             The state after each period (X, periods, 2 D) in the dtype of the means, and bool
@@ -110,7 +122,7 @@ class GatedState(nn.Module):
         return torch.stack(states, 1), torch.stack(known, 1) > 0
 
     def entries(self, states: Tensor, met: Tensor) -> Source:
-        """One entry for each state (X, n, 2 D); hidden where no token had been met."""
+        """Return one entry for each state (X, n, 2 D); hidden where no token had been met."""
         key, value = (
             F.linear(states, m.weight.to(states.dtype), m.bias.to(states.dtype))
             for m in (self.key, self.value)
@@ -132,12 +144,19 @@ class Router(nn.Module):
     """
 
     def __init__(self, head_dim: int, temperature: float, iterations: int) -> None:
+        """Build the router.
+
+        Args:
+            head_dim: D.
+            temperature: tau, > 0.
+            iterations: agreement updates, >= 0.
+        """
         super().__init__()
         self.temperature, self.iterations = temperature, iterations
         self.weight = nn.Parameter(torch.zeros(head_dim, head_dim))
 
     def forward(self, q: Tensor, paths: Tensor) -> Tensor:
-        """log p: queries (..., n, D) and path keys (..., J, D) -> (..., n, J)."""
+        """Return log p of queries (..., n, D) and path keys (..., J, D): (..., n, J)."""
         wide = torch.promote_types(q.dtype, torch.float32)  # tau magnifies rounding
         asked = _squash(q.to(wide) @ (self.weight.to(wide).T * q.shape[-1] ** -0.5))
         match = asked @ _squash(paths.to(wide)).transpose(-1, -2)
@@ -148,12 +167,12 @@ class Router(nn.Module):
 
 
 def _squash(x: Tensor) -> Tensor:
-    """The same direction, shorter than 1; short vectors stay about as they are."""
+    """Return the same direction, shorter than 1; short vectors stay about as they are."""
     return x * (1 + x.square().sum(-1, keepdim=True)).rsqrt()
 
 
 def load_balance(p: Tensor, counts: Tensor) -> Tensor:
-    """J sum_j (P_j - 1/J)^2, the squared coefficient of variation of P = mean of p.
+    """Return J sum_j (P_j - 1/J)^2, the squared coefficient of variation of P = mean of p.
 
     Zero where all paths get the same share, J - 1 where one gets everything. It is the importance
     loss of Shazeer et al. 2017 (arXiv 1701.06538, section 4), and up to a constant that of the
@@ -169,11 +188,12 @@ def load_balance(p: Tensor, counts: Tensor) -> Tensor:
 
 
 def period_means(x: Tensor, seen: Tensor | None, period: int) -> tuple[Tensor, Tensor]:
-    """Means over the unmasked tokens of each period, zero if there are none.
+    """Return means over the unmasked tokens of each period, zero if there are none.
 
     Args:
         x: (X, n, D).
         seen: (X, n) bool or None.
+        period: tokens of a period.
 
     Returns:
         (X, periods, D) float32 or wider, and the number of tokens (X, periods) float.
@@ -204,7 +224,10 @@ def select_memory(
     Args:
         score: (X, n), from period ``first`` on; -inf marks a token that may not be kept. Equal
             scores: the more recent first.
+        period: tokens of a period.
+        size: tokens remembered, at most.
         periods: whose memory is wanted.
+        first: number of the period that the first score is in.
         past: scores (X, size) and numbers (X, size) of what the first of them remembers; None if
             there is nothing yet. Tokens are numbered from 0 at the first score.
 
@@ -231,7 +254,7 @@ def select_memory(
 
 
 def remember_both_sides(score: Tensor, period: int, size: int) -> tuple[Tensor, Tensor]:
-    """:func:`select_memory` for all periods, from what lies on both sides of their near windows.
+    """Choose the memory of all periods from both sides of their near windows.
 
     Returns:
         Token numbers (periods, X, size), and which of them are really kept, bool.

@@ -13,7 +13,7 @@ from danon.config import DALAConfig
 
 
 def oracle(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
-    """Tokens and states, each by its share."""
+    """Sum tokens and states, each by its share."""
     A, states, _ = shares(module, q, k, v, rows)
     N = v.shape[2]
     v = v.double().repeat_interleave(q.shape[1] // v.shape[1], 1)
@@ -26,7 +26,7 @@ def oracle(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) ->
 def shares(
     module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Entries of a query: all tokens as near ones, all tokens as memories, all states, masked.
+    """Return the softmax of a query: all tokens as near, all as memories, all states, masked.
 
     Returns:
         Shares of tokens, then of states (B, H, R, N + states); values of the states each query
@@ -73,11 +73,11 @@ def shares(
         return y
 
     def up(x: Tensor) -> Tensor:
-        """Key/value heads repeated to query heads."""
+        """Repeat key/value heads to query heads."""
         return x.repeat_interleave(c.num_heads // G, 1)
 
     def states(order: list[int]) -> dict[int, Tensor]:
-        """Key and value of the state after each period (2, B, G, D)."""
+        """Return key and value of the state after each period (2, B, G, D)."""
         h, out = torch.zeros(B, G, 2 * D, dtype=k.dtype), {}
         for t in order:
             hx = torch.cat((h, means[t]), -1)
@@ -150,5 +150,5 @@ def shares(
 
 
 def squash(x: Tensor) -> Tensor:
-    """Of the router: a vector's direction, with a length below 1."""
+    """Return a vector's direction with a length below 1, as the router does."""
     return x / (1 + x.square().sum(-1, keepdim=True)).sqrt()

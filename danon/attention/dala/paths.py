@@ -1,4 +1,4 @@
-"""What DALA's queries see: sources, the calls over them, and how the router weighs the paths."""
+"""DALA's paths: sources, the calls over them, and the router's weights."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class Paths:
     shifts: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
+        """Split the queries into periods."""
         c, g, stop = self.m.cfg, self.m.cfg.global_tokens, self.start + self.q.shape[1]
         self.first = max(0, self.start - g) // c.period
         self.periods = []
@@ -80,7 +81,7 @@ class Paths:
         self.shifts = (log_p[..., 1:] - log_p[..., :1]).unbind(-1)
 
     def _memory_means(self, k: Tensor, dtype: torch.dtype, together: int = 32) -> Tensor:
-        """Mean key of each period's memory (X, periods, D), some periods at a time."""
+        """Return mean key of each period's memory (X, periods, D), some periods at a time."""
         assert self.index is not None and self.kept is not None
         means = []
         for t in range(0, len(self.periods), together):
@@ -91,7 +92,7 @@ class Paths:
         return torch.cat(means).transpose(0, 1)
 
     def imbalance(self, real: Tensor | None) -> Tensor:
-        """The load-balance loss over the queries that have more than one path to choose from.
+        """Return the load-balance loss over the queries with more than one path.
 
         ``real``: the tokens that are no padding, (batch * key/value heads, n), or None.
         """
@@ -107,7 +108,7 @@ class Paths:
         return load_balance(F.pad(torch.stack(self.shifts, -1), (1, 0)).softmax(-1), counts)
 
     def inverse_squares(self) -> Tensor:
-        """1 / w^2 of each query (X, n), w the width of its head and period."""
+        """Return 1 / w^2 of each query (X, n), w the width of its head and period."""
         c, (X, n, _) = self.m.cfg, self.q.shape
         heads = torch.arange(X, device=self.q.device) % c.num_heads
         w = c.base_window * torch.exp2((heads % 4).to(self.content))[:, None]
@@ -119,7 +120,7 @@ class Paths:
         return by_period[:, (own // c.period).clamp_min(0) - self.first]
 
     def calls(self, decayed: bool) -> list[BranchCall]:
-        """What is visible, with the decay of the near window or without."""
+        """Return what is visible, with the decay of the near window or without."""
         c, stop = self.m.cfg, self.start + self.q.shape[1]
         memory, state = (0, 1) if self.shifts else (None, None)
         near = near_rects(stop, c.period, c.global_tokens, c.is_causal, self.start)
@@ -165,7 +166,7 @@ class Paths:
 
 
 def paths_for_sequence(m: DALABase, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Paths:
-    """The paths of whole sequences."""
+    """Return the paths of whole sequences."""
     c, g = m.cfg, m.cfg.global_tokens
     tail = None if seen is None else seen[:, g:]
     means, count = _means(k[:, g:], v[:, g:], tail, c.period)
@@ -192,7 +193,7 @@ def paths_for_sequence(m: DALABase, q: Tensor, k: Tensor, v: Tensor, seen: Tenso
 
 
 def paths_for_chunk(m: DALABase, q: Tensor, start: int, parts: dict[str, StateTensor]) -> Paths:
-    """The paths of the next tokens of a stream, which ``parts`` already hold; updates the rest."""
+    """Return the paths of the next tokens of a stream, which ``parts`` hold; update the rest."""
     c, g, stop = m.cfg, m.cfg.global_tokens, start + q.shape[1]
     k, v, score = (span_of(parts, name) for name in ("k", "v", "score"))
     old_k, old_v, old_score, state, content = (
@@ -250,12 +251,12 @@ def paths_for_chunk(m: DALABase, q: Tensor, start: int, parts: dict[str, StateTe
 
 
 def _met(states: Source) -> Tensor:
-    """Keys of states, zero where no token had been met: there is none, as beyond the ends."""
+    """Return keys of states, zero where no token had been met, as beyond the ends."""
     assert states.bias is not None
     return torch.where(states.bias[..., None] == 0, states.k, 0.0)
 
 
 def _means(k: Tensor, v: Tensor, seen: Tensor | None, period: int) -> tuple[Tensor, Tensor]:
-    """:func:`period_means` of keys and values side by side (X, periods, 2 D), and the counts."""
+    """Return means of keys and values side by side (X, periods, 2 D), and the counts."""
     keys, count = period_means(k, seen, period)
     return torch.cat((keys, period_means(v, seen, period)[0]), -1), count

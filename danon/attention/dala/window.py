@@ -34,13 +34,19 @@ class WindowNetwork(nn.Module):
     OCTAVES = 3.0
 
     def __init__(self, head_dim: int, hidden: int = 16) -> None:
+        """Build the network.
+
+        Args:
+            head_dim: D.
+            hidden: width of the hidden layer.
+        """
         super().__init__()
         self.inner = nn.Linear(2 * head_dim, hidden)
         self.outer = nn.Linear(hidden, 1, bias=False)
         nn.init.zeros_(self.outer.weight)
 
     def forward(self, content: Tensor) -> Tensor:
-        """Content (X, periods, 2 D) -> factors (X, periods), float32 or wider."""
+        """Return factors (X, periods) of content (X, periods, 2 D), float32 or wider."""
         wide = torch.promote_types(content.dtype, torch.float32)
         w, b = self.inner.weight.to(wide), self.inner.bias.to(wide)
         f = F.linear(torch.tanh(F.linear(content.to(wide), w, b)), self.outer.weight.to(wide))
@@ -50,7 +56,7 @@ class WindowNetwork(nn.Module):
 def decay(
     rate: float, scale: int, C: int, L: int, away: int, like: Tensor, causal: bool
 ) -> tuple[Tensor, ScaledBias]:
-    """The two matrices of tiles whose first query is ``away`` tokens after the first key.
+    """Return the two matrices of tiles whose first query is ``away`` tokens after the first key.
 
     The second one's factors: between anchors a and b the chord of (i - j)^2 over j is too high by
     (j - a)(b - j) whatever i is: (i - j)^2 = sum_m (i - a_m)^2 hat_m(j) - (j - a)(b - j) exactly.

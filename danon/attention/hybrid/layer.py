@@ -32,11 +32,11 @@ from danon.tuned.search_space import Categorical, Space
 __all__ = ["SuperHybrid", "mechanism_of_layer"]
 
 ABSENT = "none"
-"""In place of a mechanism's settings in a choice: it takes no part."""
+"""Choice for a mechanism that takes no part."""
 
 
 def _mechanism(config: AttentionConfig) -> StreamingAttention:
-    """The mechanism that a configuration is of."""
+    """Build the mechanism that a configuration is of."""
     if isinstance(config, MSRAConfig):
         return MSRA(config)
     if isinstance(config, DALAConfig):
@@ -46,7 +46,7 @@ def _mechanism(config: AttentionConfig) -> StreamingAttention:
 
 
 def mechanism_of_layer(config: SuperHybridConfig, layer: int) -> StreamingAttention:
-    """The attention of a model's layer: its mechanism in mode ``layers``, else a SuperHybrid."""
+    """Build a layer's attention: its mechanism in mode ``layers``, else a SuperHybrid."""
     if config.mode == "layers":
         return _mechanism(config.member(config.mechanism(layer)))
     return SuperHybrid(config)
@@ -110,13 +110,13 @@ class SuperHybrid(StreamingAttention):
 
     @classmethod
     def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
-        """The one that selects, for the length of the shape; or as the settings say."""
+        """Build the one that selects, for the length of the shape; or as the settings say."""
         own = settings or {"select_length": shape.max_sequence_length}
         return cls(SuperHybridConfig(**shape.shared() | own))
 
     @classmethod
     def search_space(cls) -> Space:
-        """Which mechanisms are blended, and each one's settings: default or tuned ones.
+        """Return the ranges of a study: for each mechanism default or tuned settings, or none.
 
         Without any it is the one that selects. Sizes of the mechanisms are their own studies':
         among them all sixty trials find nothing (docs/log.md).
@@ -142,6 +142,7 @@ class SuperHybrid(StreamingAttention):
 
     @classmethod
     def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
+        """Refuse: it runs mechanisms as they are."""
         raise NotImplementedError("runs one of the mechanisms as it is: see theirs")
 
     @classmethod
@@ -154,6 +155,7 @@ class SuperHybrid(StreamingAttention):
         device: torch.device,
         backward: bool,
     ) -> str | None:
+        """Return why no mechanism can be selected for a case, or None."""
         try:
             made = cls.build(shape)
             if made.cfg.mode == "select":
@@ -168,7 +170,7 @@ class SuperHybrid(StreamingAttention):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Selection:
-        """What select runs, and why.
+        """Return the mechanism that mode select runs, with its scores and records.
 
         Args:
             length: tokens; None for the length that the module is configured for. An input of a
@@ -195,7 +197,7 @@ class SuperHybrid(StreamingAttention):
 
     @constant
     def _selected(self, length: int, device: torch.device) -> str:
-        """The name of the mechanism for inputs of that length."""
+        """Return the name of the mechanism for inputs of that length."""
         fixed = self.cfg.is_causal or self.cfg.select_length is not None
         return self.choice(None if fixed else length, device).name
 
@@ -212,6 +214,7 @@ class SuperHybrid(StreamingAttention):
     @right_padded
     @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend with the mechanisms in use; see :meth:`BaseAttention.forward`."""
         refuse_transforms()
         refuse_meta("q", q)
         N = index(q.shape[2])  # a compiler, too, makes its plan for this length
@@ -232,6 +235,7 @@ class SuperHybrid(StreamingAttention):
         return weighted_sum(parts, w).to(q.dtype)
 
     def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
+        """Return the parts of an empty state of all mechanisms in use."""
         return {
             f"{name}.{part}": x
             for name in self._in_use(self.cfg.max_sequence_length, empty.device)
@@ -241,6 +245,7 @@ class SuperHybrid(StreamingAttention):
     def step_parts(
         self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, StateTensor]
     ) -> tuple[Tensor, Mapping[str, StateTensor]]:
+        """Attend with the next tokens, by the mechanisms that the parts are of."""
         own: dict[
             str, dict[str, StateTensor]
         ] = {}  # the stream says itself which mechanisms it is of
@@ -261,7 +266,7 @@ class SuperHybrid(StreamingAttention):
         return (outs[0] if len(outs) == 1 else weighted_sum(outs, w).to(q.dtype)), after
 
     def _weights(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """beta and w = softmax(beta / T) of queries (..., D): (..., M) each, at least float32."""
+        """Return beta and w = softmax(beta / T) of queries (..., D): (..., M), at least float32."""
         wide = torch.promote_types(q.dtype, torch.float32)
         beta = getattr(self, "beta", self.start).to(wide).expand(*q.shape[:-1], -1)
         if hasattr(self, "gate"):
@@ -269,7 +274,7 @@ class SuperHybrid(StreamingAttention):
         return beta, (beta / self.cfg.temperature).softmax(-1)
 
     def auxiliary_loss(self) -> Tensor:
-        """lambda_1 L_div + lambda_2 L_reg and the members' losses, all of the last pass.
+        """Return lambda_1 L_div + lambda_2 L_reg and the members' losses, all of the last pass.
 
         The former two (specification 4.2) are zero where no weights are learned: in mode select,
         with one mechanism, or with ``fusion_strategy`` fixed.
@@ -287,7 +292,7 @@ class SuperHybrid(StreamingAttention):
         return total + c.diversity_weight * diversity + c.regularization_weight * regularization
 
     def loss_terms(self) -> tuple[Tensor, Tensor]:
-        """L_div and L_reg of the last forward pass of a blend; see :meth:`auxiliary_loss`."""
+        """Return L_div and L_reg of a blend's last forward pass; see :meth:`auxiliary_loss`."""
         if self._terms is None:
             raise ValueError(
                 "no loss terms: there was no forward pass with gradients that weighed mechanisms"
@@ -295,16 +300,18 @@ class SuperHybrid(StreamingAttention):
         return self._terms
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the graph of the last forward pass, which can be neither copied nor saved."""
+        """Leave out the graph of the last forward pass, which can be neither copied nor saved."""
         return {**super().__getstate__(), "_terms": None}
 
     def visible_pairs(self, length: int) -> int | None:
+        """Sum the pairs of the mechanisms in use; None if one has none."""
         names = self._in_use(length, next(self.parameters()).device)
         found = [self._member(name).visible_pairs(length) for name in names]
         known = [pairs for pairs in found if pairs is not None]
         return sum(known) if len(known) == len(found) else None
 
     def counted_pairs(self, k: Tensor) -> float | None:
+        """Sum the pairs of the mechanisms in use over these keys; None if one has none."""
         found = [self._member(n).counted_pairs(k) for n in self._in_use(k.shape[-2], k.device)]
         known = [pairs for pairs in found if pairs is not None]
         return sum(known) if len(known) == len(found) else None
@@ -317,7 +324,7 @@ class SuperHybrid(StreamingAttention):
         mask: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """From the oracles of the mechanisms: the selected one's, or the weighted sum of all."""
+        """Compute from the oracles of the mechanisms: the selected one's, or the weighted sum."""
         names = self._in_use(q.shape[2], q.device)
         parts = [self._member(name).oracle(q, k, v, mask, rows) for name in names]
         if len(names) == 1:
@@ -330,7 +337,7 @@ class SuperHybrid(StreamingAttention):
     def effective_attention(
         self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor
     ) -> EffectiveAttention:
-        """Of the selected mechanism, or the weighted sum: seen is what any of them sees."""
+        """Return the selected matrix, or the weighted sum; seen is what any mechanism sees."""
         names = self._in_use(q.shape[2], q.device)
         parts = [self._member(name).effective_attention(q, k, v, rows) for name in names]
         if len(names) == 1:
@@ -345,7 +352,7 @@ class SuperHybrid(StreamingAttention):
     def undecided_rows(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
     ) -> Tensor:
-        """(R,) bool: rows in which rounding decides a choice of a mechanism that takes part."""
+        """Return bool (R,): rows in which rounding decides a choice of a mechanism in use."""
         names = self._in_use(q.shape[2], q.device)
         found = [self._member(name).undecided_rows(q, k, v, mask, rows) for name in names]
         return torch.stack(found).any(0)

@@ -24,22 +24,22 @@ __all__ = ["FIGURES", "SHAPE_FIELDS", "SHIPPED", "Measurement", "RecordedRun", "
 SHIPPED = Path(__file__).with_name("measured.json")
 
 SUITES = {"speed": ("error_vs_dense", "time_s"), "memory": ("peak_bytes",)}
-"""Which figures a suite measures."""
+"""Figures that a suite measures."""
 
 FIGURES = tuple(figure for figures in SUITES.values() for figure in figures)
 
 KEY = ("attention", "device", "dtype", "length", "batch", "heads", "head_dim", "causal")
-"""What of a case says which record its figures belong to: the first fields of a record."""
+"""Fields of a case that identify a record, whose first fields they are."""
 
 SHAPE_FIELDS = {f.name for f in dataclasses.fields(AttentionConfig)}
-"""Of a configuration, what the case says already, or the length."""
+"""Fields of a configuration that the case states already, and the length."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a forward pass of an attention took in one case.
+    """Time, memory and error of a forward pass of an attention in one case.
 
     Attributes:
         length: tokens of each sequence.
@@ -64,7 +64,7 @@ class Measurement:
 
     @property
     def size(self) -> int:
-        """What time and bytes grow with: batch * tokens * heads * head width."""
+        """Product that time and bytes grow with: batch * tokens * heads * head width."""
         return self.batch * self.length * self.heads * self.head_dim
 
 
@@ -89,6 +89,7 @@ class RecordedRun:
     records: tuple[Measurement, ...]
 
     def __str__(self) -> str:
+        """Return run, date, commit, processor and command in a line."""
         dirty = " with changes" if self.dirty else ""
         return (
             f"run {self.run_id} of {self.started[:10]}, commit {self.commit[:12]}{dirty}, "
@@ -132,7 +133,7 @@ def load(path: Path | str | None = None) -> tuple[RecordedRun, ...]:
 
 
 def tabulate(folders: Iterable[Path | str]) -> str:
-    """The runs of these folders as one table, in JSON."""
+    """Return the runs of these folders as one table, in JSON."""
     runs = [dataclasses.asdict(run) for folder in folders for run in load(folder)]
     return json.dumps({"runs": runs}, indent=1) + "\n"
 
@@ -202,5 +203,5 @@ def _read_run(folder: Path) -> RecordedRun:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration neither the case nor the length says."""
+    """Return a configuration without what the case says, or the length."""
     return {name: value for name, value in config.items() if name not in SHAPE_FIELDS}

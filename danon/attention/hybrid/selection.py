@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Score:
-    """How a mechanism does beside the others; each share is 1 for the best there could be.
+    """Score of a mechanism beside the others; each share is 1 at best.
 
     Attributes:
         accuracy: 1 - relative error against dense attention, at least 0.
@@ -71,6 +71,7 @@ class Selection:
     differs: tuple[str, ...]
 
     def __str__(self) -> str:
+        """Return the choice, the scores and their source in lines."""
         lines = [f"{self.name} for {self.length} tokens on {self.device} by {self.dtype} records"]
         for name, s in sorted(self.scores.items(), key=lambda one: -one[1].weight):
             lines.append(
@@ -85,7 +86,7 @@ class Selection:
 def select_mechanism(
     config: SuperHybridConfig, runs: Sequence[RecordedRun], length: int, device: str, dtype: str
 ) -> Selection:
-    """The component with the largest w = softmax(beta / T) among those within the budgets.
+    """Select the component with the largest w = softmax(beta / T) within the budgets.
 
     The records are those of the nearest length (by ratio) at which one run has every figure in
     question for every component, of one machine and of that device and dtype; of several the one
@@ -191,7 +192,7 @@ def _scores(
 
 
 def _differences(config: SuperHybridConfig, run: RecordedRun, record: Measurement) -> Iterable[str]:
-    """In what the record of the mechanism chosen is not of this case, or of the run."""
+    """Yield how the record of the chosen mechanism differs from this case, or from the run."""
     if record.machine:
         yield f"measured on another machine of that run, fingerprint {record.machine}"
     elif not comparable(run.machine, fingerprint(torch.device(record.device))):
@@ -207,7 +208,7 @@ def _differences(config: SuperHybridConfig, run: RecordedRun, record: Measuremen
 
 
 def _other_settings(config: SuperHybridConfig, run: RecordedRun) -> Iterable[str]:
-    """Settings of the components that their figures are not of: all figures decide the choice."""
+    """Yield settings that the components' figures are not of; all figures decide the choice."""
     for component in config.components:
         member, there = config.member(component), run.configs.get(component)
         if there is None:

@@ -18,12 +18,14 @@ class CPUFlash(Kernel):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
+        """Compute one branch; see :meth:`Kernel.forward`."""
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, causal, attn_mask=bias, scale=scale
         )
         return out, lse
 
     def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        """Compute gradients of q, k and v; see :meth:`Kernel.backward`."""
         # The kernel reads lse with the layout its own forward writes: heads innermost.
         lse = saved.lse.transpose(1, 2).contiguous().transpose(1, 2)
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(

@@ -31,12 +31,14 @@ class CUDAFlash(Kernel):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
+        """Compute one branch; see :meth:`Kernel.forward`."""
         out, lse, *_ = aten._scaled_dot_product_flash_attention(
             q, k, v, 0.0, causal, False, scale=scale
         )
         return out, lse
 
     def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        """Compute gradients of q, k and v; see :meth:`Kernel.backward`."""
         q, k = saved.q, saved.k
         dq, dk, dv = aten._scaled_dot_product_flash_attention_backward(
             grad,
@@ -70,12 +72,14 @@ class CUDAEfficient(Kernel):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
+        """Compute one branch; see :meth:`Kernel.forward`."""
         out, lse, *_ = aten._scaled_dot_product_efficient_attention(
             q, k, v, _aligned(bias, q, k), True, 0.0, causal, scale=scale
         )
         return out, _hidden(lse[:, :, : q.shape[2]], q)  # rows are rounded up to 32
 
     def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        """Compute gradients of q, k and v; see :meth:`Kernel.backward`."""
         q, k = saved.q, saved.k
         rows = -saved.lse.shape[2] % 32
         lse = torch.nn.functional.pad(saved.lse, (0, rows), value=torch.inf).contiguous()
@@ -109,12 +113,14 @@ class CUDACuDNN(Kernel):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
+        """Compute one branch; see :meth:`Kernel.forward`."""
         out, lse, *_ = aten._scaled_dot_product_cudnn_attention(
             q, k, v, None, True, 0.0, causal, False, scale=scale
         )
         return out, lse.view(q.shape[:3])
 
     def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        """Compute gradients of q, k and v; see :meth:`Kernel.backward`."""
         q, k = saved.q, saved.k
         dq, dk, dv = aten._scaled_dot_product_cudnn_attention_backward(
             grad,

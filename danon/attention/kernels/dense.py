@@ -37,11 +37,13 @@ class Dense(Kernel):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
+        """Compute one branch; see :meth:`Kernel.forward`."""
         s = self._logits(q, k, bias, causal, scale)
         lse = s.logsumexp(-1)
         return (s - lse[..., None]).exp().to(v.dtype) @ v, lse
 
     def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        """Compute gradients of q, k and v; see :meth:`Kernel.backward`."""
         q, k, v, scale = saved.q, saved.k, saved.v, saved.scale
         logits = self._logits(q, k, saved.bias, saved.causal, scale)
         p = (logits - saved.lse[..., None]).exp()

@@ -17,6 +17,7 @@ class FlashAttn(_Package):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
+        """Compute one branch; see :meth:`Kernel.forward`."""
         from flash_attn.flash_attn_interface import _wrapped_flash_attn_forward as run
 
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -24,6 +25,7 @@ class FlashAttn(_Package):
         return out.transpose(1, 2), lse
 
     def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        """Compute gradients of q, k and v; see :meth:`Kernel.backward`."""
         from flash_attn.flash_attn_interface import _wrapped_flash_attn_backward as run
 
         grad, q, k, v, out = (

@@ -45,10 +45,12 @@ class Flex(Kernel):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
+        """Compute one branch; see :meth:`Kernel.forward`."""
         with torch.no_grad():
             return self._run(q, k, v, bias, causal, scale)
 
     def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        """Compute gradients of q, k and v; see :meth:`Kernel.backward`."""
         with torch.enable_grad():
             q, k, v = leaves = [
                 x.detach().contiguous().requires_grad_() for x in (saved.q, saved.k, saved.v)

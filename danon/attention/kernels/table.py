@@ -31,13 +31,13 @@ _AUTO = ("cpu-flash", "cuda-flash", "cuda-efficient", "dense")
 
 
 def names() -> tuple[str, ...]:
-    """Every kernel, whether it can run here or not."""
+    """Return the names of all kernels, also of those that cannot run here."""
     _load_installed()
     return tuple(REGISTERED)
 
 
 def available() -> dict[str, str | None]:
-    """Kernel name -> None if it can run on this machine, else the reason why not."""
+    """Return kernel name -> None if it can run on this machine, else the reason why not."""
     left_out = _load_installed()
     return {name: kernel.missing() for name, kernel in REGISTERED.items()} | left_out
 
@@ -74,12 +74,16 @@ def _load_installed() -> dict[str, str]:
 def resolve(
     name: str, device: torch.device, dtype: torch.dtype, head_dim: int, bias: bool
 ) -> Kernel:
-    """The kernel for a call.
+    """Return the kernel for a call.
 
     Args:
         name: a kernel, or ``auto``: the first of cpu-flash, cuda-flash, cuda-efficient, dense that
             takes this device, dtype, head dimension and bias. So float64 on CUDA is dense; a biased
             branch on CUDA is cuda-efficient.
+        device: of q, k and v.
+        dtype: of q, k and v.
+        head_dim: D, spare columns included.
+        bias: True if the call has a logit bias.
 
     Raises:
         ValueError: an unknown name, or a kernel that cannot run this call; nothing else is tried.
@@ -103,7 +107,7 @@ def resolve(
 
 
 def keeps_bias(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether the kernel for a call takes a logit bias and adds it in float32 or wider."""
+    """Return True if the kernel for a call adds a logit bias in float32 or wider."""
     if name != "auto" and name not in REGISTERED:
         _load_installed()
     if name in REGISTERED and REGISTERED[name].refuses(device, dtype, head_dim, True) is not None:

@@ -41,6 +41,7 @@ class XFormers(_Package):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
+        """Compute one branch; see :meth:`Kernel.forward`."""
         from xformers.ops.fmha import memory_efficient_attention_forward_requires_grad as run
 
         made = self._bias(q, k, bias, causal)
@@ -48,6 +49,7 @@ class XFormers(_Package):
         return out.transpose(1, 2), _hidden(lse[:, :, : q.shape[2]], q)
 
     def backward(self, grad: Tensor, saved: SavedForward) -> Grads:
+        """Compute gradients of q, k and v; see :meth:`Kernel.backward`."""
         from xformers.ops.fmha import memory_efficient_attention_backward as run
 
         made = self._bias(saved.q, saved.k, saved.bias, saved.causal)

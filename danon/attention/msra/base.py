@@ -27,6 +27,11 @@ class MSRABase(StreamingAttention):
     cfg: MSRAConfig
 
     def __init__(self, config: MSRAConfig) -> None:
+        """Build the learned parts.
+
+        Args:
+            config: the configuration.
+        """
         super().__init__()
         self.setup_attention(config)
         self.cfg = config
@@ -46,10 +51,11 @@ class MSRABase(StreamingAttention):
     def attend(
         self, q: Tensor, start: int, sources: list[Source], sinks: int, first: list[int]
     ) -> Tensor:
-        """The union for queries [start, start + n).
+        """Compute the union for queries [start, start + n).
 
         Args:
             q: (X, n, D).
+            start: place of the first query.
             sources: tokens, then the nodes of each level.
             sinks: which source holds the first tokens.
             first: the token or node that row 0 of each source is.
@@ -79,7 +85,7 @@ class MSRABase(StreamingAttention):
         return out
 
     def scale_weights(self, q: Tensor) -> Tensor:
-        """log w_l - log w_0 of each query for every scale: (scales, X, N).
+        """Return log w_l - log w_0 of each query for every scale: (scales, X, N).
 
         Only differences matter to the softmax. Taken against level 0 they need no gradient of its
         logits, which is a sum that nearly cancels.
@@ -103,7 +109,7 @@ class MSRABase(StreamingAttention):
         return [Source(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
 
     def _pyramid(self, k: Tensor, v: Tensor, seen: Tensor | None, levels: int) -> list[Any]:
-        """Key, value and log(mass) of the nodes of each level, one after the other.
+        """Return key, value and log(mass) of the nodes of each level, one after the other.
 
         log(mass) is None if all visible nodes are whole, as in the causal case.
         """
@@ -126,7 +132,7 @@ class MSRABase(StreamingAttention):
         return flat
 
     def square(self, k: Tensor) -> Tensor | None:
-        """Squared lengths (X, n, 1) of keys, where calibration needs them."""
+        """Return squared lengths (X, n, 1) of keys, where calibration needs them."""
         if not self.cfg.calibration_factor:
             return None
         return k.to(torch.promote_types(k.dtype, torch.float32)).square().sum(-1, keepdim=True)
@@ -140,9 +146,13 @@ class MSRABase(StreamingAttention):
         level: int,
         first: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
-        """Nodes of the next level: mean keys, values, squared lengths, masses, attended keys.
+        """Pool the next level: mean keys, values, squared lengths, masses, attended keys.
 
         Args:
+            k: children's mean keys (X, n, D).
+            v: children's mean values (X, n, D).
+            square: children's mean squared lengths (X, n, 1), or None.
+            mass: real tokens under each child (X, n); None if all are whole.
             level: of the children; tokens are level 0.
             first: number of the first node.
         """

@@ -48,6 +48,12 @@ class MSRA(MSRABase):
 
     @classmethod
     def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
+        """Build from a shape, and from fields of :class:`~danon.config.MSRAConfig`.
+
+        Args:
+            shape: widths, heads and causality.
+            **settings: fields that differ from the defaults.
+        """
         return cls(MSRAConfig(**shape.shared() | settings))
 
     @classmethod
@@ -80,6 +86,8 @@ class MSRA(MSRABase):
 
     @classmethod
     def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
+        """Build one of rate 8 with the largest window within the budget."""
+
         def config(window: int) -> MSRAConfig:
             return MSRAConfig(**shape.shared(), window=window, rate=8, global_tokens=SINKS)
 
@@ -88,6 +96,7 @@ class MSRA(MSRABase):
     @right_padded
     @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend with every query; see :meth:`BaseAttention.forward`."""
         c = self.cfg
         refuse_transforms()
         refuse_meta("q", q)
@@ -103,14 +112,17 @@ class MSRA(MSRABase):
         return out.view(B, H, N, D)
 
     def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
+        """Return the parts of an empty state; see :meth:`StreamingAttention.init_parts`."""
         return streaming.init_parts(empty)
 
     def step_parts(
         self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, StateTensor]
     ) -> tuple[Tensor, Mapping[str, StateTensor]]:
+        """Attend with the next tokens; see :meth:`StreamingAttention.step_parts`."""
         return streaming.step_parts(self, q, k, v, start, parts)
 
     def visible_pairs(self, length: int) -> int:
+        """Count near tokens and visible nodes of all queries."""
         c = self.cfg
         near = near_rects(length, c.window, c.global_tokens, c.is_causal)
         far = far_rects(length, c.window, self.width, self.rate, c.global_tokens, c.is_causal)
@@ -119,14 +131,14 @@ class MSRA(MSRABase):
 
     @rows_alone
     def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The definition, dense and in float64."""
+        """Compute the definition, dense and in float64."""
         with q.device:
             return oracle(self, q, k, v, rows)
 
     def effective_attention(
         self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor
     ) -> EffectiveAttention:
-        """Near tokens are seen as themselves, older ones through nodes."""
+        """Return the matrix: near tokens are seen as themselves, older ones through nodes."""
         c = self.cfg
         with torch.no_grad(), q.device:
             keys, values, _, _, visible = entries(self, k, v, rows)

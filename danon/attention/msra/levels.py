@@ -1,4 +1,4 @@
-"""Which nodes of MSRA's levels are visible to which queries."""
+"""The nodes of MSRA's levels that queries see."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["far_rects"]
 def far_rects(
     length: int, window: int, width: int, rate: int, sinks: int, causal: bool, start: int = 0
 ) -> tuple[tuple[list[Rect], list[Rect]], ...]:
-    """Which nodes of each level l = 1, 2, ... which queries see: (past, future) rectangles.
+    """Return the nodes of each level l = 1, 2, ... that queries see: (past, future) rectangles.
 
     With W_0 = window, W_l = width * rate^l and B_l(i) = (i - sinks) // W_l, level l covers the past
     tokens from (B_l - 1) W_l up to (B_{l-1} - 1) W_{l-1}, and the future ones from (B_{l-1} + 2)

@@ -14,7 +14,7 @@ from danon.config import MSRAConfig
 
 
 def oracle(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
-    """All tokens and all nodes of all levels as one list of entries; who sees which is a mask."""
+    """Attend to all tokens and all nodes of all levels as one list, with a mask."""
     c: MSRAConfig = module.config
     rows = torch.arange(q.shape[2], device=q.device) if rows is None else rows
     p = {name: x.double() for name, x in module.named_parameters()}
@@ -39,7 +39,7 @@ def oracle(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) ->
 def entries(
     module: Any, k: Tensor, v: Tensor, rows: Tensor
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Keys, values, masses, scales and (R, n) visibility of tokens, then of each level's nodes."""
+    """Return keys, values, masses, scales and (R, n) visibility: tokens, then each level."""
     c: MSRAConfig = module.config
     N, g, r, W = k.shape[2], c.global_tokens, c.level_rate, c.window
     p = {name: x.double() for name, x in module.named_parameters()}

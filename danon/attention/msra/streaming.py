@@ -24,7 +24,7 @@ FAR = ("far_k", "far_v")
 
 
 def init_parts(empty: Tensor) -> dict[str, StateTensor]:
-    """Parts of an empty state, for keys like ``empty`` (X, 0, D)."""
+    """Return parts of an empty state, for keys like ``empty`` (X, 0, D)."""
     return {name: Span.of(empty) for name in ("sink_k", "sink_v", "k0", "v0")}
 
 
@@ -57,7 +57,7 @@ def step_parts(
 
 
 def _attend_one(m: MSRABase, q: Tensor, start: int, parts: dict[str, StateTensor]) -> Tensor:
-    """What the token ``start`` sees, in two kernel calls however many levels there are.
+    """Attend with the token ``start`` in two kernel calls, however many levels there are.
 
     Every query of a block sees the same nodes, so they are gathered once and kept until it ends.
     """
@@ -87,7 +87,7 @@ def _attend_one(m: MSRABase, q: Tensor, start: int, parts: dict[str, StateTensor
 
 
 def _bias(m: MSRABase, q: Tensor, seen: list[tuple[int, int]]) -> Tensor:
-    """log(mass) and scale weight of what FAR holds, for one query: (1, X, 1, entries)."""
+    """Return log(mass) and scale weight of what FAR holds, for one query: (1, X, 1, entries)."""
     wide = torch.promote_types(q.dtype, torch.float32)
     counts = (m.cfg.global_tokens, *(z - a for a, z in seen))
     log_mass, scale = _entries(counts, m.rate, m.cfg.num_levels, wide, q.device)
@@ -101,7 +101,7 @@ def _bias(m: MSRABase, q: Tensor, seen: list[tuple[int, int]]) -> Tensor:
 def _entries(
     counts: tuple[int, ...], rate: int, scales: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """log(mass) of each entry and the number of its scale, 0 for tokens; ``counts`` by level."""
+    """Return log(mass) and scale number of each entry, 0 for tokens; ``counts`` by level."""
     level = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     log_mass = level.to(device, dtype) * math.log(rate)
     return log_mass, level.clamp_max(scales).to(device)

@@ -31,17 +31,17 @@ SELECT_TOGETHER = 64
 
 
 def blocks_of(c: UCSAConfig, length: int) -> int:
-    """Blocks of queries past the global tokens."""
+    """Count the blocks of queries past the global tokens."""
     return math.ceil(max(0, length - c.global_tokens) / c.query_block)
 
 
 def far_bounds(c: UCSAConfig, block: int, length: int) -> tuple[int, int, int]:
-    """:func:`far_leaves` of a block of queries."""
+    """Return :func:`far_leaves` of a block of queries."""
     return far_leaves(c, block * c.query_block // c.local_window_size, length)
 
 
 def first_far_block(c: UCSAConfig, length: int) -> int:
-    """The first block of queries with anything outside its near window."""
+    """Return the first block of queries with anything outside its near window."""
     per = c.local_window_size // c.query_block
     if c.is_causal:
         return 2 * per
@@ -50,12 +50,12 @@ def first_far_block(c: UCSAConfig, length: int) -> int:
 
 
 def depth_of(c: UCSAConfig, bounds: tuple[int, int, int]) -> int:
-    """The level that a block of queries starts from."""
+    """Return the level that a block of queries starts from."""
     return tree_depth(c, bounds[0] if c.is_causal else bounds[2])
 
 
 def budget_of(c: UCSAConfig, bounds: Bounds, extra: float = 0.0) -> list[int]:
-    """Leaves each query may refine, by the share of those far from it (specification 3.2).
+    """Return the leaves each query may refine, by the share of those far from it.
 
     At most ``sparsity_factor`` of them and ``selected_blocks``, which together are s_min; and
     ``extra`` of them on top, s_0 * exp(-lambda t), which no number bounds but the candidates': a
@@ -81,13 +81,13 @@ class Budget(NamedTuple):
 def _plan(
     c: UCSAConfig, first: int, last: int, length: int
 ) -> list[tuple[tuple[int, int, int], int]]:
-    """Bounds and depth of blocks [first, last)."""
+    """Return bounds and depth of blocks [first, last)."""
     bounds = [far_bounds(c, t, length) for t in range(first, last)]
     return [(b, depth_of(c, b)) for b in bounds]
 
 
 class FarCalls:
-    """What queries [start, start + n) see of the tree: nodes in source 1, tokens in source 2.
+    """Far entries of queries [start, start + n): nodes in source 1, tokens in source 2.
 
     Source 1 holds the nodes of all levels one after the other, source 2 whole leaves of tokens.
 
@@ -114,6 +114,7 @@ class FarCalls:
         base: int = 0,
         extra: float = 0.0,
     ) -> None:
+        """Keep queries and tree; :meth:`calls` chooses."""
         self.c, self.q, self.tree, self.start, self.base = c, q, tree, start, base
         self.extra = extra
         self.stop, self.groups = start + q.shape[1], tree.key[0].shape[0]
@@ -125,7 +126,7 @@ class FarCalls:
         self.ballot: tuple[Tensor, Tensor] | None = None
 
     def voters(self) -> tuple[Tensor, Tensor]:
-        """Queries (blocks, G, heads of the group * voters, D) and their votes, zero for padding.
+        """Return queries (blocks, G, heads of the group * voters, D) and votes, zero for padding.
 
         The heads of a group choose together.
         """
@@ -148,7 +149,7 @@ class FarCalls:
         return lines.to(like.dtype), vote.repeat(1, 1, heads)
 
     def calls(self) -> list[BranchCall]:
-        """All calls; what is chosen has no gradient."""
+        """Return all calls; what is chosen has no gradient."""
         with torch.no_grad():
             return self._calls()
 
@@ -177,7 +178,7 @@ class FarCalls:
         return calls
 
     def budget(self, bounds: Bounds) -> Budget:
-        """Leaves that queries of blocks may refine."""
+        """Return leaves that queries of blocks may refine."""
         each = budget_of(self.c, bounds, self.extra)
         if self.leaf_count is None:
             return Budget(torch.tensor(each, device=self.q.device)[:, None], each)
@@ -186,11 +187,11 @@ class FarCalls:
         return Budget((share + (far * self.extra).floor()).long(), each)
 
     def together(self, t0: int) -> int:
-        """Blocks from ``t0`` on that may choose in one go."""
+        """Return blocks from ``t0`` on that may choose in one go."""
         return SELECT_TOGETHER
 
     def cut(self, t0: int, t1: int, bounds: Bounds, depth: int) -> TreeSelection:
-        """The cut of blocks [t0, t1); each is chosen by the block before when causal."""
+        """Return the cut of blocks [t0, t1); each is chosen by the block before when causal."""
         before = self.base + (1 if self.c.is_causal else 0)
         some = slice(t0 - before, t1 - before)
         if self.ballot is None:  # most steps of a stream ask for no vote
@@ -200,7 +201,7 @@ class FarCalls:
         return descend(self.c, self.tree, q, votes, bounds, depth, scale, self.leaf_count)
 
     def nodes(self, cut: TreeSelection) -> tuple[int, Rows | Tiles]:
-        """Source and keys of coarse nodes and candidates."""
+        """Return source and keys of coarse nodes and candidates."""
         first = [0]
         for key in self.tree.key:
             first.append(first[-1] + key.shape[1])
@@ -208,14 +209,14 @@ class FarCalls:
         return 1, Rows(torch.cat((*rows, self.tree.row(0, cut.leaf)), -1))
 
     def leaves(self, cut: TreeSelection) -> tuple[int, Rows, Tensor]:
-        """Source and keys of the candidates' tokens, and which may be chosen."""
+        """Return source and keys of the candidates' tokens, and which may be chosen."""
         return 2, Rows(self.tree.row(0, cut.leaf), self.c.leaf), cut.leaf_on
 
     def chose(self, cut: TreeSelection, chosen: Tensor, first: int) -> None:
-        """Hears what the queries of blocks from ``first`` on chose (T, G, C, candidates)."""
+        """Hear what the queries of blocks from ``first`` on chose (T, G, C, candidates)."""
 
     def _pieces(self, t0: int, t1: int) -> Iterator[tuple[Tiles, int]]:
-        """Rows of q that are queries of blocks [t0, t1), and the first block."""
+        """Yield rows of q that are queries of blocks [t0, t1), and the first block."""
         g, C = self.c.global_tokens, self.c.query_block
         at = t0
         while at < t1:
@@ -228,7 +229,7 @@ class FarCalls:
     def _piece(
         self, cut: TreeSelection, budget: Budget, verdict: Verdict, rows: Tiles, t0: int, at: int
     ) -> list[BranchCall]:
-        """Calls of ``rows``, which are the blocks of the cut from the ``at``-th on."""
+        """Return calls of ``rows``, which are the blocks of the cut from the ``at``-th on."""
         size, some = self.c.leaf, slice(at, at + rows.count)
         cut, repeat = cut.part(some), self.q.shape[0] // self.groups
         source, tokens, able = self.leaves(cut)

@@ -26,7 +26,7 @@ def information_loss(
     tree: Tree,
     values: Sequence[Tensor],
 ) -> Tensor:
-    """L_info = ||X - X^||^2 + lambda KL(p_X || p_X^), the mean over the levels of the tree.
+    """Return L_info = ||X - X^||^2 + lambda KL(p_X || p_X^), the mean over the tree's levels.
 
     X are the tokens' keys and values, X^ has the node above in the place of each token.
 
@@ -43,8 +43,10 @@ def information_loss(
     are compressible, to k and v; not to q.
 
     Args:
+        c: the configuration.
         q: (X, N, D), X = batch * query heads.
         k: (G, N, D), G = batch * key/value heads; v the same.
+        v: (G, N, D).
         seen: which tokens are real (G, N); None if all.
         tree: nodes past the global tokens.
         values: (G, n, D) of each level.
@@ -88,7 +90,7 @@ def information_loss(
 
 
 def _drawn(n: int, most: int, device: torch.device) -> Tensor:
-    """One index from each of at most so many equal stretches of n, other ones at each call.
+    """Draw one index from each of at most so many equal stretches of n, anew at each call.
 
     Fixed ones an even distance apart would never meet what happens at odd ones.
     Drawn from torch's own generator: what repeats a forward pass has to restore that, as
@@ -102,7 +104,7 @@ def _drawn(n: int, most: int, device: torch.device) -> Tensor:
 
 
 def _lost(x: Tensor, node: Tensor, real: Tensor) -> Tensor:
-    """Share of the variance of tokens x (G, M, D) that their nodes lose: mean over G."""
+    """Return the share of the variance of tokens x (G, M, D) that nodes lose: mean over G."""
     weight = real.to(x.dtype)[..., None]
     mean = (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1)
     variance = ((x - mean).square() * weight).sum((1, 2))
@@ -115,9 +117,13 @@ def _lost(x: Tensor, node: Tensor, real: Tensor) -> Tensor:
 def _divergence(
     exact: Tensor, coarse: Tensor, shown: Tensor, asked: Tensor, together: int
 ) -> Tensor:
-    """Mean KL of the softmax of logits (G, Q, M) over what is shown, over queries asked (G, Q).
+    """Return the mean KL of softmaxes (G, Q, M) over what is shown, over queries asked (G, Q).
 
     Args:
+        exact: logits of tokens.
+        coarse: logits of the nodes above them.
+        shown: bool, broadcastable to (G, Q, M).
+        asked: bool (G, Q).
         together: so many neighbours of the M count as one.
     """
     log_p, log_q = (x.masked_fill(~shown, HIDDEN).log_softmax(-1) for x in (exact, coarse))

@@ -50,6 +50,7 @@ def anneal(model: nn.Module, step: int) -> int:
     It is part of the ``state_dict``. Evaluation does not look at it: it refines the final share.
 
     Args:
+        model: any module.
         step: optimizer steps done, at least 0.
 
     Returns:
@@ -108,6 +109,11 @@ class UCSA(StreamingAttention):
     anneal_step: Tensor
 
     def __init__(self, config: UCSAConfig) -> None:
+        """Build the pools.
+
+        Args:
+            config: the configuration.
+        """
         super().__init__()
         self.setup_attention(config)
         self.cfg = config
@@ -123,6 +129,12 @@ class UCSA(StreamingAttention):
 
     @classmethod
     def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
+        """Build from a shape, and from fields of :class:`~danon.config.UCSAConfig`.
+
+        Args:
+            shape: widths, heads and causality.
+            **settings: fields that differ from the defaults.
+        """
         return cls(UCSAConfig(**shape.shared() | settings))
 
     @classmethod
@@ -164,7 +176,7 @@ class UCSA(StreamingAttention):
 
     @classmethod
     def with_budget(cls, shape: AttentionConfig, entries: int) -> Self:
-        """A small window, and as many refined leaves as there is room for.
+        """Build one with a small window, and as many refined leaves as there is room for.
 
         Each query chooses among all leaves, at least up to 512 of them, by nodes that it does not
         see. The divergence in the information loss teaches them to choose; more of it than this
@@ -197,6 +209,7 @@ class UCSA(StreamingAttention):
     @right_padded
     @without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend with every query; see :meth:`BaseAttention.forward`."""
         c = self.cfg
         refuse_transforms()
         refuse_meta("q", q)
@@ -250,11 +263,14 @@ class UCSA(StreamingAttention):
         return PooledUCSA(config, self.leaf_pool, self.tree_pool, self.extra_share)
 
     def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
+        """Return the parts of an empty state; see :meth:`StreamingAttention.init_parts`."""
         return init_parts(self.cfg, empty)
 
     def step_parts(
         self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, StateTensor]
     ) -> tuple[Tensor, Mapping[str, StateTensor]]:
+        """Attend with the next tokens; see :meth:`StreamingAttention.step_parts`."""
+
         def read(
             config: UCSAConfig,
             qkv: tuple[Tensor, Tensor, Tensor],
@@ -271,7 +287,7 @@ class UCSA(StreamingAttention):
         return out, after
 
     def visible_pairs(self, length: int) -> int | None:
-        """Pairs seen, not pairs computed: a query is masked from what its neighbours selected.
+        """Count pairs seen, not pairs computed: a query is masked from its neighbours' selection.
 
         The most there can be: what is lossless is not refined.
         """
@@ -297,14 +313,14 @@ class UCSA(StreamingAttention):
 
     @rows_alone
     def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The definition, one block of queries at a time, in float64."""
+        """Compute the definition, one block of queries at a time, in float64."""
         with q.device:
             return oracle(self, q, k, v, rows)
 
     def undecided_rows(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
     ) -> Tensor:
-        """(R,) bool: rows whose selection is decided by less than rounding."""
+        """Return bool (R,): rows whose selection is decided by less than rounding."""
         with q.device:
             if mask is None:
                 return undecided(self, q, k, v, rows)
@@ -317,7 +333,7 @@ class UCSA(StreamingAttention):
     def effective_attention(
         self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor
     ) -> EffectiveAttention:
-        """The window and refined leaves are seen as themselves, the rest of the cut as nodes."""
+        """Return the matrix: window and refined leaves seen as themselves, the rest as nodes."""
         c = self.cfg
         with q.device:
             exact, levels = seen(self, q, k, v, rows)

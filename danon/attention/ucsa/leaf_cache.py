@@ -24,15 +24,16 @@ class BlockCache:
     """
 
     def __init__(self, parts: dict[str, StateTensor], size: int | None, strategy: str) -> None:
+        """Wrap the parts of a state that hold the cache."""
         self.size, self.strategy = size, strategy
         self.k, self.v = span_of(parts, "slot_k"), span_of(parts, "slot_v")
         self.block, self.use = tensor_of(parts, "slot_block"), tensor_of(parts, "slot_use")
-        self._mine = False  # whether k and v may be written to
+        self._mine = False  # True if k and v may be written to
         self._order: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def empty(like: Tensor, width: int) -> dict[str, StateTensor]:
-        """Parts of an empty cache for keys (X, 0, D), in rows of ``width`` numbers."""
+        """Return parts of an empty cache for keys (X, 0, D), in rows of ``width`` numbers."""
         rows = like.new_empty(like.shape[0], 0, width)
         none = torch.empty(like.shape[0], 0, dtype=torch.int64, device=like.device)
         return {
@@ -43,7 +44,7 @@ class BlockCache:
         }
 
     def parts(self) -> dict[str, StateTensor]:
-        """What the stream keeps."""
+        """Return the parts that the stream keeps."""
         return {"slot_k": self.k, "slot_v": self.v, "slot_block": self.block, "slot_use": self.use}
 
     def insert(self, first: int, k: Tensor, v: Tensor, now: Tensor) -> None:
@@ -64,7 +65,7 @@ class BlockCache:
         self._order = None
 
     def find(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots of blocks (T, X, n), and bool: whether they are held."""
+        """Return slots of blocks (T, X, n), and bool: True if they are held."""
         if self._order is None:
             held, slot = self.block.sort(1)
             self._order = held.contiguous(), slot
@@ -76,7 +77,7 @@ class BlockCache:
         return slot.view(X, T, n).transpose(0, 1), hit.view(X, T, n).transpose(0, 1)
 
     def used(self, slot: Tensor, times: Tensor, now: Tensor) -> None:
-        """Note that slots (T, X, n) were refined so many times (T, X, n), at ``now`` (T,)."""
+        """Record that slots (T, X, n) were refined so many times (T, X, n), at ``now`` (T,)."""
         slot = slot.transpose(0, 1).flatten(1)
         if self.strategy == "lru":
             last = torch.where(times > 0, now[:, None, None], 0).transpose(0, 1).flatten(1)

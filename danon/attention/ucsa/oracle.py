@@ -34,7 +34,7 @@ class Choice:
 
 
 def oracle(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
-    """Softmax over near tokens, chosen nodes and chosen tokens of each row."""
+    """Compute the softmax over near tokens, chosen nodes and chosen tokens of each row."""
     c: UCSAConfig = module.config
     (B, H, N, D), g, W = q.shape, c.global_tokens, c.local_window_size
     rows = torch.arange(N) if rows is None else rows
@@ -75,7 +75,7 @@ def oracle(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None) ->
 
 
 def undecided(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
-    """(R,) bool: rows with two scores at the edge of a choice closer than rounding."""
+    """Return bool (R,): rows with two scores at the edge of a choice closer than rounding."""
     c: UCSAConfig = module.config
     with torch.no_grad():
         q, k, v = q.double(), k.double(), v.double()
@@ -93,7 +93,7 @@ def undecided(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Ten
 
 @torch.no_grad()
 def seen(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> tuple[Tensor, list[Nodes]]:
-    """Which tokens rows see as themselves (B, G, R, N), and the nodes of all levels."""
+    """Return tokens that rows see as themselves (B, G, R, N), and the nodes of all levels."""
     c: UCSAConfig = module.config
     (B, G, N, _), g, rep = k.shape, c.global_tokens, q.shape[1] // k.shape[1]
     q, k, v = q.double(), k.double(), v.double()
@@ -117,7 +117,7 @@ def seen(module: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> tuple[Te
 
 
 def _tree(module: Any, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """(key, value, mass, relative error, key range) of each level, leaves first; past the sinks."""
+    """Return (key, value, mass, error, key range) of each level, leaves first; past the sinks."""
     c: UCSAConfig = module.config
     p = {name: x.double() for name, x in module.named_parameters()}
     k, v = (x[:, :, c.global_tokens :] for x in (k, v))
@@ -150,7 +150,7 @@ def _tree(module: Any, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor, Tenso
 def _choices(
     c: UCSAConfig, q: Tensor, tree: list[Level], rows: Tensor, extra: float
 ) -> list[Choice]:
-    """What each row sees of the tree. q (heads of the group, N, D)."""
+    """Return what each row sees of the tree. q (heads of the group, N, D)."""
     g, C = c.global_tokens, c.query_block
     N, scale = q.shape[1], q.shape[2] ** -0.5
     per = c.local_window_size // c.leaf
@@ -197,7 +197,7 @@ def _choices(
 def _cut(
     c: UCSAConfig, voters: Tensor, tree: list[Level], a: int, z: int, n: int, scale: float
 ) -> tuple[list[tuple[int, int]], list[int], bool]:
-    """Unrefined nodes, candidate leaves, and whether rounding may have decided."""
+    """Return unrefined nodes, candidate leaves, and True if rounding may have decided."""
     f, depth, close = c.fanout, 0, False
     while math.ceil((a if c.is_causal else n) / f**depth) > c.candidate_blocks:
         depth += 1
@@ -240,9 +240,13 @@ def _judge(
     past: int,
     split: list[bool] | None = None,
 ) -> tuple[list[bool], list[bool], bool]:
-    """Which nodes are lossless, which of a large error, and whether rounding may decide it.
+    """Return nodes that are lossless, nodes of a large error, and if rounding may decide it.
 
     Args:
+        c: the configuration.
+        tree: levels of :func:`_tree`.
+        level: of the nodes.
+        nodes: their numbers.
         past: leaves of the far past, whose whole nodes are what is usual.
         split: nodes that are not judged.
     """
@@ -266,7 +270,7 @@ def _judge(
 
 
 def _scores(q: Tensor, level: Level, nodes: list[int], scale: float) -> Tensor:
-    """(q.k + |q * r|) / sqrt(d) + log(mass) of queries (Q, D) and nodes: (Q, nodes)."""
+    """Return (q.k + |q * r|) / sqrt(d) + log(mass) of queries (Q, D) and nodes: (Q, nodes)."""
     key, mass, _, span = (x[nodes] for x in level)
     reach = torch.linalg.vector_norm(q[:, None] * span, dim=-1)
     score: Tensor = (q @ key.T + reach) * scale + _log(mass)

@@ -40,14 +40,14 @@ class Verdict(NamedTuple):
 
 
 def squared_length(k: Tensor) -> Tensor:
-    """|k|^2 (X, n) float32 or wider of keys (X, n, D)."""
+    """Return |k|^2 (X, n) float32 or wider of keys (X, n, D)."""
     wide = torch.promote_types(k.dtype, torch.float32)
     length: Tensor = torch.linalg.vector_norm(k.detach(), dim=-1, dtype=wide)
     return length.square()
 
 
 def relative_error(square: Tensor, key: Tensor, mass: Tensor | None, tolerance: float) -> Tensor:
-    """e of nodes (X, n).
+    """Return the relative error e of nodes (X, n).
 
     Args:
         square: mean squared length of the keys under each node (X, n).
@@ -62,9 +62,10 @@ def relative_error(square: Tensor, key: Tensor, mass: Tensor | None, tolerance: 
 
 
 def running_sums(e: Tensor, before: Tensor | None = None) -> Tensor:
-    """Count, sum and sum of squares of errors (X, n) up to each: (X, n, 3) float64.
+    """Return count, sum and sum of squares of errors (X, n) up to each: (X, n, 3) float64.
 
     Args:
+        e: errors (X, n).
         before: the sums (X, 3) up to the node before the first of these.
     """
     e = e.double()
@@ -74,9 +75,13 @@ def running_sums(e: Tensor, before: Tensor | None = None) -> Tensor:
 
 
 def classify_nodes(c: UCSAConfig, tree: Tree, level: int, node: Tensor, far: Far) -> Verdict:
-    """What the errors of nodes (T, X, k) say.
+    """Classify nodes (T, X, k) by their errors.
 
     Args:
+        c: the configuration.
+        tree: holds errors and their running sums.
+        level: of the nodes.
+        node: numbers (T, X, k).
         far: leaves outside the near windows of the T blocks of queries.
 
     Returns:

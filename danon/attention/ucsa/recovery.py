@@ -23,7 +23,7 @@ log = logging.getLogger("danon")
 
 
 def may_be_non_finite(out: Tensor) -> bool:
-    """Whether there may be a non-finite number in ``out``: one pass over it.
+    """Return True if there may be a non-finite number in ``out``: one pass over it.
 
     Never in compiled code and for tensors without data, which cannot be asked.
     """
@@ -42,7 +42,7 @@ def recover(
     *,
     causal: bool,
 ) -> tuple[Tensor, int]:
-    """``out`` (B, H, N, D) with what is not finite, but could be, replaced by the oracle's rows.
+    """Replace what is not finite in ``out`` (B, H, N, D), but could be, by the oracle's rows.
 
     Those rows have the gradient of the oracle. The kernels' backward is spoiled by a row that
     overflowed, so with gradients the others are computed once more without it.
@@ -94,7 +94,7 @@ def recover_stream(
         tuple[Tensor, Mapping[str, StateTensor]],
     ],
 ) -> tuple[Tensor, Mapping[str, StateTensor], int]:
-    """The same for a chunk of a stream, which is read again in float64, token by token.
+    """Recover a chunk of a stream, which is read again in float64, token by token.
 
     The state does not hold all that the oracle would need; read that way it is the definition.
 
@@ -136,7 +136,7 @@ def recover_stream(
 
 
 def _cast(part: StateTensor, dtype: torch.dtype) -> StateTensor:
-    """A copy with floating-point numbers in that dtype, save sums that are float64 in any case."""
+    """Copy a part in that floating-point dtype, save sums that are float64 in any case."""
     x = part.rows if isinstance(part, Span) else part
     x = x.to(dtype) if x.is_floating_point() and dtype.is_floating_point else x
     return Span.of(x, part.start) if isinstance(part, Span) else x

@@ -28,7 +28,7 @@ REFINE_FIRST = 1e30
 
 @dataclass(frozen=True)
 class TreeSelection:
-    """What blocks of queries see of the tree.
+    """Nodes and leaves of the tree that blocks of queries see.
 
     Attributes:
         coarse: (level, nodes (T, X, slots), which of them are real) of unrefined nodes.
@@ -41,13 +41,13 @@ class TreeSelection:
     leaf_on: Tensor
 
     def part(self, some: slice) -> TreeSelection:
-        """The cut of some of the blocks."""
+        """Return the cut of some of the blocks."""
         coarse = tuple((level, node[some], on[some]) for level, node, on in self.coarse)
         return TreeSelection(coarse, self.leaf[some], self.leaf_on[some])
 
 
 def far_leaves(config: UCSAConfig, block: int, length: int) -> tuple[int, int, int]:
-    """(a, z, n): leaves [0, a) and [z, n) are outside the near window of local block ``block``."""
+    """Return (a, z, n): leaves [0, a) and [z, n) are outside the near window of ``block``."""
     n = math.ceil(max(0, length - config.global_tokens) / config.leaf)
     per = config.local_window_size // config.leaf
     a = min(n, max(0, (block - 1) * per))
@@ -55,7 +55,7 @@ def far_leaves(config: UCSAConfig, block: int, length: int) -> tuple[int, int, i
 
 
 def tree_depth(config: UCSAConfig, leaves: int) -> int:
-    """The lowest level that has at most ``candidate_blocks`` nodes over so many leaves."""
+    """Return the lowest level that has at most ``candidate_blocks`` nodes over so many leaves."""
     depth = 0
     while math.ceil(leaves / config.fanout**depth) > config.candidate_blocks:
         depth += 1
@@ -75,10 +75,13 @@ def descend(
     """Refine from level ``depth`` down to the leaves, for T blocks of queries at once.
 
     Args:
+        config: the configuration.
+        tree: its nodes.
         q: the queries that choose (T, X, Q, D) float32; all heads of a key/value group in Q.
         weight: their votes (T, X, Q); zero for padding.
         bounds: of these T blocks.
         depth: :func:`tree_depth` of these blocks.
+        scale: factor of q.k.
         leaves: of each of the X rows, (X,), where not all are as long as the bounds say. Each row
             begins at the level that it would begin at alone. None when causal.
     """
@@ -135,7 +138,7 @@ def descend(
 
 
 def _join(node: Tensor, on: Tensor, top: int, now: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes (T, X, k), and which are real, with those below ``top`` in rows that begin now."""
+    """Join nodes (T, X, k), and which are real, with those below ``top`` in rows that begin now."""
     k = max(top, node.shape[-1])
     node, on = (F.pad(x, (0, k - x.shape[-1])) for x in (node, on))
     slot = torch.arange(k, device=node.device)
@@ -146,14 +149,14 @@ def _join(node: Tensor, on: Tensor, top: int, now: Tensor) -> tuple[Tensor, Tens
 def _votes(
     tree: Tree, level: int, node: Tensor, on: Tensor, q: Tensor, weight: Tensor, scale: float
 ) -> Tensor:
-    """Softmax mass that the choosing queries give each node (T, X, slots)."""
+    """Return the softmax mass that the choosing queries give each node (T, X, slots)."""
     logits = tree.scores(level, node, q, scale)
     logits = logits.masked_fill(~on[:, :, None], torch.finfo(logits.dtype).min)
     return (logits.softmax(-1) * weight[..., None]).sum(2)
 
 
 def choose_leaves(logits: Tensor, on: Tensor, budget: Tensor, most: int) -> Tensor:
-    """Each query's own leaves, shared by the heads of its group (specification 3.2).
+    """Choose each query's own leaves, shared by the heads of its group (specification 3.2).
 
     P(z = 1) = sigmoid(q.k / sqrt(d) + b) with b what :mod:`~.tree` adds, the best of any head;
     the sigmoid is monotone, so its argument is compared. Equals at the edge are all chosen.

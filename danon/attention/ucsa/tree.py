@@ -40,13 +40,13 @@ class Far(NamedTuple):
 
     @classmethod
     def of(cls, bounds: Bounds, device: torch.device, leaves: Tensor | None = None) -> Self:
-        """By the bounds of the longest row and, unless all are as long, the leaves (X,) of each."""
+        """Build from the bounds of the longest row and, if rows differ, the leaves (X,) of each."""
         found = torch.tensor(bounds, device=device).T[..., None]
         return cls(*(found if leaves is None else found.minimum(leaves)))
 
     @property
     def leaves(self) -> Tensor:
-        """How many leaves that is."""
+        """Number of leaves."""
         return self.a + self.n - self.z
 
 
@@ -74,18 +74,18 @@ class Tree:
     sums: Sequence[Tensor] = ()
 
     def row(self, level: int, node: Tensor) -> Tensor:
-        """Rows of nodes; a node that does not exist, or not yet, gets some other's."""
+        """Return rows of nodes; a node that does not exist, or not yet, gets another node's."""
         rows = self.key[level].shape[1]
         return (node - self.first[level]).clamp(0, max(0, rows - 1))
 
     def gather(self, level: int, node: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys (T, X, k, D) and log(mass) (T, X, k) of nodes (T, X, k)."""
+        """Return keys (T, X, k, D) and log(mass) (T, X, k) of nodes (T, X, k)."""
         rows = Rows(self.row(level, node))
         key, mass = self.key[level], self.log_mass[level]
         return rows.load(key, 0, rows.count), rows.load(mass, 0, rows.count)
 
     def scores(self, level: int, node: Tensor, q: Tensor, scale: float) -> Tensor:
-        """s of nodes (T, X, k) for queries (T, X, Q, D): (T, X, Q, k)."""
+        """Score nodes (T, X, k) for queries (T, X, Q, D): (T, X, Q, k)."""
         key, log_mass = self.gather(level, node)
         rows = Rows(self.row(level, node))
         spread = rows.load(self.spread[level], 0, rows.count)
@@ -93,7 +93,7 @@ class Tree:
         return (q @ key.transpose(-1, -2)).add_(far).mul_(scale).add_(log_mass[:, :, None])
 
     def oldest(self, level: int, far: Tensor, fanout: int) -> Tensor:
-        """The oldest node held of a level when ``far`` leaves are far; it begins a parent."""
+        """Return the oldest node held of a level with ``far`` leaves far; it begins a parent."""
         if self.keep is None:
             return torch.zeros_like(far)
         last = (far // fanout**level - self.keep).clamp_min(0)
@@ -102,7 +102,7 @@ class Tree:
 
 
 def widen(top: Tensor, bottom: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-    """Largest and smallest keys (X, m, D) of nodes with ``rate`` of these children (X, n, D).
+    """Return largest and smallest keys (X, m, D) of nodes of ``rate`` children (X, n, D).
 
     Children that do not exist or hold no token have -inf for the largest, inf for the smallest.
     """

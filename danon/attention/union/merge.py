@@ -30,7 +30,7 @@ CHUNK_BYTES = 1 << 23
 """Temporaries of one kernel call stay about this size, near the caches."""
 
 Watch = Callable[[Sequence[str], Tensor], None]
-"""Is told the names of the branches, and their shares of each query's softmax mass."""
+"""Callable that gets the names of the branches and their shares of each query's softmax mass."""
 
 
 def forward(inputs: UnionInputs, watch: Watch | None) -> tuple[Tensor, Tensor]:

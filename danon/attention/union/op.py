@@ -39,7 +39,7 @@ _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 @contextmanager
 def observe_branches(watch: Watch | None) -> Iterator[None]:
-    """Tell of the softmax mass of every union computed inside, in this thread.
+    """Report the softmax mass of every union computed inside, in this thread.
 
     Args:
         watch: called with the names of the branches and their share of each query's softmax

@@ -1,4 +1,4 @@
-"""Where the queries and keys of a kernel call lie: strided views and gathered rows.
+"""Tiles of queries and keys of a kernel call: strided views and gathered rows.
 
 A mechanism describes what is visible as rectangles (query range x key range). :func:`batch` turns
 them into few batched kernel calls over views, without copying a key.
@@ -22,7 +22,7 @@ _F = TypeVar("_F", bound=Callable[..., object])
 
 
 def constant(function: _F) -> _F:
-    """Decorator of a function of plain values: a compiler runs it and keeps what it returns."""
+    """Mark a function of plain values: a compiler runs it and keeps the result; a decorator."""
     # As torch.compiler.assume_constant_result does, which first imports the compiler: 2 seconds.
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -39,6 +39,7 @@ class Rect(NamedTuple):
 
     @property
     def pairs(self) -> int:
+        """(query, key) pairs."""
         n = self.q1 - self.q0
         return n * (n + 1) // 2 if self.causal else n * (self.k1 - self.k0)
 
@@ -68,12 +69,12 @@ class Tiles:
         )
 
     def places(self, device: torch.device) -> Tensor:
-        """Row numbers of all tiles (1, count, length), alike for every X."""
+        """Return row numbers of all tiles (1, count, length), alike for every X."""
         tile = torch.arange(self.count, device=device) * self.step + self.start
         return (tile[:, None] + torch.arange(self.length, device=device))[None]
 
     def add_to(self, x: Tensor, tiles: Tensor, t0: int, t1: int) -> None:
-        """Adjoint of :meth:`load`: add tiles (t1 - t0, X, length, ...) onto x, overlaps summed."""
+        """Add tiles (t1 - t0, X, length, ...) onto x: the adjoint of :meth:`load`."""
         if t1 - t0 > 1 and self.step == 0:
             tiles, t1 = tiles.sum(0, keepdim=True), t0 + 1
         # Tiles that overlap are cut into pieces no longer than the step, which do not.
@@ -95,19 +96,21 @@ class Rows:
 
     @property
     def count(self) -> int:
+        """Number of tiles."""
         return self.index.shape[0]
 
     @property
     def length(self) -> int:
+        """Rows of a tile."""
         return self.index.shape[2] * self.size
 
     def places(self, device: torch.device) -> Tensor:
-        """Row numbers of all tiles (X, count, length)."""
+        """Return row numbers of all tiles (X, count, length)."""
         inside = torch.arange(self.size, device=device)
         return (self.index[..., None] * self.size + inside).flatten(2).transpose(0, 1)
 
     def _flat(self, x: Tensor, t0: int, t1: int) -> tuple[Tensor, Tensor]:
-        """x as rows of whole groups, and the row numbers of tiles [t0, t1)."""
+        """Return x as rows of whole groups, and the row numbers of tiles [t0, t1)."""
         X, groups = x.shape[0], x.shape[1] // self.size
         width = self.size * x.stride(1)
         apart, rest = divmod(x.stride(0), width)
@@ -123,7 +126,7 @@ class Rows:
         return rows.index_select(0, index).view(t1 - t0, x.shape[0], self.length, *x.shape[2:])
 
     def add_to(self, x: Tensor, tiles: Tensor, t0: int, t1: int) -> None:
-        """Adjoint of :meth:`load`; x must be contiguous."""
+        """Add tiles onto x, which must be contiguous: the adjoint of :meth:`load`."""
         rows, index = self._flat(x, t0, t1)
         rows.index_add_(0, index, tiles.reshape(index.numel(), -1).to(x.dtype))
 
@@ -135,6 +138,7 @@ def batch(
     """Batch rectangles of equal size and regular spacing into (query tiles, key tiles, causal).
 
     Args:
+        rects: rectangles of one branch.
         q_from: the query that stands in row 0 of the tensor of queries.
         k_from: the key that stands in row 0 of the tensor of keys.
     """
@@ -165,7 +169,7 @@ def batch(
 
 
 def _cut(rects: Iterable[Rect]) -> Iterator[Rect]:
-    """Tall rectangles in pieces, so that what a kernel call returns stays small."""
+    """Cut tall rectangles in pieces, so that what a kernel call returns stays small."""
     for r in rects:
         if r.causal:  # a square on the diagonal is one piece
             yield r
@@ -182,13 +186,17 @@ def _gap(a: Rect, b: Rect) -> tuple[int, int]:
 def near_rects(
     length: int, window: int, sinks: int, causal: bool, start: int = 0
 ) -> Sequence[list[Rect]]:
-    """What all three mechanisms show at full resolution: sinks and the near blocks.
+    """Return what all three mechanisms show at full resolution: sinks and the near blocks.
 
     The first ``sinks`` tokens are visible to all. The rest is cut into blocks of ``window``
     tokens; a query sees its own block and the one before (both neighbours when bidirectional).
     In the bidirectional case the sink queries see what block 0 sees.
 
     Args:
+        length: tokens.
+        window: tokens of a block.
+        sinks: first tokens that all queries see.
+        causal: queries see no later token.
         start: the first query of interest; not 0 only when causal.
 
     Returns:
@@ -215,7 +223,7 @@ def near_rects(
 
 
 def _from(r: Rect, start: int) -> list[Rect]:
-    """What queries from ``start`` on see of a rectangle."""
+    """Return what queries from ``start`` on see of a rectangle."""
     if r.q0 >= start:
         return [r]
     if r.q1 <= start:
