@@ -40,31 +40,32 @@ def discover(
     for module in pkgutil.iter_modules(danon.attention.__path__, "danon.attention."):
         importlib.import_module(module.name)
     importlib.import_module("baselines")
-    own: dict[str, str] = {}
+    brought: dict[str, str] = {}
     named = []
     for target in targets:
         if ":" not in target:
             named.append(target)
             continue
         name = target.rpartition(":")[2]
-        if own.get(name) == target:
+        if brought.get(name) == target:
             raise ValueError(f"attention {target!r} is given twice")
-        if name in own:
+        if name in brought:
             raise ValueError(
-                f"attentions {own[name]!r} and {target!r} are both called {name!r}: rename a class"
+                f"attentions {brought[name]!r} and {target!r} are both called {name!r}: "
+                "rename a class"
             )
-        own[_loaded(target, load)] = target
+        brought[_loaded(target, load)] = target
     left_out = installed.load_installed(load)  # the user's own first: their names are typed
     tuned_variants.register()  # of one's own, too
-    wanted = list(only)
-    for name in (*named, *wanted):
+    selected = list(only)
+    for name in (*named, *selected):
         if name in left_out and name not in registry.names():
             raise ValueError(left_out[name])
         registry.get(name)
     for reason in left_out.values():
         note(reason)
-    kept = [n for n in registry.names() if not wanted or n in wanted or n in own]
-    return (REFERENCE, *(n for n in kept if n != REFERENCE)), tuple(own)
+    kept = [n for n in registry.names() if not selected or n in selected or n in brought]
+    return (REFERENCE, *(n for n in kept if n != REFERENCE)), tuple(brought)
 
 
 def _loaded(target: str, load: Callable[[str], str]) -> str:

@@ -76,20 +76,23 @@ def value_weights(oracle: Callable[[Tensor], Tensor], v: Tensor, heads: int) -> 
             at = torch.arange(first, min(first + D, R), device=v.device)
             up = torch.zeros_like(out)
             up[:, head::group, at, at - first] = 1.0
-            found = None
+            gradient = None
             if out.requires_grad:
-                (found,) = torch.autograd.grad(out, v, up, retain_graph=True, allow_unused=True)
-            if found is None:
+                (gradient,) = torch.autograd.grad(out, v, up, retain_graph=True, allow_unused=True)
+            if gradient is None:
                 raise ValueError("the output has no gradient in v, from which the matrix is read")
-            weights[:, head::group, at] = found[..., : len(at)].transpose(-1, -2)
+            weights[:, head::group, at] = gradient[..., : len(at)].transpose(-1, -2)
     return weights
 
 
 def near_tokens(rows: Tensor, length: int, window: int, sinks: int, causal: bool) -> Tensor:
     """Return bool (R, N): the first tokens, and the block of each row and those beside it."""
     i, j = rows[:, None], torch.arange(length, device=rows.device)
-    own, its = (i - sinks).clamp_min(0) // window, (j - sinks).div(window, rounding_mode="floor")
-    near = (j < sinks) | ((its - own).abs() <= 1)
+    row_block, token_block = (
+        (i - sinks).clamp_min(0) // window,
+        (j - sinks).div(window, rounding_mode="floor"),
+    )
+    near = (j < sinks) | ((token_block - row_block).abs() <= 1)
     return near & (j <= i) if causal else near
 
 
@@ -108,7 +111,7 @@ def pooling_loss(
         sinks: first tokens, which are under no node.
         causal: rows see no later token.
     """
-    found = []
+    losses = []
     for tokens, name in ((k.double(), "k"), (v.double(), "v")):
         size = tokens.square().sum(-1).cumsum(-1)  # (B, G, N)
         whole = float(size[..., rows].sum() if causal else size[..., -1].sum() * len(rows))
@@ -121,8 +124,8 @@ def pooling_loss(
             )
             for level in levels
         )
-        found.append(math.sqrt(gaps / whole) if whole else 0.0)
-    return found[0], found[1]
+        losses.append(math.sqrt(gaps / whole) if whole else 0.0)
+    return losses[0], losses[1]
 
 
 def _gaps(tokens: Tensor, nodes: Tensor, span: int) -> Tensor:

@@ -58,8 +58,8 @@ class Compaction:
             if padded_right:
                 return cls(mask, mask)
         source = (~mask).int().argsort(dim=1, stable=True)
-        place = torch.arange(mask.shape[1], device=mask.device)
-        return cls(mask, place < mask.sum(1, keepdim=True), source, source.argsort(dim=1))
+        position = torch.arange(mask.shape[1], device=mask.device)
+        return cls(mask, position < mask.sum(1, keepdim=True), source, source.argsort(dim=1))
 
     def compact(self, x: Tensor) -> Tensor:
         """Move the real tokens of x (B, ..., N, D) first, zeros behind them; a contiguous copy."""
@@ -108,10 +108,10 @@ class _Move(torch.autograd.Function):
             out = x.clone(memory_format=torch.contiguous_format)
         else:
             out = _taken(x, source)
-        row, place = (~after).nonzero(as_tuple=True)
+        row, position = (~after).nonzero(as_tuple=True)
         N, heads = after.shape[1], x.numel() // (after.numel() * x.shape[-1])
         row = row[:, None] * heads + torch.arange(heads, device=x.device)
-        hidden = (row * N + place[:, None]).flatten()
+        hidden = (row * N + position[:, None]).flatten()
         out.view(-1, x.shape[-1]).index_fill_(0, hidden, 0.0)
         return out
 
@@ -177,10 +177,10 @@ def each_alone(
         them of those of ``rows`` that are real; and which of ``rows`` these are.
     """
     for b, real in enumerate(mask != 0):
-        wanted = real[rows].nonzero().flatten()
-        places = real.cumsum(0)[rows[wanted]] - 1
+        among_rows = real[rows].nonzero().flatten()
+        places = real.cumsum(0)[rows[among_rows]] - 1
         one = slice(b, b + 1)
-        yield (q[one, :, real], k[one, :, real], v[one, :, real]), places, wanted
+        yield (q[one, :, real], k[one, :, real], v[one, :, real]), places, among_rows
 
 
 def rows_alone(oracle: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -202,10 +202,10 @@ def rows_alone(oracle: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return oracle(self, q, k, v, rows)
         rows = torch.arange(q.shape[2], device=q.device) if rows is None else rows.to(q.device)
         outs, nothing = [], torch.zeros_like(rows, dtype=torch.bool)[:, None]
-        for b, (alone, places, wanted) in enumerate(each_alone(q, k, v, mask, rows)):
+        for b, (alone, places, among_rows) in enumerate(each_alone(q, k, v, mask, rows)):
             out = torch.where(nothing, q[b][:, rows].double(), 0.0)  # has a gradient, if of zeros
             if len(places):
-                out = out.index_copy(1, wanted, oracle(self, *alone, places)[0])
+                out = out.index_copy(1, among_rows, oracle(self, *alone, places)[0])
             outs.append(out)
         return torch.stack(outs)
 

@@ -50,11 +50,11 @@ class ImportancePool(nn.Module):
         wide = torch.promote_types(k.dtype, torch.float32)
         w_h, w_x, b, out = (x[s].to(wide) for x in (self.w_h, self.w_x, self.b, self.v))
 
-        def some(a: int, z: int) -> Tensor:
+        def scores(a: int, z: int) -> Tensor:
             of_k, of_v = F.linear(k[:, a:z].to(wide), w_h, b), F.linear(v[:, a:z].to(wide), w_x)
             return soft_cap(torch.tanh(of_k + of_v) @ out, self.cap)
 
-        return by_pieces(some, k)
+        return by_pieces(scores, k)
 
     def weights(
         self, k: Tensor, v: Tensor, scale: int, mass: Tensor | None = None
@@ -95,8 +95,8 @@ class ImportancePool(nn.Module):
         return F.pad(x, (0, -x.shape[1] % self.rate)) if pad else x[:, : x.shape[1] - rest]
 
 
-def by_pieces(some: Callable[[int, int], Tensor], x: Tensor) -> Tensor:
-    """Compute ``some(a, z)`` of x (X, n, ...) for all of [0, n), joined in dimension 1.
+def by_pieces(compute: Callable[[int, int], Tensor], x: Tensor) -> Tensor:
+    """Join ``compute(a, z)`` of x (X, n, ...) for all of [0, n) in dimension 1.
 
     On a CPU in pieces whose temporaries are of the size of a cache: one as long as the input is new
     memory each time, a page fault for every 4 KiB. Not for a gradient, which keeps them all anyway
@@ -104,11 +104,11 @@ def by_pieces(some: Callable[[int, int], Tensor], x: Tensor) -> Tensor:
     """
     n = x.shape[1]
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
-        return some(0, n)
+        return compute(0, n)
     step = max(1, PIECE * n // max(1, x.numel()))
     if n <= step:
-        return some(0, n)
-    return torch.cat([some(a, min(a + step, n)) for a in range(0, n, step)], 1)
+        return compute(0, n)
+    return torch.cat([compute(a, min(a + step, n)) for a in range(0, n, step)], 1)
 
 
 def soft_cap(beta: Tensor, s: float) -> Tensor:

@@ -27,12 +27,12 @@ def largest_within_budget(make: Callable[[int], _Kind], length: int, entries: in
         length: tokens N over which the average is taken.
         entries: at most so many; the smallest one may exceed them.
     """
-    found, most = make(STEP), 0
+    largest, most = make(STEP), 0
     for size in range(STEP, length + 1, STEP):
         larger = make(size)
         pairs = larger.visible_pairs(length)
         if pairs is None or pairs > 2 * entries * length:  # pairs do not grow evenly
             break
         if most <= pairs <= entries * length:
-            found, most = larger, pairs
-    return found
+            largest, most = larger, pairs
+    return largest

@@ -154,12 +154,12 @@ def compact(parts: Mapping[str, StateTensor]) -> dict[str, StateTensor]:
         parts: name -> part.
     """
 
-    def own(part: StateTensor) -> StateTensor:
+    def owned(part: StateTensor) -> StateTensor:
         if isinstance(part, Span) or part.untyped_storage().nbytes() == part.nbytes:
             return part
         return part.clone(memory_format=torch.contiguous_format)
 
-    return {name: own(part) for name, part in parts.items()}
+    return {name: owned(part) for name, part in parts.items()}
 
 
 @dataclass(frozen=True, eq=False)

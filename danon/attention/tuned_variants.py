@@ -14,11 +14,11 @@ from danon.config import AttentionConfig
 __all__ = ["register", "settings"]
 
 
-def register(place: Path | None = None) -> tuple[str, ...]:
+def register(folder: Path | None = None) -> tuple[str, ...]:
     """Make an attention of all that studies found for those that are registered.
 
     Args:
-        place: the folder; None for what came with danon and what the repository one stands in has.
+        folder: where the files are; None: those of danon and of the repository one stands in.
 
     Returns:
         Their names.
@@ -28,19 +28,19 @@ def register(place: Path | None = None) -> tuple[str, ...]:
     """
     made = []
     for attention in registry.names():
-        kind = registry.get(attention)
-        if issubclass(kind, _Variant):
+        cls = registry.get(attention)
+        if issubclass(cls, _Variant):
             continue
-        found = tuned.known_rows(attention) if place is None else tuned.rows(attention, place)
-        for row in found.values():
-            own = {
-                "kind": kind,
+        rows = tuned.known_rows(attention) if folder is None else tuned.rows(attention, folder)
+        for row in rows.values():
+            namespace = {
+                "kind": cls,
                 "row": row,
                 "description": row.about,
                 "tuned_length": row.length,
                 "__module__": __name__,
             }
-            registry.register(row.name)(type(row.name, (_Variant, kind), own))
+            registry.register(row.name)(type(row.name, (_Variant, cls), namespace))
             made.append(row.name)
     return tuple(made)
 
@@ -51,7 +51,7 @@ def settings(kind: type[BaseAttention]) -> Mapping[str, Any]:
 
 
 class _Variant(BaseAttention):
-    """Builds an attention with tuned settings; what it can do it has from that attention."""
+    """An attention built with tuned settings."""
 
     kind: ClassVar[type[BaseAttention]]
     row: ClassVar[tuned.TunedSettings]

@@ -153,14 +153,14 @@ class _Shares:
 
     def watch(self, branches: Sequence[str], mass: Tensor) -> None:
         """Add the mass (branches, batch * heads, N) of the layer that runs now."""
-        known = self.mass[self.layer]
+        sums = self.mass[self.layer]
         for name, total in zip(branches, mass.sum((1, 2)).double(), strict=True):
-            known[name] = known[name] + total if name in known else total
+            sums[name] = sums[name] + total if name in sums else total
 
     def of(self, layer: int) -> dict[str, float]:
-        known = {name: float(total) for name, total in self.mass[layer].items()}
-        whole = sum(known.values())
-        return {name: total / whole for name, total in known.items()} if whole else {}
+        sums = {name: float(total) for name, total in self.mass[layer].items()}
+        whole = sum(sums.values())
+        return {name: total / whole for name, total in sums.items()} if whole else {}
 
 
 def _time_hooks(model: MonitoredModel, clock: _Clock, shares: _Shares) -> Iterator[Any]:
@@ -190,14 +190,14 @@ def _time_hooks(model: MonitoredModel, clock: _Clock, shares: _Shares) -> Iterat
 @contextlib.contextmanager
 def _peak(device: torch.device) -> Iterator[list[int]]:
     """Yield a list that holds the most bytes live at once, at the end."""
-    found: list[int] = []
+    peak: list[int] = []
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        yield found
-        found.append(torch.cuda.max_memory_allocated(device) - before)
+        yield peak
+        peak.append(torch.cuda.max_memory_allocated(device) - before)
         return
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        yield found
-    found.append(traced_peak(trace))
+        yield peak
+    peak.append(traced_peak(trace))

@@ -133,8 +133,8 @@ class DALA(DALABase):
             seen = keep if seen is None else keep & seen
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         paths = paths_for_sequence(self, q_, k_, v_, seen)
-        wanted = self.wants_auxiliary and c.load_balance_weight and paths.shifts
-        self.set_auxiliary_loss(c.load_balance_weight * paths.imbalance(real) if wanted else None)
+        balanced = self.wants_auxiliary and c.load_balance_weight and paths.shifts
+        self.set_auxiliary_loss(c.load_balance_weight * paths.imbalance(real) if balanced else None)
         return self._attend(q_, paths).view(B, H, N, D)
 
     def _attend(self, q: Tensor, paths: Paths) -> Tensor:

@@ -46,14 +46,14 @@ class ImportanceNetwork(nn.Module):
             for x in (self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias)
         )
 
-        def some(a: int, z: int) -> Tensor:
-            place = F.linear(_positions(start + a, z - a, k.shape[2], wide, k.device), w, b)
-            hidden = torch.tanh(F.linear(k[:, a:z].to(wide), w) + place)
+        def scores(a: int, z: int) -> Tensor:
+            encoded = F.linear(_positions(start + a, z - a, k.shape[2], wide, k.device), w, b)
+            hidden = torch.tanh(F.linear(k[:, a:z].to(wide), w) + encoded)
             return F.linear(hidden, w_out, b_out).squeeze(-1)
 
         if not k.shape[1]:  # eight-bit weights cannot be multiplied with nothing
             return k.new_empty(k.shape[:2], dtype=wide)
-        return by_pieces(some, k)
+        return by_pieces(scores, k)
 
 
 def _positions(
@@ -107,7 +107,7 @@ class GatedState(nn.Module):
         order = range(means.shape[1])
         h = means.new_zeros(means.shape[0], S) if past is None else past
         met = torch.full_like(means[:, 0, 0], 0.0 if past is None else 1.0)
-        states, known = [h] * len(order), [met] * len(order)
+        states, met_after = [h] * len(order), [met] * len(order)
         parts = [(m.weight.to(h.dtype), m.bias.to(h.dtype)) for m in (self.z, self.r, self.h)]
         # The input's share of all gates, for all periods at once.
         gx = [F.linear(means, w[:, S:], b) for w, b in parts]
@@ -118,8 +118,8 @@ class GatedState(nn.Module):
             new = (1 - z) * h + z * torch.tanh(gx[2][:, p] + F.linear(r * h, wh))
             h = torch.where(count[:, p, None] > 0, new, h)
             met = met + count[:, p]
-            states[p], known[p] = h, met
-        return torch.stack(states, 1), torch.stack(known, 1) > 0
+            states[p], met_after[p] = h, met
+        return torch.stack(states, 1), torch.stack(met_after, 1) > 0
 
     def entries(self, states: Tensor, met: Tensor) -> Source:
         """Return one entry for each state (X, n, 2 D); hidden where no token had been met."""
@@ -235,9 +235,9 @@ def select_memory(
         Numbers (periods, X, size), and scores of the same shape, -inf where nothing is kept.
     """
     X, n = score.shape
-    place = torch.arange(n, device=score.device).expand(X, n)
+    position = torch.arange(n, device=score.device).expand(X, n)
     if past is None:
-        past = score.new_full((X, size), -torch.inf), place.new_zeros(X, size)
+        past = score.new_full((X, size), -torch.inf), position.new_zeros(X, size)
     best, where = past
     bests, wheres = [best], [where]
     for p in periods[1:]:
@@ -245,7 +245,7 @@ def select_memory(
             old = slice((p - 2 - first) * period, (p - 1 - first) * period)
             # A stable sort keeps the order of equals: new tokens first, latest foremost.
             best = torch.cat((score[:, old].flip(-1), best), 1)
-            where = torch.cat((place[:, old].flip(-1), where), 1)
+            where = torch.cat((position[:, old].flip(-1), where), 1)
             best, order = best.sort(dim=1, descending=True, stable=True)
             best, where = best[:, :size], where.gather(1, order[:, :size])
         bests.append(best)
@@ -261,14 +261,14 @@ def remember_both_sides(score: Tensor, period: int, size: int) -> tuple[Tensor, 
     """
     X, n = score.shape
     periods = -(-n // period)
-    place = torch.arange(n, device=score.device).expand(X, n)
+    position = torch.arange(n, device=score.device).expand(X, n)
     order = score.flip(-1).sort(dim=1, descending=True, stable=True)
     # A near window of three periods can take no more than that from the front of the list.
     best = order.values[:, : size + 3 * period]
-    where = place.flip(-1).gather(1, order.indices)[:, : size + 3 * period]
+    where = position.flip(-1).gather(1, order.indices)[:, : size + 3 * period]
     p = torch.arange(periods, device=score.device)[:, None, None]
-    own = where // period
-    far = ((own < p - 1) | (own > p + 1)) & (best > -torch.inf)
+    period_of = where // period
+    far = ((period_of < p - 1) | (period_of > p + 1)) & (best > -torch.inf)
     first = (~far).int().sort(dim=-1, stable=True).indices[..., :size]
     kept = far.gather(-1, first)
     where = where.expand(periods, -1, -1).gather(-1, first)

@@ -108,12 +108,12 @@ def shares(
     entry_k, entry_v, entry_on = [], [], []
     zero = torch.zeros(2, B, G, D, dtype=k.dtype)
     state_key = torch.zeros(B, G, len(rows), D, dtype=k.dtype)
-    for found, away in sides:
+    for state, away in sides:
         seen = [int(t) + away for t in mine[:, 0]]
-        kk, vv = torch.stack([found.get(t, zero) for t in seen], 3)
+        kk, vv = torch.stack([state.get(t, zero) for t in seen], 3)
         entry_k.append(kk)
         entry_v.append(vv)
-        entry_on.append(torch.tensor([t in found and periods > 2 for t in seen]))
+        entry_on.append(torch.tensor([t in state and periods > 2 for t in seen]))
         state_key = state_key + kk / len(sides)
     route = torch.zeros(B, c.num_heads, len(rows), 3, dtype=k.dtype)
     if c.use_adaptive_router and periods > 2:

@@ -99,11 +99,13 @@ class Paths:
         c, (X, n, _) = self.m.cfg, self.q.shape
         if real is None:
             real = torch.ones(1, n, dtype=torch.bool, device=self.q.device)
-        own = ((torch.arange(n, device=self.q.device) - c.global_tokens) // c.period).clamp_min(0)
-        counts = own >= 2
+        period_of = (
+            (torch.arange(n, device=self.q.device) - c.global_tokens) // c.period
+        ).clamp_min(0)
+        counts = period_of >= 2
         if not c.is_causal:
             last = (real.sum(1, keepdim=True) - 1 - c.global_tokens) // c.period
-            counts = counts | (own + 2 <= last)
+            counts = counts | (period_of + 2 <= last)
         counts = (counts & real).repeat_interleave(X // len(real), 0)
         return load_balance(F.pad(torch.stack(self.shifts, -1), (1, 0)).softmax(-1), counts)
 
@@ -116,8 +118,10 @@ class Paths:
             return w.square().reciprocal().expand(X, n)
         factor = self.m.window(self.content).repeat_interleave(X // len(self.content), 0)
         by_period: Tensor = (w * factor).square().reciprocal()
-        own = torch.arange(self.start, self.start + n, device=self.q.device) - c.global_tokens
-        return by_period[:, (own // c.period).clamp_min(0) - self.first]
+        past_sinks = (
+            torch.arange(self.start, self.start + n, device=self.q.device) - c.global_tokens
+        )
+        return by_period[:, (past_sinks // c.period).clamp_min(0) - self.first]
 
     def calls(self, decayed: bool) -> list[BranchCall]:
         """Return what is visible, with the decay of the near window or without."""
@@ -149,10 +153,10 @@ class Paths:
             return calls
         periods = [r for r in self.periods if r.k0 >= 2 or not c.is_causal]
         for qt, kt, _ in batch(periods, self.start, self.first):
-            some = slice(kt.start, kt.start + kt.count * kt.step, kt.step)
-            hidden = hide(self.kept[some])[:, :, None]
+            chosen = slice(kt.start, kt.start + kt.count * kt.step, kt.step)
+            hidden = hide(self.kept[chosen])[:, :, None]
             hidden = hidden.repeat_interleave(len(self.q) // hidden.shape[1], 1)
-            rows = Rows(self.index[some])
+            rows = Rows(self.index[chosen])
             calls.append(BranchCall(1, qt, rows, bias=hidden, shift=memory, branch="memory"))
         for source, entry in self.states:
             most = self.sources[source].k.shape[1]

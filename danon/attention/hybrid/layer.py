@@ -111,8 +111,8 @@ class SuperHybrid(StreamingAttention):
     @classmethod
     def build(cls, shape: AttentionConfig, **settings: Any) -> Self:
         """Build the one that selects, for the length of the shape; or as the settings say."""
-        own = settings or {"select_length": shape.max_sequence_length}
-        return cls(SuperHybridConfig(**shape.shared() | own))
+        fields = settings or {"select_length": shape.max_sequence_length}
+        return cls(SuperHybridConfig(**shape.shared() | fields))
 
     @classmethod
     def search_space(cls) -> Space:
@@ -121,19 +121,19 @@ class SuperHybrid(StreamingAttention):
         Without any it is the one that selects. Sizes of the mechanisms are their own studies':
         among them all sixty trials find nothing (docs/log.md).
         """
-        known: dict[str, dict[str, Any]] = {name: {} for name in MEMBERS} | {
+        variants: dict[str, dict[str, Any]] = {name: {} for name in MEMBERS} | {
             f"{row.name}@{row.digest}": dict(row.settings)
             for name in MEMBERS
             for row in tuned.rows(name).values()
         }
 
         def settings(choice: Mapping[str, Any]) -> dict[str, Any]:
-            fields = {n: known[choice[n]] for n in MEMBERS if choice[n] != ABSENT}
+            fields = {n: variants[choice[n]] for n in MEMBERS if choice[n] != ABSENT}
             return {"mode": "blend", "components": fields} if fields else {}
 
         return Space(
             {
-                n: Categorical((ABSENT, *(k for k in known if mechanism_of(k) == n)))
+                n: Categorical((ABSENT, *(k for k in variants if mechanism_of(k) == n)))
                 for n in MEMBERS
             },
             dict.fromkeys(MEMBERS, ABSENT),
@@ -188,11 +188,11 @@ class SuperHybrid(StreamingAttention):
             length = c.select_length or c.max_sequence_length
         if length < 1:
             raise ValueError(f"length = {length}: must be at least 1")
-        kind = torch.device(device).type
+        device_type = torch.device(device).type
         by = c.select_dtype if dtype is None else str(dtype).removeprefix("torch.")
-        key = length, kind, by
+        key = length, device_type, by
         if key not in self._choices:
-            self._choices[key] = select_mechanism(c, self._runs, length, kind, by)
+            self._choices[key] = select_mechanism(c, self._runs, length, device_type, by)
         return self._choices[key]
 
     @constant
@@ -246,21 +246,21 @@ class SuperHybrid(StreamingAttention):
         self, q: Tensor, k: Tensor, v: Tensor, start: int, parts: Mapping[str, StateTensor]
     ) -> tuple[Tensor, Mapping[str, StateTensor]]:
         """Attend with the next tokens, by the mechanisms that the parts are of."""
-        own: dict[
+        by_member: dict[
             str, dict[str, StateTensor]
         ] = {}  # the stream says itself which mechanisms it is of
         for key, x in parts.items():
             name, _, part = key.partition(".")
-            own.setdefault(name, {})[part] = x
+            by_member.setdefault(name, {})[part] = x
         shares: Sequence[Tensor | None] = [None]
-        if len(own) > 1:
+        if len(by_member) > 1:
             _, w = self._weights(q)
             shares = w.unbind(-1)
         outs: list[Tensor] = []
         after: dict[str, StateTensor] = {}
-        for name, share in zip(own, shares, strict=True):
+        for name, share in zip(by_member, shares, strict=True):
             with label_branches(name, share):
-                out, new = self._member(name).step_parts(q, k, v, start, own[name])
+                out, new = self._member(name).step_parts(q, k, v, start, by_member[name])
             outs.append(out)
             after |= {f"{name}.{part}": x for part, x in new.items()}
         return (outs[0] if len(outs) == 1 else weighted_sum(outs, w).to(q.dtype)), after
@@ -306,15 +306,15 @@ class SuperHybrid(StreamingAttention):
     def visible_pairs(self, length: int) -> int | None:
         """Sum the pairs of the mechanisms in use; None if one has none."""
         names = self._in_use(length, next(self.parameters()).device)
-        found = [self._member(name).visible_pairs(length) for name in names]
-        known = [pairs for pairs in found if pairs is not None]
-        return sum(known) if len(known) == len(found) else None
+        by_member = [self._member(name).visible_pairs(length) for name in names]
+        counted = [pairs for pairs in by_member if pairs is not None]
+        return sum(counted) if len(counted) == len(by_member) else None
 
     def counted_pairs(self, k: Tensor) -> float | None:
         """Sum the pairs of the mechanisms in use over these keys; None if one has none."""
-        found = [self._member(n).counted_pairs(k) for n in self._in_use(k.shape[-2], k.device)]
-        known = [pairs for pairs in found if pairs is not None]
-        return sum(known) if len(known) == len(found) else None
+        by_member = [self._member(n).counted_pairs(k) for n in self._in_use(k.shape[-2], k.device)]
+        counted = [pairs for pairs in by_member if pairs is not None]
+        return sum(counted) if len(counted) == len(by_member) else None
 
     def oracle(
         self,
@@ -354,5 +354,5 @@ class SuperHybrid(StreamingAttention):
     ) -> Tensor:
         """Return bool (R,): rows in which rounding decides a choice of a mechanism in use."""
         names = self._in_use(q.shape[2], q.device)
-        found = [self._member(name).undecided_rows(q, k, v, mask, rows) for name in names]
-        return torch.stack(found).any(0)
+        by_member = [self._member(name).undecided_rows(q, k, v, mask, rows) for name in names]
+        return torch.stack(by_member).any(0)

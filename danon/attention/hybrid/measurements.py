@@ -109,27 +109,27 @@ def load(path: Path | str | None = None) -> tuple[RecordedRun, ...]:
     Raises:
         ValueError: there is nothing of the kind, or it cannot be read; says what and where.
     """
-    place = SHIPPED if path is None else Path(path)
-    if place.is_file():
-        return _read_table(place)
-    if (place / "run.json").is_file():
-        return (_read_run(place),)
-    folders = sorted(file.parent for file in place.glob("*/run.json"))
+    source = SHIPPED if path is None else Path(path)
+    if source.is_file():
+        return _read_table(source)
+    if (source / "run.json").is_file():
+        return (_read_run(source),)
+    folders = sorted(file.parent for file in source.glob("*/run.json"))
     if not folders:
         raise ValueError(
-            f"measurements = {str(place)!r}: must be a folder that `danon bench` recorded "
+            f"measurements = {str(source)!r}: must be a folder that `danon bench` recorded "
             "(with run.json), a folder of such folders, or a table made from them"
         )
-    found, unreadable = list[RecordedRun](), list[ValueError]()
+    runs, unreadable = list[RecordedRun](), list[ValueError]()
     for folder in folders:
         try:
-            found.append(_read_run(folder))
+            runs.append(_read_run(folder))
         except ValueError as error:
             _log.warning("passed over: %s", error)
             unreadable.append(error)
-    if not found:
+    if not runs:
         raise unreadable[0]
-    return tuple(found)
+    return tuple(runs)
 
 
 def tabulate(folders: Iterable[Path | str]) -> str:
@@ -138,15 +138,15 @@ def tabulate(folders: Iterable[Path | str]) -> str:
     return json.dumps({"runs": runs}, indent=1) + "\n"
 
 
-def _read_table(place: Path) -> tuple[RecordedRun, ...]:
+def _read_table(file: Path) -> tuple[RecordedRun, ...]:
     try:
-        table = json.loads(place.read_text(encoding="utf-8"))
+        table = json.loads(file.read_text(encoding="utf-8"))
         return tuple(
             RecordedRun(**{**run, "records": tuple(Measurement(**r) for r in run["records"])})
             for run in table["runs"]
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{place}: not a table of measurements: {error!r}") from error
+        raise ValueError(f"{file}: not a table of measurements: {error!r}") from error
 
 
 def _read_run(folder: Path) -> RecordedRun:
@@ -164,7 +164,7 @@ def _read_run(folder: Path) -> RecordedRun:
     if torn:
         _log.warning("%s: the last line is incomplete and does not count", cases)
     # By case: of each figure the machine, the settings and the value.
-    found: dict[tuple[Any, ...], dict[str, tuple[str, Mapping[str, Any], float]]] = {}
+    by_case: dict[tuple[Any, ...], dict[str, tuple[str, Mapping[str, Any], float]]] = {}
     configs: dict[str, Mapping[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -174,9 +174,9 @@ def _read_run(folder: Path) -> RecordedRun:
             ours = mechanism_of(case["attention"]) in MEMBERS  # with tuned settings, too
             if not ours or case["phase"] != "forward" or not figures:
                 continue
-            mine = found.setdefault(tuple(case[name] for name in KEY), {})
-            place = result.get("place", {}).get("machine", head["machine"])
-            machine = "" if place == head["machine"] else str(place["id"])
+            mine = by_case.setdefault(tuple(case[name] for name in KEY), {})
+            host = result.get("place", {}).get("machine", head["machine"])
+            machine = "" if host == head["machine"] else str(host["id"])
             for figure in figures:  # of a case measured again the last line counts
                 mine.pop(figure, None)
                 if result["status"] == "measured":
@@ -186,7 +186,7 @@ def _read_run(folder: Path) -> RecordedRun:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{cases}, line {number}: not a case: {error!r}") from error
     records = []
-    for key, mine in found.items():
+    for key, mine in by_case.items():
         last = _settings(configs.get(key[0], {}))
         if other := [figure for figure, (_, settings, _) in mine.items() if settings != last]:
             _log.warning(
@@ -196,9 +196,9 @@ def _read_run(folder: Path) -> RecordedRun:
             )
         kept = {figure: (at, x) for figure, (at, _, x) in mine.items() if figure not in other}
         for machine in dict.fromkeys(at for at, _ in kept.values()) or [""]:
-            known: dict[str, Any] = {"machine": machine}
-            known |= {figure: value for figure, (at, value) in kept.items() if at == machine}
-            records.append(Measurement(*key, **known))
+            fields: dict[str, Any] = {"machine": machine}
+            fields |= {figure: value for figure, (at, value) in kept.items() if at == machine}
+            records.append(Measurement(*key, **fields))
     return RecordedRun(**head, configs=configs, records=tuple(records))
 
 

@@ -99,21 +99,21 @@ def select_mechanism(
     """
     needed = [
         figure
-        for figure, wanted in (
+        for figure, used in (
             ("error_vs_dense", config.accuracy_weight or config.error_budget is not None),
             ("time_s", config.speed_weight or config.time_budget is not None),
             ("peak_bytes", config.memory_weight or config.memory_budget is not None),
         )
-        if wanted
+        if used
     ]
     groups: dict[tuple[Any, ...], dict[str, Measurement]] = {}
     for at, run in enumerate(runs):
         for r in run.records:
-            known = all(getattr(r, figure) is not None for figure in needed)
+            complete = all(getattr(r, figure) is not None for figure in needed)
             if (
                 (r.device, r.dtype) == (device, dtype)
                 and r.attention in config.components
-                and known
+                and complete
             ):
                 key = at, r.length, r.causal, r.batch, r.heads, r.head_dim, r.machine
                 groups.setdefault(key, {})[r.attention] = r
@@ -237,10 +237,12 @@ def _missing(
     else:
         there: dict[str, set[str]] = {}
         for r in (r for run in runs for r in run.records):
-            known = {f for f in FIGURES if getattr(r, f) is not None}
-            there.setdefault(f"{r.device} {r.dtype}", set()).update(known)
-        found = (f"{case} ({', '.join(sorted(known))})" for case, known in sorted(there.items()))
-        what = f"recorded are {'; '.join(found) or 'none'}, of which one machine's compare"
+            figures = {f for f in FIGURES if getattr(r, f) is not None}
+            there.setdefault(f"{r.device} {r.dtype}", set()).update(figures)
+        recorded = (
+            f"{case} ({', '.join(sorted(figures))})" for case, figures in sorted(there.items())
+        )
+        what = f"recorded are {'; '.join(recorded) or 'none'}, of which one machine's compare"
     return (
         f"nothing to select {' or '.join(config.components)} by, for {length} tokens on {device}: "
         f"needs {dtype} records of {', '.join(needed)} in {source}; {what}. "

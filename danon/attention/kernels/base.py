@@ -148,11 +148,11 @@ REGISTERED: dict[str, Kernel] = {}
 _K = TypeVar("_K", bound=type[Kernel])
 
 
-def register(kind: _K) -> _K:
+def register(kernel: _K) -> _K:
     """Register a kernel class under its ``name``; a class decorator.
 
     Args:
-        kind: the class; built without arguments.
+        kernel: the class; built without arguments.
 
     Returns:
         The class itself.
@@ -160,10 +160,10 @@ def register(kind: _K) -> _K:
     Raises:
         ValueError: another kernel has the name.
     """
-    if kind.name in REGISTERED:
-        raise ValueError(f"kernel {kind.name!r} is registered already")
-    REGISTERED[kind.name] = kind()
-    return kind
+    if kernel.name in REGISTERED:
+        raise ValueError(f"kernel {kernel.name!r} is registered already")
+    REGISTERED[kernel.name] = kernel()
+    return kernel
 
 
 class _Package(Kernel):

@@ -93,12 +93,12 @@ class MSRABase(StreamingAttention):
         wide = torch.promote_types(q.dtype, torch.float32)
         w_h, w_x, out = (x.to(wide) for x in (self.fuse_h, self.fuse_x, self.fuse_v))
 
-        def some(a: int, z: int) -> Tensor:
+        def scores(a: int, z: int) -> Tensor:
             hidden = F.linear(q[:, a:z].to(wide), w_h)
             beta = torch.stack([torch.tanh(hidden + x) @ out for x in w_x], -1)
             return soft_cap(beta, self.cfg.stability_factor)
 
-        beta = by_pieces(some, q)
+        beta = by_pieces(scores, q)
         return (beta[..., 1:] - beta[..., :1]).movedim(-1, 0).contiguous()
 
     def _nodes(self, k: Tensor, v: Tensor, seen: Tensor | None, levels: int) -> list[Source]:
@@ -164,6 +164,6 @@ class MSRABase(StreamingAttention):
             square = self.pool.reduce(weight, square)
             stretch = square / k.square().sum(-1, keepdim=True).clamp_min(1e-20)
             node = node * stretch.clamp_min(1.0) ** (c.calibration_factor / 2)
-        place = torch.arange(first, first + k.shape[1], device=k.device)
-        pe = sinusoid(place, k.shape[-1]).to(k.dtype)
+        position = torch.arange(first, first + k.shape[1], device=k.device)
+        pe = sinusoid(position, k.shape[-1]).to(k.dtype)
         return k, v, square, mass, node + self.pe_gain[min(level, c.num_levels - 1)] * pe

@@ -134,8 +134,8 @@ class FarCalls:
         lines, heads = self.lines, self.lines.shape[0] // self.groups
         vote = like.new_ones(G, lines.shape[1])
         if self.past_sinks is not None:
-            place = torch.arange(lines.shape[1], device=like.device)
-            vote = (place < self.past_sinks[:, None]).to(like.dtype)
+            position = torch.arange(lines.shape[1], device=like.device)
+            vote = (position < self.past_sinks[:, None]).to(like.dtype)
         rest = lines.shape[1] % c.query_block
         if rest and c.is_causal:  # a block that is not whole votes for none
             lines, vote = lines[:, :-rest], vote[:, :-rest]
@@ -193,10 +193,10 @@ class FarCalls:
     def cut(self, t0: int, t1: int, bounds: Bounds, depth: int) -> TreeSelection:
         """Return the cut of blocks [t0, t1); each is chosen by the block before when causal."""
         before = self.base + (1 if self.c.is_causal else 0)
-        some = slice(t0 - before, t1 - before)
+        blocks = slice(t0 - before, t1 - before)
         if self.ballot is None:  # most steps of a stream ask for no vote
             self.ballot = self.voters()
-        q, votes = (x[some] for x in self.ballot)
+        q, votes = (x[blocks] for x in self.ballot)
         scale = self.c.head_dim**-0.5
         return descend(self.c, self.tree, q, votes, bounds, depth, scale, self.leaf_count)
 
@@ -230,20 +230,20 @@ class FarCalls:
         self, cut: TreeSelection, budget: Budget, verdict: Verdict, rows: Tiles, t0: int, at: int
     ) -> list[BranchCall]:
         """Return calls of ``rows``, which are the blocks of the cut from the ``at``-th on."""
-        size, some = self.c.leaf, slice(at, at + rows.count)
-        cut, repeat = cut.part(some), self.q.shape[0] // self.groups
+        size, blocks = self.c.leaf, slice(at, at + rows.count)
+        cut, repeat = cut.part(blocks), self.q.shape[0] // self.groups
         source, tokens, able = self.leaves(cut)
         choosing = rows.load(self.q, 0, rows.count).to(self.tree.key[0].dtype)
         choosing = choosing.unflatten(1, (self.groups, repeat)).flatten(2, 3)
         logits = self.tree.scores(0, cut.leaf, choosing, self.c.head_dim**-0.5)
         logits = logits.unflatten(2, (repeat, -1)).amax(2)
         if verdict.lossless is not None:
-            able = able & ~verdict.lossless[some]
-        most, limit = max(budget.most[some]), budget.each[some]
+            able = able & ~verdict.lossless[blocks]
+        most, limit = max(budget.most[blocks]), budget.each[blocks]
         if verdict.forced is None:
             chosen = choose_leaves(logits, able, limit, most)
         else:  # those of a large error first, the others with what is left of the budget
-            forced = able & verdict.forced[some]
+            forced = able & verdict.forced[blocks]
             left = (limit - forced.sum(-1)).clamp_min(0)
             chosen = choose_leaves(logits, forced, limit, most)
             chosen |= choose_leaves(logits, able & ~forced, left, most)

@@ -62,10 +62,10 @@ def information_loss(
     token = token.clamp_max(N - 1)
     if seen is not None:
         real = real & seen[:, token]
-    place = _drawn(N, QUERIES, k.device)
-    ask = q[:, place].detach().to(wide).view(G, -1, D)  # (G, heads of the group * queries, D)
-    asked = torch.ones_like(place, dtype=torch.bool).expand(G, -1)
-    asked = (asked if seen is None else seen[:, place]).repeat(1, ask.shape[1] // len(place))
+    position = _drawn(N, QUERIES, k.device)
+    ask = q[:, position].detach().to(wide).view(G, -1, D)  # (G, heads of the group * queries, D)
+    asked = torch.ones_like(position, dtype=torch.bool).expand(G, -1)
+    asked = (asked if seen is None else seen[:, position]).repeat(1, ask.shape[1] // len(position))
     tokens = [x[:, token].to(wide) for x in (k, v)]
     exact = (ask @ tokens[0].detach().transpose(1, 2)) * D**-0.5
     total = k.new_zeros((), dtype=wide)
@@ -77,7 +77,7 @@ def information_loss(
         shown = real[:, None]
         if c.is_causal:
             ends = (above + 1) * span + g
-            shown = shown & (ends <= place[:, None] + 1).repeat(ask.shape[1] // len(place), 1)
+            shown = shown & (ends <= position[:, None] + 1).repeat(ask.shape[1] // len(position), 1)
         coarse = ask @ nodes[0].transpose(1, 2)
         if not c.coarse_nodes:
             spread = tree.spread[level][:, above].to(wide)

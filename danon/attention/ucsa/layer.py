@@ -61,10 +61,10 @@ def anneal(model: nn.Module, step: int) -> int:
     """
     if step < 0:
         raise ValueError(f"step = {step}: must be at least 0")
-    found = [m for m in model.modules() if isinstance(m, UCSA) and m.cfg.sparsity_start]
-    for module in found:
+    annealed = [m for m in model.modules() if isinstance(m, UCSA) and m.cfg.sparsity_start]
+    for module in annealed:
         module.anneal_step.fill_(step)
-    return len(found)
+    return len(annealed)
 
 
 ALL_LEAVES, LARGEST_LEAF = 512, 16
@@ -325,9 +325,9 @@ class UCSA(StreamingAttention):
             if mask is None:
                 return undecided(self, q, k, v, rows)
             close = torch.zeros(len(rows), dtype=torch.bool)
-            for alone, places, wanted in each_alone(q, k, v, mask, rows):
+            for alone, places, among_rows in each_alone(q, k, v, mask, rows):
                 if len(places):
-                    close[wanted] |= undecided(self, *alone, places)
+                    close[among_rows] |= undecided(self, *alone, places)
             return close
 
     def effective_attention(

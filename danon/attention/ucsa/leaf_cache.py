@@ -70,9 +70,9 @@ class BlockCache:
             held, slot = self.block.sort(1)
             self._order = held.contiguous(), slot
         held, slot = self._order
-        wanted = block.transpose(0, 1).flatten(1).contiguous()
-        at = torch.searchsorted(held, wanted).clamp_max(held.shape[1] - 1)
-        hit, slot = held.gather(1, at) == wanted, slot.gather(1, at)
+        blocks = block.transpose(0, 1).flatten(1).contiguous()
+        at = torch.searchsorted(held, blocks).clamp_max(held.shape[1] - 1)
+        hit, slot = held.gather(1, at) == blocks, slot.gather(1, at)
         T, X, n = block.shape
         return slot.view(X, T, n).transpose(0, 1), hit.view(X, T, n).transpose(0, 1)
 

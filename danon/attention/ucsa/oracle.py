@@ -180,10 +180,10 @@ def _choices(
         budget = min(c.selected_blocks, math.ceil(far * c.sparsity_factor)) + int(far * extra)
         logit = _scores(q[:, i], tree[0], leaves, scale).amax(0)
         chosen, room = torch.zeros(len(leaves), dtype=torch.bool), budget
-        for some in ranks:
-            best = logit[some].sort(descending=True).values
+        for ranked in ranks:
+            best = logit[ranked].sort(descending=True).values
             if room > 0 and len(best):
-                chosen |= some & (logit >= best[min(room, len(best)) - 1])
+                chosen |= ranked & (logit >= best[min(room, len(best)) - 1])
                 if room < len(best):
                     close = close or bool(best[room - 1] - best[room] < LOGIT_TIE)
             room -= len(best)

@@ -69,8 +69,8 @@ def running_sums(e: Tensor, before: Tensor | None = None) -> Tensor:
         before: the sums (X, 3) up to the node before the first of these.
     """
     e = e.double()
-    some = (e >= 0).double()
-    sums = torch.stack((some, e * some, e * e * some), -1).cumsum(1)
+    counted = (e >= 0).double()
+    sums = torch.stack((counted, e * counted, e * e * counted), -1).cumsum(1)
     return sums if before is None else sums + before[:, None]
 
 

@@ -64,14 +64,14 @@ def recover(
     whole = (~whole).cumsum(-1) == 0 if causal else whole.all(-1, keepdim=True).expand_as(whole)
     # Every token before a query is among what it sees, in one form or another.
     repeat = q.shape[1] // k.shape[1]
-    wanted = bad & whole.repeat_interleave(repeat, 1) & q.detach().isfinite().all(-1)
-    if not bool(wanted.any()):
+    recoverable = bad & whole.repeat_interleave(repeat, 1) & q.detach().isfinite().all(-1)
+    if not bool(recoverable.any()):
         return out, 0
     base = out
-    if out.requires_grad and wanted.equal(bad):
-        base = again(torch.where(wanted[..., None], 0.0, q), k, v)
+    if out.requires_grad and recoverable.equal(bad):
+        base = again(torch.where(recoverable[..., None], 0.0, q), k, v)
     fixed = []
-    for b, these in enumerate(wanted):
+    for b, these in enumerate(recoverable):
         rows = these.any(0).nonzero().flatten()
         if not len(rows):
             fixed.append(base[b])
@@ -81,7 +81,7 @@ def recover(
         new = torch.where(these[:, rows, None], exact, base[b][:, rows])
         fixed.append(base[b].index_copy(1, rows, new))
     result = torch.stack(fixed)
-    return result, _log(int((wanted & result.detach().isfinite().all(-1)).sum()), wanted)
+    return result, _log(int((recoverable & result.detach().isfinite().all(-1)).sum()), recoverable)
 
 
 def recover_stream(
@@ -118,19 +118,19 @@ def recover_stream(
     bad_token = ~(k.isfinite().all(-1) & v.isfinite().all(-1))
     seen = whole[:, None] & (bad_token.cumsum(1) == 0)
     seen = seen.repeat_interleave(len(q) // len(k), 0) & q.isfinite().all(-1)
-    wanted = ~out.isfinite().all(-1) & seen
-    if not bool(wanted.any()):
+    recoverable = ~out.isfinite().all(-1) & seen
+    if not bool(recoverable.any()):
         return out, after, 0
-    last = int(wanted.any(0).nonzero().max()) + 1
+    last = int(recoverable.any(0).nonzero().max()) + 1
     state: Mapping[str, StateTensor] = {name: _cast(x, torch.float64) for name, x in parts.items()}
     exact, edges = [], [*range(last), last, *([q.shape[1]] if last < q.shape[1] else [])]
     with observe_branches(None):
         for t0, t1 in pairwise(edges):
-            some = (q[:, t0:t1].double(), k[:, t0:t1].double(), v[:, t0:t1].double())
-            x, state = read(some, t0, state)
+            piece = (q[:, t0:t1].double(), k[:, t0:t1].double(), v[:, t0:t1].double())
+            x, state = read(piece, t0, state)
             exact.append(x)
-    result = torch.where(wanted[..., None], torch.cat(exact, 1).to(out.dtype), out)
-    count = _log(int((wanted & result.isfinite().all(-1)).sum()), wanted)
+    result = torch.where(recoverable[..., None], torch.cat(exact, 1).to(out.dtype), out)
+    count = _log(int((recoverable & result.isfinite().all(-1)).sum()), recoverable)
     kinds = {n: (x.rows if isinstance(x, Span) else x).dtype for n, x in after.items()}
     return result, {name: _cast(x, kinds[name]) for name, x in state.items()}, count
 
@@ -142,11 +142,11 @@ def _cast(part: StateTensor, dtype: torch.dtype) -> StateTensor:
     return Span.of(x, part.start) if isinstance(part, Span) else x
 
 
-def _log(count: int, wanted: Tensor) -> int:
+def _log(count: int, recoverable: Tensor) -> int:
     log.warning(
         "UCSA: %d of %d outputs were not finite though their inputs are; %d recomputed in float64",
-        int(wanted.sum()),
-        wanted.numel(),
+        int(recoverable.sum()),
+        recoverable.numel(),
         count,
     )
     return count

@@ -40,10 +40,10 @@ class TreeSelection:
     leaf: Tensor
     leaf_on: Tensor
 
-    def part(self, some: slice) -> TreeSelection:
+    def part(self, blocks: slice) -> TreeSelection:
         """Return the cut of some of the blocks."""
-        coarse = tuple((level, node[some], on[some]) for level, node, on in self.coarse)
-        return TreeSelection(coarse, self.leaf[some], self.leaf_on[some])
+        coarse = tuple((level, node[blocks], on[blocks]) for level, node, on in self.coarse)
+        return TreeSelection(coarse, self.leaf[blocks], self.leaf_on[blocks])
 
 
 def far_leaves(config: UCSAConfig, block: int, length: int) -> tuple[int, int, int]:
@@ -95,13 +95,13 @@ def descend(
     on = torch.ones_like(node, dtype=torch.bool)
     if leaves is not None:
         wide = [-(-n // f**level) > config.candidate_blocks for level in range(depth)]
-        own = torch.stack([torch.zeros_like(n), *wide]).sum(0)
-        on = on & (own == depth)
+        first_level = torch.stack([torch.zeros_like(n), *wide]).sum(0)
+        on = on & (first_level == depth)
     coarse = []
     for level in range(depth, -1, -1):
         if leaves is not None and level < depth:
             top = min(config.candidate_blocks, math.ceil(most / f**level))
-            node, on = _join(node, on, top, own == level)
+            node, on = _join(node, on, top, first_level == level)
         first, last = node * f**level, (node + 1) * f**level
         on = on & (first < n) & ~((first >= a) & (last.minimum(n) <= z))
         if level == 0:

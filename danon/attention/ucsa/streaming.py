@@ -296,11 +296,11 @@ class _StreamedFar(FarCalls):
             T, slots = k.shape[1:3]
             source = Source(k.flatten(1, 2), v.flatten(1, 2), bias.flatten(1))
         self.nodes_of.append(source)
-        some = slice((T - 1) * slots, None)
+        last_slots = slice((T - 1) * slots, None)
         assert source.bias is not None
         self.last = (
             cut.part(slice(T - 1, None)),
-            Source(source.k[:, some], source.v[:, some], source.bias[:, some]),
+            Source(source.k[:, last_slots], source.v[:, last_slots], source.bias[:, last_slots]),
         )
         return LEAVES + len(self.nodes_of), Tiles(0, slots, T, slots)
 

@@ -41,8 +41,8 @@ class Far(NamedTuple):
     @classmethod
     def of(cls, bounds: Bounds, device: torch.device, leaves: Tensor | None = None) -> Self:
         """Build from the bounds of the longest row and, if rows differ, the leaves (X,) of each."""
-        found = torch.tensor(bounds, device=device).T[..., None]
-        return cls(*(found if leaves is None else found.minimum(leaves)))
+        by_block = torch.tensor(bounds, device=device).T[..., None]
+        return cls(*(by_block if leaves is None else by_block.minimum(leaves)))
 
     @property
     def leaves(self) -> Tensor:

@@ -67,5 +67,5 @@ def first_order_only(words: str, *tensors: Tensor) -> tuple[Tensor, ...]:
         words: of the error that doing so becomes.
         tensors: the kernel's inputs.
     """
-    found: tuple[Tensor, ...] = _Guard.apply(words, *tensors)  # type: ignore[no-untyped-call]
-    return found
+    guarded: tuple[Tensor, ...] = _Guard.apply(words, *tensors)  # type: ignore[no-untyped-call]
+    return guarded
