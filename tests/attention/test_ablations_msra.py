@@ -40,7 +40,7 @@ def salient(seed: int, length: int = 512, batch: int = 4) -> tuple[Tensor, Tenso
     return q, k, v
 
 
-def test_learned_pooling_keeps_what_is_asked_for() -> None:
+def test_learned_pooling_keeps_tokens_that_queries_need() -> None:
     module, held_out = msra(stability_factor=0.2), salient(99)
     with torch.no_grad():
         mean = relative_error(module.eval()(*held_out), dense(*held_out))

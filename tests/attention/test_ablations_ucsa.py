@@ -53,7 +53,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def test_learned_pooling_keeps_what_is_asked_for() -> None:
+def test_learned_pooling_keeps_tokens_that_queries_need() -> None:
     module, length = ucsa(), 512
     held_out = salient(99, length)
     with torch.no_grad():

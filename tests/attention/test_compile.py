@@ -130,7 +130,7 @@ def test_other_forms_are_one_graph_and_compute_the_same(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_the_other_half_of_the_masks(name: str, causal: bool) -> None:
+def test_other_masks_are_one_graph_and_compute_the_same(name: str, causal: bool) -> None:
     assert_one_graph(MECHANISMS[name](causal), padded=causal)
 
 
@@ -273,7 +273,7 @@ def test_a_compiled_module_can_be_copied_and_saved() -> None:
         assert torch.equal(other(*x), want)
 
 
-def test_calls_survive_packing() -> None:
+def test_calls_are_rebuilt_from_a_flat_plan() -> None:
     tensor = torch.randn
     calls = [
         BranchCall(1, Tiles(3, 2, 4, 5), Tiles(0, 7, 4, 5), causal=True, offset=0.5, shift=2),

@@ -193,7 +193,7 @@ def test_the_union_differentiates_a_profile() -> None:
 @pytest.mark.parametrize(
     ("dtype", "most"), [(torch.float32, 1e-5), (torch.float16, 0.01), (torch.bfloat16, 0.08)]
 )
-def test_the_gradient_of_a_width_survives_low_precision(dtype: torch.dtype, most: float) -> None:
+def test_the_gradient_of_a_width_holds_in_low_precision(dtype: torch.dtype, most: float) -> None:
     """Positions up to 1024 and widths far below, where i^2 - 2 i j + j^2 would cancel."""
     g = torch.Generator().manual_seed(0)
     q, k, v, weight = (torch.randn(1, 512, 16, generator=g).to(dtype) for _ in range(4))
@@ -231,7 +231,7 @@ def balance_of(p: Tensor, counts: Tensor) -> float:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("causal", "length"), [(True, 43), (False, 43), (False, 27), (True, 20)])
-def test_the_loss_is_the_formula(
+def test_the_load_balance_loss_equals_its_formula(
     causal: bool, length: int, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forward(_self: Router, q: Tensor, _paths: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ def test_the_loss_pulls_an_unbalanced_router_towards_balance() -> None:
     assert losses[0] > 0.2 and losses[-1] < 0.25 * losses[0], losses
 
 
-def test_only_training_has_a_loss_and_nothing_is_left_behind() -> None:
+def test_only_training_has_a_load_balance_loss() -> None:
     module = trained()
     x = make_inputs(module, 60)
     assert module.auxiliary_loss() == 0
@@ -383,7 +383,7 @@ def test_only_the_selected_member_has_a_loss(monkeypatch: pytest.MonkeyPatch) ->
         assert bool(module.auxiliary_loss() > 0) == (name == "dala")
 
 
-def test_a_model_adds_its_layers() -> None:
+def test_a_model_adds_the_losses_of_its_layers() -> None:
     model = create_super_hybrid_model(
         mode="layers",
         hidden_size=32,

@@ -48,7 +48,7 @@ def test_selection_follows_the_length_and_names_its_records(tmp_path: Path) -> N
         assert word in said
 
 
-def test_scores_are_the_seeds_formula(tmp_path: Path) -> None:
+def test_scores_equal_the_formula_of_the_specification(tmp_path: Path) -> None:
     module = hybrid(
         "select",
         measurements=record(tmp_path / "run"),
@@ -87,7 +87,7 @@ def test_budgets_and_weights_decide(fields: dict[str, Any], name: str, tmp_path:
     assert module.choice(128).name == name
 
 
-def test_a_budget_that_nothing_keeps_is_named(tmp_path: Path) -> None:
+def test_a_budget_below_every_component_is_named(tmp_path: Path) -> None:
     module = hybrid(
         "select", measurements=record(tmp_path / "run"), error_budget=0.3, time_budget=10
     )
@@ -101,7 +101,7 @@ def test_a_budget_that_nothing_keeps_is_named(tmp_path: Path) -> None:
         module.choice(128)
 
 
-def test_without_records_there_is_an_error_and_no_guess(tmp_path: Path) -> None:
+def test_selection_without_records_is_an_error(tmp_path: Path) -> None:
     module = hybrid("select", measurements=record(tmp_path / "run"))
     for arguments, message in (
         (
@@ -132,7 +132,7 @@ def test_without_records_there_is_an_error_and_no_guess(tmp_path: Path) -> None:
         hybrid("blend").choice(20)
 
 
-def test_beyond_the_longest_record_it_says_so(
+def test_a_length_beyond_the_longest_record_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = hybrid("select", measurements=record(tmp_path / "run"))
@@ -183,7 +183,7 @@ def test_figures_of_different_machines_are_not_compared(tmp_path: Path) -> None:
     assert load(tmp_path / "table.json") == load(folder)
 
 
-def test_a_case_measured_again_and_a_torn_line(tmp_path: Path) -> None:
+def test_the_last_measurement_of_a_case_counts_and_a_torn_line_does_not(tmp_path: Path) -> None:
     folder = Path(record(tmp_path / "run"))
     with (folder / "cases.jsonl").open("a") as file:
         file.write(case_line("speed", "dala", 128, {"error_vs_dense": 0.4, "time_s": 90.0}))
@@ -207,7 +207,7 @@ def test_a_case_measured_again_and_a_torn_line(tmp_path: Path) -> None:
         load(tmp_path / "table.json")
 
 
-def test_a_table_is_its_runs(tmp_path: Path) -> None:
+def test_a_table_loads_as_the_runs_it_was_made_of(tmp_path: Path) -> None:
     folder = record(tmp_path / "run")
     (tmp_path / "table.json").write_text(tabulate([folder]))
     assert load(tmp_path / "table.json") == load(folder)

@@ -117,7 +117,7 @@ def test_odd_head_dimensions_match_the_oracle(
     assert_matches_oracle(module, make_inputs(module, 61))
 
 
-def test_the_budget_is_the_oracles_whatever_the_share() -> None:
+def test_the_budget_equals_the_oracles_at_any_share() -> None:
     module = small_ucsa(True, sparsity_factor=0.07, selected_blocks=20, candidate_blocks=200)
     assert_matches_oracle(module, make_inputs(module, 219, batch=1))
 
@@ -224,7 +224,7 @@ def test_selection_follows_no_later_query() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("make", [small_msra, small_dala, small_ucsa])
-def test_a_long_input_goes_by_pieces(
+def test_a_long_input_is_computed_in_pieces(
     make: Callable[..., BaseAttention], causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make(causal, 2).double()

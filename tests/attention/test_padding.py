@@ -233,7 +233,7 @@ def test_zeros_and_ones_of_any_type_are_a_mask(dtype: torch.dtype) -> None:
         (0.5, "0.5"),
     ],
 )
-def test_other_values_are_refused_by_name(value: float, named: str) -> None:
+def test_a_mask_with_other_values_is_refused(value: float, named: str) -> None:
     """An additive mask (0 for a token) would be read the wrong way round."""
     module, model = made("ucsa", True), MODELS["msra"](**SHAPE, vocab_size=50, task="lm")
     x = make_inputs(module, N)[:3]
@@ -262,7 +262,7 @@ def test_a_mask_on_another_device_is_refused() -> None:
         model(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, device="meta"))
 
 
-def test_moved_tokens_come_back() -> None:
+def test_expanded_tokens_are_those_that_were_compacted() -> None:
     mask = torch.tensor([[0, 1, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 0, 0]]) == 1
     moved = Compaction.of(mask)
     assert moved is not None

@@ -130,7 +130,7 @@ def test_a_token_of_msra_is_two_kernel_calls_at_any_length(
     assert depth == levels
 
 
-def test_a_kernel_without_bias_reads_tokens_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_bias_decodes_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
     module = trained("msra", kernel="cpu-flash")
     x = make_inputs(module, 150)
     want = module(*x)
@@ -192,7 +192,9 @@ def test_float64_streams_are_exact(name: str) -> None:
 
 @every
 @pytest.mark.parametrize("fields", [{"global_tokens": 0}, {"global_tokens": 40}])
-def test_sinks_of_any_number(name: str, fields: dict[str, object]) -> None:
+def test_streams_with_any_number_of_sinks_match_the_whole(
+    name: str, fields: dict[str, object]
+) -> None:
     module = trained(name, **fields)
     x = make_inputs(module, 150)
     rows = decided(module, x)
@@ -441,7 +443,7 @@ def test_a_bounded_cache_does_not_depend_on_chunks(strategy: str) -> None:
 
 
 @pytest.mark.parametrize(("strategy", "kept"), [("lru", True), ("lfu", True), ("fifo", False)])
-def test_what_is_used_stays_in_the_cache(strategy: str, kept: bool) -> None:
+def test_blocks_in_use_stay_in_the_cache(strategy: str, kept: bool) -> None:
     """Swapping the values of a leaf's two tokens shows only to who still sees the tokens."""
     kw = {**SMALL_UCSA, "selected_blocks": 1, "max_cache_size": 24, "cache_strategy": strategy}
     module = UCSA(UCSAConfig(hidden_size=8, num_heads=1, causal=True, **kw))

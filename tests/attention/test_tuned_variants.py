@@ -62,7 +62,7 @@ def write(folder: Path, attention: str = "msra", **best: dict[str, Any]) -> Path
     return folder
 
 
-def test_all_that_comes_with_danon_is_measured_like_the_rest() -> None:
+def test_shipped_tuned_settings_are_registered() -> None:
     names, own = discover((), ())
     for attention, kind in KINDS.items():
         for row in tuned.rows(attention).values():
@@ -77,7 +77,7 @@ def test_all_that_comes_with_danon_is_measured_like_the_rest() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_they_keep_the_contract(name: str) -> None:
+def test_tuned_variants_keep_the_contract(name: str) -> None:
     for fields in (SMALL[name], {}):  # what is given beside them wins
         module = registry.get(name).build(SHAPE, **fields).eval()
         assert fields.items() <= module.config.to_dict().items()
@@ -86,7 +86,7 @@ def test_they_keep_the_contract(name: str) -> None:
         assert_causal(module, make_inputs(module, 103), [0, 30, 77])
 
 
-def test_goals_with_the_same_settings_are_one(tmp_path: Path) -> None:
+def test_goals_with_equal_settings_are_one_variant(tmp_path: Path) -> None:
     place = write(tmp_path, speed={"window": 64}, memory={"window": 32}, quality={"window": 64})
     assert tuned_variants.register(place) == ("msra-speed", "msra-memory")
     made = registry.get("msra-speed").build(SHAPE)
@@ -98,7 +98,7 @@ def test_goals_with_the_same_settings_are_one(tmp_path: Path) -> None:
     assert tuned.named("msra-quality", place) is None and tuned.named("msra", place) is None
 
 
-def test_sizes_are_not_changed(tmp_path: Path) -> None:
+def test_a_variant_above_the_budget_is_refused(tmp_path: Path) -> None:
     """In a training on short inputs they would see everything, which says nothing of them."""
     tuned_variants.register(write(tmp_path, speed={"window": 64, "global_tokens": 0}))
     kind = registry.get("msra-speed")
@@ -122,7 +122,7 @@ def test_sizes_are_not_changed(tmp_path: Path) -> None:
     assert result.status == "measured" and result.config["window"] == 4096
 
 
-def test_the_profile_quick_measures_where_they_are_for() -> None:
+def test_profile_quick_measures_at_the_tuned_lengths() -> None:
     def lengths(profile: str) -> dict[str, set[int]]:
         found: dict[str, set[int]] = {}
         for case in planned_cases(PROFILES[profile], ("msra-balanced",), "cpu"):
@@ -138,7 +138,7 @@ def test_the_profile_quick_measures_where_they_are_for() -> None:
     assert 1024 in lengths("standard")["speed"]
 
 
-def test_ones_own_are_ones_own(
+def test_variants_of_a_user_attention_are_the_users(
     tmp_path: Path, bring: Callable[[str, type[BaseAttention]], str]
 ) -> None:
     class Mine(BaseAttention):

@@ -77,7 +77,7 @@ def test_annealed_attention_matches_the_oracle_and_streams(step: int) -> None:
     assert relative_error(got[:, :, rows], module(*x)[:, :, rows]) <= 1e-5
 
 
-def test_the_step_is_saved_and_only_where_it_is_needed() -> None:
+def test_the_annealing_step_is_saved_where_it_is_used() -> None:
     module = annealing()
     anneal(module, 12)
     other = annealing()
@@ -171,14 +171,14 @@ def test_information_loss_teaches_scores_keys_and_values_and_not_queries() -> No
     assert module.auxiliary_loss().item() < 0.95 * loss.item()
 
 
-def test_information_loss_looks_at_every_place_in_turn() -> None:
+def test_information_loss_draws_every_position_in_turn() -> None:
     for n in (10, 64, 1000):
         calls = [_drawn(n, 64, torch.device("cpu")) for _ in range(40)]
         assert all(len(call) == min(n, 64) == len(call.unique()) for call in calls)
         assert len(torch.cat(calls).unique()) > 0.9 * n
 
 
-def test_nodes_that_only_guide_are_judged_by_the_shares_of_leaves_that_they_choose_by() -> None:
+def test_information_loss_of_guiding_nodes_compares_shares_of_leaves() -> None:
     fields: dict[str, Any] = {"candidate_blocks": 1000, "coarse_nodes": False}
     module = small_ucsa(True, 4, **fields)
     q, k, v, _ = make_inputs(module, 3 + 2 * 30, batch=1)
@@ -198,7 +198,7 @@ def test_nodes_that_only_guide_are_judged_by_the_shares_of_leaves_that_they_choo
     assert information(module, Inputs(q, k, v, None)) - lost == pytest.approx(seen, rel=1e-3)
 
 
-def test_information_loss_is_of_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_training_has_an_information_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     module = small_ucsa(True)
     x = make_inputs(module, 110)
     module(*x)

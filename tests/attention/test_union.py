@@ -218,7 +218,7 @@ def test_flex_agrees_with_the_dense_kernel_where_it_runs_forward() -> None:
             torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
 
 
-def test_choose_names_what_is_allowed() -> None:
+def test_resolve_names_the_kernels_that_can_run() -> None:
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"unknown kernel 'fast'; known: auto, cpu-flash"):
         table.resolve("fast", cpu, torch.float32, 64, False)

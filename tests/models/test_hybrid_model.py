@@ -21,7 +21,7 @@ from danon.models.hybrid_model import create_super_hybrid_model
 # Configuration
 
 
-def test_the_seeds_attention_config_is_a_blend() -> None:
+def test_the_attention_config_of_the_specification_is_a_blend() -> None:
     config = SuperHybridConfig.from_dict(
         {
             "type": "hybrid",
@@ -41,7 +41,7 @@ def test_the_seeds_attention_config_is_a_blend() -> None:
     hash(config)
 
 
-def test_every_seed_field_reaches_its_mechanism() -> None:
+def test_every_specified_field_reaches_its_mechanism() -> None:
     config = SuperHybridConfig(
         hidden_size=96,
         num_heads=6,
@@ -117,7 +117,7 @@ def test_the_configuration_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_the_seeds_snippet_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_snippet_of_the_specification_runs(capsys: pytest.CaptureFixture[str]) -> None:
     input_ids = torch.randint(0, 30000, (1, 1000))
     attention_mask = torch.ones_like(input_ids)
     from danon import create_super_hybrid_model
@@ -146,7 +146,7 @@ def test_the_seeds_snippet_runs_as_it_stands(capsys: pytest.CaptureFixture[str])
     assert config.member("dala").to_dict()["use_adaptive_router"]
 
 
-def test_the_pattern_goes_over_the_depth() -> None:
+def test_a_pattern_repeats_over_the_layers() -> None:
     def kinds(**kw: Any) -> list[type]:
         return [
             type(layer.mixer) for layer in small_model(mode="layers", num_layers=5, **kw).layers

@@ -42,7 +42,7 @@ def ids(batch: int = 2, length: int = 61) -> torch.Tensor:
     return torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
-def test_the_seeds_quick_start_runs_as_it_stands() -> None:
+def test_the_quick_start_of_the_specification_runs() -> None:
     model = create_msra_model(hidden_size=768, num_levels=3, num_layers=6)
     input_ids = torch.randint(0, 30000, (1, 1000))
     attention_mask = torch.ones_like(input_ids)

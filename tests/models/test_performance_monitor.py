@@ -120,7 +120,7 @@ def test_padding_has_no_part_in_the_distribution() -> None:
     assert padded["sinks"] == pytest.approx(short["sinks"], rel=1e-5)
 
 
-def test_a_monitor_that_saw_nothing_says_so() -> None:
+def test_figures_of_a_monitor_without_a_pass_are_an_error() -> None:
     model = create_msra_model(**SHAPE, num_layers=1, vocab_size=50, **SMALL["msra"])
     with pytest.raises(ValueError, match="nothing measured yet"):
         get_performance_stats(model)
