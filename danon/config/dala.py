@@ -40,7 +40,7 @@ class DALAConfig(AttentionConfig):
             formula of ``window_beta``. A value wins over the formula.
         window_beta: beta of w = min(window_max, ceil(beta * ln L)), tokens (specification 2.3).
             > 0.
-        window_max: w_max of the same, >= 1.
+        window_max: w_max of that formula, >= 1.
         decay_rate: lambda of the decay exp(-lambda |i - j|), per token (specification 2.2).
         decay: ``renormalized``: the decay is a logit bias; ``literal``: it multiplies after the
             softmax, as the specification writes it.

@@ -70,34 +70,35 @@ class SuperHybridConfig(AttentionConfig):
             that a study found best it is ``msra-balanced`` (results/tuned), whose fields are filled
             in. A ``weight`` > 0, for all or for none, is the share that the blend starts from (else
             equal shares).
-        num_levels: of MSRA.
-        sparsity_factor: of UCSA.
-        compression_ratio: of UCSA.
+        num_levels: coarse scales of MSRA, >= 1.
+        sparsity_factor: bound on the share of the far leaf blocks that a query of UCSA refines, in
+            (0, 1].
+        compression_ratio: nodes of a level of UCSA per node of the level below, in (0, 0.5].
         enable_all_optimizations: all that saves memory and changes no result: gradient
             checkpointing in the model, MSRA's ``memory_efficient``.
         advanced_features: the learned parts that look at the query: MSRA's scale weights, DALA's
             router, blend weights per query. False: uniform scales, no router, one weight per
             mechanism; fewer parameters and less time.
-        fusion_strategy: of the blend. ``adaptive``: the weights are learned; ``fixed``: they stay
+        fusion_strategy: ``adaptive``: the weights of the blend are learned; ``fixed``: they stay
             what ``components`` says.
         temperature: T of w = softmax(beta / T), in select and blend (specification 4.1).
-        accuracy_weight: alpha_1 of beta = alpha_1 accuracy + alpha_2 speed + alpha_3 memory.
-        speed_weight: alpha_2 of the same.
-        memory_weight: alpha_3 of the same.
+        accuracy_weight: alpha_1 of beta = alpha_1 accuracy + alpha_2 speed + alpha_3 memory, >= 0.
+        speed_weight: alpha_2 of beta, >= 0.
+        memory_weight: alpha_3 of beta, >= 0.
         error_budget: largest relative error against dense attention that select accepts.
         time_budget: longest forward pass of one layer that select accepts, seconds per sequence.
         memory_budget: largest peak of a forward pass of one layer that select accepts, bytes per
             sequence.
-        measurements: what select goes by: a folder that ``danon bench`` recorded, a folder of such
-            folders, or a table of :func:`danon.attention.hybrid.measurements.tabulate`. None: the
-            table that comes with the package.
+        measurements: source of select's figures: a folder that ``danon bench`` recorded, a folder
+            of such folders, or a table of :func:`danon.attention.hybrid.measurements.tabulate`.
+            None: the table that comes with the package.
         select_length: the length that select chooses for, tokens. None: ``max_sequence_length`` if
             causal, since a stream does not know how long it gets and no later token may change
             what earlier ones give; else the length of the input.
         select_dtype: the dtype whose records decide, whatever the dtype of the input: a model must
             not become another one in lower precision.
-        diversity_weight: lambda_1 of the blend's loss terms (specification 4.2).
-        regularization_weight: lambda_2 of the same.
+        diversity_weight: lambda_1 of the blend's loss terms (specification 4.2), >= 0.
+        regularization_weight: lambda_2 of the loss terms, >= 0.
         pattern: mechanisms of the layers, from the first on and over again: ``("msra", "ucsa")``.
             Empty: the components in turn.
     """

@@ -36,7 +36,7 @@ class MSRAConfig(AttentionConfig):
             the formula of ``compression_factor``. A value wins over the formula.
         compression_factor: r_max of r = min(compression_alpha * ln L, r_max), rounded
             (specification 1.3); >= 2.
-        compression_alpha: alpha of the same, > 0.
+        compression_alpha: alpha of that formula, > 0.
         feature_fusion: ``adaptive``: scale weights w_l = softmax(beta_l) per query
             (specification 1.1); ``uniform``: none.
         bidirectional_flow: both sides of the query at every scale; the opposite of ``causal``.

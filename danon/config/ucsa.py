@@ -38,7 +38,7 @@ class UCSAConfig(AttentionConfig):
             wins over the formula.
         leaf_max: c_max of the leaf size c = min(leaf_alpha * ln L, c_max), tokens, rounded down to
             a power of two (specification 3.1); >= 1.
-        leaf_alpha: alpha of the same, > 0.
+        leaf_alpha: alpha of that formula, > 0.
         query_block: queries that share their candidates, which the queries before them chose.
         candidate_blocks: leaf blocks a query may choose from (also the width of the descent).
         selected_blocks: leaf blocks a query refines to single tokens, at most.
@@ -49,8 +49,8 @@ class UCSAConfig(AttentionConfig):
             training a query refines that share of the far leaf blocks more than it does in the end;
             only ``candidate_blocks`` bounds the sum. 0: no annealing. t is what
             :func:`danon.attention.ucsa.layer.anneal` says.
-        sparsity_decay: lambda of the same, per step of t.
-        information_weight: of L_info (specification 3.1) in the auxiliary loss; 0: none.
+        sparsity_decay: lambda of that formula, per step of t.
+        information_weight: weight of L_info (specification 3.1) in the auxiliary loss; 0: none.
         information_kl: lambda of KL in L_info, per nat, >= 0.
         error_tolerance: relative pooling error of a node, rms distance of its tokens' keys from
             the node's over their rms length, below which refining it is forbidden

@@ -264,6 +264,14 @@ def test_a_choice_says_what_was_measured_otherwise(tmp_path: Path) -> None:
     )
 
 
+def test_a_direct_size_that_records_lack_is_a_difference() -> None:
+    components = {"msra": {"rate": 8}, "dala": {}, "ucsa": {}}
+    module = SuperHybrid(SuperHybridConfig(causal=True, components=components))
+    assert "msra measured with rate = None, not 8" in module.choice(16384).differs
+    plain = SuperHybrid(SuperHybridConfig(causal=True)).choice(16384)
+    assert not any("rate" in reason for reason in plain.differs)
+
+
 def test_a_choice_by_figures_of_other_settings_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
