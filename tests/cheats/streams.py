@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cheats.honest import Honest, in_check
-from danon.attention.streaming import Span, StreamingAttention, StreamState
+from danon.attention.stream_state import Span, StreamState
+from danon.attention.streaming import StreamingAttention
 
 
 class _Streamed(Honest, StreamingAttention):
