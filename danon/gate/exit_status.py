@@ -11,8 +11,8 @@ from rich.console import Console
 
 from danon.console.messages import refuse
 from danon.console.signals import interruptible, status_of
+from danon.gate.case_history import HistoryError
 from danon.gate.checkout import CheckoutError, DirtyError, RevisionError
-from danon.gate.history import HistoryError
 from danon.gate.thresholds import ThresholdsError
 from danon.gate.worker_client import WorkerError
 from danon.runs.files import UNWRITABLE

@@ -20,9 +20,9 @@ from danon.console.messages import say
 from danon.runs.run_info import RunInfo
 from danon.tracking.store import redact_password
 from danon.tuning import storage
+from danon.tuning.error_messages import guarded
 from danon.tuning.evaluator import SubprocessEvaluator
 from danon.tuning.executor import Executor, LocalExecutor
-from danon.tuning.exit_status import guarded
 from danon.tuning.objective import Objective
 from danon.tuning.repeats import run_repeats
 from danon.tuning.study import ORIGIN, Plan, Progress, StudyError, begin, plan_of, resume

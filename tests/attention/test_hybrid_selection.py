@@ -296,7 +296,7 @@ def test_a_choice_by_records_of_other_matrix_units_says_so(
     ):
         machine = {"device": "cpu", "cpu_capability": here}
         monkeypatch.setattr(
-            "danon.attention.hybrid.selection.fingerprint", lambda _, found=machine: found
+            "danon.attention.hybrid.mechanism_selection.fingerprint", lambda _, found=machine: found
         )
         assert hybrid("select", measurements=folder).choice(128).differs == differs
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from danon.gate import command
+from danon.gate.case_history import HistoryError, Point, find_changes, read_points
 from danon.gate.gate_recorder import record
-from danon.gate.history import HistoryError, Point, find_changes, read_points
 from danon.gate.result import GateResult, Row
 from danon.measure.statistics import Estimate
 from danon.runs.case import Case

@@ -26,11 +26,11 @@ from typer.testing import CliRunner
 from danon.cli.app import app
 from danon.gate import workspace
 from danon.gate.acceptance import RECALIBRATED, Allowance, accept, allowances
+from danon.gate.case_history import read_points
 from danon.gate.cases import gate_cases
 from danon.gate.command import accept_cases, calibrate, gate
 from danon.gate.exact_metrics import Missing, compare_exact
 from danon.gate.gate_recorder import BASELINE, case_of, record, register, try_record
-from danon.gate.history import read_points
 from danon.gate.result import ExactMetric, GateResult, Row
 from danon.gate.result_report import FILES, write
 from danon.gate.thresholds import Accepted, Threshold, Thresholds, ThresholdsError, Timing

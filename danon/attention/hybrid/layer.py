@@ -16,7 +16,7 @@ from danon.attention.dala.layer import DALA
 from danon.attention.effective_matrix import EffectiveAttention
 from danon.attention.hybrid.blend import label_branches, loss_terms, weighted_sum
 from danon.attention.hybrid.measurements import load
-from danon.attention.hybrid.selection import Selection, select_mechanism
+from danon.attention.hybrid.mechanism_selection import Selection, select_mechanism
 from danon.attention.msra.layer import MSRA
 from danon.attention.padding import right_padded
 from danon.attention.registry import register
@@ -57,7 +57,7 @@ class SuperHybrid(StreamingAttention):
     """MSRA, DALA and UCSA as one attention (specification 4).
 
     - select: runs one of them, the one that
-      :func:`danon.attention.hybrid.selection.select_mechanism` finds best in recorded measurements.
+      :func:`danon.attention.hybrid.mechanism_selection.select_mechanism` finds best in recorded measurements.
       :meth:`choice` says which, with what scores, and from which records.
       A causal module chooses for a configured length (see ``SuperHybridConfig.select_length``), so
       its streams, which do not know how long they get, run what the whole sequence would. A
