@@ -163,7 +163,7 @@ def test_readme_snippet_runs(source: str) -> None:
     python(source)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # nox refuses two sessions of one name
 def noxfile() -> Any:
     spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")
     assert spec is not None and spec.loader is not None

@@ -57,7 +57,8 @@ class SuperHybrid(StreamingAttention):
     """MSRA, DALA and UCSA as one attention (specification 4).
 
     - select: runs one of them, the one that
-      :func:`danon.attention.hybrid.mechanism_selection.select_mechanism` finds best in recorded measurements.
+      :func:`~danon.attention.hybrid.mechanism_selection.select_mechanism` finds best in recorded
+      measurements.
       :meth:`choice` says which, with what scores, and from which records.
       A causal module chooses for a configured length (see ``SuperHybridConfig.select_length``), so
       its streams, which do not know how long they get, run what the whole sequence would. A
