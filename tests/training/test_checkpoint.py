@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import drawing, settings, small, text, weights
+from small_training import drawing, settings, small, text, weights
 from torch.utils.data import Dataset
 
 import danon.training.training_recorder
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 KILLED = """
 import os, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import test_training as t
+import small_training as t
 from danon.training import Trainer
 class Dies(Trainer):
     def backward_step(self, loss):
@@ -44,11 +44,7 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path: Path, at: int, every: 
     c = settings(checkpoint_every=every, eval_every=3)
     want = Trainer(whole, c).fit(text(), text())
     code = KILLED.format(
-        root=str(ROOT),
-        tests=str(ROOT / "tests" / "training"),
-        at=at,
-        every=every,
-        place=str(tmp_path),
+        root=str(ROOT), tests=str(ROOT / "tests"), at=at, every=every, place=str(tmp_path)
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 9, done.stderr.decode()
