@@ -1,137 +1,36 @@
-"""DANON attention inside Hugging Face models: prefill, generate, caches, parameters, refusals."""
+"""DANON attention inside Hugging Face models: prefill, generate, caches and parameters."""
 
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
 
-from danon.config import ConfigError  # noqa: E402
-from danon.integrations.hf_cache import claim  # noqa: E402
+from hf_models import (  # noqa: E402
+    CONFIGS,
+    DECODERS,
+    EXACT,
+    MECHANISMS,
+    SMALL,
+    VOCAB,
+    N,
+    build,
+    danon_parameters,
+    greedy,
+    output,
+    padded,
+    randomise,
+    tokens,
+)
+
 from danon.integrations.hf_layer import LayerAttention  # noqa: E402
-from danon.integrations.transformers import StreamLayer, attach, register  # noqa: E402
+from danon.integrations.transformers import StreamLayer, attach  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-register()
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
-
-N, VOCAB = 60, 90
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": VOCAB,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-}
-NO_END = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
-CONFIGS: dict[str, Any] = {
-    "llama": lambda: transformers.LlamaConfig(**SIZES, **NO_END, num_key_value_heads=2),
-    "qwen2": lambda: transformers.Qwen2Config(**SIZES, **NO_END, num_key_value_heads=1),
-    "gpt_neox": lambda: transformers.GPTNeoXConfig(**SIZES, **NO_END),
-    "gpt2": lambda: transformers.GPT2Config(
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        vocab_size=VOCAB,
-        initializer_range=0.3,
-        **NO_END,
-        attn_pdrop=0.0,
-    ),
-    "bert": lambda: transformers.BertConfig(**SIZES, attention_probs_dropout_prob=0.0),
-}
-DECODERS = [name for name in CONFIGS if name != "bert"]
-SMALL = {
-    "msra": {"window": 8, "global_tokens": 4},
-    "dala": {
-        "block_size": 4,
-        "state_update_frequency": 2,
-        "memory_size": 6,
-        "global_tokens": 4,
-        "window_max": 8,
-    },
-    "ucsa": {
-        "local_window_size": 8,
-        "query_block": 8,
-        "leaf_max": 4,
-        "global_tokens": 4,
-        "candidate_blocks": 8,
-        "selected_blocks": 2,
-    },
-}
-EXACT = {
-    "msra": {"window": 64},
-    "dala": {"block_size": 64, "decay_rate": 0.0, "window": 1_000_000},
-    "ucsa": {
-        "local_window_size": 8,
-        "query_block": 8,
-        "leaf_max": 4,
-        "global_tokens": 4,
-        "candidate_blocks": 64,
-        "selected_blocks": 64,
-    },
-}
-MECHANISMS = list(SMALL)
-
-
-def build(name: str, mechanism: str | None = None, settings: dict[str, Any] | None = None) -> Any:
-    """A tiny random model, the same weights for every attention."""
-    config = CONFIGS[name]()
-    if settings is not None:
-        config.danon = settings
-    torch.manual_seed(0)
-    auto = transformers.AutoModel if name == "bert" else transformers.AutoModelForCausalLM
-    implementation = "sdpa" if mechanism is None else f"danon_{mechanism}"
-    return auto.from_config(config, attn_implementation=implementation).eval()
-
-
-def tokens(batch: int = 2, length: int = N, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, VOCAB, (batch, length), generator=generator)
-
-
-def padded(left: int, batch: int = 2, length: int = N) -> tuple[Tensor, Tensor]:
-    """Tokens and a mask that hides the first ``left`` tokens of the last row."""
-    ids, mask = tokens(batch, length), torch.ones(batch, length, dtype=torch.long)
-    ids[-1, :left], mask[-1, :left] = 0, 0
-    return ids, mask
-
-
-def output(model: Any, ids: Tensor, **kwargs: Any) -> Tensor:
-    with torch.no_grad():
-        out = model(ids, **kwargs)
-    result: Tensor = out.logits if hasattr(out, "logits") else out.last_hidden_state
-    return result
-
-
-def greedy(model: Any, ids: Tensor, count: int = 12, **kwargs: Any) -> Tensor:
-    """The new tokens that generate adds."""
-    kwargs.setdefault("attention_mask", torch.ones_like(ids))
-    out: Tensor = model.generate(ids, max_new_tokens=count, do_sample=False, **kwargs)
-    return out[:, ids.shape[1] :]
-
-
-def danon_parameters(model: Any) -> dict[str, Tensor]:
-    return {name: p for name, p in model.named_parameters() if ".danon." in name}
-
-
-def randomise(model: Any) -> None:
-    """Parameters as training could leave them: those that start at zero start to matter."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for p in danon_parameters(model).values():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.5)
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
@@ -360,154 +259,3 @@ def test_parameters_do_not_depend_on_heads_or_direction() -> None:
         direct.load_state_dict(attention.state_dict())
         assert torch.equal(attention(q, k, k), direct(q, k, k))
     assert all(a is b for a, b in zip(own.parameters(), before, strict=True))
-
-
-def test_wrong_settings_are_errors_and_change_nothing() -> None:
-    model = build("llama")
-    with pytest.raises(ConfigError, match=r"'selekted_blocks'.*fields are.*selected_blocks"):
-        attach(model, "ucsa", selekted_blocks=3)
-    with pytest.raises(ConfigError, match="num_heads: the model decides"):
-        attach(model, "ucsa", num_heads=3)
-    with pytest.raises(ConfigError, match="'longformer': must be one of msra, dala, ucsa"):
-        attach(model, "longformer")
-    with pytest.raises(ValueError, match="LlamaForCausalLM has no attention layer with one of"):
-        attach(model)
-    assert model.config._attn_implementation == "sdpa" and not danon_parameters(model)
-    with pytest.raises(ConfigError, match=r"config.danon = .*window = 1: must be divisible"):
-        build("llama", "msra", {"window": 1})
-
-
-def mistral(**more: Any) -> Any:
-    return transformers.MistralConfig(**SIZES, **NO_END, num_key_value_heads=2, **more)
-
-
-REFUSED: dict[str, tuple[Any, str]] = {
-    "sliding window": (lambda: mistral(sliding_window=16), "without sliding windows"),
-    "some windows": (
-        lambda: transformers.ModernBertConfig(**SIZES, **NO_END, cls_token_id=1, sep_token_id=2),
-        "ModernBertAttention: danon attention cannot serve a sliding window",
-    ),
-    "narrow values": (
-        lambda: transformers.DeepseekV3Config(
-            **SIZES,
-            **NO_END,
-            num_key_value_heads=4,
-            first_k_dense_replace=2,
-            kv_lora_rank=8,
-            q_lora_rank=8,
-            qk_rope_head_dim=8,
-            qk_nope_head_dim=8,
-            v_head_dim=8,
-        ),
-        r"values have shape \(2, 4, 60, 8\): must be \(2, 4, 60, 16\)",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_unservable_models_are_refused(what: str) -> None:
-    config, message = REFUSED[what]
-    encoder = what == "some windows"
-    auto = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
-    model = auto.from_config(config(), attn_implementation="danon_ucsa").eval()
-    with pytest.raises(ValueError, match=message):
-        output(model, tokens())
-
-
-def test_cross_attention_is_refused() -> None:
-    config = transformers.BartConfig(
-        vocab_size=VOCAB,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=32,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        decoder_ffn_dim=32,
-    )
-    model = transformers.AutoModelForSeq2SeqLM.from_config(
-        config, attn_implementation="danon_ucsa"
-    ).eval()
-    with pytest.raises(ValueError, match="BartAttention: danon attention is no cross attention"):
-        output(model, tokens(), decoder_input_ids=tokens())
-
-
-def test_unservable_calls_are_refused() -> None:
-    model, ids = build("llama", "msra", SMALL["msra"]), tokens()
-    packed = torch.arange(N // 2).repeat(2)[None]
-    refused: list[tuple[dict[str, Any], str]] = [
-        ({"attention_mask": torch.ones(2, 1, N, N)}, r"shape \(2, 1, 60, 60\): must be padding"),
-        ({"attention_mask": torch.ones(2, N - 1)}, r"shape \(2, 59\): must be \(2, 60\)"),
-        ({"position_ids": packed, "use_cache": False}, "packs several sequences"),
-        ({"cu_seq_lens_q": torch.tensor([0, 30, 60])}, "packed sequences"),
-        ({"softcap": 30.0}, "cannot serve soft-capped logits"),
-        ({"s_aux": torch.zeros(4)}, "cannot serve learned attention sinks"),
-        ({"sliding_window": 16}, "cannot serve a sliding window"),
-        ({"output_attentions": True}, "no attention weights"),
-        ({"is_causal": False}, "not causal: a stream cannot see later tokens"),
-    ]
-    for kwargs, message in refused:
-        with pytest.raises(ValueError, match=message):
-            output(model, ids, **kwargs)
-    config = CONFIGS["llama"]()
-    config.attention_dropout = 0.1
-    dropping = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation="danon_msra"
-    )
-    assert output(dropping.eval(), ids).isfinite().all()
-    with pytest.raises(ValueError, match=r"attention dropout is 0.1: must be 0"):
-        dropping.train()(ids)
-
-
-def test_unservable_caches_are_refused() -> None:
-    model, ids = build("llama", "msra", SMALL["msra"]), tokens()
-    with pytest.raises(ValueError, match=r"for 71 keys: must be 60.*no static cache"):
-        greedy(model, ids, cache_implementation="static")
-    with pytest.raises(ValueError, match="cannot go back"):
-        greedy(model, ids[:1], prompt_lookup_num_tokens=2)
-    cache = transformers.DynamicCache()
-    output(build("llama"), ids, past_key_values=cache)
-    with pytest.raises(ValueError, match="holds 60 keys of another attention"):
-        output(model, ids[:, :1], past_key_values=cache)
-    cache = transformers.DynamicCache()
-    output(model, ids, past_key_values=cache)
-    with pytest.raises(ValueError, match="cannot go back"):
-        cache.crop(-1)
-    with pytest.raises(ValueError, match="q has batch 1: must be 2 like the state"):
-        output(model, ids[:1, :1], past_key_values=cache)
-    assert cache.get_seq_length() == N  # a failed step leaves the state as it was
-    want = output(model, torch.cat((ids, ids[:, :1]), 1))[:, -1:]
-    got = output(model, ids[:, :1], past_key_values=cache)
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
-
-
-def test_step_that_failed_between_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids = build("llama", "msra", SMALL["msra"]), tokens()
-    cache = transformers.DynamicCache()
-    output(model, ids[:, :-1], past_key_values=cache)
-    with monkeypatch.context() as patch:
-        patch.setattr(model.model.layers[1].mlp, "forward", lambda x: 1 / 0)
-        patch.setattr(model.model.layers[0].mlp, "forward", lambda x: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            output(model, ids[:, -1:], past_key_values=cache)
-    with pytest.raises(ValueError, match=r"have read 61 and 60 tokens.*begin a new cache"):
-        output(model, ids[:, -1:], past_key_values=cache)
-
-
-def test_changed_keys_after_caching_are_refused() -> None:
-    cache = transformers.DynamicCache()
-    claim(cache, 0)
-    keys, values = cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 0)
-    claim(cache, 0)
-    with pytest.raises(ValueError, match="never reached danon attention"):
-        cache.update(keys, values, 0)
-
-
-def test_missing_transformers_names_the_extra() -> None:
-    code = (
-        "import sys; sys.modules['transformers'] = None\n"
-        "import danon, danon.models, danon.integrations\n"
-        "import danon.integrations.transformers"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "pip install danon[transformers]" in done.stderr

@@ -13,16 +13,7 @@ from torch.utils.data import Dataset
 transformers = pytest.importorskip("transformers")
 
 from hf_families import tiny_model  # noqa: E402
-from test_transformers import (  # noqa: E402
-    EXACT,
-    MECHANISMS,
-    SMALL,
-    build,
-    danon_parameters,
-    output,
-    randomise,
-    tokens,
-)
+from hf_models import EXACT, MECHANISMS, SMALL, build, danon_parameters, output, randomise, tokens  # noqa: E402
 
 from danon.training import Trainer, TrainingConfig  # noqa: E402
 

@@ -12,7 +12,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from test_transformers import MECHANISMS, SMALL, build, output, tokens  # noqa: E402
+from hf_models import MECHANISMS, SMALL, build, output, tokens  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 transformers = pytest.importorskip("transformers")
 
 from hf_families import FAMILIES, VOCAB, NoTinyModelError, tiny_model  # noqa: E402
-from test_transformers import CONFIGS, EXACT, SMALL, build, danon_parameters  # noqa: E402
-from test_transformers import tokens as llama_tokens  # noqa: E402
+from hf_models import CONFIGS, EXACT, SMALL, build, danon_parameters  # noqa: E402
+from hf_models import tokens as llama_tokens  # noqa: E402
 
 from danon.integrations.hf_layer import LayerAttention  # noqa: E402
 from danon.integrations.hf_mask import MaskUseError, describe_mask  # noqa: E402
