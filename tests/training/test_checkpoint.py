@@ -403,7 +403,8 @@ def test_resumed_training_continues_its_mlflow_run(tmp_path: Path) -> None:
 
 
 def test_missing_package_of_recording_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.split(".")[0] == "mlflow"]:
+    imported = [name for name in sys.modules if name.split(".")[0] == "mlflow"]
+    for module in ("mlflow", *imported):
         monkeypatch.setitem(sys.modules, module, None)
     with (
         pytest.raises(store.StoreError, match=r"pip install danon\[bench\]"),
