@@ -15,8 +15,8 @@ from danon.gate.result import GateResult
 from danon.gate.result_report import files
 from danon.gate.thresholds import Threshold, Thresholds
 from danon.runs.case import Case
-from danon.tracking import model_registry, store
-from danon.tracking.bench_recorder import metric_name
+from danon.tracking import model_registry, run_owners, store
+from danon.tracking.run_tree import metric_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -205,7 +205,7 @@ def _run(
     Yields:
         The id of the run.
     """
-    identity = store.owner_tags(store.tracking_uri(), f"{name} {os.getpid()}")
+    identity = run_owners.owner_tags(store.tracking_uri(), f"{name} {os.getpid()}")
     from mlflow.entities import Metric
 
     experiment = store.experiment_id(client, store.tracking_uri(), EXPERIMENT)

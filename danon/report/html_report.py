@@ -14,7 +14,7 @@ from danon.report import (
     bound_tables,
     figure,
     formatting,
-    machine_notes,
+    provenance,
     quality_tables,
     suite_tables,
     tables,
@@ -24,6 +24,7 @@ from danon.report.remarks import remarks
 from danon.report.style import styles
 from danon.report.suite_infos import suite_infos
 from danon.report.tuned_settings import tuned_settings_rows
+from danon.report.unmeasured import unmeasured_cases
 from danon.runs import failures
 from danon.runs.files import replace_file
 
@@ -62,9 +63,9 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
     page = environment.from_string((template / "report.html").read_text(encoding="utf-8"))
     content = page.render(
         info=info,
-        origin=tables.origin(info),
-        machines=machine_notes.machines(results, info),
-        fingerprints=machine_notes.fingerprints(results, info),
+        origin=provenance.describe_run(info),
+        machines=provenance.describe_machines(results, info),
+        fingerprints=provenance.machine_fingerprints(results, info),
         boards=[tables.scoreboard(data, view, info.command, remarks(results)) for view in views],
         tasks=tasks,
         bounds=found,
@@ -75,7 +76,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         alarms_section=_section(
             "alarms.html", environment, bool(errs or errs_trouble), found=errs, trouble=errs_trouble
         ),
-        absences=tables.unmeasured(data),
+        absences=unmeasured_cases(data),
         failures=failures.read(path.parent, results),
         checks=tables.check_rows(data).to_dict("records"),
         counts=data["status"].value_counts().to_dict(),

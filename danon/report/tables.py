@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from danon.config.mechanism import mechanisms
-from danon.report import configuration, formatting
+from danon.report import configuration
 from danon.report.figure import NO_FIGURE, Figure
 from danon.report.remarks import Remark, doubtful, far
 from danon.runs.case import Case
@@ -22,18 +22,14 @@ __all__ = [
     "Role",
     "Row",
     "Scoreboard",
-    "Unmeasured",
     "View",
     "check_rows",
     "figure",
-    "machine",
     "mechanism",
-    "origin",
     "role",
     "scoreboard",
     "speedup",
     "table",
-    "unmeasured",
     "views",
 ]
 
@@ -42,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from danon.runs.case import CaseResult
-    from danon.runs.run_info import RunInfo
 
 
 REFERENCE = "sdpa"
@@ -229,7 +224,7 @@ class Row:
     settings: frozenset[str] = frozenset()
     remarks: tuple[Remark, ...] = ()
 
-    def standing(self, headline: int) -> tuple[bool, bool, float]:
+    def sort_key(self, headline: int) -> tuple[bool, bool, float]:
         """Sorts rows: by speed-up at the headline length, those without one last.
 
         What is in doubt comes after all others, however fast.
@@ -313,7 +308,7 @@ def scoreboard(
         )
 
     rows = [row(attention) for attention in dict.fromkeys(measured["attention"])]
-    rows.sort(key=lambda r: r.standing(headline), reverse=True)
+    rows.sort(key=lambda r: r.sort_key(headline), reverse=True)
     dense = curves.get(*_asked(view, "speed", REFERENCE, "time_s")).get(headline, Figure(math.nan))
     return Scoreboard(view, lengths, headline, dense.value, tuple(rows))
 
@@ -321,67 +316,6 @@ def scoreboard(
 def _asked(view: View, suite: str, attention: str, metric: str) -> tuple[str, str, str]:
     suite, metric = view.source(suite, metric)
     return suite, attention, metric
-
-
-@dataclass(frozen=True)
-class Unmeasured:
-    """Cases of one attention that share a reason for having no figures.
-
-    Attributes:
-        where: which cases, in words.
-    """
-
-    attention: str
-    status: str
-    reason: str
-    where: str
-
-
-def unmeasured(frame: pd.DataFrame) -> list[Unmeasured]:
-    """Every case without figures, grouped by reason; failures first.
-
-    Reasons that differ only in their numbers are one; the shortest length's is shown.
-    """
-    order = ("failed", "over budget", "unavailable")
-    if frame.empty:
-        return []
-    found = []
-    missing = frame[frame["status"] != "measured"].sort_values("length", kind="stable")
-    wording = missing["reason"].str.replace(r"\d+(\.\d+)?", "#", regex=True).rename("wording")
-    for key, group in missing.groupby(["status", "attention", wording], sort=False):
-        status, attention, _ = cast("tuple[str, str, str]", key)
-        mine = frame[frame["attention"] == attention]
-        found.append(Unmeasured(attention, status, group["reason"].iloc[0], _where(group, mine)))
-    return sorted(found, key=lambda a: (order.index(a.status), a.attention))
-
-
-def _where(group: pd.DataFrame, everything: pd.DataFrame) -> str:
-    """In words: ``speed 8k to 128k (forward float32); recall mqar 64 to 256``."""
-    if len(group) == len(everything):
-        return "everything"
-    parts = []
-    for (suite, task), cases in group.groupby(["suite", "task"], sort=False):
-        beside = everything[(everything["suite"] == suite) & (everything["task"] == task)]
-        asked = sorted(set(beside["length"]))
-        kinds: dict[str, list[str]] = {}  # lengths in words -> kinds of case that lack these
-        for (phase, dtype), same in cases.groupby(["phase", "dtype"]):
-            spans = _spans(sorted(set(same["length"]) - {0}), asked)
-            kinds.setdefault(spans, []).append(f"{phase} {dtype}")
-        said = [f"{spans} ({', '.join(names)})".strip() for spans, names in kinds.items()]
-        # a task is trained for in one way only
-        parts.append(f"{suite} {task} {', '.join(kinds)}" if task else f"{suite} {', '.join(said)}")
-    return "; ".join(parts)
-
-
-def _spans(lengths: list[int], asked: list[int]) -> str:
-    """Lengths in words; a run of neighbours among those asked for as ``first to last``."""
-    if not lengths:
-        return ""
-    names = [formatting.format_length(n) for n in lengths]
-    neighbours = (
-        len(lengths) > 2 and [n for n in asked if lengths[0] <= n <= lengths[-1]] == lengths
-    )
-    return f"{names[0]} to {names[-1]}" if neighbours else ", ".join(names)
 
 
 def check_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -393,22 +327,3 @@ def check_rows(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["attention", "phase", "dtype"]
     checked["checks"] = checked.groupby(keys)["used"].transform("size")
     return checked.sort_values("used", ascending=False).drop_duplicates(keys).sort_values(keys)
-
-
-def machine(fingerprint: Mapping[str, Any]) -> str:
-    """A machine in one line; absolute figures compare only where it is the same."""
-    known = {name: str(value) for name, value in fingerprint.items()}
-    parts = [known[name] for name in ("gpu", "cpu") if name in known]
-    counts = [(known[name], name) for name in ("cores", "threads") if name in known]
-    parts += [f"{count} {name[:-1] if count == '1' else name}" for count, name in counts]
-    parts += [f"{known['memory_gib']} GiB"] if "memory_gib" in known else []
-    parts += [f"fingerprint {known['id']}"] if "id" in known else []
-    return ", ".join(parts) or "unknown machine"
-
-
-def origin(info: RunInfo) -> str:
-    """Commit, profile and date in one line."""
-    commit = info.commit if info.commit == "unknown" else info.commit[:10]
-    changed = " + uncommitted changes" if info.dirty else ""
-    when = info.started.replace("T", " ").replace("+00:00", " UTC")
-    return f"commit {commit}{changed}, profile {info.profile}, {when}"

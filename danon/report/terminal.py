@@ -9,18 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from danon.report import (
-    bound_tables,
-    formatting,
-    machine_notes,
-    quality_tables,
-    suite_tables,
-    tables,
-)
+from danon.report import bound_tables, formatting, provenance, quality_tables, suite_tables, tables
 from danon.report.remarks import MARK, Remark, doubtful, remarks
 from danon.report.terminal_quality import LOOKUP, print_quality, table_kind
 from danon.report.terminal_style import NAME, STYLES, WIDE, heading_at, marked_name
 from danon.report.terminal_suites import print_bounds, print_suite
+from danon.report.unmeasured import Unmeasured, unmeasured_cases
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,8 +49,8 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
     data = tables.table(results)
     console.print()
     console.rule("[bold]danon bench[/]", align="left")
-    console.print(escape(tables.origin(info)), style="dim", highlight=False)
-    for machine in machine_notes.machines(results, info):
+    console.print(escape(provenance.describe_run(info)), style="dim", highlight=False)
+    for machine in provenance.describe_machines(results, info):
         console.print(escape(machine), style="dim", highlight=False)
     said = remarks(results)
     boards = [tables.scoreboard(data, view, info.command, said) for view in tables.views(data)]
@@ -79,7 +73,7 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
     _print_remarks(boards, said, console)
     if not (boards or tasks or found or others):
         console.print("\nNo case has figures.")
-    _print_absences(tables.unmeasured(data), console)
+    _print_absences(unmeasured_cases(data), console)
 
 
 def _title(shown: tables.Scoreboard) -> str:
@@ -200,7 +194,7 @@ def _print_semantics(boards: Sequence[tables.Scoreboard], console: Console) -> N
     console.print(table)
 
 
-def _print_absences(missing: Sequence[tables.Unmeasured], console: Console) -> None:
+def _print_absences(missing: Sequence[Unmeasured], console: Console) -> None:
     if not missing:
         return
     table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)

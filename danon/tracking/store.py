@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import logging
 import os
 import re
-import secrets
 import socket
 import sqlite3
 import tempfile
 import warnings
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from danon.runs.folders import project_root
 from danon.runs.locks import hold_lock
-from danon.runs.owner import Owner, is_held, remove_unheld
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,10 +31,9 @@ __all__ = [
     "connect",
     "experiment_id",
     "failures",
+    "lock_prefix",
     "log_accepted",
-    "owner_tags",
     "prepare",
-    "reap_stale",
     "redact_password",
     "root_cause",
     "runs_where",
@@ -109,7 +104,7 @@ def artifact_location(uri: str) -> str | None:
     return None if file is None else (file.parent / "artifacts").as_uri()
 
 
-def _prefix(uri: str) -> Path:
+def lock_prefix(uri: str) -> Path:
     """Return how the paths of a store's lock files begin: beside its file, or in ``SHARED``."""
     file = sqlite_file(uri)
     if file is not None:
@@ -126,7 +121,7 @@ def exclusive(uri: str) -> Iterator[None]:
     Raises:
         StoreError: another one does not come to an end, or the lock file cannot be written.
     """
-    shown, path = redact_password(uri), Path(f"{_prefix(uri)}.lock")
+    shown, path = redact_password(uri), Path(f"{lock_prefix(uri)}.lock")
     with hold_lock(
         path,
         StoreError(f"{shown}: locked by another process ({path})"),
@@ -313,82 +308,3 @@ def _refused(client: MlflowClient, run_id: str, batch: dict[str, Any]) -> dict[s
             refused |= _refused(client, run_id, {kind: [item]})
         return refused
     return {}
-
-
-@cache
-def _owner_lock(uri: str) -> Path:
-    """Return the lock file by which others see whether this process lives."""
-    return Path(f"{_owner_prefix(uri)}{secrets.token_hex(6)}.lock")
-
-
-def _owner_prefix(uri: str) -> Path:
-    return Path(f"{_prefix(uri)}.owner-{quote(socket.gethostname(), safe='')}-")
-
-
-def owner_tags(uri: str, run_id: str) -> dict[str, str]:
-    """Return the tags that say to which invocation, and to which process, a run belongs.
-
-    Args:
-        uri: of the store.
-        run_id: of the invocation.
-
-    Raises:
-        StoreError: the lock that this process holds from now on cannot be made.
-    """
-    try:
-        owner = Owner.current(_owner_lock(uri))
-    except OSError as error:
-        raise StoreError(f"{redact_password(uri)}: {error}") from error
-    return {
-        "danon.run_id": run_id,
-        "danon.host": owner.host,
-        "danon.pid": str(owner.pid),
-        "danon.lock": str(owner.lock),
-    }
-
-
-def reap_stale() -> int:
-    """Mark runs KILLED that say RUNNING although their process on this host is gone.
-
-    Returns:
-        How many invocations were marked; the runs below them are marked with them.
-
-    Raises:
-        StoreError: see :func:`connect`.
-    """
-    uri = tracking_uri()
-    client = connect(uri)
-    try:
-        with bounded_retries(retries=1, timeout_s=PROBE_TIMEOUT_S):
-            return _reap(client, uri)
-    except failures() as error:
-        raise StoreError(f"{redact_password(uri)}: {root_cause(error)}") from error
-
-
-def _reap(client: MlflowClient, uri: str) -> int:
-    here = socket.gethostname()
-    found = client.search_experiments()
-    experiments = [e.experiment_id for e in found if e.name.startswith("danon/")]
-    if not experiments:
-        return 0
-    running = f"attributes.status = 'RUNNING' AND tags.`danon.host` = '{here}'"
-    stale, held = set(), cache(is_held)
-    for run in runs_where(client, experiments, running):
-        lock = run.data.tags.get("danon.lock")
-        if lock and not held(Path(lock)) and _says_running(client, run.info.run_id, lock):
-            client.set_terminated(run.info.run_id, "KILLED")
-            stale.add(run.data.tags["danon.run_id"])
-    # The lock file of every run that says RUNNING is held now; the others have served.
-    prefix = _owner_prefix(uri)
-    for file in prefix.parent.glob(f"{glob.escape(prefix.name)}*.lock"):
-        remove_unheld(file)
-    return len(stale)
-
-
-def _says_running(client: MlflowClient, run_id: str, lock: str) -> bool:
-    """Whether a run says that it goes on under a lock, asked after the lock was found free.
-
-    A process that ended between the search and the look at its lock has said how its run ended.
-    """
-    run = client.get_run(run_id)
-    return run.info.status == "RUNNING" and run.data.tags.get("danon.lock") == lock

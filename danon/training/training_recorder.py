@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danon.tracking import store
+from danon.tracking import run_owners, store
 from danon.training import checkpoint
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _open(
     """Return the id of the run that ``run_file`` names or of a new one; True if it existed."""
     from mlflow.entities import Param, RunTag
 
-    tags = store.owner_tags(uri, name)
+    tags = run_owners.owner_tags(uri, name)
     params = [Param(k, str(v)) for k, v in settings.items()]
     run_id = None if run_file is None else _still_there(client, run_file)
     if run_id is not None:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from danon.runs.run_info import RunInfo
-from danon.tracking import store
+from danon.tracking import run_owners, store
 from danon.tuning.study import ERROR, HISTORY, ORIGIN, REPEAT_OF, SURPLUS, plan_of
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ class Recorder:
         self._identity: dict[str, str] = {}
         self._refused: dict[str, str] = {}
         with self._trying():
-            tags = store.owner_tags(self._uri, info.run_id)
+            tags = run_owners.owner_tags(self._uri, info.run_id)
             self._identity = {**tags, "danon.study": study.study_name}
             self._client = store.connect(self._uri)
-            store.reap_stale()
+            run_owners.reap_stale()
             self._experiment = store.experiment_id(self._client, self._uri, EXPERIMENT)
             self._parent = str(
                 study.user_attrs[RUN]

@@ -22,7 +22,7 @@ from danon.bench.session import ResumeError, Session
 from danon.cluster import connection, pool
 from danon.cluster.connection import ClusterError, Node, check_engine, connected
 from danon.cluster.install_check import incompatibility, installed
-from danon.report.machine_notes import DIFFERENT, machines
+from danon.report.provenance import DIFFERENT, describe_machines
 from danon.runs.case import Case, CaseResult
 from danon.runs.journal import Journal
 from danon.runs.run_info import RunInfo
@@ -120,7 +120,7 @@ class TestPlaces:
 
     def test_different_machines_are_reported(self) -> None:
         info = RunInfo.capture("smoke", 0, "danon bench", HERE)
-        assert len(machines([CaseResult(CASE, "measured")], info)) == 1
+        assert len(describe_machines([CaseResult(CASE, "measured")], info)) == 1
         some = [
             CaseResult(
                 replace(CASE, attention=name),
@@ -129,7 +129,7 @@ class TestPlaces:
             )
             for name, machine in (("a", HERE), ("b", THERE))
         ]
-        lines = machines(some, info)
+        lines = describe_machines(some, info)
         assert lines[0].startswith("host-a, node aaaaaaaa: a (a, fingerprint here)")
         assert lines[-1] == DIFFERENT
 

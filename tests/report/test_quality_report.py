@@ -12,6 +12,7 @@ from test_report import EVIL, Page, payload_of, shown
 
 from danon.report import formatting, quality_tables, tables
 from danon.report.html_report import write_report
+from danon.report.unmeasured import unmeasured_cases
 from danon.runs.case import Case, CaseResult
 from danon.runs.run_info import RunInfo
 
@@ -209,13 +210,13 @@ def test_training_is_no_view_and_its_absences_name_the_task() -> None:
     data = tables.table([*timed(), *trained()])
     assert [view.phase for view in tables.views(data)] == ["forward"]
     assert tables.views(tables.table(trained())) == []
-    (absence,) = tables.unmeasured(data)
+    (absence,) = unmeasured_cases(data)
     assert (absence.attention, absence.reason) == ("nsa", DIVERGED)
     assert absence.where == "recall mqar 64 to 256"
     unasked = Case("language", "nsa", CONTEXT, "float32", "training", task="code")
     both = [*timed(), *trained(), CaseResult(unasked, "failed", DIVERGED)]
     assert (
-        tables.unmeasured(tables.table(both))[0].where == "recall mqar 64 to 256; language code 1k"
+        unmeasured_cases(tables.table(both))[0].where == "recall mqar 64 to 256; language code 1k"
     )
 
 
@@ -235,7 +236,7 @@ def test_a_pretrained_model_has_tasks_of_its_own_and_no_view() -> None:
     assert [view.shape for view in tables.views(tables.table([*timed(), *put_in()]))] == [
         "cpu, batch 1, 4 heads x 64, causal"
     ]
-    (absence,) = tables.unmeasured(tables.table(put_in()))
+    (absence,) = unmeasured_cases(tables.table(put_in()))
     assert absence.where == "everything" and absence.reason.startswith("needs the package")
 
 

@@ -20,6 +20,7 @@ from danon import tuned
 from danon.report import formatting, tables, terminal
 from danon.report.html_report import write_report
 from danon.report.speedup_chart import spread_labels, write_chart
+from danon.report.unmeasured import unmeasured_cases
 from danon.runs.case import Case, CaseResult, Phase
 from danon.runs.run_info import RunInfo
 
@@ -210,7 +211,7 @@ def test_roles(info: RunInfo) -> None:
 
 
 def test_absences_group_cases_and_name_lengths(results: list[CaseResult]) -> None:
-    found = tables.unmeasured(tables.table(results))
+    found = unmeasured_cases(tables.table(results))
     assert found[0].attention == "broken<b>"
     assert {a.attention: (a.reason, a.where) for a in found if a.status == "unavailable"} == {
         name: (reason, "everything") for name, reason in MISSING.items()
@@ -226,7 +227,7 @@ def test_absences_group_cases_and_name_lengths(results: list[CaseResult]) -> Non
         )
         for n, s in ((4096, 90.5), (1024, 10))
     ]
-    (one,) = tables.unmeasured(tables.table(estimates))
+    (one,) = unmeasured_cases(tables.table(estimates))
     assert one.reason == "10 s, over 8 s"
 
 

@@ -16,7 +16,8 @@ from danon.runs.case import Case, CaseResult
 from danon.runs.journal import Journal
 from danon.runs.run_info import RunInfo
 from danon.tracking import store
-from danon.tracking.bench_recorder import Recorder, metric_name, upload
+from danon.tracking.bench_recorder import Recorder, upload
+from danon.tracking.run_tree import metric_name
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, make_url
 from danon.runs.journal import Journal
 from danon.runs.owner import end
 from danon.runs.run_info import RunInfo
-from danon.tracking import store
+from danon.tracking import run_owners, store
 from danon.tracking.bench_recorder import Recorder
 
 
@@ -47,10 +47,10 @@ def test_run_that_ends_while_its_lock_is_probed(
             recorder.finish(ended)
         return False
 
-    mine = Path(store.owner_tags(sqlite, info.run_id)["danon.lock"])
-    for module in ("danon.tracking.store", "danon.runs.journal"):
+    mine = Path(run_owners.owner_tags(sqlite, info.run_id)["danon.lock"])
+    for module in ("danon.tracking.run_owners", "danon.runs.journal"):
         monkeypatch.setattr(f"{module}.is_held", found_free)
-    assert store.reap_stale() == 0
+    assert run_owners.reap_stale() == 0
     parents, children = runs_of(sqlite, info)
     assert {run.info.status for run in (*parents, *children)} == {ended}
     journal.set_status("RUNNING")
@@ -66,9 +66,9 @@ def test_reaping_of_runs_of_dead_processes(sqlite: str, tmp_path: Path, info: Ru
         return one
 
     def record_and_die(run_id: str, lock: Path) -> RunInfo:
-        dead = {**store.owner_tags(sqlite, run_id), "danon.lock": str(lock)}
+        dead = {**run_owners.owner_tags(sqlite, run_id), "danon.lock": str(lock)}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(store, "owner_tags", lambda *_: dead)
+            patch.setattr(run_owners, "owner_tags", lambda *_: dead)
             one = record(run_id)
         if lock != unseen:
             lock.touch()  # and nobody holds it
@@ -78,13 +78,13 @@ def test_reaping_of_runs_of_dead_processes(sqlite: str, tmp_path: Path, info: Ru
         parents, children = runs_of(sqlite, one)
         return {run.info.status for run in (*parents, *children)}
 
-    mine = Path(store.owner_tags(sqlite, "")["danon.lock"])
+    mine = Path(run_owners.owner_tags(sqlite, "")["danon.lock"])
     free = [mine.with_name(mine.name.replace(".lock", f"{n}.lock")) for n in (1, 2)]
     unseen = tmp_path / "of another container"
     living, hidden = record("living"), record_and_die("hidden", unseen)
     first = record_and_die("first", free[0])
-    assert store.reap_stale() == 1
-    assert store.reap_stale() == 0
+    assert run_owners.reap_stale() == 1
+    assert run_owners.reap_stale() == 0
     assert (statuses(first), statuses(living)) == ({"KILLED"}, {"RUNNING"})
     assert mine.exists() and not any(lock.exists() for lock in free)
     second = record_and_die("second", free[1])
@@ -103,11 +103,11 @@ def test_mode_of_the_lock_of_a_server_store(
     try:
         with store.exclusive(uri):
             pass
-        lock = store.owner_tags(uri, "")["danon.lock"]
+        lock = run_owners.owner_tags(uri, "")["danon.lock"]
     finally:
         os.umask(before)
         end(Path(lock))
-        store._owner_lock.cache_clear()
+        run_owners._owner_lock.cache_clear()
     assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o666}
     (locked,) = (file for file in tmp_path.iterdir() if "owner" not in file.name)
     locked.unlink()
