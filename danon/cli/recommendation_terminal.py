@@ -227,7 +227,8 @@ def _records(recommendation: Recommendation) -> list[str]:
         other = "several machines: " if several else "another machine: "
         lines.append(
             f"speed and memory: run {info.run_id}, {escape(provenance.describe_run(info))}, "
-            f"{view.phase} {view.dtype} {view.shape}, default settings or those that the name says; "
+            f"{view.phase} {view.dtype} {view.shape}, "
+            "default settings or those that the name says; "
             f"{'a machine like this one: ' if recommendation.similar else other}{escape(machines)}"
         )
     if recommendation.judged:
