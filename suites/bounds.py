@@ -99,15 +99,15 @@ class Bounds(CallSuite):
 
     @classmethod
     def seconds(cls, profile: Profile, case: Case) -> float:
-        """Return the seconds expected of a case: one pass, and the rows of the matrix."""
+        """Return the expected seconds of a case: one pass, and the rows of the matrix."""
         return min(0.2 + 2e-4 * case.length, profile.cap(cls.name))
 
     def calls(self, case: Case) -> int:
-        """Return 1: the seconds that are noted are those of a whole case."""
+        """Return 1: the noted seconds are those of a whole case."""
         return 1
 
     def expensive(self, workload: Workload, correctness: Correctness) -> str:
-        """Return why the backward pass of a float64 copy, for the matrix, is not affordable."""
+        """Return the reason if the backward pass of a float64 copy is too expensive; else empty."""
         case, cap_s = workload.case, self.profile.cap(self.name)
         if has_definition(case):
             return ""
@@ -115,7 +115,7 @@ class Bounds(CallSuite):
         return over_cap(seconds, case.length, cap_s) if seconds > cap_s else ""
 
     def figures(self, workload: Workload, correctness: Correctness) -> Figures:
-        """Measure the distances."""
+        """Measure the distances on one call."""
         start = perf_counter()
         with fewer_threads_beside_load(workload.device):
             metrics = bounds(workload)
@@ -125,11 +125,12 @@ class Bounds(CallSuite):
 def bounds(workload: Workload) -> dict[str, float]:
     """Return distances from dense attention's matrix, and the softmax mass of each branch.
 
-    Beside what :func:`danon.measure.matrix_distance.distances` gives:
+    Added to the figures of :func:`danon.measure.matrix_distance.distances`:
 
     - ``delta``: ||X - X^|| / ||X||, root mean square of ``delta_keys`` and ``delta_values``;
     - ``mass_<branch>``: share of softmax mass of a branch of a union;
-    - ``unexplained_output``: ||o - A^ v|| / ||o||, what of the output the matrix does not explain.
+    - ``unexplained_output``: ||o - A^ v|| / ||o||, the part of the output that the
+      matrix does not explain.
 
     Raises:
         ValueError: the output has no gradient in v.

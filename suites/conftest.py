@@ -1,4 +1,4 @@
-"""pytest's side of the suites: options, one test a case, and what becomes of an outcome."""
+"""Plugin that runs the suites under pytest: options, one test a case, reporting of outcomes."""
 
 from __future__ import annotations
 
@@ -61,22 +61,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--danon-profile", default="quick", help=", ".join(visible_profiles()))
     group.addoption("--danon-device", default="cpu", help=", ".join(DEVICES))
     group.addoption(
-        "--danon-attention", action="append", default=[], help="file.py:Class to measure as well"
+        "--danon-attention",
+        action="append",
+        default=[],
+        help="file.py:Class of an attention to add",
     )
-    group.addoption("--danon-only", default="", help="registered names to keep, comma separated")
-    group.addoption("--danon-one", default="", help="registered name whose cases alone are run")
+    group.addoption(
+        "--danon-only",
+        default="",
+        help="registered names to measure, comma separated; default: all",
+    )
+    group.addoption(
+        "--danon-one",
+        default="",
+        help="the only attention whose cases are run; dense attention is measured as needed",
+    )
     group.addoption(
         "--danon-fewer-threads",
         action="store_true",
         help="time with fewer threads where another program keeps the machine busy",
     )
     group.addoption(
-        "--danon-suites", default="", help="names, or file.py:Class to run as well; all without"
+        "--danon-suites", default="", help="names, or file.py:Class; default: all suites"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse whatever is wrong before anything is measured."""
+    """Refuse wrong options before anything is measured."""
     channel = config.stash[_channel] = EventChannel()
     config.stash[_isolation] = Isolation(
         on_trace=lambda case, text: channel.send(event="trace", case=case.id, text=text),
@@ -106,7 +117,7 @@ def _prepare(config: pytest.Config) -> None:
     config.stash[_integrity] = Integrity.take(*MEASURING)
     gc.collect()
     gc.freeze()  # or each look at what is kept, and each collection, goes through all of torch
-    names, own = discover(
+    names, user_attentions = discover(
         config.getoption("--danon-attention"),
         _words(config, "only"),
         partial(_load, config),
@@ -117,7 +128,7 @@ def _prepare(config: pytest.Config) -> None:
     )
     profile = config.stash[_profile] = PROFILES[name]
     dtypes = {d for name in ("speed", "memory") for g in profile.grids[name] for d in g.dtypes}
-    for attention in own:
+    for attention in user_attentions:
         with _prepared(config, attention, f"attention {attention!r} is called with a few tokens"):
             check_contract(attention, sorted(dtypes), device)
     config.stash[_channel].send(event="prepare", what="the cases are planned")
@@ -146,7 +157,7 @@ def _load(config: pytest.Config, target: str, name: str = "") -> str:
 
 @contextlib.contextmanager
 def _prepared(config: pytest.Config, attention: str, what: str) -> Iterator[None]:
-    """Say what is done with an attention, and set back what it changes in the process."""
+    """Report what is done with an attention, and undo what it changes in the process."""
     config.stash[_channel].send(event="prepare", what=what)
     state, background, integrity = ProcessState(), BackgroundWork.now(), config.stash[_integrity]
     try:
@@ -201,10 +212,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _basis(config: pytest.Config, cases: Sequence[Case]) -> dict[str, str]:
-    """What decides the figures, for a run that goes on."""
+    """Return what decides the figures, by name: a resumed run must have the same."""
     names: tuple[str, ...] = config.stash[_names]
     planned = {case.suite for case in cases}
-    asked = {
+    options = {
         "profile": config.getoption("--danon-profile"),
         "device": config.getoption("--danon-device"),
         "attentions": ", ".join(names),
@@ -212,7 +223,7 @@ def _basis(config: pytest.Config, cases: Sequence[Case]) -> dict[str, str]:
         "suites": ", ".join(name for name in config.stash[_suites] if name in planned),
     }
     return (
-        asked
+        options
         | code()
         | {f"file {name}": digest(file) for name, file in imported_user_files().items()}
     )
@@ -228,7 +239,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone(config: pytest.Config) -> Iterator[None]:
-    """Hold the machine, of all benches; say so if that means to wait."""
+    """Hold the lock of the machine, which all benches share; report a wait for it."""
     channel, lock = config.stash[_channel], device_lock(config.getoption("--danon-device"))
     try:
         lock.acquire(timeout=0)
@@ -249,7 +260,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Say that pytest came to its end: a process that just ends has not."""
+    """Report that pytest came to its end: a process that was killed has not."""
     if (session := config.stash.get(_session, None)) is not None:
         config.stash[_channel].send(event="finished", status=int(session.exitstatus))
 
@@ -297,7 +308,10 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture
 def measure(runner: CaseRunner, request: pytest.FixtureRequest) -> Callable[[Case], None]:
-    """Measure a case: figures go to pytest-benchmark, a reason instead becomes skip or failure."""
+    """Return a function that measures a case.
+
+    Its figures go to pytest-benchmark; a case without figures is skipped or fails.
+    """
 
     def run(case: Case) -> None:
         result = runner.result(case)
@@ -311,8 +325,8 @@ def measure(runner: CaseRunner, request: pytest.FixtureRequest) -> Callable[[Cas
 
 
 def _words(config: pytest.Config, option: str) -> list[str]:
-    given: str = config.getoption(f"--danon-{option}")
-    return [word.strip() for word in given.split(",") if word.strip()]
+    text: str = config.getoption(f"--danon-{option}")
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _parameter(item: pytest.Item) -> object:

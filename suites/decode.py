@@ -23,12 +23,12 @@ from danon.runs.suite_info import Metric
 __all__ = ["Decode"]
 
 READ_BUDGET_FACTOR = 5
-"""The context may take so many times the seconds of a case to be read."""
+"""Reading the context may take this many times the seconds of a case."""
 
 
 @register
 class Decode(Suite):
-    """Times one more token, again and again, beside dense attention with its cache of keys."""
+    """Times the next token after a context, beside dense attention with its key-value cache."""
 
     name = "decode"
     description = "Time of one more token after a context, and bytes of the state."
@@ -52,7 +52,7 @@ class Decode(Suite):
 
     @classmethod
     def seconds(cls, profile: Profile, case: Case) -> float:
-        """Return the seconds expected of a case: its rounds, and the context that is read."""
+        """Return the expected seconds of a case: its rounds, and the context that is read."""
         return min(profile.seconds + 4e-5 * case.length, profile.cap(cls.name))
 
     def measure(self, case: Case) -> CaseResult:
@@ -87,9 +87,9 @@ class Decode(Suite):
         )
 
     def _too_long(self, case: Case) -> str:
-        """Return why the profile cannot afford the case; empty if it can.
+        """Return the reason if the case is too long for the profile; else empty.
 
-        Reading the context is what takes time, and it is linear.
+        Reading the context takes the time; it is linear in the length.
         """
         shorter = self.shorter(self.profile, case)
         if shorter is not None and self.session.result(shorter).status == "over budget":
@@ -117,7 +117,7 @@ class Decode(Suite):
         return metrics | {"state_bytes": float(stream.state.nbytes)}
 
     def _timed(self, stream: DecodeWorkload) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Time a token; returns metrics and samples."""
+        """Time a token, and return metrics and samples."""
         case, budget, width = stream.case, self.profile.seconds, self.profile.width
         if case.attention == REFERENCE:
             single = measure_single(

@@ -13,7 +13,7 @@ __all__ = ["Language"]
 
 @register
 class Language(ModelSuite):
-    """Trains a small model on text with each attention, then judges it on other text."""
+    """Trains a small model on text with each attention, and evaluates it on other text."""
 
     name = "language"
     description = "Bits per byte of held-out text, of a small model trained from scratch."
@@ -33,5 +33,5 @@ class Language(ModelSuite):
         self._evaluator = TrainedModelEvaluator.of(session)
 
     def measure(self, case: Case) -> CaseResult:
-        """Train, unless a case before has, and judge at the length of the case."""
+        """Train unless an earlier case has, and evaluate at the length of the case."""
         return self._evaluator.result(case)

@@ -42,7 +42,7 @@ class Memory(CallSuite):
     )
 
     def figures(self, workload: Workload, correctness: Correctness) -> Figures:
-        """Measure the peak of a call, and what its graph keeps."""
+        """Measure the peak bytes of a call, and the bytes that its graph keeps."""
         device = workload.device
         timed = TimedAttention(workload, self.session.verifier.tolerance(workload))
         memory = CallMemory.of(timed.call, device, timed.returned)

@@ -1,4 +1,4 @@
-"""What an attention costs a model that was trained with dense attention, when it is put into it."""
+"""Loss of a model that was trained with dense attention when an attention replaces it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Pretrained"]
 
 @register
 class Pretrained(ModelSuite):
-    """Asks a model with each attention in its layers."""
+    """Evaluates a pretrained model with each attention in its layers."""
 
     name = "pretrained"
     description = "Perplexity and answers of a pretrained model with each attention put into it."
@@ -42,5 +42,5 @@ class Pretrained(ModelSuite):
         self._pretrained = PretrainedEvaluator(session.profile)
 
     def measure(self, case: Case) -> CaseResult:
-        """Put the attention into the model, and ask it."""
+        """Put the attention into the model, and evaluate it."""
         return (self._lookup if case.task == "lookup" else self._pretrained).result(case)

@@ -1,4 +1,4 @@
-"""How much is measured: lengths, dtypes, phases and the time a case may take."""
+"""The profiles: lengths, dtypes, phases and the time a case may take."""
 
 from __future__ import annotations
 
@@ -99,5 +99,5 @@ PROFILES: dict[str, Profile] = {
 
 
 def visible_profiles() -> tuple[str, ...]:
-    """Names a user may choose from."""
+    """Return the profiles that a user may choose."""
     return tuple(name for name, profile in PROFILES.items() if not profile.hidden)

@@ -1,4 +1,4 @@
-"""Accuracy of finding again what the context said once, by a model trained for it."""
+"""Accuracy of recalling what the context says once, by a model trained for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Recall"]
 
 @register
 class Recall(ModelSuite):
-    """Trains a small model with each attention, then asks it."""
+    """Trains a small model with each attention, and asks it questions."""
 
     name = "recall"
     description = "Right answers of a small model trained on a synthetic task."
@@ -33,5 +33,5 @@ class Recall(ModelSuite):
         self._evaluator = TrainedModelEvaluator.of(session)
 
     def measure(self, case: Case) -> CaseResult:
-        """Train, unless a case before has, and ask at the length of the case."""
+        """Train unless an earlier case has, and ask at the length of the case."""
         return self._evaluator.result(case)

@@ -1,4 +1,4 @@
-"""Exponents of time and memory in the length, fitted to what speed and memory measure."""
+"""Exponents of time and memory in the length, fitted to figures of speed and memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from danon.runs.suite_info import Metric
 __all__ = ["Scaling"]
 
 MIN_LENGTHS = 3
-"""An exponent is fitted to so many lengths at least."""
+"""Fewest lengths that an exponent is fitted to."""
 FITTED = (("speed", "time_s", "time"), ("memory", "peak_bytes", "memory"))
-"""Suite, metric, and what its exponent is called."""
+"""Suite, metric, and the name of its exponent."""
 
 
 @register
 class Scaling(Suite):
-    """Fits figures of other suites; what they have not measured is measured for it."""
+    """Fits figures of other suites, and measures those that are missing."""
 
     name = "scaling"
     description = "Exponents of time and memory in the length."
@@ -53,7 +53,7 @@ class Scaling(Suite):
 
     @classmethod
     def seconds(cls, profile: Profile, case: Case) -> float:
-        """Return the seconds expected of a case: as a rule all has been measured."""
+        """Return the expected seconds of a case: as a rule all its figures are measured already."""
         return 0.1
 
     def samples(self, result: CaseResult) -> list[float]:
@@ -62,7 +62,7 @@ class Scaling(Suite):
         return [r for r in speed if r.status == "measured"][-1].samples["candidate_s"]
 
     def measure(self, case: Case) -> CaseResult:
-        """Fit the exponents."""
+        """Fit the exponents of time and memory."""
         metrics: dict[str, float] = {}
         config: dict[str, object] = {}
         semantics = ""

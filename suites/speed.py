@@ -22,7 +22,7 @@ from danon.runs.suite_info import Metric
 __all__ = ["Speed"]
 
 BACKWARD_FLOPS = 3.5
-"""Forward and backward, in forwards: seven matrix products instead of two."""
+"""Operations of forward and backward over those of forward: seven matrix products, not two."""
 
 
 @register
@@ -101,7 +101,7 @@ class Speed(CallSuite):
 
     @classmethod
     def seconds(cls, profile: Profile, case: Case) -> float:
-        """Return the seconds expected of a case: its rounds, and its check."""
+        """Return the expected seconds of a case: its rounds, and its check."""
         check_s = super().seconds(profile, case) - 0.2
         return min(profile.seconds + check_s, profile.cap(cls.name))
 
@@ -145,7 +145,7 @@ class Speed(CallSuite):
         return metrics, samples
 
     def _dense(self, case: Case) -> CaseResult | None:
-        """Return dense attention at this length, or the longest affordable one, or None."""
+        """Return dense attention at this length, else at the longest affordable one, else None."""
         dense_case = replace(case, attention=REFERENCE)
         lengths = [dense_case.length]
         while (
@@ -182,7 +182,7 @@ class Speed(CallSuite):
 
 
 def _faster_than_the_machine(workload: Workload, metrics: dict[str, float]) -> str:
-    """Return why the figures cannot be; empty if they can."""
+    """Return the reason if the figures are impossible on this machine; else empty."""
     useful, rate = metrics.get("useful_flops_per_s", 0.0), metrics["matmul_flops_per_s"]
     if useful > rate:  # the machine may have been busy when that was measured
         flops = useful * metrics["time_s"]

@@ -13,5 +13,5 @@ pytestmark = pytest.mark.benchmark(timer=CLOCK)
 
 
 def test_suite(case: Case, measure: Callable[[Case], None]) -> None:
-    """Measure a case: its suite says how."""
+    """Measure a case by its suite."""
     measure(case)

@@ -28,13 +28,17 @@ Figures = tuple[dict[str, float], dict[str, list[float]]]
 
 
 class CallSuite(Suite):
-    """Checks a call, then measures it: implement :meth:`figures`.
+    """A suite that checks a call against its oracle, then measures it: implement :meth:`figures`.
+
+    Example:
+        ``figures`` of a suite for energy returns
+        ``{"energy_j": joules_of(workload.call())}, {}``.
 
     Attributes:
-        takes_extra_metrics: :func:`~danon.bench.suite.extra_metric` may add to its figures.
-        times_calls: the samples ``candidate_s`` are seconds of a call in the phase of the case, so
-            that they forecast cases of other suites. False: they forecast only this suite's.
-        exponent: of the growth of those seconds while a single length is known.
+        takes_extra_metrics: True if :func:`~danon.bench.suite.extra_metric` may add figures.
+        times_calls: True if the samples ``candidate_s`` are seconds of a call in the case's phase,
+            so that they forecast cases of other suites; else they forecast only this suite's.
+        exponent: assumed growth of those seconds while a single length is measured.
     """
 
     takes_extra_metrics: ClassVar[bool] = True
@@ -43,30 +47,30 @@ class CallSuite(Suite):
 
     @abstractmethod
     def figures(self, workload: Workload, correctness: Correctness) -> Figures:
-        """Measure a call that is right.
+        """Measure a call that passed its check.
 
         Args:
             workload: the attention, q, k and v (B, H, N, D), and ways to call it.
             correctness: outcome of its check.
 
         Returns:
-            Metrics by name, and samples by name. Without ``candidate_s`` among the samples the case
-            is no basis for the forecast of longer ones.
+            Metrics by name, and samples by name. Samples ``candidate_s``, in seconds, are the basis
+            of forecasts for longer cases; without them the case forecasts nothing.
 
         Raises:
-            UnmeasuredError: there is a reason to have no figures.
+            UnmeasuredError: the case has no figures; status and reason of its row.
         """
 
     def calls(self, case: Case) -> int:
-        """Return how many calls of the attention a case takes at least."""
+        """Return the fewest calls of the attention that a case takes."""
         return TIMING_CALLS + CHECK_CALLS + (0 if has_definition(case) else SELF_CALLS)
 
     def expensive(self, workload: Workload, correctness: Correctness) -> str:
-        """Return why, after its check, a case is not affordable; empty if it is."""
+        """Return the reason if a checked case is too expensive to measure; else empty."""
         return ""
 
     def measure(self, case: Case) -> CaseResult:
-        """Measure a case, unless it cannot run here, is too expensive, or is wrong."""
+        """Measure a case, unless it cannot run here, is too expensive, or its check fails."""
         if reason := unavailable(case, backward=case.phase == "forward+backward"):
             return row_without_figures(case, "unavailable", reason)
         if reason := self._too_long(case):
@@ -99,7 +103,7 @@ class CallSuite(Suite):
         )
 
     def learn_from(self, result: CaseResult) -> None:
-        """Take what an earlier session took for a case as the basis of forecasts."""
+        """Take the seconds of a case in an earlier session as a basis of forecasts."""
         if "candidate_s" in result.samples:
             self._note_cost(result.case, min(result.samples["candidate_s"]))
 
@@ -111,7 +115,7 @@ class CallSuite(Suite):
         self.session.costs.add(case, seconds, self._kind_of_call)
 
     def _too_long(self, case: Case) -> str:
-        """Return why the profile cannot afford the case; empty if it can."""
+        """Return the reason if the case is too long for the profile; else empty."""
         shorter = self.shorter(self.profile, case)
         if shorter is not None and self.session.result(shorter).status == "over budget":
             return f"{shorter.length} tokens are over budget already"
@@ -125,22 +129,23 @@ class CallSuite(Suite):
 
     @classmethod
     def seconds(cls, profile: Profile, case: Case) -> float:
-        """Return the seconds expected of a case, roughly: for the progress bar."""
+        """Return the expected seconds of a case, roughly, for the progress bar."""
         dense_s = DENSE_4096_S * (case.length / 4096) ** 2
         dense_s *= (0.5 if case.dtype != "float32" else 1) * (3.5 if case.phase != "forward" else 1)
         return min(0.2 + 4 * dense_s, profile.cap(cls.name))
 
 
 def has_definition(case: Case) -> bool:
-    """Return whether the oracle is a definition, not the attention itself in float64."""
+    """Return True if the oracle is a definition, not the attention itself in float64."""
     return registry.get(case.attention).oracle is not BaseAttention.oracle
 
 
 def unavailable(case: Case, *, backward: bool, length: int | None = None) -> str | None:
-    """Return why an attention cannot run a case here, or None.
+    """Return the reason if an attention cannot run a case on this machine; else None.
 
     Args:
-        backward: gradients are asked for.
+        case: attention, dtype, device and shape.
+        backward: True if gradients are needed.
         length: tokens of a call; None: those of the case.
     """
     return registry.get(case.attention).unavailable(
@@ -157,8 +162,8 @@ def over_cap(seconds: float, length: int, cap_s: float) -> str:
 
     Args:
         seconds: the forecast.
-        length: tokens that it was concluded from.
-        cap_s: what the profile allows.
+        length: tokens of the case that it was forecast from.
+        cap_s: seconds that the profile allows.
     """
     return (
         f"estimated {seconds:.0f} s at least, going by {length} tokens; "
@@ -167,6 +172,13 @@ def over_cap(seconds: float, length: int, cap_s: float) -> str:
 
 
 def refuse_if(reason: str) -> None:
-    """Raises: UnmeasuredError: there is a reason not to believe a figure."""
+    """Refuse the figures of a case if there is a reason.
+
+    Args:
+        reason: why a figure cannot be believed; empty: it can.
+
+    Raises:
+        UnmeasuredError: the reason is not empty.
+    """
     if reason:
         raise UnmeasuredError("failed", reason)

@@ -12,13 +12,18 @@ __all__ = ["ModelSuite"]
 
 
 class ModelSuite(Suite):
-    """Takes its cases from the profile's plans that name it."""
+    """A suite whose cases come from those plans of the profile that name it."""
 
     @classmethod
     def cases(cls, profile: Profile, attention: str, device: str) -> Iterator[Case]:
         """Yield the cases of the plans.
 
-        A plan with the settings that speed is measured with has cases where speed is measured.
+        A plan with the settings of the speed suite has only cases that the profile measures.
+
+        Args:
+            profile: its plans.
+            attention: registered name.
+            device: cpu or cuda.
         """
         for plan in profile.plans_of(cls.name):
             for case in plan.cases(attention, device):

@@ -1,4 +1,4 @@
-"""How much is measured: lengths, dtypes, phases and the time a case may take."""
+"""A profile: lengths, dtypes, phases and the time a case may take."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from danon.runs.case import Case, Phase
 __all__ = ["CaseGrid", "ModelPlan", "Profile"]
 
 CALL_LIMIT_FACTOR, MODEL_LIMIT_FACTOR = 15, 5
-"""A case is given up after so many times the seconds that its profile, or its plan, allows."""
+"""A case is given up after this many times the seconds that its profile, or its plan, allows."""
 
 
 class ModelPlan(Protocol):
-    """A plan for models with attentions in them: what they are trained on or asked.
+    """A plan of training or evaluating models with attentions in them.
 
     Attributes:
         suite: name of the suite that its cases belong to.
         tasks: tasks of the cases.
         lengths: lengths of the cases, in tokens.
-        cap_s: a case that should take longer is over budget.
-        timed_settings: the attention has the settings that speed is measured with.
+        cap_s: most seconds of a case; a case with a longer forecast is over budget.
+        timed_settings: True if the attention has the settings of the speed suite.
     """
 
     @property
@@ -42,13 +42,19 @@ class ModelPlan(Protocol):
         ...
 
     def weight(self, case: Case) -> float:
-        """Return the seconds expected of a case, roughly."""
+        """Return the expected seconds of a case, roughly."""
         ...
 
 
 @dataclass(frozen=True)
 class CaseGrid:
-    """A table of cases: every length in every dtype."""
+    """A table of cases: every length in every dtype.
+
+    Attributes:
+        phase: ``forward``, ``forward+backward`` or ``decode``.
+        dtypes: names of torch dtypes.
+        lengths: tokens.
+    """
 
     phase: Phase
     dtypes: tuple[str, ...]
@@ -57,17 +63,20 @@ class CaseGrid:
 
 @dataclass(frozen=True)
 class Profile:
-    """The amount of one invocation's measurements, for each attention.
+    """The amount of one bench's measurements, for each attention.
+
+    Example:
+        ``Profile({"speed": (CaseGrid("forward", ("float32",), (1024,)),)}, 2.0, 0.05, 60.0)``
 
     Attributes:
-        grids: cases of the suites that measure calls, by the name of the suite.
-        seconds: rounds of one case go on this long unless its interval is narrow before.
-        width: half width of the interval, in logarithms, that is narrow enough.
-        cap_s: a case that should take longer, its check included, is over budget.
-        caps_s: other caps, by the name of the suite.
-        plans: what models are trained on or asked; they have budgets of their own.
-        from_tuned: settings tuned for a length are measured from that length on only.
-        hidden: not offered to users.
+        grids: cases of the suites that measure calls, by name of the suite.
+        seconds: time budget of a case's rounds; they end earlier once the interval is narrow.
+        width: half width of a narrow interval, in logarithms.
+        cap_s: most seconds of a case, its check included; a longer forecast is over budget.
+        caps_s: other caps, by name of the suite.
+        plans: plans for models, which have budgets of their own.
+        from_tuned: True if settings tuned for a length are measured only from that length on.
+        hidden: True if the profile is not offered to users.
     """
 
     grids: Mapping[str, tuple[CaseGrid, ...]]
@@ -86,13 +95,13 @@ class Profile:
     def limit(self, case: Case) -> float:
         """Return the seconds without an answer after which a case has failed.
 
-        Several times what it may take: another program beside it can slow it down as much.
+        The limit is several times the cap: another program can slow the case down that much.
         """
         slack = CALL_LIMIT_FACTOR * self.cap_s
         return MODEL_LIMIT_FACTOR * self.plan(case).cap_s + slack if self._plans(case) else slack
 
     def plan(self, case: Case) -> ModelPlan:
-        """Return what a model of a case is trained by, or asked."""
+        """Return the plan of a case that puts its attention into a model."""
         (plan,) = self._plans(case)
         return plan
 
@@ -108,7 +117,7 @@ class Profile:
         return tuple(plan for plan in self.plans if plan.suite == suite)
 
     def measures(self, attention: str, length: int) -> bool:
-        """Return whether this profile measures an attention at a length."""
+        """Return True if this profile measures an attention at a length."""
         if not self.from_tuned or attention not in registry.names():
             return True
         return length >= registry.get(attention).tuned_length

@@ -1,4 +1,4 @@
-"""The suites: what each measures, its cases, and the registry that all else derives from.
+"""The protocol of a suite, and the registry of suites that all else derives from.
 
 A file that registers a suite adds it to the bench, the terminal, the report and MLflow::
 
@@ -11,8 +11,8 @@ A file that registers a suite adds it to the bench, the terminal, the report and
         def figures(self, workload, correctness):
             return {"energy_j": joules_of(workload.call())}, {}
 
-It lies in suites/, or anywhere: ``danon bench --suites energy.py:Energy`` loads it, and so does an
-installed package with an entry point of the group ``danon.suites``.
+The file lies in suites/ or anywhere else: ``danon bench --suites energy.py:Energy`` loads it.
+An installed package adds a suite by an entry point of the group ``danon.suites``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,12 @@ ExtraMetric = Callable[[Workload], float]
 
 
 class UnmeasuredError(Exception):
-    """There are no figures: the status and the reason of the row."""
+    """A case without figures: the status and the reason of its row.
+
+    Args:
+        status: ``failed``, ``over budget`` or ``unavailable``.
+        reason: in a line, for the user.
+    """
 
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
@@ -61,15 +66,15 @@ class UnmeasuredError(Exception):
 
 @dataclass(frozen=True)
 class Session:
-    """What the suites of one session share.
+    """Objects that the suites of one session share.
 
     Attributes:
-        profile: decides lengths, budgets and caps.
-        result: measures a case, of any suite, unless it has been measured before.
-        verifier: checks an attention against its oracle, once for each case.
-        costs: forecasts longer cases from shorter ones.
-        run_dir: folder that trained models stay in; None: they are not kept.
-        note: is told what the user is to hear at the end.
+        profile: lengths, budgets and caps.
+        result: function that returns the outcome of a case of any suite, measured at most once.
+        verifier: check of an attention against its oracle, once for each case.
+        costs: forecasts of longer cases from shorter ones.
+        run_dir: folder of trained models; None: they are not stored.
+        note: function that takes a message for the user at the end.
     """
 
     profile: Profile
@@ -83,16 +88,17 @@ class Session:
 class Suite(ABC):
     """One kind of measurement, for every attention.
 
-    One object lives as long as a session, and may remember what longer cases need.
+    Derive from :class:`~danon.bench.call_suite.CallSuite` where a case is one call of an attention.
+    One object lives as long as a session, and may store what longer cases need.
 
     Attributes:
-        name: letters, digits, ``_`` and ``-``; unique.
-        description: what is measured, in a sentence.
+        name: unique; letters, digits, ``_`` and ``-``.
+        description: a sentence on the measurement.
         metrics: the figures of a case.
-        order: place among the suites where they are listed.
-        grid_of: suite whose lengths and dtypes make the cases where the profile has none of this
-            one's name.
-        measured_for: suites that ask for cases of this one at the lengths of their own.
+        order: position among the suites in lists; equal ones are sorted by name.
+        grid_of: suite whose lengths and dtypes make the cases if the profile has no grid for this
+            suite.
+        measured_for: suites that need cases of this one at their own lengths.
     """
 
     name: ClassVar[str]
@@ -103,7 +109,11 @@ class Suite(ABC):
     measured_for: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, session: Session) -> None:
-        """Args: session: the profile, and what is shared with other suites."""
+        """Create the suite for a session.
+
+        Args:
+            session: the profile, and the objects shared with other suites.
+        """
         self.session = session
         self.profile = session.profile
 
@@ -111,14 +121,26 @@ class Suite(ABC):
     def measure(self, case: Case) -> CaseResult:
         """Measure a case.
 
+        Args:
+            case: attention, length in tokens, dtype, phase, device and shape.
+
+        Returns:
+            The outcome: measured with figures, or another status with a reason.
+
         Raises:
-            UnmeasuredError: there are no figures; the row gets its status and reason. Whatever else
-                is raised makes the row failed.
+            UnmeasuredError: the case has no figures; the row gets status and reason of the error.
+                Any other exception makes the row failed.
         """
 
     @classmethod
     def cases(cls, profile: Profile, attention: str, device: str) -> Iterator[Case]:
-        """Yield the cases of one attention: every length of the grids, short before long."""
+        """Yield the cases of one attention: every length of the grids, short before long.
+
+        Args:
+            profile: lengths, dtypes and phases.
+            attention: registered name.
+            device: cpu or cuda.
+        """
         for grid in cls.grids(profile):
             for dtype in grid.dtypes:
                 for length in sorted(grid.lengths):
@@ -136,16 +158,16 @@ class Suite(ABC):
 
     @classmethod
     def grids(cls, profile: Profile) -> Sequence[CaseGrid]:
-        """Return the grids of the cases."""
+        """Return the grids of a profile that make the cases."""
         return profile.grids.get(cls.name, profile.grids.get(cls.grid_of, ()))
 
     @classmethod
     def seconds(cls, profile: Profile, case: Case) -> float:
-        """Return the seconds expected of a case, roughly: for the progress bar."""
+        """Return the expected seconds of a case, roughly, for the progress bar."""
         return 0.2
 
     def learn_from(self, result: CaseResult) -> None:  # noqa: B027  most suites need nothing
-        """Hear a result of an earlier session that goes on: it may forecast longer cases."""
+        """Take a result of an interrupted session; it may forecast longer cases."""
 
     def samples(self, result: CaseResult) -> list[float]:
         """Return the seconds per call behind a result, for pytest-benchmark."""
@@ -166,7 +188,7 @@ class Suite(ABC):
 
     @classmethod
     def info(cls) -> SuiteInfo:
-        """Return what the suite says of itself, as plain data."""
+        """Return name, description, metrics and order as plain data."""
         return SuiteInfo(cls.name, cls.description, cls.metrics, cls.order)
 
 
@@ -177,7 +199,13 @@ _F = TypeVar("_F", bound=ExtraMetric)
 
 
 def register(cls: _S) -> _S:
-    """Class decorator: make a suite known under its name.
+    """Register a suite under its name; a decorator of the class.
+
+    Args:
+        cls: the suite.
+
+    Returns:
+        The class itself.
 
     Raises:
         ValueError: the name is taken by another class, or cannot stand in a path.
@@ -185,12 +213,12 @@ def register(cls: _S) -> _S:
     name = cls.name
     if not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"suite {name!r}: a name has letters, digits, '_' and '-' only")
-    known = _TABLE.get(name)
-    if known is not None and (known.__module__, known.__qualname__) != (
+    registered = _TABLE.get(name)
+    if registered is not None and (registered.__module__, registered.__qualname__) != (
         cls.__module__,
         cls.__qualname__,
     ):
-        raise ValueError(f"suite {name!r} is already registered: {known!r}; rename {cls!r}")
+        raise ValueError(f"suite {name!r} is already registered: {registered!r}; rename {cls!r}")
     _TABLE[name] = cls
     describe(cls.info())
     return cls
@@ -202,10 +230,13 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> type[Suite]:
-    """Return the suite of a name.
+    """Return the suite with a name.
+
+    Args:
+        name: of a registered suite.
 
     Raises:
-        ValueError: unknown name; the message lists the known ones.
+        ValueError: unknown name; the message lists the registered ones.
     """
     try:
         return _TABLE[name]
@@ -214,15 +245,18 @@ def get(name: str) -> type[Suite]:
 
 
 def extra_metric(suite: str, metric: Metric) -> Callable[[_F], _F]:
-    """Decorator: add a metric to the cases of a suite whose cases are calls of an attention.
+    """Add a metric to a suite whose cases are calls of an attention; a decorator of a function.
 
     Example:
         ``@extra_metric("speed", Metric("output_norm", "norm of the output"))`` above a function
         that takes a :class:`~danon.bench.workload.Workload` and returns a float.
 
     Args:
-        suite: a registered one that measures calls (speed, memory, bounds ...).
-        metric: the figure that the function returns.
+        suite: name of a suite that measures calls: speed, memory, bounds ...
+        metric: description of the figure that the function returns.
+
+    Returns:
+        The decorator, which returns the function itself.
 
     Raises:
         ValueError: the suite is unknown, measures no calls, or has a metric of that name.
@@ -234,20 +268,22 @@ def extra_metric(suite: str, metric: Metric) -> Callable[[_F], _F]:
             f"metric {metric.name!r}: suite {suite!r} has no calls to measure it on; allowed: "
             f"{', '.join(allowed)}"
         )
-    if metric.name in {known.name for known in cls.metrics}:
-        raise ValueError(f"metric {metric.name!r}: suite {suite!r} has one of that name")
+    if metric.name in {existing.name for existing in cls.metrics}:
+        raise ValueError(
+            f"metric {metric.name!r}: suite {suite!r} already has a metric of that name"
+        )
 
     def add(function: _F) -> _F:
         _EXTRA.setdefault(suite, {})[metric.name] = function
         describe(replace(cls.info(), metrics=(metric,)))
-        vars(function)["suite"] = suite  # the target of an option says by this where it belongs
+        vars(function)["suite"] = suite  # a target `file.py:function` names its suite by this
         return function
 
     return add
 
 
 def extra_metrics(suite: str, workload: Workload) -> dict[str, float]:
-    """Measure the metrics that others have added to a suite."""
+    """Measure the metrics that were added to a suite by :func:`extra_metric`."""
     return {name: float(f(workload)) for name, f in _EXTRA.get(suite, {}).items()}
 
 
@@ -256,15 +292,15 @@ def planned_cases(
 ) -> list[Case]:
     """Return the cases of a session, in the order of measuring.
 
-    Short lengths come first, whatever the suite: long ones are forecast from them. What has a task
-    comes last, all lengths of a training together: killed in between and resumed, a bench trains
-    again only what it was at.
+    Short lengths come first, whatever the suite: long ones are forecast from them.
+    Cases with a task come last, all lengths of a training together. A bench that is killed and
+    resumed repeats only the training that was interrupted.
 
     Args:
-        profile: decides the lengths.
+        profile: lengths, dtypes and phases.
         attentions: registered names.
         device: cpu or cuda.
-        suites: names; None for all.
+        suites: names; None: all.
     """
     import_suites()
     chosen = sorted(names() if suites is None else set(suites))
@@ -277,16 +313,16 @@ def planned_cases(
 def _by_length(
     suite: type[Suite], profile: Profile, attentions: Sequence[str], device: str
 ) -> list[Case]:
-    """Return the cases of a suite, one length of all attentions after the other."""
+    """Return the cases of a suite, sorted by length, then phase and dtype, then attention."""
     cases = [case for name in attentions for case in suite.cases(profile, name, device)]
-    place = {name: number for number, name in enumerate(attentions)}
-    kinds = {(c.phase, c.dtype): None for c in cases}
-    order = {kind: number for number, kind in enumerate(kinds)}
+    rank = {name: number for number, name in enumerate(attentions)}
+    variants = dict.fromkeys((c.phase, c.dtype) for c in cases)
+    order = {variant: number for number, variant in enumerate(variants)}
     if any(case.task for case in cases):
         return cases
-    return sorted(cases, key=lambda c: (c.length, order[c.phase, c.dtype], place[c.attention]))
+    return sorted(cases, key=lambda c: (c.length, order[c.phase, c.dtype], rank[c.attention]))
 
 
 def row_without_figures(case: Case, status: Status, reason: str) -> CaseResult:
-    """Return the row of a case that has a reason instead of figures."""
+    """Return the row of a case without figures: its status and reason."""
     return CaseResult(case, status, reason, registry.get(case.attention).description)

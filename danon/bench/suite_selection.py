@@ -1,4 +1,4 @@
-"""The suites that are run: all, those named, and those in files of the user."""
+"""Selection of the suites to run: all, those named, and those in files of the user."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def select_suites(chosen: Iterable[str], note: Callable[[str], object]) -> tuple
 
     Args:
         chosen: names, or ``file.py:Class`` / ``module:Class`` of a suite, or ``file.py:function``
-            of an extra metric, which adds the suite that it belongs to. None at all: every suite.
-        note: hears why a suite of an installed package is left out.
+            of an extra metric, which selects its suite. Empty: all suites.
+        note: function that takes the reason why a suite of an installed package is left out.
 
     Raises:
-        ValueError: an unknown name, or a target that cannot be loaded; says why.
+        ValueError: a name is unknown, or a target cannot be loaded.
     """
     for reason in import_suites():
         note(reason)
@@ -31,7 +31,7 @@ def select_suites(chosen: Iterable[str], note: Callable[[str], object]) -> tuple
 
 
 def _load(target: str) -> str:
-    """Import a target; returns the suite that it is, or adds a metric to."""
+    """Import a target, and return the name of its suite or of the suite of its metric."""
     module, attribute = registry.import_target(target, "suite")
     value = getattr(module, attribute, None)
     if inspect.isclass(value) and issubclass(value, Suite):

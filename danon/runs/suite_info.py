@@ -15,28 +15,28 @@ __all__ = ["ANY_TASK", "Metric", "SuiteInfo", "describe", "described"]
 
 Better = Literal["lower", "higher", ""]
 ANY_TASK = "*"
-"""In :attr:`Metric.judges`: every task of the suite."""
+"""Entry of :attr:`Metric.judges` that stands for every task of the suite."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a case, as records, tables and charts know it.
+    """One figure of a case, as records, tables and charts show it.
 
     Example:
         ``Metric("energy_j", "energy of one call", unit="J", better="lower")``
 
     Attributes:
-        name: its key in :attr:`~danon.runs.case.CaseResult.metrics`; it ends in its unit
-            (``time_s``). An interval of it has the keys ``<name>_low`` and ``<name>_high``.
-        description: a phrase that explains it.
-        unit: as it is printed behind a value; empty for a ratio.
-        better: the direction that is better; empty where neither is.
-        label: heading of its column; empty: its name.
-        note: how it is to be read, or what the specification claims of it.
-        claimed: the specification bounds it.
-        judges: tasks that are judged by it, ``*`` for all of the suite.
-        listed: the table of its suite has a column for it. False: another table shows it.
-        charted: the report draws it against length, beside those of the other suites.
+        name: key in :attr:`~danon.runs.case.CaseResult.metrics`; ends in the unit (``time_s``).
+            The ends of an interval have the keys ``<name>_low`` and ``<name>_high``.
+        description: explanation in a phrase.
+        unit: printed after a value; empty for a ratio.
+        better: ``lower`` or ``higher``; empty if neither is better.
+        label: heading of the column; empty: the name.
+        note: hint for the reader, or the specification's claim.
+        claimed: True if the specification bounds the figure.
+        judges: tasks whose quality is this figure; ``*`` stands for all tasks of the suite.
+        listed: True if the suite's own table has a column for it; False if another table shows it.
+        charted: True if the report draws it against length.
     """
 
     name: str
@@ -60,13 +60,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class SuiteInfo:
-    """One suite.
+    """The description of one suite.
 
     Attributes:
-        name: as in ``--suites``, in cases and in the MLflow experiment ``danon/<name>``.
-        description: what it measures, in a sentence.
-        metrics: its figures, in the order of the columns.
-        order: place among the suites where they are listed; equals stand by name.
+        name: value of ``--suites``, first part of a case's id, MLflow experiment ``danon/<name>``.
+        description: a sentence on the measurement.
+        metrics: figures, in the order of the columns.
+        order: position among the suites in lists; equal ones are sorted by name.
     """
 
     name: str
@@ -78,12 +78,16 @@ class SuiteInfo:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """Return the suite whose fields, by name, came through JSON."""
+        """Return the suite from its fields as JSON holds them.
+
+        Args:
+            values: field -> value.
+        """
         metrics = (Metric(**{**m, "judges": tuple(m["judges"])}) for m in values["metrics"])
         return cls(**{**values, "metrics": tuple(metrics)})
 
     def judge(self, task: str) -> Metric | None:
-        """Return the metric that a task is judged by, or None."""
+        """Return the metric that measures the quality of a task, or None."""
         return next((m for m in self.metrics if {task, ANY_TASK} & {*m.judges}), None)
 
 
@@ -91,13 +95,13 @@ _DESCRIBED: dict[str, SuiteInfo] = {}
 
 
 def describe(info: SuiteInfo) -> None:
-    """Make a suite known to this process, or add metrics to one that is known."""
-    known = _DESCRIBED.get(info.name, info)
+    """Add a suite to those described in this process, or add metrics to one of them."""
+    previous = _DESCRIBED.get(info.name, info)
     names = {metric.name for metric in info.metrics}
-    kept = tuple(metric for metric in known.metrics if metric.name not in names)
-    _DESCRIBED[info.name] = replace(info, metrics=(*info.metrics, *kept))
+    unchanged = tuple(metric for metric in previous.metrics if metric.name not in names)
+    _DESCRIBED[info.name] = replace(info, metrics=(*info.metrics, *unchanged))
 
 
 def described() -> Mapping[str, SuiteInfo]:
-    """Return the suites that this process knows, in the order of listing."""
+    """Return the suites described in this process, in the order of listing."""
     return dict(sorted(_DESCRIBED.items(), key=lambda item: (item[1].order, item[0])))

@@ -141,7 +141,11 @@ class TestWrongTargets:
             (SUITE.replace('"output-norm"', '"a/b"'), "OutputNorm", "letters, digits"),
             (SUITE.replace('"output-norm"', '"speed"'), "OutputNorm", "is already registered"),
             (METRIC.replace('"memory"', '"recall"'), "output_max", "has no calls to measure"),
-            (METRIC.replace('"output_max"', '"peak_bytes"'), "output_max", "has one of that name"),
+            (
+                METRIC.replace('"output_max"', '"peak_bytes"'),
+                "output_max",
+                "already has a metric of that name",
+            ),
         ],
     )
     def test_a_file_that_is_no_suite_is_refused_with_its_reason(
