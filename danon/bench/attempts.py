@@ -1,4 +1,4 @@
-"""The case that is being measured, on disk: what kills a bench as a whole leaves it there."""
+"""The case being measured, stored on disk so that it survives the death of the whole bench."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ __all__ = ["MOST", "begin", "end", "fatal"]
 
 FILE = "attempt.json"
 MOST = 2
-"""Attempts at a case that ended with the bench; there is no further one."""
+"""Most attempts at a case that killed the bench each time."""
 
 
 def begin(run_dir: Path, case: Case) -> None:
-    """Note that a case is begun; of the same one again, how often."""
+    """Store that a case has begun, and how many times in a row.
+
+    Args:
+        run_dir: folder of the run.
+        case: about to be measured.
+    """
     before, times = _read(run_dir)
     content = {"case": asdict(case), "times": times + 1 if before == case else 1}
     replace_file(run_dir / FILE, json.dumps(content).encode())
 
 
 def end(run_dir: Path) -> None:
-    """Note that the bench has outlived the case."""
+    """Remove the record: the bench survived the case."""
     (run_dir / FILE).unlink(missing_ok=True)
 
 
 def fatal(run_dir: Path) -> Case | None:
-    """The case that has ended the bench too often; None if there is none."""
+    """Return the case that has killed the bench too often, or None."""
     case, times = _read(run_dir)
     return case if times >= MOST else None
 

@@ -1,4 +1,4 @@
-"""What a machine of a cluster does for a bench: the suites, for one attention."""
+"""Jobs that a machine of a cluster runs for a bench: the suites, for one attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["AttentionJob", "DescribeJob"]
 
 
 class _SuiteJob:
-    """A job that runs the suites; it yields what they report, and then how they ended."""
+    """A job that runs the suites, and yields their reports and their end."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = tuple(arguments)
@@ -38,7 +38,7 @@ class _SuiteJob:
             self._suites = suites
             if self._stopped:
                 suites.stop()
-            yield from self._told(suites, Path(scratch), place)
+            yield from self._reports(suites, Path(scratch), place)
             files = {file.name: file.read_bytes() for file in suites.files if file.is_file()}
             yield {
                 "event": "ended",
@@ -47,14 +47,14 @@ class _SuiteJob:
                 "files": files,
             }
 
-    def _told(self, suites: Supervisor, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
+    def _reports(self, suites: Supervisor, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
         yield from suites.events()
 
 
 class DescribeJob(_SuiteJob):
-    """What there is to measure."""
+    """A job that returns the plan of the suites and measures nothing."""
 
-    def _told(self, suites: Supervisor, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
+    def _reports(self, suites: Supervisor, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
         for event in suites.events():
             yield event
             if event["event"] == "plan":
@@ -62,30 +62,34 @@ class DescribeJob(_SuiteJob):
 
 
 class AttentionJob(_SuiteJob):
-    """The cases of one attention; dense attention's are measured as far as they need them.
+    """A job for the cases of one attention, and the cases of dense attention that they need.
 
     Args:
         arguments: options of the suites.
         attention: registered name.
-        info: of the run.
-        known: its cases and dense attention's that are measured already. Of these the suites know
-            those of machines like the one they run on: figures of a row are of one kind.
+        info: description of the run.
+        measured: results of this attention and of dense attention so far. The suites use those of
+            machines with the same fingerprint, so that a row has figures of one kind of machine.
     """
 
     def __init__(
-        self, arguments: Sequence[str], attention: str, info: RunInfo, known: Sequence[CaseResult]
+        self,
+        arguments: Sequence[str],
+        attention: str,
+        info: RunInfo,
+        measured: Sequence[CaseResult],
     ) -> None:
         super().__init__((*arguments, f"--danon-one={attention}"))
-        self.attention, self._info, self._known = attention, info, tuple(known)
+        self.attention, self._info, self._measured = attention, info, tuple(measured)
 
-    def _told(self, suites: Supervisor, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
+    def _reports(self, suites: Supervisor, scratch: Path, place: Place) -> Iterator[dict[str, Any]]:
         journal = Journal.create(scratch, self._info)
         machine: dict[str, Any] = {}
         sent: set[Path] = set()
         for event in suites.events():
             if event["event"] == "plan":
                 machine = event["fingerprint"]
-                for result in self._known:
+                for result in self._measured:
                     if result.place.get("machine", self._info.fingerprint) == machine:
                         journal.append(result)
                 suites.go(journal)
@@ -102,7 +106,7 @@ class AttentionJob(_SuiteJob):
 
 
 def _models(run_dir: Path, sent: set[Path]) -> Iterator[tuple[SavedModel, dict[str, bytes]]]:
-    """Trained models that are new, as descriptions and files."""
+    """Yield trained models that were not sent yet, as descriptions and files."""
     for saved, folder in SavedModel.all(run_dir):
         if folder not in sent:
             sent.add(folder)

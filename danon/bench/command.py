@@ -1,4 +1,4 @@
-"""One bench: start the suites, store each outcome as it comes, show the scoreboard."""
+"""The command ``danon bench``: run the suites, store each outcome, show the scoreboard."""
 
 from __future__ import annotations
 
@@ -25,9 +25,13 @@ __all__ = ["Options", "bench"]
 def bench(options: Options, console: Console) -> int:
     """Run the suites.
 
+    Args:
+        options: options of the command.
+        console: for messages and tables.
+
     Returns:
-        Exit status: 0; 1 when a case failed; 2 when not all could be measured; 74 when the results
-        cannot be written; 128 + the signal that ended it.
+        Exit status: 0; 1 if a case failed; 2 if not all cases have an outcome; 74 if the results
+        cannot be written; 128 + the number of the signal that ended it.
     """
     session = Session(options, console)
     try:
@@ -36,12 +40,12 @@ def bench(options: Options, console: Console) -> int:
         return _refused(console, str(error))
     try:
         if options.engine == "ray":
-            return _spread(session, options, console)
+            return _run_on_cluster(session, options, console)
         with (
             tempfile.TemporaryDirectory(prefix="danon-") as scratch,
             Supervisor([*options.arguments(), "--danon-fewer-threads"], Path(scratch)) as suites,
         ):
-            return _measured(session, suites, console)
+            return _run_here(session, suites, console)
     except ResumeError as error:
         return _refused(console, str(error))
     except OSError as error:
@@ -50,7 +54,7 @@ def bench(options: Options, console: Console) -> int:
         return session.unwritten(error)
 
 
-def _spread(session: Session, options: Options, console: Console) -> int:
+def _run_on_cluster(session: Session, options: Options, console: Console) -> int:
     from danon.bench.ray_runner import run_on_cluster
 
     with stopping(lambda: None) as stopped:
@@ -60,7 +64,7 @@ def _spread(session: Session, options: Options, console: Console) -> int:
             return _refused(console, str(error))
 
 
-def _measured(session: Session, suites: Supervisor, console: Console) -> int:
+def _run_here(session: Session, suites: Supervisor, console: Console) -> int:
     with stopping(suites.stop) as stopped, Display(console) as display:
         for event in suites.events():
             if event["event"] == "plan":
@@ -100,7 +104,14 @@ def _refused(console: Console, reason: str) -> int:
 
 @contextlib.contextmanager
 def stopping(end: Callable[[], object]) -> Iterator[list[int]]:
-    """Ctrl-C, SIGTERM and SIGHUP end what measures; what it had measured is written as usual."""
+    """Let Ctrl-C, SIGTERM and SIGHUP end the measurement; results so far are written as usual.
+
+    Args:
+        end: called at each signal.
+
+    Yields:
+        A list that gets the number of each signal.
+    """
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -108,8 +119,8 @@ def stopping(end: Callable[[], object]) -> Iterator[list[int]]:
         end()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C insists
 
-    known = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
-    before = {n: handler for n, handler in known.items() if handler is not signal.SIG_IGN}  # nohup
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    before = {n: h for n, h in handlers.items() if h is not signal.SIG_IGN}  # nohup
     for number in before:
         signal.signal(number, stop)
     try:

@@ -1,4 +1,4 @@
-"""The contract of an attention, tried on a few tokens."""
+"""The contract of an attention, checked on a few tokens."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ _TINY = 48
 def check_contract(name: str, dtypes: Iterable[str], device: str) -> None:
     """Run an attention on a few tokens before anything is measured.
 
+    Args:
+        name: registered name.
+        dtypes: names of torch dtypes.
+        device: cpu or cuda.
+
     Raises:
-        ValueError: what it broke, in one line: it raises; wrong shape or dtype; values that are
-            not finite; its configuration is causal but the output depends on later tokens.
+        ValueError: the attention raises, returns a wrong shape or dtype or values that are not
+            finite, or depends on later tokens although its configuration is causal.
     """
     for dtype in dtypes:
         case = Case("contract", name, _TINY, dtype, "forward", device, 1, HEADS, HEAD_DIM)
@@ -43,14 +48,14 @@ def check_contract(name: str, dtypes: Iterable[str], device: str) -> None:
 
 
 def _breach(case: Case) -> str:
-    """What an attention breaks of the contract; empty if nothing. Raises whatever it raises."""
-    dtype, place = getattr(torch, case.dtype), torch.device(case.device)
+    """Return the broken part of the contract, or empty; pass on what the attention raises."""
+    dtype, device = getattr(torch, case.dtype), torch.device(case.device)
     if registry.get(case.attention).unavailable(
-        config_for(case), length=_TINY, dtype=dtype, device=place, backward=False
+        config_for(case), length=_TINY, dtype=dtype, device=device, backward=False
     ):
         return ""
     module = build_for(case)
-    q, k, v = (x.to(place, dtype) for x in text_qkv(1, HEADS, _TINY, HEAD_DIM))
+    q, k, v = (x.to(device, dtype) for x in text_qkv(1, HEADS, _TINY, HEAD_DIM))
     with torch.no_grad():
         out = module(q, k, v)
     if not isinstance(out, torch.Tensor) or out.shape != q.shape or out.dtype != dtype:
@@ -60,10 +65,10 @@ def _breach(case: Case) -> str:
         return "returned values that are not finite"
     if getattr(module, "config", None) is None:
         return "has no config: its constructor must call self.setup_attention(config)"
-    stated: tuple[object, ...] = (type(module).description, module.description)
-    for said in stated:
-        if not isinstance(said, str):
-            return f"has description = {said!r}: must be a str"
+    descriptions: tuple[object, ...] = (type(module).description, module.description)
+    for description in descriptions:
+        if not isinstance(description, str):
+            return f"has description = {description!r}: must be a str"
     if claims_causal(module) and (leak := check_causal(module, q, k, v)):
         return (
             f"was built with causal=True but is {leak}; if it cannot be causal, set its own "

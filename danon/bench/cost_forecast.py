@@ -1,4 +1,4 @@
-"""Forecasts the seconds of a longer case from those of shorter ones."""
+"""Forecast of the seconds of a longer case from those of shorter ones."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = [
 ]
 
 TIMING_CALLS = 4
-"""Calls of each side that the shortest timing makes: one to warm up, three rounds."""
+"""Fewest calls of each side in a timing: one to warm up, three rounds."""
 CHECK_CALLS = 3
-"""Calls of the attention that a check makes, its oracle apart."""
+"""Calls of the attention in a check, without its oracle."""
 SELF_CALLS = 3
-"""What an oracle costs, in calls, that is the attention itself in float64."""
+"""Cost, in calls, of an oracle that is the attention itself in float64."""
 GRADIENT_CALLS = 16
-"""What its backward pass may cost, in calls: 3 as a rule, 16 of the slowest baseline."""
+"""Cost of its backward pass, in calls: usually 3, for the slowest baseline 16."""
 
 UNKNOWN = 1.5
-"""Exponent while there is a single length to go by: between linear and quadratic."""
+"""Exponent while a single length is measured: between linear and quadratic."""
 MARGIN = 0.3
 """Added to a measured exponent: fixed costs make short lengths look flat."""
 
@@ -37,7 +37,7 @@ _Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds that a case should take at least, and the length this was concluded from."""
+    """The least seconds expected of a case, and the length that they were forecast from."""
 
     seconds: float
     length: int
@@ -50,38 +50,40 @@ class CostForecaster:
         self._calls: dict[_Key, dict[int, float]] = defaultdict(dict)
 
     def add(self, case: Case, call_s: float, kind: str = "") -> None:
-        """Note the shortest call of a case: what disturbs the machine only adds to it.
+        """Store the shortest call of a case; disturbances only add time.
 
         Args:
-            case: that was measured.
+            case: the measured one.
             call_s: seconds of the call.
-            kind: of call; empty: a call in the phase of the case.
+            kind: name of another kind of call; empty: a call in the phase of the case.
         """
         self._calls[_key(case, kind)][case.length] = call_s
 
     def forecast(
         self, case: Case, calls: int, kind: str = "", exponent: float = UNKNOWN
     ) -> Forecast | None:
-        """Return what so many calls take at least; None where nothing shorter has been measured.
+        """Return the least seconds of some calls; None if no shorter case was measured.
 
-        One shorter length: growth with the given exponent. Two or more: the growth between the last
-        two, plus a margin, and never taken for less than linear or more than quadratic.
+        From one shorter length, time grows with the given exponent. From two or more it grows as
+        between the last two, plus a margin, but at least linearly and at most quadratically.
 
         Args:
-            case: that may be measured.
-            calls: of the attention that it takes.
+            case: the one to forecast.
+            calls: calls of the attention that it takes.
             kind: as in :meth:`add`.
-            exponent: of the growth while there is a single length to go by.
+            exponent: growth while a single length is measured.
         """
-        known = {n: s for n, s in self._calls[_key(case, kind)].items() if n <= case.length}
-        if not known:
+        call_s_at = {n: s for n, s in self._calls[_key(case, kind)].items() if n <= case.length}
+        if not call_s_at:
             return None
-        *before, last = sorted(known)
+        *before, last = sorted(call_s_at)
         power = exponent
         if before:
-            measured = math.log(known[last] / known[before[-1]]) / math.log(last / before[-1])
+            measured = math.log(call_s_at[last] / call_s_at[before[-1]]) / math.log(
+                last / before[-1]
+            )
             power = min(max(measured + MARGIN, 1.0), 2.0)
-        call_s = known[last] * (case.length / last) ** power
+        call_s = call_s_at[last] * (case.length / last) ** power
         return Forecast(calls * call_s, last)
 
 

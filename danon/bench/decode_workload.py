@@ -1,4 +1,4 @@
-"""An attention that reads the context of one case in chunks, and then token after token."""
+"""The workload of decoding: read a context in chunks, then one token after the other."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from danon.runs.case import Case
 __all__ = ["DecodeWorkload"]
 
 CHUNK = 8192
-"""Tokens of the context read at once."""
+"""Tokens of the context in one chunk."""
 NEW = 8
 """Tokens after the context that are compared with dense attention."""
 CHECKED = 8192
-"""Up to this context every checked token is compared with the oracle at its place."""
+"""Longest context at which checked tokens are compared with the oracle."""
 REPLAYED_AT_ONCE = 64
-"""Timed tokens that the replay of a stream reads in one step."""
+"""Timed tokens that a replay reads in one step."""
 SELECTED_ANEW = 0.1
-"""Error of a replay where rounding may select other tokens; a wrong output is off by about 1."""
+"""Allowed error of a replay if rounding may select other tokens; a wrong output has about 1."""
 
 
 class _Token(NamedTuple):
-    """A timed token: its place in the text, and what its query is multiplied by.
+    """A timed token: its position in the text, and the factor of its query.
 
-    Unscaled, the query would be one that the attention has been asked with the context.
+    Without the factor, the query would be one that the context already contained.
     """
 
     at: int
@@ -57,10 +57,19 @@ class _KeptToken:
 
 
 class DecodeWorkload:
-    """Attributes: the module; its state, first after the context, then after what was timed."""
+    """An attention in its streaming form, built for one case, with its inputs and its state.
+
+    Args:
+        case: attention, context length in tokens, dtype, device and shape.
+        beside: workload of the same length, dtype and device whose inputs are shared.
+
+    Attributes:
+        module: the attention.
+        q: queries (B, H, N, D), in the dtype and on the device of the case; so are k and v.
+        state: state of the stream, after the context or after the last timed token.
+    """
 
     def __init__(self, case: Case, beside: DecodeWorkload | None = None) -> None:
-        """``beside``: a stream of the same length, dtype and device, whose inputs are shared."""
         self.case, self.device = case, torch.device(case.device)
         self.module = cast("StreamingAttention", build_for(case))
         if beside is None:
@@ -82,21 +91,21 @@ class DecodeWorkload:
         self.state = self._absorb(self.case.length)
 
     def timed_call(self) -> TimedCall:
-        """Begin a timing, of which tokens are kept: each call reads one more token of the text."""
+        """Begin a timing: each call reads one more token; some outputs are kept for the check."""
         self._start, self._untimed, self._kept = self.state, len(self._read), []
         return TimedCall(self._one_more, self._draw, self._observe)
 
     def fault(self, tolerance: float) -> str:
         """Check tokens that have been timed.
 
-        Another instance of the attention reads all of them from the state before, many at once. Up
-        to a context of ``CHECKED`` tokens its oracle is asked as well.
+        Another instance of the attention reads them again from the state before, many at once.
+        Up to a context of ``CHECKED`` tokens they are compared with the oracle, too.
 
         Args:
             tolerance: relative error of an output that rounding explains.
 
         Returns:
-            Which token was wrong and why, in one line; empty if none was.
+            The wrong token and the reason, in one line; empty if none was wrong.
         """
         if self._fault or not self._kept:
             return self._fault
@@ -126,7 +135,7 @@ class DecodeWorkload:
         return ""
 
     def _replay(self, count: int) -> Tensor:
-        """Outputs for the first timed tokens, (B, H, count, D)."""
+        """Return the outputs for the first timed tokens, (B, H, count, D)."""
         stream = DecodeWorkload(self.case, beside=self)
         state, outs = self._start, []
         timed = self._read[self._untimed : self._untimed + count]
@@ -142,7 +151,7 @@ class DecodeWorkload:
         self._token = self._tokens(self._read[-1:])
 
     def _tokens(self, drawn: Sequence[_Token]) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v of these tokens, in memory of their own."""
+        """Return copies of q, k and v of these tokens."""
         places = [one.at for one in drawn]
         q, k, v = (x[:, :, places] for x in (self.q, self.k, self.v))
         return q * torch.tensor([[one.scale] for one in drawn]).to(q), k, v
@@ -153,14 +162,14 @@ class DecodeWorkload:
         return out
 
     def _observe(self, out: object) -> None:
-        """Keep the output if it is drawn: each is as likely as any other to be kept."""
+        """Keep the output if it is drawn; each output has the same chance."""
         number = len(self._read) - self._untimed - 1
         drawn = number if number < KEPT_CALLS else self._random.randrange(number + 1)
         if drawn >= KEPT_CALLS:
             return
         fault = output_fault(out, self._token)
-        wanted = self._tokens(self._read[-1:])
-        if not fault and not all(map(torch.equal, self._token, wanted)):
+        unchanged = self._tokens(self._read[-1:])
+        if not fault and not all(map(torch.equal, self._token, unchanged)):
             fault = WRITTEN
         if fault:
             self._fault = f"timed token {number + 1}: {fault}"
@@ -173,7 +182,7 @@ class DecodeWorkload:
             self._kept.append(one)
 
     def error_vs_dense(self) -> float:
-        """Of the outputs for the new tokens, one by one."""
+        """Return the relative error of the outputs for new tokens against dense attention."""
         state, outs = self.state, []
         rows = torch.arange(self.case.length, self.case.length + NEW)
         for at in rows.tolist():
@@ -186,9 +195,9 @@ class DecodeWorkload:
         return relative_error(torch.cat(outs, 2), torch.cat(exact, 1))
 
     def checked(self) -> Workload:
-        """For the correctness check: the same stream over a context no longer than ``CHECKED``.
+        """Return a workload for the check, with a context of at most ``CHECKED`` tokens.
 
-        Within that the stream promises the parallel form, whatever its state forgets later.
+        Up to that length the stream must equal the parallel form, whatever its state drops later.
         """
         length = min(self.case.length, CHECKED)
         workload = Workload(replace(self.case, length=length))
@@ -196,7 +205,7 @@ class DecodeWorkload:
         return workload
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Half in chunks, of all sizes; the last tokens one by one."""
+        """Return the stream's outputs: from chunks of growing size, the last tokens one by one."""
         state, outs, at, n = self._empty(), [], 0, q.shape[2]
         size = 1
         while at < n:

@@ -1,4 +1,4 @@
-"""What is asked of an attention before it is part of a model, and what it costs there."""
+"""Checks of an attention before it goes into a model, and its costs there."""
 
 from __future__ import annotations
 
@@ -29,27 +29,32 @@ from danon.runs.case import Case
 __all__ = ["PROBE", "attention_costs", "check_eligible"]
 
 PROBE = 256
-"""Tokens that the correctness check of an attention takes, at most."""
+"""Most tokens of the correctness check of an attention."""
 SHARE = 0.25
-"""Of the time that the profile gives a case, to time the attention of a model."""
+"""Share of a case's time budget that goes into timing the attention of a model."""
 
 
 def check_eligible(
     case: Case, shape: AttentionConfig, entries: int | None, probe: int, verifier: Verifier
 ) -> tuple[BaseAttention, dict[str, Any]]:
-    """The attention of a case in the size of its model, and its correctness check.
+    """Build the attention of a case in the size of its model, and check it.
 
     Args:
-        shape: of the model; its longest input is what the attention is sized for.
-        entries: what a query may see on average, at most about; None: as much as it does anyway.
-        probe: tokens that the check takes, at most.
+        case: attention, dtype and device.
+        shape: configuration of the model; the attention is sized for its longest input.
+        entries: about the most entries that a query sees on average; None: the default settings.
+        probe: most tokens of the check.
+        verifier: verifier of the session.
+
+    Returns:
+        The attention in evaluation mode, and the record of its check.
 
     Raises:
         UnmeasuredError: it cannot run here, has no such size, is wrong, or sees later tokens.
     """
-    kind, length = registry.get(case.attention), shape.max_sequence_length
+    attention, length = registry.get(case.attention), shape.max_sequence_length
     backward = case.phase == "training"
-    reason = kind.unavailable(
+    reason = attention.unavailable(
         shape,
         length=length,
         dtype=getattr(torch, case.dtype),
@@ -59,9 +64,11 @@ def check_eligible(
     if reason:
         raise UnmeasuredError("unavailable", reason)
     try:
-        module = kind.build(shape) if entries is None else kind.with_budget(shape, entries)
-    except NotImplementedError as fixed:
-        raise UnmeasuredError("unavailable", str(fixed)) from fixed
+        module = (
+            attention.build(shape) if entries is None else attention.with_budget(shape, entries)
+        )
+    except NotImplementedError as error:
+        raise UnmeasuredError("unavailable", str(error)) from error
     module = module.eval().to(case.device)
     if not claims_causal(module):
         raise UnmeasuredError("unavailable", "sees later tokens, which it would have to predict")
@@ -72,13 +79,13 @@ def check_eligible(
         phase="forward+backward" if backward else "forward",
         task=f"{entries or 'all'} of {length}",
     )
-    verdict = verifier.verdict(Workload(checked, module))
+    correctness = verifier.verdict(Workload(checked, module))
     whole = (x.to(case.device) for x in text_qkv(1, case.heads, length, case.head_dim))
     with fewer_threads_beside_load(torch.device(case.device)):
-        reason = verdict.reason or check_causal(module, *whole)
+        reason = correctness.reason or check_causal(module, *whole)
     if reason:
         raise UnmeasuredError("failed", reason)
-    return module, verdict.info
+    return module, correctness.info
 
 
 def attention_costs(
@@ -90,13 +97,19 @@ def attention_costs(
     seconds: float,
     width: float,
 ) -> dict[str, float]:
-    """Memory and pairs of the attention alone, and its time beside dense attention's.
+    """Measure memory and pairs of the attention alone, and its time beside dense attention's.
 
     Args:
-        dense: makes the latter.
-        verifier: knows the tolerance that calls are held to.
-        seconds: that the profile gives a case.
-        width: of the interval that is narrow enough.
+        case: attention, length in tokens, dtype and device.
+        module: the attention, in the size of its model.
+        dense: builds dense attention in that size.
+        verifier: source of the tolerance of timed calls.
+        seconds: time budget of a case.
+        width: half width of a narrow interval, in logarithms.
+
+    Returns:
+        ``peak_bytes``, ``pairs_share`` and, unless it is dense attention, ``time_s`` and the
+        metrics of the pair.
 
     Raises:
         UnmeasuredError: a timed call was wrong.

@@ -1,4 +1,4 @@
-"""One case at a time: what it raises becomes its row, what it changes in the process goes back."""
+"""Isolation of cases: exceptions become rows, changes of the process are undone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Isolation"]
 
 @dataclass
 class _Open:
-    """A case that is being measured, the process as it found it, and what it has changed."""
+    """A case being measured, the state of the process before it, and its changes."""
 
     case: Case
     state: ProcessState
@@ -29,14 +29,14 @@ class _Open:
 
 
 class Isolation:
-    """Keeps cases from each other.
+    """Isolates cases from each other.
 
     Args:
-        on_trace: hears the traceback of a case that raised.
-        on_change: hears what an attention changed in the process: in short, and in full.
+        on_trace: called with the traceback of a case that raised.
+        on_change: called with what an attention changed in the process, in short and in full.
 
     Attributes:
-        needs_new_process: a case has left something that only a new process is without.
+        needs_new_process: True once a case has left a change that cannot be undone.
     """
 
     def __init__(
@@ -45,23 +45,27 @@ class Isolation:
         on_change: Callable[[str, str], object] = lambda key, text: None,
     ) -> None:
         self._on_trace, self._on_change = on_trace, on_change
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
         self._open: list[_Open] = []
         self.needs_new_process = False
 
     def outcome(self, case: Case, measure: Callable[[Case], CaseResult]) -> CaseResult:
-        """Measure a case; it may need others, which find the process as this one found it.
+        """Measure a case; cases that it needs start from the same state of the process.
+
+        Args:
+            case: the one to measure.
+            measure: returns its outcome, or raises.
 
         Returns:
-            Its result, with what it changed in the process as notes.
+            The outcome, with the changes of the process as notes.
 
         Raises:
-            Interruption: somebody ends the session.
+            Interruption: the session ends.
         """
         if self._open:
             self._restore(self._open[-1])
-        mine = _Open(case, ProcessState())
-        self._open.append(mine)
+        opened = _Open(case, ProcessState())
+        self._open.append(opened)
         try:
             result = measure(case)
             result.to_json()  # a configuration may hold what cannot be stored
@@ -71,34 +75,42 @@ class Isolation:
             result = self._failed(case, error)
         finally:
             self._open.pop()
-            self._restore(mine)
+            self._restore(opened)
         self._check_device(case)
-        return replace(result, notes=result.notes | mine.described) if mine.described else result
+        return (
+            replace(result, notes=result.notes | opened.described) if opened.described else result
+        )
 
-    def _restore(self, mine: _Open) -> None:
-        changes = mine.state.restore()
-        if mine.case.task:
+    def _restore(self, opened: _Open) -> None:
+        changes = opened.state.restore()
+        if opened.case.task:
             changes.described.pop(SEED, None)  # training sets it
-        mine.described |= changes.described
-        self._report(mine.case.attention, changes, "the process is replaced")
+        opened.described |= changes.described
+        self._report(opened.case.attention, changes, "the process is replaced")
         self.needs_new_process |= bool(changes.unrestored)
 
     def prepare(self, attention: str, state: ProcessState) -> None:
-        """Set back what the import or the contract check of an attention has changed.
+        """Undo what the import or the contract check of an attention has changed.
 
-        What lasts would be so in a new process, too.
+        What cannot be undone would be the same in a new process.
+
+        Args:
+            attention: registered name.
+            state: state of the process before.
         """
         self._report(attention, state.restore(), "stays for the whole run")
 
     def _report(self, attention: str, changes: Changes, lasting: str) -> None:
-        """Say what an attention has changed, once.
+        """Report each change of an attention once.
 
         Args:
-            lasting: what becomes of what could not be set back.
+            attention: registered name.
+            changes: changes of the process.
+            lasting: words for a change that could not be undone.
         """
         for name, words in changes.described.items():
-            if (attention, name) not in self._told:
-                self._told.add((attention, name))
+            if (attention, name) not in self._reported:
+                self._reported.add((attention, name))
                 after = lasting if name in changes.unrestored else "set back"
                 key = f"{attention} changed {name}"
                 self._on_change(key, f"{key} ({words}): {after}")
@@ -111,7 +123,7 @@ class Isolation:
         return CaseResult(case, "over budget" if shortage else "failed", reason, semantics)
 
     def _check_device(self, case: Case) -> None:
-        """After an illegal access a GPU fails every later call of the process."""
+        """Replace the process after an illegal access: the GPU would fail every later call."""
         if case.device != "cuda":
             return
         try:

@@ -1,4 +1,4 @@
-"""What one sees while a bench runs: a bar weighted by expected seconds, and the current case."""
+"""Progress of a bench: a bar weighted by expected seconds, and the current case."""
 
 from __future__ import annotations
 
@@ -51,17 +51,22 @@ class Display:
         self._bar.stop()
 
     def plan(self, cases: Sequence[tuple[str, float]]) -> None:
-        """The cases to come, with their expected seconds."""
+        """Set the cases to come, with their expected seconds."""
         self._weights = dict(cases)
         self._start = time.monotonic()
         self._bar.update(self._task, total=sum(self._weights.values()))
 
     def begin(self, case: str) -> None:
-        """A case is being measured."""
+        """Show the case being measured."""
         self._bar.update(self._task, description=case)
 
     def done(self, case: str, *, reused: bool) -> None:
-        """A case is through; a reused one says nothing about the time left."""
+        """Count a case as done.
+
+        Args:
+            case: its id.
+            reused: True if it was measured earlier, so that it does not enter the time left.
+        """
         weight = self._weights.get(case, 0.0)
         self._done += weight
         self._reused += weight if reused else 0.0

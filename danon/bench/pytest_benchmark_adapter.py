@@ -1,4 +1,4 @@
-"""pytest-benchmark as the runner and the file format of samples that we measured ourselves."""
+"""Adapter that hands our own samples to pytest-benchmark, for its file format."""
 
 from __future__ import annotations
 
@@ -30,11 +30,17 @@ class ReplayClock:
 
 
 CLOCK = ReplayClock()
-"""The ``timer`` of every test: pytest-benchmark takes it before the test runs."""
+"""The ``timer`` of every test; pytest-benchmark reads this setting before the test runs."""
 
 
 def replay(result: CaseResult, samples: list[float], benchmark: BenchmarkFixture) -> None:
-    """Hand the samples to pytest-benchmark, and our columns as its ``extra_info``."""
+    """Hand samples to pytest-benchmark, and the metrics as its ``extra_info``.
+
+    Args:
+        result: result of the case.
+        samples: seconds of each call.
+        benchmark: the fixture.
+    """
     case = result.case
     benchmark.group = f"{case.suite} {case.phase} {case.dtype} N{case.length}"
     benchmark.extra_info.update(

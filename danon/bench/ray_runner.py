@@ -1,4 +1,4 @@
-"""A bench on all machines of a cluster: an attention is measured on one of them, as a whole."""
+"""A bench on a cluster: each attention is measured on one machine, as a whole."""
 
 from __future__ import annotations
 
@@ -24,27 +24,33 @@ from danon.runs.saved_model import SavedModel
 __all__ = ["run_on_cluster"]
 
 RETRIES = 1
-"""Of an attention whose machine died."""
+"""Further attempts at an attention whose machine died."""
 
 
 def run_on_cluster(
     session: Session, options: Options, console: Console, stopped: Sequence[int]
 ) -> int:
-    """Run the suites; returns the exit status, as :func:`danon.bench.command.bench`.
+    """Run the suites on a cluster.
 
     Args:
-        stopped: gets the number of a signal that ends it.
+        session: the folder, the journal and the recorder of the run.
+        options: options of the command.
+        console: for messages.
+        stopped: list that holds the number of the signal that ends the bench, once there is one.
+
+    Returns:
+        The exit status, as :func:`danon.bench.command.bench`.
 
     Raises:
-        ClusterError: there is no cluster, or none that can measure.
+        ClusterError: there is no cluster, or no machine of it can measure.
     """
 
     def tell(words: str) -> None:
         say(console, "Cluster", words)
 
     targets = (*options.attentions, *options.suites.split(","))
-    own = [file for target in targets if (file := target.rpartition(":")[0]).endswith(".py")]
-    with connected(options.address), WorkerPool(options.device, own, tell) as pool:
+    files = [file for target in targets if (file := target.rpartition(":")[0]).endswith(".py")]
+    with connected(options.address), WorkerPool(options.device, files, tell) as pool:
         for node in pool.nodes:
             tell(f"{node} measures")
         plan = _PlanDispatcher(options)
@@ -56,17 +62,17 @@ def run_on_cluster(
         planned = [case for case, _ in plan.event["cases"]]
         event = plan.event
         session.open(event["fingerprint"], event["basis"], planned, suites=event["suites"])
-        why = ""
+        failure = ""
         with Display(console) as display:
             work = _AttentionDispatcher(session, options, plan.event, display, tell)
             try:
                 pool.run(work, lambda: stopped)
             except ClusterError as error:
-                why = f"{error}: "
+                failure = f"{error}: "
     left = work.left
     if not left and not stopped:
         return session.close((), "", 0)
-    unfinished = f"{why}{', '.join(left)} not measured to the end; --resume goes on"
+    unfinished = f"{failure}{', '.join(left)} not measured to the end; --resume goes on"
     signalled = stopped[0] if stopped else 0
     return session.close((), unfinished, signalled, status="KILLED")
 
@@ -81,7 +87,7 @@ class _PlanDispatcher:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._asked = self.done = False
+        self._sent = self.done = False
         self.event: dict[str, Any] = {}
         self.refusal = ""
 
@@ -89,9 +95,9 @@ class _PlanDispatcher:
         pass
 
     def next_job(self, node: Node) -> DescribeJob | None:
-        if self._asked:
+        if self._sent:
             return None
-        self._asked = True
+        self._sent = True
         return DescribeJob(self._options.arguments())
 
     def on_event(self, node: Node, event: dict[str, Any]) -> None:
@@ -104,13 +110,13 @@ class _PlanDispatcher:
 
     def on_job_end(self, node: Node, *, lost: bool) -> None:
         if lost:
-            self._asked = False
+            self._sent = False
         else:
             self.done = True
 
 
 class _AttentionDispatcher:
-    """Dispatcher of a job for every attention: dense attention first, then the longest ones."""
+    """Dispatcher of one job for each attention: dense attention first, then the slowest."""
 
     def __init__(
         self,
@@ -152,8 +158,9 @@ class _AttentionDispatcher:
         attention = self._waiting.pop(0)
         self._busy[node.id] = attention
         self._tries[attention] += 1
-        known = [r for r in self._journal.results() if r.case.attention in (attention, REFERENCE)]
-        return AttentionJob(self._arguments, attention, self._info, known)
+        names = (attention, REFERENCE)
+        measured = [r for r in self._journal.results() if r.case.attention in names]
+        return AttentionJob(self._arguments, attention, self._info, measured)
 
     def on_event(self, node: Node, event: dict[str, Any]) -> None:
         attention = self._busy[node.id]
@@ -184,7 +191,7 @@ class _AttentionDispatcher:
             self._waiting.insert(0, attention)
 
     def _close(self, node: Node, attention: str, event: dict[str, Any]) -> None:
-        """The suites have ended on a machine."""
+        """Store the files of suites that have ended on a machine."""
         for name, content in event["files"].items():
             stem, dot, kind = name.partition(".")
             (self._journal.run_dir / f"{stem}-{attention}{dot}{kind}").write_bytes(content)
@@ -193,24 +200,24 @@ class _AttentionDispatcher:
             self._tell(f"{node}: pytest ended with status {event['status']}: {event['tail']}")
 
     def _skip(self, attention: str) -> None:
-        """Leave out what an earlier bench has measured to the end, all on one kind of machine."""
-        known = {r.case.id: r for r in self._journal.results() if r.case.attention == attention}
+        """Leave out an attention that is measured to the end, all on one kind of machine."""
+        outcomes = {r.case.id: r for r in self._journal.results() if r.case.attention == attention}
         cases = self._cases[attention]
-        mine = [known[case] for case in cases if case in known]
-        machines = [r.place.get("machine", self._info.fingerprint) for r in mine]
-        if len(mine) == len(cases) and all(machine == machines[0] for machine in machines):
+        finished = [outcomes[case] for case in cases if case in outcomes]
+        machines = [r.place.get("machine", self._info.fingerprint) for r in finished]
+        if len(finished) == len(cases) and all(machine == machines[0] for machine in machines):
             self.left.remove(attention)
             for case in cases:
                 self._display.done(case, reused=True)
 
 
 def _store(run_dir: Path, saved: SavedModel, files: dict[str, bytes]) -> None:
-    """Put a trained model into the run's folder."""
+    """Write a trained model into the run's folder."""
 
     def fill(folder: Path) -> None:
         for name, content in files.items():
-            place = folder / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(content)
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
 
     saved.write(run_dir, fill)

@@ -1,4 +1,4 @@
-"""Measures each case once, and makes a row of whatever comes of it."""
+"""The runner of cases: measures each case once, and makes a row of its outcome."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ __all__ = ["CaseRunner"]
 
 
 class CaseRunner:
-    """Measures every case at most once in a session: its suite says how.
+    """Measures every case by its suite, at most once in a session.
+
+    Example:
+        ``CaseRunner(PROFILES["smoke"], on_begin=print, on_result=print).result(case)``
 
     Args:
-        profile: decides lengths, budgets and caps.
-        on_begin: hears a case that is about to be measured.
-        on_result: hears its outcome, as soon as there is one.
+        profile: lengths, budgets and caps.
+        on_begin: called with a case before it is measured.
+        on_result: called with its outcome.
         known: outcomes of an interrupted session, which are not measured again.
-        isolation: makes rows of what cases raise; None: one that tells nobody.
-        integrity: of what measures; None: it is not watched.
-        run_dir: folder that trained models stay in; None: they are not kept.
-        note: is told what the user is to hear at the end.
+        isolation: turns exceptions into rows; None: one without callbacks.
+        integrity: record of the functions that measure, to detect replaced ones; None: no check.
+        run_dir: folder of trained models; None: they are not stored.
+        note: called with a message for the user at the end.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class CaseRunner:
         import_suites()
         self._integrity = integrity
         self._isolation = isolation or Isolation()
-        # Found once, and still there: what an attention has left running, by its name.
+        # Background work of an attention is reported once, but goes on: attention -> its work.
         self._left_running: dict[str, str] = {}
         self._on_begin, self._on_result = on_begin, on_result
         self._session = Session(profile, self.result, run_dir=run_dir, note=note)
@@ -56,15 +59,21 @@ class CaseRunner:
             self._suite(result.case).learn_from(result)
 
     def result(self, case: Case) -> CaseResult:
-        """Return the outcome of a case, measured now if it is not known yet."""
+        """Return the outcome of a case, and measure it unless it was measured before.
+
+        Args:
+            case: a case of any suite.
+        """
         if case not in self._results:
             self._on_begin(case)
-            self._results[case] = result = self._isolation.outcome(case, self._watched)
+            self._results[case] = result = self._isolation.outcome(
+                case, self._outcome_with_integrity
+            )
             self._on_result(result)
         return self._results[case]
 
     def samples(self, result: CaseResult) -> list[float]:
-        """Return the seconds per call behind a result."""
+        """Return the seconds of each call behind a result."""
         return self._suite(result.case).samples(result)
 
     def _suite(self, case: Case) -> Suite:
@@ -72,8 +81,8 @@ class CaseRunner:
             self._suites[case.suite] = suites.get(case.suite)(self._session)
         return self._suites[case.suite]
 
-    def _watched(self, case: Case) -> CaseResult:
-        """Return the outcome, unless the attention did what no figure can be believed after."""
+    def _outcome_with_integrity(self, case: Case) -> CaseResult:
+        """Return the outcome; failed if the attention left work running or replaced a function."""
         before = BackgroundWork.now()
         result = self._outcome(case)
         if not case.task and (left := BackgroundWork.now().since(before)):
@@ -97,5 +106,5 @@ class CaseRunner:
     def _outcome(self, case: Case) -> CaseResult:
         try:
             return self._suite(case).measure(case)
-        except UnmeasuredError as reason:
-            return row_without_figures(case, reason.status, str(reason))
+        except UnmeasuredError as error:
+            return row_without_figures(case, error.status, str(error))

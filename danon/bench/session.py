@@ -1,4 +1,4 @@
-"""A bench on the side of the command: journal, recorder, and what is said at the end."""
+"""The command's side of a bench: journal, recorder and closing messages."""
 
 from __future__ import annotations
 
@@ -35,21 +35,24 @@ SEED = 0
 
 
 class ResumeError(ValueError):
-    """A killed run cannot go on; says what differs."""
+    """A killed run cannot be resumed; the message lists the differences."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; the suites validate it before they measure anything.
+    """Options of ``danon bench``; the suites validate them before they measure anything.
 
     Attributes:
-        attentions: registered names, or ``file.py:Class`` / ``module:Class`` to measure as well.
-        only: registered names to keep, comma separated; empty keeps all.
-        suites: to run, comma separated: names, or ``file.py:Class``; empty runs all.
+        profile: name of a profile.
+        device: cpu or cuda.
+        attentions: attentions to add: registered names, ``file.py:Class`` or ``module:Class``.
+        only: registered names to measure, comma separated; empty: all.
+        suites: names or ``file.py:Class``, comma separated; empty: all.
         results: folder of all runs.
-        resume: go on with the last killed run; all that decides figures must be as it was.
+        resume: True to resume the last killed run, which must have had the same options and code.
         command: as typed, for the record.
-        engine: ``local``, or ``ray`` with the ``address`` of a cluster; empty starts one here.
+        engine: ``local`` or ``ray``.
+        address: address of the Ray cluster; empty: start a local Ray.
     """
 
     profile: str
@@ -64,7 +67,7 @@ class Options:
     address: str = ""
 
     def arguments(self) -> list[str]:
-        """The same, as options of the suites."""
+        """Return these options as options of the suites."""
         return [
             f"--danon-profile={self.profile}",
             f"--danon-device={self.device}",
@@ -75,11 +78,15 @@ class Options:
 
 
 class Session:
-    """What the suites report, wherever they run, becomes the folder of a run.
+    """Writes the reports of the suites, wherever they run, into the folder of a run.
+
+    Args:
+        options: options of the command.
+        console: for messages and tables.
 
     Attributes:
-        refusal: why nothing is measured; empty if something is.
-        journal: of the run, once there is a plan.
+        refusal: reason if the suites refuse to measure; else empty.
+        journal: journal of the run; None until there is a plan.
     """
 
     def __init__(self, options: Options, console: Console) -> None:
@@ -94,20 +101,25 @@ class Session:
 
     @property
     def threads(self) -> int | None:
-        """How many the cases of this run are timed with, if its fingerprint says it."""
+        """Number of threads that this run is timed with; None if its fingerprint has none."""
         assert self.journal is not None
-        known = self.journal.info().fingerprint.get("threads")
-        return None if known is None else int(known)
+        threads = self.journal.info().fingerprint.get("threads")
+        return None if threads is None else int(threads)
 
     def handle(self, event: dict[str, Any], display: Display) -> None:
-        """Take what the suites report; a plan is for :meth:`open`."""
+        """Handle a report of the suites other than a plan, which goes to :meth:`open`.
+
+        Args:
+            event: the report.
+            display: the progress bar.
+        """
         kind = event["event"]
         if kind == "refused":
             self.refusal = event["reason"]
         elif kind == "begin":
             display.begin(event["case"])
         elif kind == "note":
-            # A process after another says some things again.
+            # A process that replaces another repeats some notes.
             self._notes.setdefault(event.get("key", event["text"]), event["text"])
         elif kind == "done":
             display.done(event["case"], reused=event["case"] not in self._fresh)
@@ -121,7 +133,7 @@ class Session:
                 failures.write(self.journal.run_dir, result.case, trace)
 
     def keep(self, result: CaseResult) -> None:
-        """Store an outcome; it is on disk when this returns."""
+        """Store an outcome on disk, then record it in MLflow."""
         assert self.journal is not None and self._recorder is not None
         self.journal.append(result)
         self._recorder.log(result)
@@ -135,13 +147,16 @@ class Session:
         *,
         status: RunStatus = "FAILED",
     ) -> int:
-        """Write what the run leaves behind; returns the exit status.
+        """Write results and report, and print the tables.
 
         Args:
-            files: of the suites, to go into the run's folder.
-            unfinished: why not all was measured; empty if it was.
-            signalled: number of the signal that ended it, or 0.
-            status: of an unfinished run; KILLED lets ``--resume`` go on.
+            files: files of the suites, moved into the run's folder.
+            unfinished: reason if some case has no outcome; else empty.
+            signalled: number of the signal that ended the bench, or 0.
+            status: status of an unfinished run; KILLED allows ``--resume``.
+
+        Returns:
+            The exit status.
         """
         say = self._console.print
         if self.journal is None or self._recorder is None:
@@ -183,7 +198,11 @@ class Session:
         return 1 if failed else 0
 
     def unwritten(self, error: OSError) -> int:
-        """Say that results cannot be written, and what stays; returns the exit status."""
+        """Report that results cannot be written, and return the exit status.
+
+        Args:
+            error: error of the write.
+        """
         with contextlib.suppress(OSError):  # the disk of the log may be the one
             self._console.print(f"[bold red]danon bench:[/] {escape(str(error))}", soft_wrap=True)
             if self.journal is not None:
@@ -202,16 +221,20 @@ class Session:
         most_threads: int = 0,
         suites: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Path:
-        """Make the run's folder, or take that of a killed run; says where things are recorded.
+        """Create the run's folder, or reopen that of a killed run, and start recording.
 
         Args:
-            basis: what decides the figures, by name.
-            planned: cases that are to have a row in the end.
-            most_threads: of the process that measures; the fingerprint has those it has chosen.
-            suites: what the suites that run say of themselves, by name.
+            fingerprint: fingerprint of the machine that measures.
+            basis: options and code that decide the figures, by name.
+            planned: ids of the cases that must have an outcome at the end.
+            most_threads: threads available to the process; the fingerprint has the chosen number.
+            suites: descriptions of the suites, as plain data by name.
+
+        Returns:
+            The run's folder.
 
         Raises:
-            ResumeError: there is a killed run, but it was measured with something else.
+            ResumeError: no killed run was measured with the same options, code and machine.
         """
         options, say = self._options, self._console.print
         info = RunInfo.capture(
@@ -245,21 +268,21 @@ class Session:
             say("[dim]This checkout has changes that no commit holds.[/]")
         self._recorder = Recorder(info, self.journal)
         say(escape(self._recorder.start()), soft_wrap=True, highlight=False)
-        known = {result.case for result in self.journal.results()}
+        measured = {result.case for result in self.journal.results()}
         case = attempts.fatal(self.journal.run_dir)
-        if case is not None and case not in known:
+        if case is not None and case not in measured:
             reason = f"the bench as a whole was killed at this case {attempts.MOST} times"
             self.keep(CaseResult(case, "failed", reason))
         return self.journal.run_dir
 
 
 def _killed(options: Options, info: RunInfo, most_threads: int, console: Console) -> Journal | None:
-    """The last killed run that was measured with what there is now; None: none was killed.
+    """Return the last killed run with the same options, code and machine; None without one.
 
-    Says which runs cannot be read. A run goes on with its own number of threads.
+    Runs that cannot be read are reported. A resumed run keeps its own number of threads.
 
     Raises:
-        ResumeError: there are some, but none of them was; says what differs from the last one.
+        ResumeError: all killed runs differ; the message lists the differences of the last one.
     """
     refusal = ""
     for run in recorded_runs(options.results, partial(pass_over, console)):
@@ -278,15 +301,15 @@ def _killed(options: Options, info: RunInfo, most_threads: int, console: Console
 
 
 def _differences(options: Options, run: RecordedRun, info: RunInfo, most_threads: int) -> list[str]:
-    """What decides figures and is not as it was in a run.
+    """Return the differences between a run and now that affect figures.
 
-    On a cluster each machine goes on with what its like has measured, if it was on that device;
-    here all must be of this one.
+    On a cluster only the device must be the same: each machine reuses results of machines like it.
+    Without a cluster all results must be from this machine.
     """
     old = run.info
-    found = differences({"profile": old.profile}, {"profile": info.profile})
-    found += differences(old.basis, info.basis)
-    found += differences(old.versions, info.versions)
+    changes = differences({"profile": old.profile}, {"profile": info.profile})
+    changes += differences(old.basis, info.basis)
+    changes += differences(old.versions, info.versions)
     machines = [r.place.get("machine", old.fingerprint) for r in run.results]
     machines.insert(0, old.fingerprint)
     if options.engine == "ray":
@@ -300,5 +323,5 @@ def _differences(options: Options, run: RecordedRun, info: RunInfo, most_threads
         there = {name: x for name, x in machine.items() if name != "id"}
         threads = there.get("threads", "")
         possible = threads.isdecimal() and int(threads) <= most_threads
-        found += differences(there, here | {"threads": threads} if possible else here)
-    return list(dict.fromkeys(found))
+        changes += differences(there, here | {"threads": threads} if possible else here)
+    return list(dict.fromkeys(changes))

@@ -1,4 +1,4 @@
-"""How a case becomes an attention, and what of the attention is recorded."""
+"""Construction of the attention of a case, and the record of its settings."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = [
 
 
 HEADS, HEAD_DIM = 4, 64
-"""Of every case that is not of a model."""
+"""Heads and their width in every case that is not of a model."""
 
 
 def config_for(case: Case) -> AttentionConfig:
-    """The configuration that a case is built with: made for the length it measures."""
+    """Return the configuration of a case, made for the length that it measures."""
     return AttentionConfig(
         hidden_size=case.heads * case.head_dim,
         num_heads=case.heads,
@@ -38,9 +38,10 @@ def config_for(case: Case) -> AttentionConfig:
 
 
 def build_for(case: Case) -> BaseAttention:
-    """The attention of a case in evaluation mode; its parameters are float32 and the same always.
+    """Build the attention of a case in evaluation mode, always with the same parameters.
 
-    An attention casts parameters to the dtype of q itself, as mixed-precision training does.
+    They are float32. An attention casts them to the dtype of q itself, as mixed-precision training
+    does.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -53,31 +54,31 @@ def configuration(
 ) -> dict[str, Any]:
     """Return every setting of a measured attention, for the record.
 
-    The configuration of a baseline, or of a user's class, may hold none of its sizes. What a study
-    chose for it, and the size it was asked for, stand beside it then: figures of one configuration
-    can be told from those of another.
+    The configuration of a baseline, or of a user's class, may hold none of its sizes. So the
+    settings that a study chose and the requested size are added, to tell configurations apart.
 
     Args:
         attention: registered name.
-        module: that was measured.
-        entries: that ``with_budget`` was asked for; None if it was built with its default settings.
+        module: the measured instance.
+        entries: argument of ``with_budget``; None if it was built with its default settings.
     """
-    kind = registry.get(attention)
-    settings = {**tuned_variants.settings(kind), **module.config.to_dict()}
-    own = inspect.getattr_static(kind, "with_budget")
-    resized = own is not BaseAttention.__dict__["with_budget"] and not kind.tuned_length
+    cls = registry.get(attention)
+    settings = {**tuned_variants.settings(cls), **module.config.to_dict()}
+    with_budget = inspect.getattr_static(cls, "with_budget")
+    resized = with_budget is not BaseAttention.__dict__["with_budget"] and not cls.tuned_length
     return {**settings, "entries": entries} if entries is not None and resized else settings
 
 
 def claims_causal(module: BaseAttention) -> bool:
-    """Whether no output may depend on a later token: configured so, and the class is able to."""
+    """Return True if the attention is configured as causal and its class can be causal."""
     return module.config.is_causal and module.causal_capable
 
 
 def oracle_kind(module: BaseAttention) -> str:
-    """What the oracle is: a class that has one of its own need not say that it is a definition.
+    """Return the kind of the oracle.
 
-    One that has none cannot say so.
+    A class with an oracle of its own has a definition unless it states another kind. A class
+    without one is compared with itself in float64, whatever it states.
     """
     if type(module).oracle is BaseAttention.oracle:
         return BaseAttention.oracle_kind

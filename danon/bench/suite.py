@@ -233,7 +233,7 @@ def get(name: str) -> type[Suite]:
     """Return the suite with a name.
 
     Args:
-        name: of a registered suite.
+        name: name of a registered suite.
 
     Raises:
         ValueError: unknown name; the message lists the registered ones.

@@ -1,4 +1,4 @@
-"""Runs the suites to their end, in as many processes as that takes."""
+"""Supervision of the suites: a process that dies is replaced until all cases have an outcome."""
 
 from __future__ import annotations
 
@@ -21,28 +21,27 @@ from danon.runs.journal import Journal
 __all__ = ["Supervisor"]
 
 START_LIMIT_S = 600.0
-"""Until pytest has imported torch and the suites; many at once on a slow disk take minutes."""
+"""Seconds for pytest to import torch and the suites; many at once on a slow disk take minutes."""
 PREPARE_LIMIT_S = 600.0
-"""For the import of an attention, which may compile, its contract check, the plan, and from case
-to case."""
+"""Seconds for the import of an attention, its contract check, the plan, or between two cases."""
 EXIT_LIMIT_S = 20.0
-"""For a process that is through with all cases."""
+"""Seconds for a process to exit after its last case."""
 MAX_EXITS = 3
-"""Of processes, after which an attention is not tried again."""
+"""Deaths of processes after which an attention is not tried again."""
 LINES = 100
-"""Of a dead process's log that are kept with its case."""
+"""Last lines of a dead process's log that are kept with its case."""
 
 
 @dataclass(frozen=True)
 class _Running:
-    """A case that has begun, and the seconds that it may be silent."""
+    """A running case, and the longest silence allowed to it."""
 
     case: Case
     limit_s: float
 
 
 class Supervisor:
-    """The suites; a process that dies or does not answer is replaced, and its case has failed.
+    """Runs the suites in a child process; one that dies or hangs is replaced, its case fails.
 
     A context manager.
 
@@ -51,8 +50,8 @@ class Supervisor:
         scratch: folder for ``pytest.log`` and ``benchmark.json``.
 
     Attributes:
-        failure: why not all was measured; empty if it was.
-        status: of the last process.
+        failure: reason if some case has no outcome; else empty.
+        status: exit status of the last process.
     """
 
     def __init__(self, options: Sequence[str], scratch: Path) -> None:
@@ -84,10 +83,10 @@ class Supervisor:
             attempts.end(self._journal.run_dir)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """What the suites report, as if one process had measured it all.
+        """Yield the reports of the suites, as if a single process had measured everything.
 
-        A ``plan`` is to be followed by :meth:`go`, a ``result`` by :meth:`stored`. A case whose
-        process died is a ``result``, too, with the last of its log as ``trace``.
+        Answer a ``plan`` by :meth:`go`, and a ``result`` by :meth:`stored`.
+        A case whose process died is a ``result``, too, with the end of its log as ``trace``.
         """
         while not self._over:
             kills = _memory_kills()
@@ -105,11 +104,11 @@ class Supervisor:
             yield from self._record_exit(process, progress, memory=_memory_kills() > kills)
 
     def go(self, journal: Journal, threads: int | None = None) -> None:
-        """Let the suites measure what the journal of the run does not have yet.
+        """Let the suites measure the cases that are not in the journal of the run.
 
         Args:
-            journal: of the run.
-            threads: that all its processes time with; None: what each has chosen.
+            journal: journal of the run.
+            threads: number of threads of all its processes; None: each process chooses.
         """
         self._journal, self._threads = journal, threads
         self._rows = {result.case.id for result in journal.results()}
@@ -127,16 +126,16 @@ class Supervisor:
 
     @property
     def _over(self) -> bool:
-        """Whether no process is to be started any more."""
+        """True if no further process is to be started."""
         return self._through or self._stopped or bool(self.failure)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What the suites leave: pytest's log and pytest-benchmark's figures."""
+        """Files of the suites: pytest's log and pytest-benchmark's figures."""
         return () if self._process is None else (self._process.log, self._process.benchmark)
 
     def tail(self) -> str:
-        """The last of what the last process printed."""
+        """Return the end of the last process's output."""
         return "" if self._process is None else self._process.tail()
 
     def _answer(self, **values: Any) -> None:
@@ -186,7 +185,7 @@ class Supervisor:
     def _record_exit(
         self, process: SuiteProcess, progress: _ProcessProgress, *, memory: bool
     ) -> Iterator[dict[str, Any]]:
-        """What becomes of the case that a process died at."""
+        """Yield the outcome of the case at which a process died."""
         if progress.leaving or self._stopped:
             return
         how, log = progress.exit_reason(self.status, memory=memory), process.tail(LINES)
@@ -227,22 +226,22 @@ class Supervisor:
 
 
 _OWN = ("prepare", "waiting", "going", "leaving", "finished")
-"""Reports that are for the supervisor alone."""
+"""Reports that the supervisor does not pass on."""
 
 
 class _ProcessProgress:
-    """Where a process is, by what it has reported.
+    """Progress of a process, from its reports.
 
     Attributes:
-        what: it does, in words, while no case has begun.
-        cases: that have begun and have no result, the outermost first.
-        last: the case that had a result last.
-        limit_s: seconds that it may be silent; None: any.
-        planning: there is no plan yet.
-        leaving: it ends because it could not set something back, and says so.
-        over: nothing more is to come.
-        silent: it said nothing for too long.
-        line_closed: it goes on, but its line is closed.
+        what: its activity in words, until a case begins.
+        cases: cases that have begun and have no result, the outermost first.
+        last: the last case with a result.
+        limit_s: longest silence allowed, in seconds; None: no limit.
+        planning: True until there is a plan.
+        leaving: True if it reported that it ends because it could not undo a change.
+        over: True after its last report.
+        silent: True if it was silent for too long.
+        line_closed: True if it runs on although its connection is closed.
     """
 
     def __init__(self) -> None:
@@ -274,11 +273,11 @@ class _ProcessProgress:
             self.limit_s = None
 
     def exit_reason(self, status: int, *, memory: bool) -> str:
-        """How it ended, in words.
+        """Return in words how the process ended.
 
         Args:
-            status: of the process.
-            memory: the system has ended some process for memory meanwhile.
+            status: exit status of the process.
+            memory: True if the system has killed some process for memory meanwhile.
         """
         if self.silent:
             return f"no answer within {self.limit_s:.0f} s"
@@ -295,7 +294,7 @@ class _ProcessProgress:
 
 
 def _still_running(process: SuiteProcess, seconds: float) -> bool:
-    """Whether a process that says nothing more has not ended after so many seconds."""
+    """Return True if a process without further reports still runs after some seconds."""
     deadline = time.monotonic() + seconds
     while process.running and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -303,22 +302,23 @@ def _still_running(process: SuiteProcess, seconds: float) -> bool:
 
 
 def _last_line(log: str) -> str:
-    """The line of Python that a process died at, if its log has it: none of an installed package.
+    """Return file and line of the Python code that a process died in, or empty.
 
-    Python's faulthandler writes the stack of a signal that ends a process, the last call first.
+    Lines of installed packages are left out. Python's faulthandler writes the stack at the time of
+    a fatal signal, the last call first.
     """
     _, _, stack = log.rpartition("(most recent call first):")
-    places = re.findall(r'^  File "([^"]+)", line (\d+) in', stack, flags=re.MULTILINE)
+    calls = re.findall(r'^  File "([^"]+)", line (\d+) in', stack, flags=re.MULTILINE)
     packages = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
-    own = (f"{Path(file).name}:{line}" for file, line in places if not file.startswith(packages))
-    return next(own, "")
+    lines = (f"{Path(file).name}:{line}" for file, line in calls if not file.startswith(packages))
+    return next(lines, "")
 
 
 def _memory_kills() -> int:
-    """Processes that the system has ended for memory so far, of this container or the machine."""
+    """Return how many processes the system has killed for memory, here or on the machine."""
     count = 0
-    for place in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
-        if place.is_file():
-            words = (line.split() for line in place.read_text(encoding="utf-8").splitlines())
+    for file in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
+        if file.is_file():
+            words = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
             count += sum(int(word[1]) for word in words if word[0] == "oom_kill")
     return count

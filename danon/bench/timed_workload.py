@@ -1,4 +1,4 @@
-"""The timed call of a workload: new inputs each time, and outputs that are checked afterwards."""
+"""The timed call of a workload: new inputs at each call, outputs checked afterwards."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from danon.measure.varied_inputs import Variation, VariedInputs
 __all__ = ["TimedAttention", "TimedModel"]
 
 SLACK = 2.0
-"""The tolerance was measured on other inputs and rows."""
+"""Factor on the tolerance, which was measured on other inputs and rows."""
 GRADIENT_SLACK = 6.0
-"""Gradients are compared by a sum of two calls: two roundings, on other inputs."""
+"""Factor for gradients: they are sums of two calls, so they have two roundings."""
 ALONE_FACTOR = 2.0
-"""A gradient of nothing but the rows that are asked for is wrong by so many times that, or more."""
+"""A gradient of the requested rows alone must be off by at least this multiple of that."""
 GROSS_FACTOR = 10.0
-"""Beyond so many times what is allowed a gradient is wrong at once."""
+"""Multiple of the allowed error beyond which a gradient is wrong after one draw."""
 GRADIENT_DRAWS = 3
-"""Below that, rows are drawn so often: a single one of an attention may be ill-conditioned."""
+"""Draws of rows below that multiple: a single row may be ill-conditioned."""
 MODEL_ERROR = 1e-3
-"""Of a model that is run again on the same tokens: threads may add in another order."""
+"""Allowed relative error of a repeated model call: threads may add in another order."""
 SHARE, LEAST_S = 0.1, 0.1
-"""Checks go on for so much of the time that the timing took, and so many seconds anyway."""
+"""Time for checks: this share of the timing's seconds, and at least these seconds."""
 FEW_CALLS = 2
-"""Calls that are kept, or checked, where one of them takes much memory or time."""
+"""Calls that are kept, or checked, if one call takes much memory or time."""
 
 
 class TimedAttention:
-    """One side of a timing.
+    """One side of a timing: an attention that gets other inputs at each call.
 
     Args:
-        workload: gives the attention, its inputs and its oracle.
-        tolerance: of its correctness check; None: the calls are not checked (the reference).
+        workload: the attention, its inputs and its oracle.
+        tolerance: relative errors allowed by the check; None: calls are not checked (reference).
     """
 
     def __init__(self, workload: Workload, tolerance: Mapping[str, float] | None) -> None:
@@ -61,22 +61,22 @@ class TimedAttention:
 
     @property
     def call(self) -> TimedCall:
-        """What is timed: a forward pass, or forward and backward to q, k, v and parameters."""
+        """The timed call: forward, or forward and backward to q, k, v and parameters."""
         run = self._forward_and_backward if self._backward else self._forward
         return TimedCall(run, self._change, self._observe)
 
     def returned(self, result: object) -> object:
-        """What of a result a caller would get: the output, or the gradients."""
+        """Return the part of a result that a caller would get: the output, or the gradients."""
         return result[1] if self._backward else result  # type: ignore[index]
 
     def fault(self, timing_s: float) -> str:
         """Check calls that have been timed.
 
         Args:
-            timing_s: seconds that the timing took.
+            timing_s: seconds of the timing.
 
         Returns:
-            Which call was wrong and why, in one line; empty if none was.
+            The wrong call and the reason, in one line; empty if none was wrong.
         """
         allowed_s = max(SHARE * timing_s, LEAST_S)
 
@@ -125,10 +125,10 @@ class TimedAttention:
         return check_rows(self._workload.subject(), inputs, kept.rows, kept.output, allowed)
 
     def _gradient_fault(self, kept: KeptCall) -> str:
-        """Check the output, and the gradients, on rows drawn anew while they are nearly right.
+        """Check the output and the gradients; draw other rows while the error is small.
 
-        Rounding makes the gradient of a few rows of an honest attention worse than the tolerance
-        (Performer, in float32: 1 of about 100 draws); what is wrong in general is so in each draw.
+        Rounding makes the gradient of a few rows of a correct attention worse than the tolerance
+        (Performer in float32: 1 of about 100 draws). A wrong attention fails in every draw.
         """
         if fault := self._output_fault(kept):
             return fault
@@ -144,19 +144,19 @@ class TimedAttention:
 
     @property
     def _gradient_rows(self) -> int:
-        """Rows whose gradients are compared: the more, the less they stand out of all rows."""
+        """Number of rows whose gradients are compared: few rows stand out less among many."""
         assert self._tolerance is not None
         length = self._workload.case.length
         allowed = GRADIENT_SLACK * min(self._tolerance[name] for name in ("dq", "dk", "dv"))
         return min(max(KEPT_ROWS, ceil(length * (ALONE_FACTOR * allowed) ** 2)), length)
 
     def _gradient_error(self, kept: KeptCall, rows: Tensor) -> tuple[float, str]:
-        """The error of gradients over what is allowed, and its words, at the price of a few rows.
+        """Return the error of gradients as a multiple of the allowed one, and its description.
 
-        The oracle differentiates few rows only. A second call gets the same inputs, and the
-        upstream gradient with the other sign but for these rows: gradients are linear in it, so
-        their sum is that of these rows. The first call cannot have known which. The second cannot
-        know them either: each timed call has an upstream gradient of its own.
+        The oracle differentiates only a few rows. A second call gets the same inputs, and the
+        negated upstream gradient, changed in these rows. Gradients are linear in it, so the sum of
+        both calls is the gradient of these rows. Neither call can know the rows: the first comes
+        before they are drawn, and each timed call has an upstream gradient of its own.
         """
         assert self._tolerance is not None
         workload, inputs = self._workload, self._inputs.of(kept.variation)
@@ -164,7 +164,7 @@ class TimedAttention:
         rows = rows[decided_rows(subject, inputs, rows)]
         if not len(rows):
             return 0.0, ""
-        # As large as all other rows together: little is lost in the sum.
+        # As large as all other rows together, so that the sum loses few digits.
         gain = (workload.case.length / len(rows)) ** 0.5
         before = torch.empty_like(workload.q)
         _write_upstream(before, kept.variation)
@@ -174,22 +174,22 @@ class TimedAttention:
         _, again = self._differentiated(leaves, upstream)
         names = ["dq", "dk", "dv", *workload.parameters]
         tensors = [*leaves, *self._parameters]
-        found = {
+        gradients = {
             name: _dense(first, like) + _dense(second, like)
             for name, first, second, like in zip(names, kept.gradients, again, tensors, strict=True)
         }
         change = (upstream + before)[:, :, rows]  # as it was rounded
         return check_gradients(
-            subject, inputs, rows, change, found, self._tolerance, GRADIENT_SLACK
+            subject, inputs, rows, change, gradients, self._tolerance, GRADIENT_SLACK
         )
 
 
 class TimedModel:
-    """A model as one side of a timing: other tokens each time, and logits that are checked.
+    """A model as one side of a timing: other tokens at each call, and logits that are checked.
 
     Args:
-        run: takes tokens (B, N) and gives a tensor (B, ...).
-        ids: the tokens (B, N); each call gets them rotated to another first one.
+        run: takes tokens (B, N) and returns a tensor (B, ...).
+        ids: tokens (B, N); each call gets them rotated by a random number of positions.
     """
 
     def __init__(self, run: Callable[[Tensor], Tensor], ids: Tensor) -> None:
@@ -200,14 +200,14 @@ class TimedModel:
 
     @property
     def call(self) -> TimedCall:
-        """What is timed: a forward pass."""
+        """The timed call: a forward pass."""
         return TimedCall(self._forward, self._change, self._observe)
 
     def fault(self) -> str:
-        """Run calls that have been timed again, and compare.
+        """Repeat calls that have been timed, and compare.
 
         Returns:
-            Which call was wrong and why, in one line; empty if none was.
+            The wrong call and the reason, in one line; empty if none was wrong.
         """
         for number, shift, result in self._kept:
             self._ids.copy_(self._source.roll(shift, -1))
@@ -225,15 +225,15 @@ class TimedModel:
             return self._run(self._ids)
 
     def _observe(self, result: object) -> None:
-        """Keep the result if it is drawn: each is as likely as any other to be kept."""
+        """Keep the result if it is drawn; each result has the same chance."""
         assert isinstance(result, Tensor)
         self._calls += 1
-        place = self._calls - 1
-        if place >= FEW_CALLS:
-            place = self._random.randrange(self._calls)
-        if place < FEW_CALLS:
+        index = self._calls - 1
+        if index >= FEW_CALLS:
+            index = self._random.randrange(self._calls)
+        if index < FEW_CALLS:
             kept = (self._calls, self._shift, result.detach().clone())
-            self._kept[place : place + 1] = [kept]
+            self._kept[index : index + 1] = [kept]
 
 
 def _write_upstream(target: Tensor, variation: Variation) -> None:

@@ -1,4 +1,4 @@
-"""Files of the user's own that this process has imported: attentions, and what they import."""
+"""Imported files of the user: attentions, and the modules that they import."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["imported_user_files"]
 
 
 def imported_user_files() -> dict[str, Path]:
-    """Name of the module -> file, of everything but Python, installed packages and danon."""
+    """Return module name -> file, without Python, installed packages and danon."""
     root = bundle()
     folders = (Path(danon.__file__).resolve().parent, root / "suites", root / "baselines")
-    known = (*libraries(), *(f"{folder}{os.sep}" for folder in folders))
-    found = {}
+    excluded = (*libraries(), *(f"{folder}{os.sep}" for folder in folders))
+    files = {}
     for name, module in sorted(sys.modules.items()):
         file = Path(getattr(module, "__file__", None) or "")
-        if file.is_absolute() and file.is_file() and not str(file).startswith(known):
-            found[name.removeprefix("danon_user_")] = file
-    return found
+        if file.is_absolute() and file.is_file() and not str(file).startswith(excluded):
+            files[name.removeprefix("danon_user_")] = file
+    return files

@@ -1,4 +1,4 @@
-"""The correctness check of a case, which precedes every figure of it."""
+"""The correctness check of a case, which precedes all its figures."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from danon.runs.case import Case, Phase
 __all__ = ["Correctness", "Verifier"]
 
 ALL_ROWS = 256
-"""Up to this length every row is checked; beyond, a sample."""
+"""Longest length at which every row is checked; beyond it, a sample."""
 ROWS: dict[Phase, int] = {"forward": 64, "forward+backward": 32, "decode": 64}
-"""Sampled rows: an oracle with its backward takes seconds on long inputs."""
+"""Sampled rows by phase: an oracle's backward pass takes seconds on long inputs."""
 TOLERANCE_LENGTH = 16384
-"""Dense attention's own rounding error is measured on at most so many tokens."""
+"""Most tokens on which dense attention's own rounding error is measured."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Correctness:
     """The outcome of a check.
 
     Attributes:
-        reason: why the attention is wrong; empty if it is right.
-        info: for :attr:`CaseResult.check`.
+        reason: why the attention is wrong; empty if it passed.
+        info: the record for :attr:`~danon.runs.case.CaseResult.check`.
         error_vs_dense: relative error of the output against dense attention in float64.
-        seconds: that the check took.
+        seconds: duration of the check.
     """
 
     reason: str
@@ -50,24 +50,45 @@ class Correctness:
 
 
 class Verifier:
-    """Checks each (attention, length, dtype, phase) once, whatever suites ask."""
+    """Checks each combination of attention, length, dtype and phase once, for all suites.
+
+    Example:
+        ``Verifier().verdict(Workload(case)).reason`` is empty if the attention is right.
+    """
 
     def __init__(self) -> None:
-        self._verdicts: dict[Case, Correctness] = {}
+        self._outcomes: dict[Case, Correctness] = {}
         self._tolerances: dict[tuple[object, ...], dict[str, float]] = {}
 
     def verdict(self, workload: Workload) -> Correctness:
-        """Raises whatever the attention or its oracle raises."""
+        """Return the outcome of the check of a workload; the same case is checked once.
+
+        Args:
+            workload: the attention and its inputs.
+
+        Returns:
+            The outcome.
+
+        Raises:
+            Exception: whatever the attention or its oracle raises.
+        """
         key = replace(workload.case, suite="")
-        if key not in self._verdicts:
+        if key not in self._outcomes:
             start = perf_counter()
             with fewer_threads_beside_load(workload.device):
-                verdict = self._verify(workload)
-            self._verdicts[key] = replace(verdict, seconds=perf_counter() - start)
-        return self._verdicts[key]
+                outcome = self._verify(workload)
+            self._outcomes[key] = replace(outcome, seconds=perf_counter() - start)
+        return self._outcomes[key]
 
     def tolerance(self, workload: Workload) -> dict[str, float]:
-        """What rounding may cost: relative errors of ``output``, ``dq`` ..."""
+        """Return the errors that rounding explains.
+
+        Args:
+            workload: the attention and its inputs.
+
+        Returns:
+            Relative error by tensor: ``output``, ``dq`` ...
+        """
         return self._tolerance(workload, workload.module.config.is_causal)
 
     def _verify(self, workload: Workload) -> Correctness:

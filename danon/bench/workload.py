@@ -1,4 +1,4 @@
-"""An attention built for one case, its inputs, and the ways the instruments call it."""
+"""An attention built for one case, with its inputs and the calls that instruments make."""
 
 from __future__ import annotations
 
@@ -19,10 +19,24 @@ __all__ = ["Workload"]
 
 
 class Workload:
-    """Attributes: the module; q (B, H, N, D), k and v in dtype and device of the case."""
+    """An attention built for one case, and its inputs.
+
+    Example:
+        ``Workload(case).call()()`` runs a forward pass of the case's attention.
+
+    Args:
+        case: attention, length in tokens, dtype, phase, device and shape.
+        module: the attention to call; None: the one built for the case.
+
+    Attributes:
+        case: the case.
+        device: torch device of the case.
+        module: the attention, in evaluation mode.
+        parameters: trained parameters by name.
+        q: queries (B, H, N, D), in the dtype and on the device of the case; so are k and v.
+    """
 
     def __init__(self, case: Case, module: BaseAttention | None = None) -> None:
-        """``module``: None for the one that the case is measured with."""
         self.case = case
         self.device = torch.device(case.device)
         self.module = build_for(case) if module is None else module
@@ -33,11 +47,18 @@ class Workload:
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the output of the attention, (B, H, N, D).
+
+        Args:
+            q: queries (B, H, N, D).
+            k: keys (B, H, N, D).
+            v: values (B, H, N, D).
+        """
         out: Tensor = self.module(q, k, v)
         return out
 
     def call(self) -> Callable[[], object]:
-        """What is timed: a forward pass, or forward and backward to q, k, v and parameters."""
+        """Return the call to time: forward, or forward and backward to q, k, v and parameters."""
         if self.case.phase == "forward":
             return self._forward
         inputs = self.leaves()
@@ -50,15 +71,15 @@ class Workload:
         return both
 
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v that gradients flow to."""
+        """Return q, k and v as leaves that require gradients."""
         q, k, v = (x.detach().requires_grad_() for x in (self.q, self.k, self.v))
         return q, k, v
 
     def subject(self) -> Subject:
-        """For the correctness check: the attention beside its oracle."""
+        """Return the attention beside its oracle, for the correctness check."""
         module = self.module
         if type(module).oracle is BaseAttention.oracle:
-            # The default oracle is a float64 copy; ours, so that its parameters can be asked.
+            # The default oracle is a float64 copy; this one exposes its parameters.
             exact = copy.deepcopy(module).double()
 
             def oracle(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
