@@ -1,4 +1,4 @@
-"""The bounds of specification 5 as the scoreboard and the report show them."""
+"""The bounds of specification 5, as the terminal and the report show them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Quantity:
     """One column.
 
     Attributes:
-        metric: its name in the records.
-        symbol: in a heading.
-        formula: in words.
-        claim: what the specification says of it, or how it is to be read.
-        claimed: the specification bounds it.
+        metric: name in the records.
+        symbol: heading.
+        formula: formula in words.
+        claim: claim of the specification, or a hint for the reader.
+        claimed: True if the specification bounds it.
     """
 
     metric: str
@@ -48,7 +48,13 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Order:
-    """How time or state grow: the specification's claim (5.1) beside the measured exponent of N."""
+    """The growth of time or state with N.
+
+    Attributes:
+        what: ``time`` or ``state``.
+        claim: order that the specification claims (5.1).
+        measured: measured exponent.
+    """
 
     what: str
     claim: str
@@ -60,10 +66,12 @@ class Row:
     """One attention.
 
     Attributes:
+        attention: registered name.
+        role: role in the comparison.
+        semantics: description of the attention.
         values: metric -> length -> value.
-        mass: length -> branch -> share of softmax mass, largest first; empty where there are no
-            branches.
-        orders: what the specification claims of its time and state.
+        mass: length -> branch -> share of softmax mass, largest first; empty without branches.
+        orders: claims of the specification on its time and state.
     """
 
     attention: str
@@ -74,28 +82,32 @@ class Row:
     orders: tuple[Order, ...] = ()
 
     def value(self, metric: str, length: int) -> float:
+        """Return a value; NaN if it was not measured."""
         return self.values.get(metric, {}).get(length, math.nan)
 
     def growth(self, metric: str) -> Figure:
+        """Return the exponent of a metric in N."""
         return growth(self.values.get(metric, {}))
 
     def verdict(self, metric: str) -> str:
-        """Whether a bound holds over the lengths measured: ``exact``, ``holds``, ``grows`` ..."""
-        known, fit = self.values.get(metric, {}), self.growth(metric)
-        if known and not any(known.values()):
+        """Return the verdict on a bound over the measured lengths, such as ``grows``."""
+        points, fit = self.values.get(metric, {}), self.growth(metric)
+        if points and not any(points.values()):
             return "exact"
         if fit.low > 0:
             return "grows"
-        return "holds" if fit.high <= 0 else "undecided" if known else ""
+        return "holds" if fit.high <= 0 else "undecided" if points else ""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Every attention with figures, the closest to dense attention first.
+    """The table of bounds.
 
     Attributes:
         where: shape and dtype in words.
-        columns: what the suite measures, in the order of the report.
+        lengths: lengths with figures, ascending, in tokens.
+        rows: attentions with figures, the closest to dense attention first.
+        columns: quantities that the suite measures, in the order of the report.
     """
 
     where: str
@@ -110,42 +122,42 @@ class Bounds:
 
     @property
     def quantities(self) -> list[Quantity]:
-        """The columns that some row has a value of."""
+        """Columns with a value in some row."""
         return [q for q in self.columns if any(q.metric in row.values for row in self.rows)]
 
 
 def growth(points: dict[int, float]) -> Figure:
-    """The exponent p of values ~ N^p over the lengths where they are not zero.
+    """Return the exponent p of values ~ N^p over the lengths where they are not zero.
 
-    With its 95 % interval; from two lengths without one, from fewer there is none.
+    It has a 95 % interval; from two lengths it has none, and from fewer it is NaN.
     """
-    known = {n: value for n, value in points.items() if value > 0}
-    if len(known) >= FEWEST_LENGTHS:
-        return Figure(**dataclasses.asdict(fit_exponent(list(known), list(known.values()))))
-    if len(known) < 2:
+    positive = {n: value for n, value in points.items() if value > 0}
+    if len(positive) >= FEWEST_LENGTHS:
+        return Figure(**dataclasses.asdict(fit_exponent(list(positive), list(positive.values()))))
+    if len(positive) < 2:
         return Figure(math.nan)
-    (n, y), (m, z) = sorted(known.items())
+    (n, y), (m, z) = sorted(positive.items())
     return Figure(math.log(z / y) / math.log(m / n))
 
 
 def bounds(
     results: Sequence[CaseResult], command: str, suites: Mapping[str, SuiteInfo] | None = None
 ) -> Bounds | None:
-    """Return the table of a run; None without a figure.
+    """Return the table of bounds of a run; None without a figure.
 
     Args:
-        results: of the run.
-        command: as it was typed.
-        suites: what they say of themselves, as stored with the run.
+        results: results of the run.
+        command: command of the run, as typed.
+        suites: descriptions of the suites, as stored with the run.
     """
-    found = [r for r in results if r.case.suite == "bounds" and r.status == "measured"]
-    if not found:
+    measured = [r for r in results if r.case.suite == "bounds" and r.status == "measured"]
+    if not measured:
         return None
-    found.sort(key=lambda r: r.case.length)
-    lengths = tuple(sorted({r.case.length for r in found}))
-    names = dict.fromkeys(r.case.attention for r in found)
+    measured.sort(key=lambda r: r.case.length)
+    lengths = tuple(sorted({r.case.length for r in measured}))
+    names = dict.fromkeys(r.case.attention for r in measured)
     rows = [
-        _row(name, [r for r in found if r.case.attention == name], results, command)
+        _row(name, [r for r in measured if r.case.attention == name], results, command)
         for name in names
     ]
 
@@ -153,21 +165,23 @@ def bounds(
         value = row.value("total_variation", lengths[-1])
         return math.isnan(value), value
 
-    case = found[0].case
-    kind = "causal" if case.causal else "bidirectional"
-    where = f"{case.dtype}, {case.device}, {case.heads} heads x {case.head_dim}, {kind}"
+    case = measured[0].case
+    direction = "causal" if case.causal else "bidirectional"
+    where = f"{case.dtype}, {case.device}, {case.heads} heads x {case.head_dim}, {direction}"
     columns = tuple(
         Quantity(metric.name, metric.heading, metric.description, metric.note, metric.claimed)
-        for metric in suite_infos(found, suites)["bounds"].metrics
+        for metric in suite_infos(measured, suites)["bounds"].metrics
         if not metric.listed
     )
     return Bounds(where, lengths, tuple(sorted(rows, key=rank)), columns)
 
 
-def _row(name: str, mine: Sequence[CaseResult], results: Sequence[CaseResult], command: str) -> Row:
+def _row(
+    name: str, measured: Sequence[CaseResult], results: Sequence[CaseResult], command: str
+) -> Row:
     values: dict[str, dict[int, float]] = {}
     mass: dict[int, dict[str, float]] = {}
-    for result in mine:
+    for result in measured:
         shares = {}
         for metric, value in result.metrics.items():
             if metric.startswith(MASS):
@@ -175,25 +189,27 @@ def _row(name: str, mine: Sequence[CaseResult], results: Sequence[CaseResult], c
             else:
                 values.setdefault(metric, {})[result.case.length] = value
         mass[result.case.length] = dict(sorted(shares.items(), key=lambda item: -item[1]))
-    settings = {configuration.digest(result) for result in mine}
+    settings = {configuration.digest(result) for result in measured}
     alike = [r for r in results if configuration.digest(r) in settings]
-    return Row(name, role(name, command), mine[-1].semantics, values, mass, _orders(name, alike))
+    return Row(
+        name, role(name, command), measured[-1].semantics, values, mass, _orders(name, alike)
+    )
 
 
 def _orders(name: str, results: Sequence[CaseResult]) -> tuple[Order, ...]:
-    """Claims about time and state; measured by the suites scaling and decode where they ran."""
+    """Return the claims on time and state, with exponents of the suites scaling and decode."""
     record = mechanisms().get(mechanism(name))
     if record is None or record.complexity is None:
         return ()
     claim = record.complexity
-    took, kept = Figure(math.nan), dict[str, dict[int, float]]()
+    time_exponent, state_bytes = Figure(math.nan), dict[str, dict[int, float]]()
     for result in results:
         case, metrics = result.case, result.metrics
         if case.attention != name or result.status != "measured":
             continue
         if case.suite == "scaling" and case.phase == "forward" and "time_exponent" in metrics:
-            took = figure(metrics, "time_exponent")
+            time_exponent = figure(metrics, "time_exponent")
         if case.suite == "decode" and "state_bytes" in metrics:
-            kept.setdefault(case.dtype, {})[case.length] = metrics["state_bytes"]
-    bytes_held = next(iter(kept.values()), {})  # of one dtype: they differ by a factor
-    return Order("time", claim.time, took), Order("state", claim.state, growth(bytes_held))
+            state_bytes.setdefault(case.dtype, {})[case.length] = metrics["state_bytes"]
+    points = next(iter(state_bytes.values()), {})  # one dtype: dtypes differ by a factor
+    return Order("time", claim.time, time_exponent), Order("state", claim.state, growth(points))

@@ -1,4 +1,4 @@
-"""Which configuration a figure is of: figures of different ones never stand in one statement."""
+"""The configuration behind a figure; figures of different ones are never combined."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["digest", "same", "settings"]
 
 SHAPE_FIELDS = {field.name for field in dataclasses.fields(AttentionConfig)} - {"causal", "kernel"}
-"""Fields of the model around an attention, the length among them: the case says what they were."""
+"""Fields of the model around an attention, length included; the case has their values."""
 
 LENGTH_FIELDS = {"select_length"}
 """Fields of a mechanism that hold the length it was built for."""
@@ -25,10 +25,10 @@ DIGEST_LENGTH = 12
 
 
 def settings(result: CaseResult) -> dict[str, Any]:
-    """Return what decides what an attention computes: its configuration without shape and length.
+    """Return the configuration of an attention without shape and length.
 
     Args:
-        result: of any suite.
+        result: result of any suite.
 
     Returns:
         Field -> value; empty if the result carries no configuration.
@@ -42,11 +42,11 @@ def settings(result: CaseResult) -> dict[str, Any]:
 def digest(result: CaseResult) -> str:
     """Return a short hash of the settings, equal for two results of one configuration.
 
-    What an attention says of itself counts too: the configuration of a baseline does not hold its
-    window, its ``semantics`` does.
+    The description of an attention is included: the configuration of a baseline lacks its window,
+    its ``semantics`` has it.
 
     Args:
-        result: of any suite.
+        result: result of any suite.
 
     Returns:
         Twelve hexadecimal digits; empty if the result carries no configuration.
@@ -58,5 +58,5 @@ def digest(result: CaseResult) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """Return whether two digests are of one configuration; an unknown one equals none."""
+    """Return True if two digests are of one configuration; an empty digest equals none."""
     return one == other != ""

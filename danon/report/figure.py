@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 __all__ = ["NO_FIGURE", "Figure"]
-
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -18,8 +13,11 @@ class Figure:
     """A figure with its interval; NaN where there is none.
 
     Attributes:
-        extrapolated: the dense side was not measured at this length.
-        conclusive: the interval became narrow enough within the time budget.
+        value: the figure.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        extrapolated: True if the dense side was not measured at this length.
+        conclusive: True if the interval became narrow enough within the time budget.
     """
 
     value: float
@@ -30,4 +28,4 @@ class Figure:
 
 
 NO_FIGURE = Figure(math.nan)
-"""Of something that was not measured."""
+"""Placeholder of a missing measurement."""

@@ -1,4 +1,4 @@
-"""How often the gate errs, as the report shows it."""
+"""Error rates of the gate, as the report shows them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Any
 
 __all__ = ["AlarmRate", "GateErrorRates", "Panel", "gate_error_rates"]
 
-PLACE = Path("gate_validation", "rates.json")
-"""In the folder that has the one of runs."""
+RATES = Path("gate_validation", "rates.json")
+"""File of the rates, in the folder that contains the runs' folder."""
 
 
 @dataclass(frozen=True)
 class AlarmRate:
-    """Runs with an alarm.
+    """The share of runs with an alarm.
 
     Attributes:
-        low: of the share of these runs, 95 %; so is ``high``.
-        slowdown: that was planted: 0.05 takes 5 % more time.
+        alarms: runs with an alarm.
+        runs: all runs.
+        low: lower end of the share's 95 % interval.
+        high: upper end of it.
+        slowdown: injected slowdown: 0.05 takes 5 % more time.
     """
 
     alarms: int
@@ -31,10 +34,11 @@ class AlarmRate:
 
 @dataclass(frozen=True)
 class Panel:
-    """Of one machine under one load.
+    """The rates on one machine under one load.
 
     Attributes:
-        rows: by method, the gate itself first.
+        title: machine and load.
+        rows: method -> rates by slowdown, the gate itself first.
     """
 
     title: str
@@ -42,7 +46,7 @@ class Panel:
 
     @property
     def slowdowns(self) -> list[float]:
-        """Of all methods, in order."""
+        """Slowdowns of all methods, ascending."""
         return sorted({share.slowdown for row in self.rows.values() for share in row})
 
 
@@ -51,8 +55,9 @@ class GateErrorRates:
     """Error rates that ``python -m gate_validation`` counted.
 
     Attributes:
-        recall: by what was planted in trained models.
-        origin: which commits were measured, and when.
+        panels: rates by machine and load.
+        recall: fault injected into trained models -> rate.
+        origin: rounds, dates and commits.
     """
 
     panels: list[Panel]
@@ -61,33 +66,33 @@ class GateErrorRates:
 
 
 def gate_error_rates(report: Path) -> GateErrorRates | None:
-    """What stands beside the runs; None if nothing does, or too few rounds to say.
+    """Read the error rates stored beside the runs; None without a file or with too few rounds.
 
     Args:
         report: results/runs/<run>/report.html.
 
     Raises:
-        ValueError: The file there is none of ``python -m gate_validation``.
+        ValueError: the file was not written by ``python -m gate_validation``.
     """
-    place = report.resolve().parent.parent.parent / PLACE
-    if not place.is_file():
+    file = report.resolve().parent.parent.parent / RATES
+    if not file.is_file():
         return None
     try:
-        values = json.loads(place.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
         panels: dict[tuple[str, str], dict[str, list[AlarmRate]]] = {}
         for rate in values["time"]:
             rows = panels.setdefault((rate["machine"], rate["load"]), {})
             rows.setdefault(rate["method"], []).append(_share(rate))
-        of = values["measured"]
+        measured = values["measured"]
         origin = (
-            f"{of['rounds']} rounds, {of['first'][:10]} to {of['last'][:10]}, "
-            f"commits {', '.join(commit[:10] for commit in of['commits'])}"
+            f"{measured['rounds']} rounds, {measured['first'][:10]} to {measured['last'][:10]}, "
+            f"commits {', '.join(commit[:10] for commit in measured['commits'])}"
         )
-        found = [Panel(", ".join(about), rows) for about, rows in panels.items()]
+        pages = [Panel(", ".join(title), rows) for title, rows in panels.items()]
         recall = {rate["planted"]: _share(rate) for rate in values["recall"]}
-        return GateErrorRates(found, recall, origin) if found else None
+        return GateErrorRates(pages, recall, origin) if pages else None
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{place} is no file of gate_validation: {error!r}") from error
+        raise ValueError(f"{file} was not written by gate_validation: {error!r}") from error
 
 
 def _share(rate: dict[str, Any]) -> AlarmRate:

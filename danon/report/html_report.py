@@ -1,4 +1,4 @@
-"""The report: one HTML file with everything in it, which asks nothing of the network."""
+"""The report: one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
     """Write the report of one run.
 
     Args:
-        results: its cases; none at all makes a report that says so.
-        info: where they come from.
-        path: the HTML file, replaced as a whole.
+        results: outcomes of its cases; an empty run makes a report that says so.
+        info: description of the run: commit, profile, machine.
+        path: HTML file, replaced as a whole.
     """
     from plotly.offline import get_plotlyjs
 
     data = tables.table(results)
     views = tables.views(data)
     tasks = quality_tables.tasks(results, info.command, info.suites)
-    found = bound_tables.bounds(results, info.command, info.suites)
+    bounds = bound_tables.bounds(results, info.command, info.suites)
     others = suite_tables.suite_tables(results, info)
-    drawn = bool(views or tasks or found or others)
-    errs, errs_trouble = _alarms(path) if drawn else (None, "")
+    drawn = bool(views or tasks or bounds or others)
+    rates, rates_trouble = _error_rates(path) if drawn else (None, "")
     template = importlib.resources.files("danon.report") / "template"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.globals.update(formatting=formatting, isfinite=math.isfinite)
@@ -68,13 +68,17 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         fingerprints=provenance.machine_fingerprints(results, info),
         boards=[tables.scoreboard(data, view, info.command, remarks(results)) for view in views],
         tasks=tasks,
-        bounds=found,
+        bounds=bounds,
         drawn=drawn,
         suites_section=_section("suites.html", environment, bool(others), tables=others),
-        bounds_section=_section("bounds.html", environment, bool(found), bounds=found),
+        bounds_section=_section("bounds.html", environment, bool(bounds), bounds=bounds),
         tuned_section=_tuned(results, path, environment),
         alarms_section=_section(
-            "alarms.html", environment, bool(errs or errs_trouble), found=errs, trouble=errs_trouble
+            "alarms.html",
+            environment,
+            bool(rates or rates_trouble),
+            rates=rates,
+            trouble=rates_trouble,
         ),
         absences=unmeasured_cases(data),
         failures=failures.read(path.parent, results),
@@ -84,8 +88,8 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
             **_payload(results, data, views, info),
             "suites": [_suite_payload(table) for table in others],
             "quality": [_task_payload(t) for t in tasks],
-            "bounds": _bounds_payload(found) if found else None,
-            "alarms": [_panel_payload(panel) for panel in errs.panels] if errs else [],
+            "bounds": _bounds_payload(bounds) if bounds else None,
+            "alarms": [_panel_payload(panel) for panel in rates.panels] if rates else [],
         },
         css=Markup((template / "report.css").read_text(encoding="utf-8")),
         scripts=[
@@ -93,9 +97,9 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
             for name in (
                 "report.js",
                 *(["quality.js"] if tasks else ()),
-                *(["bounds.js"] if found else ()),
+                *(["bounds.js"] if bounds else ()),
                 *(["suites.js"] if others else ()),
-                *(["alarms.js"] if errs else ()),
+                *(["alarms.js"] if rates else ()),
             )
         ],
         plotly=Markup(get_plotlyjs()),
@@ -104,26 +108,26 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
 
 
 def _tuned(results: Sequence[CaseResult], path: Path, environment: jinja2.Environment) -> Markup:
-    """The section on tuned settings of the attentions of a run; empty where there are none."""
+    """Return the section on tuned settings of a run's attentions; empty if there are none."""
     rows, trouble = [], ""
     try:
         rows = tuned_settings_rows(results, path)
-    except ValueError as error:  # the figures of the run are not to be lost for it
+    except ValueError as error:  # the figures of the run are written all the same
         trouble = str(error)
     return _section("tuned.html", environment, bool(rows or trouble), rows=rows, trouble=trouble)
 
 
-def _alarms(path: Path) -> tuple[GateErrorRates | None, str]:
-    """How often the gate errs, or why that cannot be said."""
+def _error_rates(path: Path) -> tuple[GateErrorRates | None, str]:
+    """Return the error rates of the gate, or the reason why they cannot be read."""
     try:
         return gate_error_rates(path), ""
-    except ValueError as error:  # the figures of the run are not to be lost for it
+    except ValueError as error:  # the figures of the run are written all the same
         return None, str(error)
 
 
-def _section(name: str, environment: jinja2.Environment, there: bool, **values: Any) -> Markup:
-    """A part of the page that not every run has."""
-    if not there:
+def _section(name: str, environment: jinja2.Environment, present: bool, **values: Any) -> Markup:
+    """Return an optional part of the page; empty if the run has none."""
+    if not present:
         return Markup()
     template = importlib.resources.files("danon.report") / "template" / name
     return Markup(environment.from_string(template.read_text(encoding="utf-8")).render(**values))
@@ -132,7 +136,7 @@ def _section(name: str, environment: jinja2.Environment, there: bool, **values: 
 def _payload(
     results: Sequence[CaseResult], data: pd.DataFrame, views: Sequence[tables.View], info: RunInfo
 ) -> dict[str, Any]:
-    """Return what the charts draw, as plain data."""
+    """Return the data of the charts."""
     suites = suite_infos(results, info.suites)
     charted = [
         (s.name, m.name) for s in suites.values() for m in s.metrics if m.charted and not m.listed
@@ -162,11 +166,11 @@ def _view_payload(
     lines = tables.Curves(view.of(data))
     curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for suite, metric in charted:
-        home, asked = view.source(suite, metric)
-        found = {name: lines.get(home, name, asked) for name in names}
+        source, key = view.source(suite, metric)
+        points_of = {name: lines.get(source, name, key) for name in names}
         curves[metric] = {
             name: [{"n": n, **_finite(figure)} for n, figure in points.items() if n]
-            for name, points in found.items()
+            for name, points in points_of.items()
             if points
         }
     lengths = {
@@ -190,7 +194,7 @@ def _task_payload(task: quality_tables.Task) -> dict[str, Any]:
                     **_finite(score.quality),
                     "semantics": score.semantics,
                     "speedup": _finite(score.speedup),
-                    **_known(share=score.share, peak=score.peak, items=score.items),
+                    **_or_null(share=score.share, peak=score.peak, items=score.items),
                     "curves": {
                         name: [point for point in points if all(map(math.isfinite, point))]
                         for name, points in score.curves.items()
@@ -229,17 +233,17 @@ def _suite_payload(table: suite_tables.SuiteTable) -> dict[str, Any]:
     }
 
 
-def _bounds_payload(found: bound_tables.Bounds) -> dict[str, Any]:
+def _bounds_payload(bounds: bound_tables.Bounds) -> dict[str, Any]:
     return {
-        "lengths": found.lengths,
-        "quantities": [dataclasses.asdict(quantity) for quantity in found.quantities],
-        "values": {row.attention: row.values for row in found.rows},
-        "mass": {row.attention: row.mass for row in found.rows if any(row.mass.values())},
+        "lengths": bounds.lengths,
+        "quantities": [dataclasses.asdict(quantity) for quantity in bounds.quantities],
+        "values": {row.attention: row.values for row in bounds.rows},
+        "mass": {row.attention: row.mass for row in bounds.rows if any(row.mass.values())},
     }
 
 
 def _panel_payload(panel: Panel) -> list[dict[str, Any]]:
-    """A list: names are sorted where JSON is written, and the first method is the gate itself."""
+    """Return a list: JSON objects are sorted by key, and the gate itself must come first."""
     return [
         {"method": method, "shares": [dataclasses.asdict(share) for share in shares]}
         for method, shares in panel.rows.items()
@@ -247,9 +251,9 @@ def _panel_payload(panel: Panel) -> list[dict[str, Any]]:
 
 
 def _finite(figure: figure.Figure) -> dict[str, Any]:
-    return _known(**dataclasses.asdict(figure))
+    return _or_null(**dataclasses.asdict(figure))
 
 
-def _known(**values: float | None) -> dict[str, float | None]:
-    """What JSON has no number for is null."""
+def _or_null(**values: float | None) -> dict[str, float | None]:
+    """Replace values that JSON cannot hold by null."""
     return {k: None if v is None or not math.isfinite(v) else v for k, v in values.items()}

@@ -1,4 +1,4 @@
-"""What attentions are worth in models, as the scoreboard and the report show it."""
+"""Quality of attentions in models, as the terminal and the report show it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Cost", "Row", "Score", "Task", "attentions", "hardest", "known_tasks
 
 Cost = Literal["share", "speedup", "peak"]
 LOOKUP = "lookup"
-"""The task whose attentions have the settings that speed is measured with."""
+"""The task whose attentions have the settings of the speed suite."""
 WRITTEN = {
     "accuracy": formatting.format_accuracy,
     "bits_per_byte": formatting.format_bits,
@@ -36,19 +36,23 @@ WRITTEN = {
 
 @dataclass(frozen=True)
 class Score:
-    """What came of one attention at one length.
+    """Quality and costs of one attention at one length.
 
     Attributes:
-        quality: in the metric of the task; its interval is the least and the most of the seeds.
-        share: of dense attention's pairs that are seen; NaN for a recurrence.
-        speedup: of the forward pass of the attention, as it is in the model, over dense attention.
-        peak: bytes of that pass.
-        items: what there was to find; NaN for text.
-        answers: questions that dense attention was asked, too; NaN where they are not compared.
-        lost: of these, how many dense attention alone answers right.
-        gained: of these, how many dense attention alone answers wrong.
-        semantics: in the model.
+        quality: value in the metric of the task; its interval is the range over the seeds.
+        share: share of dense attention's pairs that are seen; NaN for a recurrence.
+        speedup: speed-up of the attention's forward pass over dense attention, in the model's size.
+        peak: peak bytes of that pass.
+        items: number of items to find; NaN for text.
+        train_s: seconds of training.
+        learning_rate: chosen learning rate.
+        seeds: number of seeds.
+        semantics: description of the attention in the model.
         settings: digest of the configuration in the model; empty if not recorded.
+        answers: questions that dense attention answered, too; NaN without a comparison.
+        lost: questions that only dense attention answers right.
+        gained: questions that only dense attention answers wrong.
+        curves: points by name of the curve.
     """
 
     quality: Figure
@@ -67,17 +71,20 @@ class Score:
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def cost(self, of: Cost) -> float:
-        """What is paid, the less the better; nothing known is the most."""
+        """Return a cost such that less is better; infinite if it was not measured."""
         paid = -self.speedup.value if of == "speedup" else getattr(self, of)
         return paid if math.isfinite(paid) else math.inf
 
 
 @dataclass(frozen=True)
 class Row:
-    """One attention in a task: length -> score.
+    """One attention in a task.
 
     Attributes:
-        remarks: what a reader must know of its figures.
+        attention: registered name.
+        role: role in the comparison.
+        scores: length -> score.
+        remarks: notes on its figures.
     """
 
     attention: str
@@ -88,11 +95,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """One task and how every attention did in it, best first at the longest length.
+    """One task with the scores of all attentions.
 
     Attributes:
-        name: of what is recalled, of the text, or of what a pretrained model is asked.
-        higher: whether the more of the metric, the better.
+        suite: name of the suite.
+        name: name of the task: a recall task, a text, or a task of a pretrained model.
+        metric: metric of its quality.
+        higher: True if higher values are better.
+        lengths: lengths with scores, ascending, in tokens.
+        rows: attentions, the best at the longest length first.
     """
 
     suite: str
@@ -109,19 +120,19 @@ class Task:
 
     @property
     def ranged(self) -> bool:
-        """Whether figures at the longest length have a range over seeds."""
-        found = (row.scores.get(self.headline) for row in self.rows)
-        return any(score and self.spread(score.quality) for score in found)
+        """True if figures at the longest length have a range over seeds."""
+        scores = (row.scores.get(self.headline) for row in self.rows)
+        return any(score and self.spread(score.quality) for score in scores)
 
     @property
     def by_depth(self) -> bool:
-        """Whether right answers are known by where they are to be found."""
-        found = (score for row in self.rows for score in row.scores.values())
-        return any("accuracy_by_depth" in score.curves for score in found)
+        """True if accuracy is recorded by the depth of the answer in the context."""
+        scores = (score for row in self.rows for score in row.scores.values())
+        return any("accuracy_by_depth" in score.curves for score in scores)
 
     @property
     def trained(self) -> bool:
-        """Whether models were trained for it, each with one attention."""
+        """True if models were trained for it, each with one attention."""
         return self.suite != "pretrained"
 
     @property
@@ -134,48 +145,54 @@ class Task:
 
     @property
     def question(self) -> str:
-        """What an example asks, in a sentence; empty for text."""
+        """The question of an example, in a sentence; empty for text."""
         record = task_registry.find(self.suite, self.name)
         return record.question if record else ""
 
     def items(self, length: int) -> float:
-        """What there was to find at a length; NaN for text."""
-        found = (row.scores[length].items for row in self.rows if length in row.scores)
-        return next(found, math.nan)
+        """Return the number of items to find at a length; NaN for text."""
+        items = (row.scores[length].items for row in self.rows if length in row.scores)
+        return next(items, math.nan)
 
     def score(self, attention: str, length: int) -> Score | None:
-        found = (row.scores.get(length) for row in self.rows if row.attention == attention)
-        return next(found, None)
+        """Return the score of an attention at a length, or None."""
+        scores = (row.scores.get(length) for row in self.rows if row.attention == attention)
+        return next(scores, None)
 
     def resized(self, attention: str, length: int) -> bool:
-        """Return whether a figure is of other settings than time, memory and pairs of its row.
+        """Return True if a score has other settings than time, memory and pairs of its row.
 
-        Those are of the longest length, and an attention may be sized anew for each.
+        Those are measured at the longest length; an attention may have another size at each length.
         """
         score, cost = self.score(attention, length), self.score(attention, self.headline)
         return score is not None and cost is not None and score.settings != cost.settings
 
     def loss(self, score: Score | None) -> float:
-        """Quality such that less is better; without a score it is the most."""
+        """Return quality such that less is better; infinite without a score."""
         if score is None:
             return math.inf
         return -score.quality.value if self.higher else score.quality.value
 
     def write(self, value: float) -> str:
-        """``98%``, ``2.131`` or ``37.55``."""
+        """Format a value of the metric: ``98%``, ``2.131`` or ``37.55``."""
         return WRITTEN.get(self.metric, formatting.format_number)(value)
 
     def spread(self, quality: Figure) -> str:
-        """``93-98%``, empty with one seed."""
+        """Format the range over seeds: ``93-98%``; empty with one seed."""
         if not (math.isfinite(quality.low) and math.isfinite(quality.high)):
             return ""
         return f"{self.write(quality.low).rstrip('%')}-{self.write(quality.high)}"
 
     def front(self, length: int, costs: Sequence[Cost] = ("speedup", "peak")) -> frozenset[str]:
-        """The Pareto front: no other is as good in quality and all costs, and better in one.
+        """Return the attentions on the Pareto front of quality and costs.
 
-        By the figures alone, whatever their intervals; those of a point are of one case.
-        What is in doubt is not on it, and takes nobody's place there.
+        No other attention is as good in quality and all costs, and better in one. Intervals are
+        ignored; quality and costs of an attention are from one case. Attentions in doubt are left
+        out.
+
+        Args:
+            length: tokens.
+            costs: costs to compare beside quality.
         """
         points = {
             row.attention: (self.loss(score), *map(score.cost, costs))
@@ -193,41 +210,41 @@ def known_tasks() -> frozenset[str]:
 def tasks(
     results: Sequence[CaseResult], command: str, suites: Mapping[str, SuiteInfo] | None = None
 ) -> list[Task]:
-    """Return every task with figures: suite by suite, else as they come.
+    """Return every task with figures, suite by suite, in the order of the results.
 
     Args:
-        results: of one run.
-        command: as it was typed.
-        suites: what they say of themselves, as stored with the run.
+        results: results of one run.
+        command: command of the run, as typed.
+        suites: descriptions of the suites, as stored with the run.
     """
     measured = [r for r in results if r.case.task and r.status == "measured"]
     infos = suite_infos(measured, suites)
     by_task: dict[tuple[str, str], list[CaseResult]] = {}
     for result in measured:
         by_task.setdefault((result.case.suite, result.case.task), []).append(result)
-    said = remarks(results)
-    made = []
+    notes = remarks(results)
+    tables = []
     for suite, info in infos.items():
         for name in (task for owner, task in by_task if owner == suite):
             judge = info.judge(name)
             if judge is not None and not judge.listed:
-                made.append(_task(suite, name, judge, by_task[suite, name], command, said))
-    return [task for task in made if task.rows]
+                tables.append(_task(suite, name, judge, by_task[suite, name], command, notes))
+    return [task for task in tables if task.rows]
 
 
 def hardest(among: Sequence[Task], suite: str) -> Task | None:
-    """Of the tasks of a suite the first that goes to the longest length."""
+    """Return the first task of a suite that has the longest length; None without one."""
     return max((t for t in among if t.suite == suite), key=lambda t: t.headline, default=None)
 
 
 def attentions(among: Sequence[Task]) -> dict[str, Role]:
-    """All that have figures and their roles, best first in the first task, then in the next."""
-    found = {row.attention: row.role for task in among for row in task.rows}
+    """Return attentions with their roles, best first in the first task, then in the next."""
+    roles = {row.attention: row.role for task in among for row in task.rows}
 
     def rank(name: str) -> tuple[float, ...]:
         return tuple(task.loss(task.score(name, task.headline)) for task in among)
 
-    return {name: found[name] for name in sorted(found, key=rank)}
+    return {name: roles[name] for name in sorted(roles, key=rank)}
 
 
 def _task(
@@ -236,7 +253,7 @@ def _task(
     judge: Metric,
     results: Sequence[CaseResult],
     command: str,
-    said: Mapping[str, tuple[Remark, ...]],
+    notes: Mapping[str, tuple[Remark, ...]],
 ) -> Task:
     metric, higher = judge.name, judge.better == "higher"
     scores: dict[str, dict[int, Score]] = {}
@@ -244,12 +261,15 @@ def _task(
         score = _score(result, metric)
         if math.isfinite(score.quality.value):
             scores.setdefault(result.case.attention, {})[result.case.length] = score
-    lengths = tuple(sorted({n for found in scores.values() for n in found}))
-    rows = [Row(a, role(a, command), found, said.get(a, ())) for a, found in scores.items()]
+    lengths = tuple(sorted({n for by_length in scores.values() for n in by_length}))
+    rows = [
+        Row(name, role(name, command), by_length, notes.get(name, ()))
+        for name, by_length in scores.items()
+    ]
     task = Task(suite, name, metric, higher, lengths, ())
 
     def rank(row: Row) -> tuple[float, ...]:
-        """At the longest length; shorter ones decide between equals."""
+        """Return losses, the longest length first; shorter ones decide between equals."""
         return tuple(task.loss(row.scores.get(n)) for n in reversed(lengths))
 
     return dataclasses.replace(task, rows=tuple(sorted(rows, key=rank)))

@@ -1,4 +1,4 @@
-"""Which attention to take, from recorded figures alone: nothing is guessed."""
+"""Recommendation of an attention, from recorded figures alone."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "Option", "Recommendation", "recommend"]
 
 MAX_LOSS = {"accuracy": 0.01, "bits_per_byte": 0.015, "perplexity": 0.05}
-"""What an attention may lose against dense: share of answers; bits and perplexity relative."""
+"""Allowed loss against dense attention: share of answers; relative bits and perplexity."""
 LEARNED = 0.9
-"""Right answers of dense attention, below which a training says nothing about the others."""
+"""Least accuracy of dense attention at which a task can compare attentions."""
 
 Finding = Literal["as good", "worse", "cannot tell", "not measured"]
-"""What the records say of an attention's quality beside dense attention's."""
+"""Quality of an attention beside dense attention's, by the records."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,19 @@ class Option:
     """One attention, with the settings that its speed was measured with.
 
     Attributes:
-        speedup: over dense attention, at the length asked for.
-        peak: bytes there (of decoding: of the state); NaN if not measured with these settings.
-        semantics: what it computes with these settings.
-        config: the settings; empty if not recorded.
-        score: in the task, which may be of other settings or of another length; None if there is
-            none.
-        finding: what the score says of these settings at this length.
-        doubts: why the score does not tell, in words.
-        other_settings: the score is not known to be of these settings.
-        remarks: what a reader must know; some are doubts, and then it is not recommended.
+        attention: registered name.
+        speedup: speed-up over dense attention at the requested length.
+        peak: peak bytes there (in decoding: bytes of the state); NaN if not measured with these
+            settings.
+        fits: True if the peak is within the allowed memory.
+        semantics: description of the attention with these settings.
+        config: settings; empty if not recorded.
+        score: score in the task, possibly with other settings or at another length; None without
+            one.
+        finding: conclusion from the score for these settings at this length.
+        doubts: reasons why the score does not decide, in words.
+        other_settings: True if the score is not recorded to have these settings.
+        remarks: notes on its figures; an attention with a doubt is not recommended.
     """
 
     attention: str
@@ -67,23 +70,23 @@ class Option:
 
     @property
     def good(self) -> bool:
-        """Whether the records show that it loses no more against dense than :data:`MAX_LOSS`."""
+        """True if the records show a loss against dense attention of at most :data:`MAX_LOSS`."""
         return self.finding == "as good"
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The answer and what it rests on.
+    """A recommendation, and the records it is based on.
 
     Attributes:
-        best: the fastest that fits, is as good and not in doubt; None if there is none.
-        options: all with a speed at this length, the fastest first.
-        missing: what is not measured, in words.
-        costs: the run that speed and memory come from.
-        judged: the run that quality comes from, its task, and the length it was judged at.
-        machines: fingerprints of those that measured the speed.
-        similar: these machines are like this one in what decides speed.
-        lengths: tokens at which the phase was measured on a machine that compares.
+        best: the fastest option that fits, is as good and not in doubt; None without one.
+        options: all attentions with a speed at this length, the fastest first.
+        missing: missing measurements, in words.
+        costs: run and view of speed and memory.
+        judged: run, task and length of the quality.
+        machines: fingerprints of the machines that measured the speed.
+        similar: True if these machines are like this one in what decides speed.
+        lengths: lengths at which the phase was measured on a comparable machine, in tokens.
         incomparable: runs whose speeds do not compare with this machine's.
     """
 
@@ -99,7 +102,7 @@ class Recommendation:
 
     @property
     def undecided(self) -> tuple[Option, ...]:
-        """Options that may be better than the best one, if more were known of them."""
+        """Options that may be better than the best one, but lack measurements."""
         ahead = self.options[: self.options.index(self.best)] if self.best else self.options
         return tuple(
             option
@@ -125,8 +128,8 @@ class _Costs:
 
     @property
     def rank(self) -> tuple[bool, int, int]:
-        known = sum(not math.isnan(option.peak) for option in self.options)
-        return self.similar, known, len(self.options)
+        peaks = sum(not math.isnan(option.peak) for option in self.options)
+        return self.similar, peaks, len(self.options)
 
 
 def recommend(
@@ -138,28 +141,31 @@ def recommend(
     phase: str,
     here: Sequence[Machine],
 ) -> Recommendation:
-    """Choose among what was measured.
+    """Recommend an attention from recorded runs.
 
-    Speed, memory and quality of an option are of one configuration. Quality that was measured with
-    other settings, or at another length, is shown and decides nothing.
+    Speed, memory and quality of an option have the same configuration. Quality measured with other
+    settings or at another length is shown, but decides nothing.
 
     Args:
-        runs: recorded runs, those to prefer first.
+        runs: recorded runs, the preferred ones first.
         length: tokens N.
-        memory_bytes: peak of one call beyond its inputs, at most.
-        task: ``recall``, ``language``, ``pretrained``, or the name of a task of theirs.
-        phase: forward, forward+backward or decode.
-        here: fingerprints of the machine that it is for, one a device. Runs of machines like it are
-            preferred; runs whose speeds do not compare with it are not taken.
+        memory_bytes: most peak bytes of one call beyond its inputs.
+        task: ``recall``, ``language``, ``pretrained``, or the name of one of their tasks.
+        phase: ``forward``, ``forward+backward`` or ``decode``.
+        here: fingerprints of the target machine, one a device. Runs of similar machines are
+            preferred; runs of machines that do not compare are ignored.
+
+    Returns:
+        The best option, all options, and the missing measurements.
 
     Raises:
-        ValueError: no run has the task; the message lists what they have.
+        ValueError: no run has the task; the message lists the recorded ones.
     """
-    known = list(runs)
-    tasks = _tasks(known, task)
+    runs = list(runs)
+    tasks = _tasks(runs, task)
     lengths: set[int] = set()
-    found, incomparable = [], []
-    for info, results in known:
+    candidates, incomparable = [], []
+    for info, results in runs:
         machines = tuple(provenance.machine_fingerprints(results, info))
         speeds = [r for r in results if _is_speed(r, phase)]
         if not all(any(comparable(one, other) for other in here) for one in machines):
@@ -168,11 +174,11 @@ def recommend(
         lengths |= {r.case.length for r in speeds}
         alike = all(any(similar(one, other) for other in here) for one in machines)
         for view, options, digests in _views(results, length, phase, memory_bytes):
-            found.append(_Costs(info, view, options, digests, machines, alike))
-    if not found:
+            candidates.append(_Costs(info, view, options, digests, machines, alike))
+    if not candidates:
         judged = max(
             ((info, one, one.headline) for info, one in tasks),
-            key=lambda some: (len(some[1].rows), some[2]),
+            key=lambda item: (len(item[1].rows), item[2]),
             default=None,
         )
         return Recommendation(
@@ -184,12 +190,12 @@ def recommend(
             lengths=tuple(sorted(lengths)),
             incomparable=tuple(incomparable),
         )
-    costs = max(found, key=lambda some: some.rank)
+    costs = max(candidates, key=lambda item: item.rank)
     judged, options = _judged(costs, tasks, length)
-    asked = {costs.info.run_id, *([judged[0].run_id] if judged else [])}
-    said = remarks(r for run, results in known if run.run_id in asked for r in results)
-    options = tuple(replace(option, remarks=said.get(option.attention, ())) for option in options)
-    seen = dict.fromkeys(r.case.attention for _, results in known for r in results)
+    used = {costs.info.run_id, *([judged[0].run_id] if judged else [])}
+    notes = remarks(r for run, results in runs if run.run_id in used for r in results)
+    options = tuple(replace(option, remarks=notes.get(option.attention, ())) for option in options)
+    seen = dict.fromkeys(r.case.attention for _, results in runs for r in results)
     measured = {option.attention for option in options}
     lacking = {
         f"{phase} at {length} tokens": [name for name in seen if name not in measured],
@@ -221,7 +227,7 @@ def _is_speed(result: CaseResult, phase: str) -> bool:
 def _views(
     results: Sequence[CaseResult], length: int, phase: str, memory_bytes: float
 ) -> Iterator[tuple[View, tuple[Option, ...], dict[str, str]]]:
-    """Yield each view with a speed at a length, its options the fastest first, their digests."""
+    """Yield each view with a speed at a length, its options, fastest first, and their digests."""
     data = tables.table(results)
     for view in (v for v in tables.views(data) if v.phase == phase):
         (speed, ratio), (memory, peak) = (
@@ -253,26 +259,27 @@ def _views(
 
 
 def _tasks(runs: Sequence[Run], task: str) -> list[tuple[RunInfo, Task]]:
-    """Return what was asked for, of every run in which dense attention can do it.
+    """Return the requested tasks of every run in which dense attention solves them.
 
     Raises:
         ValueError: no run has the task.
     """
     names: set[str] = set()
-    found = []
+    matches = []
     for info, results in runs:
-        known = quality_tables.tasks(results, info.command, info.suites)
-        names |= {name for t in known for name in (t.suite, t.name)}
-        # Lookups are asked for by name: with settings for speed they answer another question.
-        wanted = [t for t in known if task == t.name or (task == t.suite and t.name != LOOKUP)]
-        found += [(info, t) for t in wanted]
-    if not found and names and task not in names | quality_tables.known_tasks():
+        tasks = quality_tables.tasks(results, info.command, info.suites)
+        names |= {name for t in tasks for name in (t.suite, t.name)}
+        # Lookups need their own name: with settings for speed they answer another question.
+        matches += [
+            (info, t) for t in tasks if task == t.name or (task == t.suite and t.name != LOOKUP)
+        ]
+    if not matches and names and task not in names | quality_tables.known_tasks():
         raise ValueError(f"task {task!r}: must be one of {', '.join(sorted(names))}")
-    return [(info, t) for info, t in found if any(_tells(t, n) for n in t.lengths)]
+    return [(info, t) for info, t in matches if any(_solved(t, n) for n in t.lengths)]
 
 
-def _tells(task: Task, length: int) -> bool:
-    """Whether dense attention was judged in it, and can do it: nobody could say what is lost."""
+def _solved(task: Task, length: int) -> bool:
+    """Return True if dense attention solves the task; without that no loss can be measured."""
     dense = task.score(REFERENCE, length)
     return dense is not None and (not task.higher or dense.quality.value >= LEARNED)
 
@@ -280,10 +287,10 @@ def _tells(task: Task, length: int) -> bool:
 def _judged(
     costs: _Costs, tasks: Sequence[tuple[RunInfo, Task]], length: int
 ) -> tuple[tuple[RunInfo, Task, int] | None, tuple[Option, ...]]:
-    """Return the task that tells most of the options, and the options with what it tells."""
-    found = []
+    """Return the task that decides most options, and the options with their scores in it."""
+    candidates = []
     for info, task in tasks:
-        at = max((n for n in task.lengths if _tells(task, n)), key=lambda n: (n == length, n))
+        at = max((n for n in task.lengths if _solved(task, n)), key=lambda n: (n == length, n))
         options = tuple(_with_score(option, costs, task, at, length) for option in costs.options)
         others = [option for option in options if option.attention != REFERENCE]
         rank = (
@@ -291,10 +298,10 @@ def _judged(
             sum(option.score is not None for option in others),
             at,
         )
-        found.append((rank, (info, task, at), options))
-    if not found:
+        candidates.append((rank, (info, task, at), options))
+    if not candidates:
         return None, costs.options
-    _, judged, options = max(found, key=lambda some: some[0])
+    _, judged, options = max(candidates, key=lambda item: item[0])
     return judged, options
 
 
@@ -309,8 +316,8 @@ def _with_score(option: Option, costs: _Costs, task: Task, at: int, length: int)
     digest = costs.digests[option.attention]
     other = not configuration.same(digest, score.settings)
     if other and digest and score.settings:
-        said = f"{task.name} was measured with other settings: {score.semantics or 'not stated'}"
-        doubts.append(f"{said}, {task.write(score.quality.value)}")
+        text = f"{task.name} was measured with other settings: {score.semantics or 'not stated'}"
+        doubts.append(f"{text}, {task.write(score.quality.value)}")
     elif other:
         doubts.append("its settings are not recorded")
     if at != length:
@@ -332,17 +339,17 @@ def _with_score(option: Option, costs: _Costs, task: Task, at: int, length: int)
     return dataclasses.replace(option, score=score, finding="as good" if good else "worse")
 
 
-def _loss(task: Task, own: Score, dense: Score) -> tuple[float, float] | None:
-    """Return the least and the most that is lost against dense; None where nothing says so.
+def _loss(task: Task, score: Score, dense: Score) -> tuple[float, float] | None:
+    """Return the bounds of the loss against dense attention; None without an interval.
 
-    Of questions that both were asked it is a 95 % interval. Of trained models it is between the
-    worst seed of one and the best seed of the other.
+    For questions that both answered, it is a 95 % interval. For trained models, it is the range
+    between the worst seed of one and the best seed of the other.
     """
-    if math.isfinite(own.answers):
-        return difference_interval(int(own.lost), int(own.gained), int(own.answers))
-    if not (own.seeds > 1 and dense.seeds > 1):
+    if math.isfinite(score.answers):
+        return difference_interval(int(score.lost), int(score.gained), int(score.answers))
+    if not (score.seeds > 1 and dense.seeds > 1):
         return None
-    a, b = own.quality, dense.quality
+    a, b = score.quality, dense.quality
     if task.higher:
         return b.low - a.high, b.high - a.low
     return a.low / b.high - 1, a.high / b.low - 1

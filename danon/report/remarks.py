@@ -1,4 +1,4 @@
-"""What a reader must know of an attention's figures, and which of them can be nobody's best."""
+"""Remarks on an attention's figures; some are doubts, which exclude it from being the best."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["MARK", "Remark", "doubtful", "far", "remarks"]
 
 SELF = "self in float64"
-"""Kind of a check whose oracle is the attention itself: what both get wrong, it does not see."""
+"""Kind of a check whose oracle is the attention itself; it misses errors that both make."""
 MARK = "†"
 HARMLESS = frozenset(
     {
@@ -29,9 +29,9 @@ HARMLESS = frozenset(
         "sys.excepthook",
     }
 )
-"""Settings of :mod:`danon.measure.process_state` that move no time of what runs beside them."""
+"""Settings of :mod:`danon.measure.process_state` that do not affect the time of other calls."""
 FAR = 0.99
-"""Relative error against dense attention from which zeros would have been as near."""
+"""Relative error against dense attention at which zeros would be as close."""
 UNCHECKED = "checked against itself in float64: nothing tells whether it is right"
 
 
@@ -40,7 +40,8 @@ class Remark:
     """A sentence on an attention.
 
     Attributes:
-        doubt: it is never marked as the best nor recommended.
+        text: the sentence.
+        doubt: True if the attention must not be marked as the best nor recommended.
     """
 
     text: str
@@ -48,32 +49,32 @@ class Remark:
 
 
 def remarks(results: Iterable[CaseResult]) -> dict[str, tuple[Remark, ...]]:
-    """What a run says of its attentions; those of which there is nothing to say are not in it."""
+    """Return the remarks on the attentions of a run; attentions without remarks are left out."""
     kinds: dict[str, set[str]] = {}
     changed: dict[str, list[str]] = {}
     for result in results:
         name = result.case.attention
         kinds.setdefault(name, set()).add(result.check.get("kind", ""))
         changed.setdefault(name, []).extend(result.notes)
-    found: dict[str, list[Remark]] = {}
-    for name, seen in kinds.items():
-        if SELF in seen:
-            found.setdefault(name, []).append(Remark(UNCHECKED, doubt=True))
+    notes: dict[str, list[Remark]] = {}
+    for name, checks in kinds.items():
+        if SELF in checks:
+            notes.setdefault(name, []).append(Remark(UNCHECKED, doubt=True))
         if settings := list(dict.fromkeys(changed[name])):
             beside = any(setting not in HARMLESS for setting in settings)
             text = f"changed {', '.join(settings)} of the process"
             text += ", for dense attention beside it too" if beside else ""
-            found.setdefault(name, []).append(Remark(text, doubt=beside))
-    return {name: tuple(some) for name, some in found.items()}
+            notes.setdefault(name, []).append(Remark(text, doubt=beside))
+    return {name: tuple(sentences) for name, sentences in notes.items()}
 
 
-def doubtful(some: Iterable[Remark]) -> bool:
-    """Whether one of them is a doubt."""
-    return any(remark.doubt for remark in some)
+def doubtful(notes: Iterable[Remark]) -> bool:
+    """Return True if one of the remarks is a doubt."""
+    return any(remark.doubt for remark in notes)
 
 
 def far(error: float) -> tuple[Remark, ...]:
-    """Of an output that is no nearer to dense attention's than zeros would be."""
+    """Return a remark if an output is no closer to dense attention's than zeros would be."""
     if not math.isfinite(error) or error < FAR:
         return ()
     return (Remark("its output is no nearer to dense attention's than zeros"),)

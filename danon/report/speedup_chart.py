@@ -1,4 +1,4 @@
-"""The picture of a run: speed-up and memory against length, for a README."""
+"""A chart of a run for a README: speed-up and memory against length."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ LEAST_MIB = 1 / 1024  # zero bytes have no place on a logarithmic axis
 
 
 def write_chart(results: Sequence[CaseResult], info: RunInfo, path: Path) -> None:
-    """Write a PNG: the first view (forward passes first) that has figures of each suite.
+    """Write a PNG of speed and memory, each from the first view with figures of its suite.
+
+    Args:
+        results: outcomes of the run's cases.
+        info: description of the run: commit, profile, machine.
+        path: PNG file, replaced as a whole.
 
     Raises:
         ValueError: the results hold no figure of the speed suite.
@@ -80,7 +85,7 @@ def _title(axes: Axes, title: str, view: tables.View, note: str) -> None:
 
 @dataclass(frozen=True)
 class _End:
-    """Where a curve ends, in data coordinates."""
+    """The end of a curve, in data coordinates."""
 
     name: str
     look: Style
@@ -102,10 +107,17 @@ def _panel(
     scale: float,
     side: int,
 ) -> None:
-    """Every curve of one metric over length, both axes logarithmic.
+    """Draw every curve of one metric over length, on logarithmic axes.
 
     Args:
-        side: of early ends their names go to, away from the bulk: above (+1) or below (-1).
+        axes: axes to draw on.
+        data: table of the run.
+        view: view to draw.
+        looks: style of each attention.
+        suite: name of the suite.
+        metric: name of the metric.
+        scale: factor of the values.
+        side: where the name of a curve with an early end goes: above (+1) or below (-1) it.
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -159,7 +171,7 @@ def _panel(
 def _name_ends(axes: Axes, ends: Sequence[_End], side: int) -> None:
     """Write each name beside the end of its curve, or above (+1) or below (-1) an early end.
 
-    Names that would collide are moved up and down, and tied to their curves.
+    Names that would overlap are moved vertically and connected to their curves by a line.
     """
     import matplotlib.patheffects
 
@@ -190,13 +202,17 @@ def _name_ends(axes: Axes, ends: Sequence[_End], side: int) -> None:
             )
 
 
-def spread_labels(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions at least ``gap`` apart, in order, closest to the wanted (ascending) ones.
+def spread_labels(positions: Sequence[float], gap: float) -> list[float]:
+    """Return positions at least ``gap`` apart that are closest to the given ones.
 
-    Without the gap this is isotonic regression: neighbours in each other's way share their mean.
+    With a gap of 0 this is isotonic regression: overlapping neighbours get their mean.
+
+    Args:
+        positions: preferred positions, ascending.
+        gap: least distance between neighbours.
     """
     blocks: list[tuple[float, int]] = []  # mean of the positions less their gaps, how many
-    for index, position in enumerate(wanted):
+    for index, position in enumerate(positions):
         mean, count = position - index * gap, 1
         while blocks and blocks[-1][0] > mean:
             before, number = blocks.pop()

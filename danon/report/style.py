@@ -1,4 +1,4 @@
-"""Colours and marks of the attentions: the same in the report and in the picture.
+"""Colours and marks of the attentions, the same in the report and in the chart.
 
 Ours stand out in colours that stay apart under colour blindness (after Okabe and Ito); baselines
 are muted and told apart by their marks as well; dense attention is the colour of text.
@@ -20,12 +20,13 @@ __all__ = ["Style", "styles"]
 
 @dataclass(frozen=True)
 class Style:
-    """How a curve is drawn.
+    """The look of a curve.
 
     Attributes:
         light: colour on a light background.
         dark: colour on a dark background.
         mark: index into the list of marks.
+        width: line width in pixels.
     """
 
     light: str
@@ -56,20 +57,20 @@ MARKS = 8
 
 
 def styles(attentions: Sequence[str], command: str) -> dict[str, Style]:
-    """A style for each attention, by its role and its place in the sequence."""
-    found: dict[str, Style] = {}
+    """Return a style for each attention, by its role and its position in the sequence."""
+    chosen: dict[str, Style] = {}
     ours = mechanisms()
     muted = strong = 0
     for name in attentions:
         role = tables.role(name, command)
         if role == "reference":
-            found[name] = Style(*DENSE, mark=0, width=2.5)
+            chosen[name] = Style(*DENSE, mark=0, width=2.5)
         elif role == "baseline":
             tint = MUTED[muted % len(MUTED)]
-            found[name] = Style(tint, tint, mark=1 + muted % (MARKS - 1), width=1.3)
+            chosen[name] = Style(tint, tint, mark=1 + muted % (MARKS - 1), width=1.3)
             muted += 1
         else:
             pair = YOURS if role == "yours" else ours[tables.mechanism(name)].colors
-            found[name] = Style(*pair, mark=strong % MARKS, width=3.0)
+            chosen[name] = Style(*pair, mark=strong % MARKS, width=3.0)
             strong += 1
-    return found
+    return chosen

@@ -1,4 +1,4 @@
-"""What suites say of themselves, for the tables and charts of a run."""
+"""Descriptions of suites, for the tables and charts of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["suite_info", "suite_infos"]
 
 
 def suite_info(name: str) -> SuiteInfo:
-    """Return what a suite says of itself that is installed here; else nothing but its name."""
+    """Return the description of an installed suite; for an unknown one only its name."""
     import_suites()
     return described().get(name, SuiteInfo(name, ""))
 
@@ -27,9 +27,9 @@ def suite_infos(
     """Return the suites of some results, in the order of listing.
 
     Args:
-        results: of one run.
-        stored: with the run; what it lacks is asked of the suites that are installed here. A suite
-            that nobody knows has no metrics but their names.
+        results: results of one run.
+        stored: descriptions stored with the run; missing ones are those of installed suites.
+            An unknown suite has only a name.
     """
     named = {result.case.suite for result in results}
     infos = {name: info for name, info in (stored or {}).items() if name in named}

@@ -1,4 +1,4 @@
-"""Figures that no other table has, a table a suite: those of suites and metrics that others add."""
+"""A table for each suite with figures of its own: added suites, and added metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ class Row:
     """One attention.
 
     Attributes:
-        figures: by metric and length.
+        attention: registered name.
+        role: role in the comparison.
+        semantics: description of the attention.
+        figures: (metric, length) -> figure.
     """
 
     attention: str
@@ -43,14 +46,14 @@ class Row:
 
 @dataclass(frozen=True)
 class SuiteTable:
-    """The figures of a suite that are of one kind.
+    """The figures of a suite with one task, phase, dtype and shape.
 
     Attributes:
-        suite: what it says of itself.
-        where: what the figures share, in words.
-        metrics: the columns.
-        lengths: tokens, ascending.
-        rows: best first, by the first metric at the longest length.
+        suite: description of the suite.
+        where: task, phase, dtype and shape in words.
+        metrics: columns.
+        lengths: lengths in tokens, ascending.
+        rows: attentions, best first by the first metric at the longest length.
     """
 
     suite: SuiteInfo
@@ -69,16 +72,16 @@ def suite_tables(results: Sequence[CaseResult], info: RunInfo) -> list[SuiteTabl
     """Return a table for each suite, task, phase, dtype and shape with figures of its own."""
     tables = []
     for name, suite in suite_infos(results, info.suites).items():
-        mine = [r for r in results if r.case.suite == name and r.status == "measured"]
-        for where in dict.fromkeys(_where(r.case) for r in mine):
-            alike = [r for r in mine if _where(r.case) == where]
+        measured = [r for r in results if r.case.suite == name and r.status == "measured"]
+        for where in dict.fromkeys(_where(r.case) for r in measured):
+            alike = [r for r in measured if _where(r.case) == where]
             if metrics := _metrics(suite, alike):
                 tables.append(_table(suite, where, metrics, alike, info.command))
     return tables
 
 
 def _metrics(suite: SuiteInfo, results: Iterable[CaseResult]) -> tuple[Metric, ...]:
-    """Return the columns: what is listed and measured; of an unknown suite whatever it has."""
+    """Return the columns: listed and measured metrics; all metrics of an unknown suite."""
     from danon.runs.suite_info import Metric
 
     measured = dict.fromkeys(name for result in results for name in result.metrics)
@@ -106,7 +109,7 @@ def _table(
                 figures.setdefault(case.attention, {})[metric.name, case.length] = value
     lengths = tuple(sorted({r.case.length for r in results}))
     rows = [
-        Row(name, role(name, command), semantics[name], found) for name, found in figures.items()
+        Row(name, role(name, command), semantics[name], values) for name, values in figures.items()
     ]
     first = metrics[0]
 

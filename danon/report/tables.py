@@ -1,4 +1,4 @@
-"""Results as tables: what the scoreboard, the report and the picture all show."""
+"""Results as tables, shared by the terminal, the report and the chart."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ BOARD_SUITES = ("speed", "memory", "scaling", "decode")
 
 
 def role(attention: str, command: str) -> Role:
-    """What an attention is in the comparison; "yours" came in by ``--attention place:Class``."""
+    """Return the role of an attention; "yours" was added by ``--attention file.py:Class``."""
     if attention == REFERENCE:
         return "reference"
     if mechanism(attention) in mechanisms():
         return "ours"
-    given = (word.strip("'\"") for word in command.replace("=", " ").replace(",", " ").split())
-    own = (word.rpartition(":")[2] for word in given if ":" in word)
-    # tuned settings of one's own are one's own, too
-    return "yours" if any(f"{attention}-".startswith(f"{name}-") for name in own) else "baseline"
+    words = (word.strip("'\"") for word in command.replace("=", " ").replace(",", " ").split())
+    added = (word.rpartition(":")[2] for word in words if ":" in word)
+    # tuned settings of the user's attentions are the user's, too
+    return "yours" if any(f"{attention}-".startswith(f"{name}-") for name in added) else "baseline"
 
 
 def mechanism(attention: str) -> str:
@@ -67,9 +67,9 @@ def mechanism(attention: str) -> str:
 
 
 def table(results: Sequence[CaseResult]) -> pd.DataFrame:
-    """One row a case: the fields of the case, status, reason, semantics, check and every metric.
+    """Return a row for each case: its fields, status, reason, semantics, check and all metrics.
 
-    ``settings`` is the digest of its configuration.
+    The column ``settings`` has the digest of its configuration.
     """
     rows: list[dict[str, Any]] = []
     for result in results:
@@ -92,7 +92,7 @@ def table(results: Sequence[CaseResult]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class View:
-    """What figures must share to stand in one table: phase, dtype and shape."""
+    """The phase, dtype and shape that the figures of one table share."""
 
     phase: str
     dtype: str
@@ -104,17 +104,20 @@ class View:
 
     @property
     def shape(self) -> str:
-        kind = "causal" if self.causal else "bidirectional"
-        return f"{self.device}, batch {self.batch}, {self.heads} heads x {self.head_dim}, {kind}"
+        """The shape in words."""
+        direction = "causal" if self.causal else "bidirectional"
+        return (
+            f"{self.device}, batch {self.batch}, {self.heads} heads x {self.head_dim}, {direction}"
+        )
 
     def source(self, suite: str, metric: str) -> tuple[str, str]:
-        """Where the figures of a chart come from: decoding has one suite for time and memory."""
+        """Return suite and metric of a chart's figures; decoding has one suite for both."""
         if self.phase != "decode":
             return suite, metric
         return "decode", "state_bytes" if metric == "peak_bytes" else metric
 
     def has(self, case: Case, length: int) -> bool:
-        """Return whether a case of that length belongs to this view."""
+        """Return True if a case has the given length and belongs to this view."""
         return (
             case.length == length
             and not case.task
@@ -125,7 +128,7 @@ class View:
         )
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows of a table that belong to this view."""
+        """Return the rows of a table that belong to this view."""
         keep = pd.Series(True, index=frame.index)
         for name, value in dataclasses.asdict(self).items():
             keep &= frame[name] == value
@@ -133,40 +136,44 @@ class View:
 
 
 def views(frame: pd.DataFrame) -> list[View]:
-    """Every view with a measured figure, forward before backward, then by dtype and shape.
+    """Return every view with a measured figure, sorted by shape, phase and dtype.
 
-    What is measured in a model is no view: its figures do not compare with those of a single pass.
-    Nor are suites that have a table of their own.
+    Cases in models are left out: their figures do not compare with those of a single pass.
+    Suites with a table of their own are left out, too.
     """
     if frame.empty:
         return []
     alone = frame["phase"].isin(PHASES) & (frame["task"] == "") & frame["suite"].isin(BOARD_SUITES)
     measured = frame[(frame["status"] == "measured") & alone]
     names = [f.name for f in dataclasses.fields(View)]
-    found = [View(*key) for key in measured[names].drop_duplicates().itertuples(index=False)]
-    return sorted(found, key=lambda v: (v.shape, PHASES.index(v.phase), v.dtype))
+    distinct = [View(*key) for key in measured[names].drop_duplicates().itertuples(index=False)]
+    return sorted(distinct, key=lambda v: (v.shape, PHASES.index(v.phase), v.dtype))
 
 
 class Curves:
     """The measured figures of one view, by suite and attention."""
 
     def __init__(self, rows: pd.DataFrame) -> None:
-        """Args: rows: of :func:`table`, those of one view."""
+        """Group the figures of a view.
+
+        Args:
+            rows: rows of :func:`table` that belong to the view.
+        """
         self._records: dict[tuple[str, str], list[dict[Any, Any]]] = {}
         for record in rows[rows["status"] == "measured"].to_dict("records"):
             self._records.setdefault((record["suite"], record["attention"]), []).append(record)
 
     def get(self, suite: str, attention: str, metric: str) -> dict[int, Figure]:
-        """Length -> figure, ascending; ``speedup`` is derived from the time ratio."""
-        found = {}
+        """Return length -> figure, ascending; ``speedup`` is derived from the time ratio."""
+        points = {}
         for record in self._records.get((suite, attention), ()):
-            one = speedup(record) if metric == "speedup" else figure(record, metric)
-            if math.isfinite(one.value):
-                found[int(record["length"])] = one
-        return dict(sorted(found.items()))
+            point = speedup(record) if metric == "speedup" else figure(record, metric)
+            if math.isfinite(point.value):
+                points[int(record["length"])] = point
+        return dict(sorted(points.items()))
 
     def settings(self, suite: str, attention: str) -> dict[int, str]:
-        """Length -> digest of the configuration that was measured."""
+        """Return length -> digest of the measured configuration."""
         records = self._records.get((suite, attention), ())
         return {int(record["length"]): record["settings"] for record in records}
 
@@ -177,14 +184,14 @@ def _number(record: Mapping[Any, Any], name: str) -> float:
 
 
 def figure(record: Mapping[Any, Any], metric: str) -> Figure:
-    """A metric with its interval, of a record that may lack it."""
+    """Return a metric with its interval; NaN if the record lacks it."""
     return Figure(
         _number(record, metric), _number(record, f"{metric}_low"), _number(record, f"{metric}_high")
     )
 
 
 def speedup(record: Mapping[Any, Any]) -> Figure:
-    """Times faster than dense: one over the time ratio of a record."""
+    """Return the speed-up over dense attention: one over the time ratio of a record."""
     if record["attention"] == REFERENCE:
         return Figure(1.0)  # by definition: its ratio to itself says nothing
     conclusive = _number(record, "conclusive") != 0.0
@@ -201,15 +208,18 @@ class Row:
     """One attention on the scoreboard.
 
     Attributes:
-        speedups: length -> times faster than dense.
+        attention: registered name.
+        role: role in the comparison.
+        semantics: description of the attention.
+        speedups: length -> speed-up over dense attention.
         flops: useful FLOP/s at the headline length.
         roofline: share of the matmul rate at the headline length, 0 to 1.
         peak: peak bytes at the headline length.
-        exponent: of time in N.
-        error: relative, against dense, at the headline length.
-        settings: digests of the configurations that its speed was measured with: one, unless the
-            settings have changed while the run was resumed.
-        remarks: what a reader must know of its figures.
+        exponent: exponent of time in N.
+        error: relative error against dense attention at the headline length.
+        settings: digests of the configurations of its speed; several only if settings changed
+            before the run was resumed.
+        remarks: notes on its figures.
     """
 
     attention: str
@@ -225,9 +235,9 @@ class Row:
     remarks: tuple[Remark, ...] = ()
 
     def sort_key(self, headline: int) -> tuple[bool, bool, float]:
-        """Sorts rows: by speed-up at the headline length, those without one last.
+        """Return a key that sorts by speed-up at the headline length, rows without one last.
 
-        What is in doubt comes after all others, however fast.
+        Rows in doubt come after all others, however fast.
         """
         sure = not doubtful(self.remarks)
         if headline in self.speedups:
@@ -241,10 +251,12 @@ class Scoreboard:
     """The scoreboard of one view.
 
     Attributes:
-        lengths: every length with a speed figure.
-        headline: the longest length at which dense attention itself was timed; figures that
-            stand alone are given there. Without it, the longest length of any figure.
-        dense_s: seconds of dense attention at the headline length; NaN where it was not measured.
+        view: phase, dtype and shape of all figures.
+        lengths: lengths with a speed figure, in tokens.
+        headline: longest length at which dense attention was timed, else the longest length;
+            single figures are given there.
+        dense_s: seconds of dense attention at the headline length; NaN if not measured.
+        rows: attentions, the fastest first.
     """
 
     view: View
@@ -260,16 +272,19 @@ def scoreboard(
     command: str,
     remarks: Mapping[str, tuple[Remark, ...]] | None = None,
 ) -> Scoreboard:
-    """The scoreboard of a view, fastest first.
+    """Return the scoreboard of a view, fastest first.
 
     Args:
-        remarks: of :func:`danon.report.remarks.remarks`.
+        frame: table of the run.
+        view: phase, dtype and shape of the figures.
+        command: command of the run, as typed.
+        remarks: result of :func:`danon.report.remarks.remarks`.
     """
-    known = remarks or {}
-    mine = view.of(frame)
-    mine = mine[mine["suite"].isin(BOARD_SUITES)]
-    curves = Curves(mine)
-    measured = mine[mine["status"] == "measured"]
+    notes = remarks or {}
+    rows_of_view = view.of(frame)
+    rows_of_view = rows_of_view[rows_of_view["suite"].isin(BOARD_SUITES)]
+    curves = Curves(rows_of_view)
+    measured = rows_of_view[rows_of_view["status"] == "measured"]
     speed = measured[measured["suite"] == view.source("speed", "")[0]]
     lengths = tuple(sorted({int(n) for n in speed["length"]}))
     dense_at = speed[speed["attention"] == REFERENCE]["length"]
@@ -281,45 +296,50 @@ def scoreboard(
         timed = curves.settings(view.source("speed", "")[0], attention)
 
         def figure_at(length: int, suite: str, metric: str) -> Figure:
-            """Return a figure of a configuration that was timed; NaN if there is none."""
-            suite, _, metric = _asked(view, suite, attention, metric)
-            known = {timed[length]} if length in timed else set(timed.values())
-            if known and curves.settings(suite, attention).get(length) not in known:
+            """Return a figure of a timed configuration; NaN without one."""
+            suite, _, metric = _key(view, suite, attention, metric)
+            allowed = {timed[length]} if length in timed else set(timed.values())
+            if allowed and curves.settings(suite, attention).get(length) not in allowed:
                 return Figure(math.nan)
             return curves.get(suite, attention, metric).get(length, Figure(math.nan))
 
         def at_headline(suite: str, metric: str) -> float:
             return figure_at(headline, suite, metric).value
 
-        stated = mine[(mine["attention"] == attention) & (mine["semantics"] != "")]["semantics"]
+        described = rows_of_view["semantics"] != ""
+        own_rows = rows_of_view["attention"] == attention
+        semantics = rows_of_view[own_rows & described]["semantics"]
         error = at_headline("speed", "error_vs_dense")
         return Row(
             attention=attention,
             role=role(attention, command),
-            semantics=str(stated.iloc[0]) if len(stated) else "",
-            speedups=curves.get(*_asked(view, "speed", attention, "speedup")),
+            semantics=str(semantics.iloc[0]) if len(semantics) else "",
+            speedups=curves.get(*_key(view, "speed", attention, "speedup")),
             flops=at_headline("speed", "useful_flops_per_s"),
             roofline=at_headline("speed", "roofline_fraction"),
             peak=at_headline("memory", "peak_bytes"),
             exponent=figure_at(0, "scaling", "time_exponent"),
             error=error,
             settings=frozenset(timed.values()),
-            remarks=(*known.get(attention, ()), *far(error)),
+            remarks=(*notes.get(attention, ()), *far(error)),
         )
 
     rows = [row(attention) for attention in dict.fromkeys(measured["attention"])]
     rows.sort(key=lambda r: r.sort_key(headline), reverse=True)
-    dense = curves.get(*_asked(view, "speed", REFERENCE, "time_s")).get(headline, Figure(math.nan))
+    dense = curves.get(*_key(view, "speed", REFERENCE, "time_s")).get(headline, Figure(math.nan))
     return Scoreboard(view, lengths, headline, dense.value, tuple(rows))
 
 
-def _asked(view: View, suite: str, attention: str, metric: str) -> tuple[str, str, str]:
+def _key(view: View, suite: str, attention: str, metric: str) -> tuple[str, str, str]:
     suite, metric = view.source(suite, metric)
     return suite, attention, metric
 
 
 def check_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of each attention, dtype and phase the check closest to its tolerance, and how many ran."""
+    """Return the check closest to its tolerance for each attention, dtype and phase.
+
+    The column ``checks`` has the number of checks.
+    """
     if frame.empty or "check_error" not in frame:
         return pd.DataFrame()
     checked = frame[frame["check_error"].notna()].copy()

@@ -1,4 +1,4 @@
-"""The scoreboard in the terminal."""
+"""Tables of a run in the terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["render"]
 STATUS_STYLES = {"failed": "bold red", "over budget": "yellow", "unavailable": "dim"}
 LENGTH_COLUMN = 8  # characters
 QUALITY_COLUMN = 7  # of a task on a board
-OTHER = "other"  # settings were judged than those that the row is of
+OTHER = "other"  # quality was measured with other settings than the row's
 LEGEND = (
     "Speed-up: time of dense attention (sdpa) / own time, both measured alternately in this run; "
     "[95 % interval]. ~ extrapolated: dense was not run at that length. ? the time budget ended "
@@ -45,15 +45,23 @@ QUALITY_LEGEND = (
 
 
 def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> None:
-    """Print a scoreboard per phase and dtype, and below them what has no figures, and why."""
+    """Print the tables of a run.
+
+    A scoreboard for each phase and dtype comes first, cases without figures and their reasons last.
+
+    Args:
+        results: outcomes of the run's cases.
+        info: description of the run: commit, profile, machine.
+        console: console to print on.
+    """
     data = tables.table(results)
     console.print()
     console.rule("[bold]danon bench[/]", align="left")
     console.print(escape(provenance.describe_run(info)), style="dim", highlight=False)
     for machine in provenance.describe_machines(results, info):
         console.print(escape(machine), style="dim", highlight=False)
-    said = remarks(results)
-    boards = [tables.scoreboard(data, view, info.command, said) for view in tables.views(data)]
+    notes = remarks(results)
+    boards = [tables.scoreboard(data, view, info.command, notes) for view in tables.views(data)]
     tasks = quality_tables.tasks(results, info.command, info.suites)
     for shown in boards:
         console.print(f"\n[bold]{_title(shown)}[/]", highlight=False)
@@ -63,17 +71,17 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
         console.print(Text(shown_quality, style="dim"))
         if console.width < WIDE:
             _print_semantics(boards, console)
-    print_quality(tasks, console, said)
-    found = bound_tables.bounds(results, info.command, info.suites)
-    if found:
-        print_bounds(found, console)
+    print_quality(tasks, console, notes)
+    bounds = bound_tables.bounds(results, info.command, info.suites)
+    if bounds:
+        print_bounds(bounds, console)
     others = suite_tables.suite_tables(results, info)
     for table in others:
         print_suite(table, console)
-    _print_remarks(boards, said, console)
-    if not (boards or tasks or found or others):
+    _print_remarks(boards, notes, console)
+    if not (boards or tasks or bounds or others):
         console.print("\nNo case has figures.")
-    _print_absences(unmeasured_cases(data), console)
+    _print_unmeasured(unmeasured_cases(data), console)
 
 
 def _title(shown: tables.Scoreboard) -> str:
@@ -137,23 +145,23 @@ def _table(shown: tables.Scoreboard, tasks: Sequence[quality_tables.Task], width
 
 
 def _on_boards(tasks: Sequence[quality_tables.Task]) -> list[quality_tables.Task]:
-    """Return the tasks that the boards have a column of."""
-    found = [quality_tables.hardest(tasks, suite) for suite in ("recall", "language")]
-    found.append(next((task for task in tasks if table_kind(task) is LOOKUP), None))
-    return [task for task in found if task]
+    """Return the tasks that have a column on the scoreboards."""
+    chosen = [quality_tables.hardest(tasks, suite) for suite in ("recall", "language")]
+    chosen.append(next((task for task in tasks if table_kind(task) is LOOKUP), None))
+    return [task for task in chosen if task]
 
 
 def _quality_on_board(task: quality_tables.Task, row: tables.Row, length: int) -> str:
-    """Return the figure of the row's own settings, or that only others were judged."""
+    """Return the quality with the row's settings, or :data:`OTHER`."""
     score = task.score(row.attention, length)
     if score is None:
         return formatting.NOTHING
-    own = row.role == "reference" or (score.settings and score.settings in row.settings)
-    return task.write(score.quality.value) if own else OTHER
+    same = row.role == "reference" or (score.settings and score.settings in row.settings)
+    return task.write(score.quality.value) if same else OTHER
 
 
 def _elsewhere(row: tables.Row, lengths: Sequence[int]) -> str:
-    """The longest figure of a row that has none at the lengths shown."""
+    """Return the figure at the longest length, for a row without figures at the lengths shown."""
     if not row.speedups or any(n in row.speedups for n in lengths):
         return ""
     longest = max(row.speedups)
@@ -163,7 +171,7 @@ def _elsewhere(row: tables.Row, lengths: Sequence[int]) -> str:
 
 
 def _lengths(shown: tables.Scoreboard, room: int) -> list[int]:
-    """The lengths that fit: the headline and the longest first, then the next longest."""
+    """Return the lengths that fit: the headline and the longest, then the next longest."""
     count = max(2, room // LENGTH_COLUMN + 2)
     first = [n for n in (shown.headline, *shown.lengths[-1:]) if n in shown.lengths]
     others = [n for n in reversed(shown.lengths) if n not in first]
@@ -171,15 +179,15 @@ def _lengths(shown: tables.Scoreboard, room: int) -> list[int]:
 
 
 def _print_remarks(
-    boards: Sequence[tables.Scoreboard], said: Mapping[str, tuple[Remark, ...]], console: Console
+    boards: Sequence[tables.Scoreboard], notes: Mapping[str, tuple[Remark, ...]], console: Console
 ) -> None:
-    """What the marks at names stand for."""
-    found = {name: dict.fromkeys(some) for name, some in said.items()}
+    """Print the remarks on the marked names."""
+    merged = {name: dict.fromkeys(sentences) for name, sentences in notes.items()}
     for row in (row for shown in boards for row in shown.rows if row.remarks):
-        found.setdefault(row.attention, {}).update(dict.fromkeys(row.remarks))
-    for name, some in found.items():
-        last = "; never marked as the best" if doubtful(some) else ""
-        text = f"{MARK} {name}: {'; '.join(remark.text for remark in some)}{last}."
+        merged.setdefault(row.attention, {}).update(dict.fromkeys(row.remarks))
+    for name, sentences in merged.items():
+        last = "; never marked as the best" if doubtful(sentences) else ""
+        text = f"{MARK} {name}: {'; '.join(remark.text for remark in sentences)}{last}."
         console.print(Text(text, style="yellow"), soft_wrap=True)
 
 
@@ -187,14 +195,14 @@ def _print_semantics(boards: Sequence[tables.Scoreboard], console: Console) -> N
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column()
-    known = {row.attention: row for shown in boards for row in shown.rows}
-    for row in known.values():
+    rows = {row.attention: row for shown in boards for row in shown.rows}
+    for row in rows.values():
         table.add_row(Text(row.attention, style=STYLES[row.role]), Text(row.semantics))
     console.print("\n[bold]What each computes[/]")
     console.print(table)
 
 
-def _print_absences(missing: Sequence[Unmeasured], console: Console) -> None:
+def _print_unmeasured(missing: Sequence[Unmeasured], console: Console) -> None:
     if not missing:
         return
     table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
@@ -202,12 +210,12 @@ def _print_absences(missing: Sequence[Unmeasured], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(ratio=3)
     table.add_column(ratio=2)
-    for absence in missing:
+    for cases in missing:
         table.add_row(
-            Text(absence.attention),
-            Text(absence.status, style=STATUS_STYLES[absence.status]),
-            Text(absence.reason),
-            Text(absence.where, style="dim"),
+            Text(cases.attention),
+            Text(cases.status, style=STATUS_STYLES[cases.status]),
+            Text(cases.reason),
+            Text(cases.where, style="dim"),
         )
     console.print("\n[bold]Without figures, and why[/]")
     console.print(table)

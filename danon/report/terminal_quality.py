@@ -31,7 +31,7 @@ FRONT_LEGEND = (
 
 
 class _Kind(NamedTuple):
-    """How a table of quality is called and explained."""
+    """Title and legend of a table of quality."""
 
     title: str
     sized: str
@@ -71,9 +71,9 @@ def print_quality(
     """Print a table for each kind of model that has figures.
 
     Args:
-        tasks: what models were asked.
-        console: where to.
-        remarks: of :func:`danon.report.remarks.remarks`.
+        tasks: tasks with scores.
+        console: console to print on.
+        remarks: result of :func:`danon.report.remarks.remarks`.
     """
     for kind in (TRAINED, PRETRAINED, LOOKUP):
         if alike := [task for task in tasks if table_kind(task) is kind]:
@@ -81,6 +81,7 @@ def print_quality(
 
 
 def table_kind(task: quality_tables.Task) -> _Kind:
+    """Return the kind of table that shows a task."""
     if task.trained:
         return TRAINED
     return LOOKUP if task.name == quality_tables.LOOKUP else PRETRAINED
@@ -95,9 +96,9 @@ def _print_quality(
     tasks: Sequence[quality_tables.Task],
     kind: _Kind,
     console: Console,
-    said: Mapping[str, tuple[Remark, ...]],
+    remarks: Mapping[str, tuple[Remark, ...]],
 ) -> None:
-    """One table of some tasks; the costs of an attention are those at their longest length."""
+    """Print one table of several tasks; costs are those at the longest length."""
     chief = max(tasks, key=lambda task: task.headline)
     at, wide = heading_at(chief.headline), console.width >= WIDE
     roles = quality_tables.attentions(tasks)
@@ -123,7 +124,7 @@ def _print_quality(
     marked = False
     for name, role in roles.items():
         cost = chief.score(name, chief.headline)
-        cells = [marked_name(name, said.get(name, ()))]
+        cells = [marked_name(name, remarks.get(name, ()))]
         if wide:
             cells.append(Text(cost.semantics if cost else "", style="dim"))
         cells.append(Text(formatting.format_share(cost.share) if cost else formatting.NOTHING))
@@ -143,22 +144,27 @@ def _print_quality(
         table.add_row(*cells, style=STYLES[role])
     console.print(f"\n[bold]Quality · {kind.title}[/]")
     console.print(table)
-    told = "; ".join(f"{task.name}: {task.about}" for task in tasks)
+    explained = "; ".join(f"{task.name}: {task.about}" for task in tasks)
     legend = f"{kind.legend} {RESIZED_LEGEND}" if marked else kind.legend
-    console.print(Text(f"{legend} {told}.", style="dim"))
+    console.print(Text(f"{legend} {explained}.", style="dim"))
 
 
 class _Fit:
-    """What of the quality table has room.
+    """Columns of a quality table that fit.
 
     Attributes:
-        columns: every task at its longest length, then the next longest ones that fit.
-        ranged: the column that has its range over the seeds beside it: where recall is hardest.
-        seconds: the training seconds have room.
+        columns: every task at its longest length, then the next longest lengths that fit.
+        ranged: column with the range over seeds beside it: the hardest recall; None without room.
+        seconds: True if the training seconds fit.
     """
 
     def __init__(self, tasks: Sequence[quality_tables.Task], room: int) -> None:
-        """Args: room: characters beside name, pairs and speed-up."""
+        """Choose the columns.
+
+        Args:
+            tasks: tasks of the table.
+            room: characters beside name, pairs and speed-up.
+        """
         room -= (NAME + 1) * len(tasks)
         self.seconds = tasks[0].trained and room >= TRAINING_COLUMN
         room -= TRAINING_COLUMN

@@ -1,4 +1,4 @@
-"""Parts that all tables of the terminal share."""
+"""Elements that all tables of the terminal share."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ NAME = 7  # characters of a task
 
 
 def heading_at(length: int) -> str:
-    """The second line of a heading."""
+    """Return the second line of a heading."""
     return f"\nat {formatting.format_length(length)}"
 
 
-def marked_name(attention: str, said: Sequence[Remark]) -> Text:
-    return Text(f"{attention} {MARK}" if said else attention)
+def marked_name(attention: str, remarks: Sequence[Remark]) -> Text:
+    """Return the name of an attention, with a mark if there are remarks on it."""
+    return Text(f"{attention} {MARK}" if remarks else attention)

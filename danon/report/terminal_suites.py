@@ -1,4 +1,4 @@
-"""Tables of single suites in the terminal: bounds, and suites that others add."""
+"""Tables of single suites in the terminal: bounds, and added suites."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ BOUNDS_LEGEND = (
 )
 
 
-def print_bounds(found: bound_tables.Bounds, console: Console) -> None:
-    """Distances from dense attention's matrix at the longest length."""
-    at = found.headline
+def print_bounds(bounds: bound_tables.Bounds, console: Console) -> None:
+    """Print distances from dense attention's matrix at the longest length."""
+    at = bounds.headline
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("attention", no_wrap=True, max_width=18)
     for name in ("eps", "N^", "rel", "TV", "gamma", "covered", "delta"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("mass by branch", overflow="fold")
-    for row in found.rows:
+    for row in bounds.rows:
         if at not in row.mass:
             continue  # its reason is among those without figures
         cells = [
@@ -51,14 +51,14 @@ def print_bounds(found: bound_tables.Bounds, console: Console) -> None:
         mass = Text(formatting.format_shares(row.mass[at]), style="dim")
         table.add_row(Text(row.attention), *map(Text, cells), mass, style=STYLES[row.role])
     console.print(
-        f"\n[bold]Bounds at {formatting.format_length(at)} · {found.where}[/]", highlight=False
+        f"\n[bold]Bounds at {formatting.format_length(at)} · {bounds.where}[/]", highlight=False
     )
     console.print(table)
     console.print(Text(BOUNDS_LEGEND, style="dim"))
 
 
 def print_suite(table: suite_tables.SuiteTable, console: Console) -> None:
-    """Print the figures of a suite: every metric at the lengths that fit, the longest first."""
+    """Print the figures of a suite: every metric at the longest lengths that fit."""
     names = [row.attention for row in table.rows]
     room = console.width - min(18, max(map(len, names))) - 1
     width = max(MIN_METRIC_COLUMN, *(len(metric.heading) + 1 for metric in table.metrics))

@@ -1,4 +1,4 @@
-"""What studies found best, as the report shows it."""
+"""Tuned settings of studies, as the report shows them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,20 @@ class TunedSettingsRow:
     """Tuned settings in words.
 
     Attributes:
-        goals: that they are the best for.
-        time: over that of the default settings; so is ``memory``.
+        name: name of the row: attention and goal.
+        goals: goals that the settings are best for.
+        score: geometric mean of the ratios to the default settings.
+        interval: 95 % interval of the score.
+        time: time over that of the default settings.
+        memory: memory over that of the default settings.
         wrong: share of wrong answers, and that of the default settings.
-        differs: what the row of that name in the run was measured with instead; empty if it was
-            measured with these settings, or not at all.
-        page: of the study, relative to the report; empty if it is not here.
-        origin: when, where and with how much it was found.
+        error: relative error against dense attention.
+        settings: the settings.
+        differs: other settings that the run measured under this name; empty if it measured these
+            or none.
+        study: name of the study.
+        page: page of the study, relative to the report; empty without a page.
+        origin: length, trials, date, commit and machine of the study.
     """
 
     name: str
@@ -50,27 +57,31 @@ class TunedSettingsRow:
 
 
 def tuned_settings_rows(
-    results: Iterable[CaseResult], report: Path, place: Path | None = None
+    results: Iterable[CaseResult], report: Path, folder: Path | None = None
 ) -> list[TunedSettingsRow]:
-    """The tuned settings of the attentions of a run.
+    """Return the tuned settings of a run's attentions.
 
     Args:
-        results: of the run.
-        report: results/runs/<run>/report.html; pages of studies are looked for in results/tune.
-        place: the folder of the settings; None for what came with danon and the repository's own.
+        results: results of the run.
+        report: results/runs/<run>/report.html; pages of studies are searched in results/tune.
+        folder: folder of the settings; None: those of danon and of the repository.
+
+    Returns:
+        A row for each tuned setting.
 
     Raises:
-        ValueError: a file there is none of ``danon tune``.
+        ValueError: a file in the folder was not written by ``danon tune``.
     """
-    own: dict[str, tuned.TunedSettings] = {}
+    settings: dict[str, tuned.TunedSettings] = {}
     configs: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         configs.setdefault(result.case.attention, []).append(result.config)
     for name in configs:
-        row = tuned.known_row(name) if place is None else tuned.named(name, place)
+        row = tuned.known_row(name) if folder is None else tuned.named(name, folder)
         attention = name if row is None else row.attention
-        own |= tuned.known_rows(attention) if place is None else tuned.rows(attention, place)
-    return [_row(row, report.resolve().parent, configs.get(row.name, ())) for row in own.values()]
+        settings |= tuned.known_rows(attention) if folder is None else tuned.rows(attention, folder)
+    run_dir = report.resolve().parent
+    return [_row(row, run_dir, configs.get(row.name, ())) for row in settings.values()]
 
 
 def _row(
@@ -109,7 +120,7 @@ def _row(
 def _origin(row: tuned.TunedSettings) -> str:
     origin = row.provenance
     machine = origin.get("machine") or {}
-    known = (
+    parts = (
         f"{formatting.format_length(row.length)} tokens {row.dtype}",
         f"{origin['trials']} trials" if "trials" in origin else "",
         str(origin.get("when", "")),
@@ -117,7 +128,7 @@ def _origin(row: tuned.TunedSettings) -> str:
         ", ".join(str(machine[n]) for n in ("gpu", "cpu") if n in machine),
         f"fingerprint {machine['id']}" if "id" in machine else "",
     )
-    return ", ".join(part for part in known if part)
+    return ", ".join(part for part in parts if part)
 
 
 def _number(figures: Mapping[str, Any], name: str) -> float:

@@ -14,10 +14,13 @@ __all__ = ["Unmeasured", "unmeasured_cases"]
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """Cases of one attention that share a reason for having no figures.
+    """Cases of one attention that lack figures for the same reason.
 
     Attributes:
-        where: which cases, in words.
+        attention: registered name.
+        status: ``failed``, ``over budget`` or ``unavailable``.
+        reason: reason in a line.
+        where: suites, tasks and lengths of the cases, in words.
     """
 
     attention: str
@@ -27,47 +30,48 @@ class Unmeasured:
 
 
 def unmeasured_cases(frame: pd.DataFrame) -> list[Unmeasured]:
-    """Every case without figures, grouped by reason; failures first.
+    """Return the cases without figures, grouped by attention and reason, failures first.
 
-    Reasons that differ only in their numbers are one; the shortest length's is shown.
+    Reasons that differ only in numbers form one group, with the reason at the shortest length.
     """
     order = ("failed", "over budget", "unavailable")
     if frame.empty:
         return []
-    found = []
+    groups = []
     missing = frame[frame["status"] != "measured"].sort_values("length", kind="stable")
     wording = missing["reason"].str.replace(r"\d+(\.\d+)?", "#", regex=True).rename("wording")
     for key, group in missing.groupby(["status", "attention", wording], sort=False):
         status, attention, _ = cast("tuple[str, str, str]", key)
-        mine = frame[frame["attention"] == attention]
-        found.append(Unmeasured(attention, status, group["reason"].iloc[0], _where(group, mine)))
-    return sorted(found, key=lambda a: (order.index(a.status), a.attention))
+        where = _where(group, frame[frame["attention"] == attention])
+        groups.append(Unmeasured(attention, status, group["reason"].iloc[0], where))
+    return sorted(groups, key=lambda cases: (order.index(cases.status), cases.attention))
 
 
 def _where(group: pd.DataFrame, everything: pd.DataFrame) -> str:
-    """In words: ``speed 8k to 128k (forward float32); recall mqar 64 to 256``."""
+    """Describe cases: ``speed 8k to 128k (forward float32); recall mqar 64 to 256``."""
     if len(group) == len(everything):
         return "everything"
     parts = []
     for (suite, task), cases in group.groupby(["suite", "task"], sort=False):
         beside = everything[(everything["suite"] == suite) & (everything["task"] == task)]
-        asked = sorted(set(beside["length"]))
-        kinds: dict[str, list[str]] = {}  # lengths in words -> kinds of case that lack these
+        planned = sorted(set(beside["length"]))
+        variants: dict[str, list[str]] = {}  # lengths in words -> phases and dtypes without them
         for (phase, dtype), same in cases.groupby(["phase", "dtype"]):
-            spans = _spans(sorted(set(same["length"]) - {0}), asked)
-            kinds.setdefault(spans, []).append(f"{phase} {dtype}")
-        said = [f"{spans} ({', '.join(names)})".strip() for spans, names in kinds.items()]
-        # a task is trained for in one way only
-        parts.append(f"{suite} {task} {', '.join(kinds)}" if task else f"{suite} {', '.join(said)}")
+            spans = _spans(sorted(set(same["length"]) - {0}), planned)
+            variants.setdefault(spans, []).append(f"{phase} {dtype}")
+        texts = [f"{spans} ({', '.join(names)})".strip() for spans, names in variants.items()]
+        # a task has a single phase and dtype
+        lengths = ", ".join(variants if task else texts)
+        parts.append(f"{suite} {task} {lengths}" if task else f"{suite} {lengths}")
     return "; ".join(parts)
 
 
-def _spans(lengths: list[int], asked: list[int]) -> str:
-    """Lengths in words; a run of neighbours among those asked for as ``first to last``."""
+def _spans(lengths: list[int], planned: list[int]) -> str:
+    """Describe lengths; neighbours among the planned ones as ``first to last``."""
     if not lengths:
         return ""
     names = [formatting.format_length(n) for n in lengths]
     neighbours = (
-        len(lengths) > 2 and [n for n in asked if lengths[0] <= n <= lengths[-1]] == lengths
+        len(lengths) > 2 and [n for n in planned if lengths[0] <= n <= lengths[-1]] == lengths
     )
     return f"{names[0]} to {names[-1]}" if neighbours else ", ".join(names)

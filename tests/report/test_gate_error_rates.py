@@ -58,7 +58,7 @@ def test_wrong_rates_file_is_named_in_the_report(tmp_path: Path, text: str) -> N
     place.parent.mkdir()
     place.write_text(text)
     page = report(tmp_path)
-    assert "rates.json is no file of gate_validation" in page.text and "sdpa" in page.text
+    assert "rates.json was not written by gate_validation" in page.text and "sdpa" in page.text
 
 
 @pytest.mark.slow
