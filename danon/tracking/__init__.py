@@ -1,1 +1,1 @@
-"""MLflow: where runs, models and figures are recorded."""
+"""Recording of runs, models and figures in MLflow."""

@@ -1,4 +1,4 @@
-"""Recording a run in MLflow, while it happens or later from its journal."""
+"""Recording of a bench in MLflow, while it runs or later from its journal."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def _alone(run_dir: Path) -> Iterator[None]:
-    """One process at a time records a run: two would each make its MLflow runs."""
+def _exclusive_recording(run_dir: Path) -> Iterator[None]:
+    """Let one process at a time record a run: two would each create its MLflow runs."""
     with hold_lock(
         run_dir / ".recording.lock",
         store.StoreError(f"{run_dir} is being recorded by another process"),
@@ -37,10 +37,14 @@ def _alone(run_dir: Path) -> Iterator[None]:
 
 
 class Recorder:
-    """Records cases in MLflow as they come. The journal is the truth; this follows it.
+    """Records the cases of a bench in MLflow as they are measured.
 
-    A store that cannot be reached stops the recording, never the bench: ``danon record`` uploads
-    the rest from the journal.
+    The journal on disk stays complete. A store that cannot be reached stops the recording, never
+    the bench: ``danon record`` uploads the rest from the journal.
+
+    Args:
+        info: description of the run.
+        journal: journal of the run.
     """
 
     def __init__(self, info: RunInfo, journal: Journal) -> None:
@@ -52,13 +56,13 @@ class Recorder:
         self._open = contextlib.ExitStack()
 
     def start(self) -> str:
-        """Connect, mark runs that died KILLED, and catch up with what a journal already holds.
+        """Connect, mark dead runs as KILLED, and record the cases already in the journal.
 
         Returns:
-            One line for the user: where the run is recorded, or why it is not.
+            One line for the user: the store, or the reason for not recording.
         """
         try:
-            self._open.enter_context(_alone(self._journal.run_dir))
+            self._open.enter_context(_exclusive_recording(self._journal.run_dir))
             self._tree = RunTree(store.connect(self._uri), self._uri, self._info)
         except store.StoreError as error:
             self._open.close()
@@ -73,7 +77,11 @@ class Recorder:
         )
 
     def log(self, result: CaseResult) -> None:
-        """Record a case; without a store this does nothing."""
+        """Record a case; without a store this does nothing.
+
+        Args:
+            result: outcome of the case.
+        """
         if self._tree is None:
             return
         try:
@@ -85,8 +93,11 @@ class Recorder:
     def finish(self, status: RunStatus) -> str:
         """Set the status of the journal and of the MLflow runs, and upload the files of the run.
 
+        Args:
+            status: final status of the run.
+
         Returns:
-            One line for the user: what was recorded, or how to do it later.
+            One line for the user: the number of recorded cases, or how to record them later.
         """
         self._journal.set_status(status)
         if self._tree is None:
@@ -100,9 +111,9 @@ class Recorder:
             self._stop(error)
             return f"Recorded in part in MLflow. {self._later()}"
         self._open.close()
-        place = store.redact_password(self._uri)
+        address = store.redact_password(self._uri)
         refused = self._tree.refusals()
-        return f"Recorded {self._recorded} cases in MLflow: {place}{models}{refused}"
+        return f"Recorded {self._recorded} cases in MLflow: {address}{models}{refused}"
 
     def _reap(self) -> None:
         try:
@@ -130,15 +141,18 @@ class Recorder:
 
 
 def upload(run_dir: Path) -> str:
-    """Record a run from its journal; what is recorded already stays as it is.
+    """Record a run from its journal; cases that are recorded already stay unchanged.
+
+    Args:
+        run_dir: folder of the run.
 
     Returns:
-        One line for the user: how many cases were new.
+        One line for the user: the number of new cases.
 
     Raises:
         FileNotFoundError: ``run_dir`` holds no run.
-        SchemaError: it holds one that cannot be read.
-        StoreError: the store cannot be used, or the run is still going on.
+        SchemaError: the run in it cannot be read.
+        StoreError: the store cannot be used, or the run has not ended.
     """
     run = RecordedRun.read(run_dir)
     if run.status == "RUNNING":
@@ -148,7 +162,7 @@ def upload(run_dir: Path) -> str:
             "upload it when it has ended"
         )
     uri = store.tracking_uri()
-    with _alone(run.run_dir):
+    with _exclusive_recording(run.run_dir):
         client = store.connect(uri)
         tree = RunTree(client, uri, run.info)
         try:
@@ -160,5 +174,5 @@ def upload(run_dir: Path) -> str:
             raise store.StoreError(
                 f"{store.redact_password(uri)}: {store.root_cause(error)}"
             ) from error
-    place = f"{run.info.run_id} is recorded in {store.redact_password(uri)}"
-    return f"{new} of {len(run.results)} cases were new; {place}{models}{tree.refusals()}"
+    recorded = f"{run.info.run_id} is recorded in {store.redact_password(uri)}"
+    return f"{new} of {len(run.results)} cases were new; {recorded}{models}{tree.refusals()}"

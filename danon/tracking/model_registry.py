@@ -30,26 +30,31 @@ def register(
     results: Sequence[CaseResult],
     run_of: Callable[[CaseResult], str],
 ) -> int:
-    """Make a version of ``danon-<attention>-<task>`` of every model that has its figures.
+    """Register a version of ``danon-<attention>-<task>`` for every trained model with figures.
 
-    The alias ``champion`` is kept on the best version of a plan, and goes from one plan to another
-    only if that trains on more tokens. ``baseline`` is given to a first version and not moved.
+    The alias ``champion`` stays on the best version of a training plan. It moves to another plan
+    only if that trains on more tokens. The alias ``baseline`` stays on the first version.
 
     Args:
-        run_of: id of the MLflow run that a result is recorded in.
+        client: client of the store.
+        run_dir: folder of the run.
+        info: description of the run.
+        results: outcomes of its cases.
+        run_of: function that returns the id of the MLflow run that records a result.
 
     Returns:
-        How many versions are new; one that is there already stays as it is.
+        Number of new versions; existing ones stay unchanged.
 
     Raises:
-        Exception: one of store.failures(), when the store has no registry or cannot be written.
+        Exception: one of :func:`danon.tracking.store.failures`, if the store has no registry or
+            cannot be written.
     """
     new = 0
     for saved, folder in SavedModel.all(run_dir):
-        found = [r for r in results if saved.of(r.case) and r.status == "measured"]
-        if not found:
+        measured = [r for r in results if saved.of(r.case) and r.status == "measured"]
+        if not measured:
             continue  # the run was killed before
-        name, run_id = f"danon-{saved.name}", run_of(found[-1])
+        name, run_id = f"danon-{saved.name}", run_of(measured[-1])
         if not client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
             _complete(folder, saved)
             client.log_artifacts(run_id, str(folder), f"models/{saved.task}")
@@ -58,8 +63,8 @@ def register(
                 name,
                 f"runs:/{run_id}/models/{saved.task}",
                 run_id,
-                _tags(saved, found[-1], info),
-                description=_words(saved, info),
+                _tags(saved, measured[-1], info),
+                description=_description(saved, info),
                 await_creation_for=0,
             )
             new += 1
@@ -68,7 +73,15 @@ def register(
 
 
 def make(client: MlflowClient, name: str) -> None:
-    """Register a model that has no version yet, unless somebody has."""
+    """Create a registered model, unless it exists.
+
+    Args:
+        client: client of the store.
+        name: name of the model.
+
+    Raises:
+        MlflowException: the store refuses for another reason.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -79,18 +92,21 @@ def make(client: MlflowClient, name: str) -> None:
 
 
 def _give_aliases(client: MlflowClient, name: str) -> None:
-    """Look again after each change: of several benches, the last to look has seen every version."""
+    """Set the aliases, and repeat until nothing changes: other benches may add versions."""
     while True:
         aliases = client.get_registered_model(name).aliases
-        found = client.search_model_versions(f"name = '{name}'")
-        mine = {int(v.version): v.tags for v in found if "danon.plan" in v.tags}
-        wanted = {BASELINE: int(aliases.get(BASELINE, min(mine)))}
-        best = int(aliases.get(CHAMPION, min(mine)))
-        if best in mine:  # or somebody put another model there
-            for number, tags in sorted(mine.items()):
-                best = number if _beats(tags, mine[best]) else best
-            wanted[CHAMPION] = best
-        changed = {a: number for a, number in wanted.items() if int(aliases.get(a, 0)) != number}
+        versions = {
+            int(version.version): version.tags
+            for version in client.search_model_versions(f"name = '{name}'")
+            if "danon.plan" in version.tags
+        }
+        target = {BASELINE: int(aliases.get(BASELINE, min(versions)))}
+        best = int(aliases.get(CHAMPION, min(versions)))
+        if best in versions:  # else somebody put another model there
+            for number, tags in sorted(versions.items()):
+                best = number if _beats(tags, versions[best]) else best
+            target[CHAMPION] = best
+        changed = {a: number for a, number in target.items() if int(aliases.get(a, 0)) != number}
         if not changed:
             return
         for alias, number in changed.items():
@@ -98,21 +114,21 @@ def _give_aliases(client: MlflowClient, name: str) -> None:
 
 
 def _beats(new: Mapping[str, str], old: Mapping[str, str]) -> bool:
-    """Whether a version takes the alias from another; of equals the later run has it."""
+    """Return True if a version takes the alias from another; the later run wins a tie."""
     if new["danon.plan"] != old["danon.plan"]:
         return int(new["danon.train_tokens"]) > int(old["danon.train_tokens"])
     judge = suite_info(new["danon.suite"]).judge(new["danon.task"])
     higher = judge is not None and judge.better == "higher"
-    mine, theirs = (
+    new_rank, old_rank = (
         (float(tags["danon.value"]) * (1 if higher else -1), tags["danon.run_id"])
         for tags in (new, old)
     )
-    return mine > theirs
+    return new_rank > old_rank
 
 
 def _tags(saved: SavedModel, result: CaseResult, info: RunInfo) -> dict[str, str]:
-    """Where a version is from, and the figures that it was accepted with."""
-    facts = {**saved.values(), "requirements": " ".join(saved.requirements)}
+    """Return the origin of a version and its figures."""
+    fields = {**saved.values(), "requirements": " ".join(saved.requirements)}
     return {
         "danon.run_id": info.run_id,
         "danon.commit": info.commit,
@@ -122,12 +138,12 @@ def _tags(saved: SavedModel, result: CaseResult, info: RunInfo) -> dict[str, str
             result.place.get("machine", info.fingerprint), sort_keys=True
         ),
         "danon.semantics": result.semantics,
-        **{f"danon.{name}": str(value) for name, value in facts.items()},
+        **{f"danon.{name}": str(value) for name, value in fields.items()},
         **{f"metric.{name}": repr(value) for name, value in result.metrics.items()},
     }
 
 
-def _words(saved: SavedModel, info: RunInfo) -> str:
+def _description(saved: SavedModel, info: RunInfo) -> str:
     return (
         f"{saved.attention} in a small model, trained on {saved.task}: {saved.metric} "
         f"{saved.value:.4g} at {saved.length} tokens (profile {info.profile}, commit "
@@ -136,7 +152,7 @@ def _words(saved: SavedModel, info: RunInfo) -> str:
 
 
 def _complete(folder: Path, saved: SavedModel) -> None:
-    """Make it a folder that ``mlflow.pytorch`` loads, without unpickling anything here."""
+    """Make a folder loadable by ``mlflow.pytorch``, without unpickling anything here."""
     from mlflow.models import Model
 
     code = "code" if (folder / "code").is_dir() else None

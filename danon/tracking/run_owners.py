@@ -21,7 +21,7 @@ __all__ = ["owner_tags", "reap_stale"]
 
 @cache
 def _owner_lock(uri: str) -> Path:
-    """Return the lock file by which others see whether this process lives."""
+    """Return the lock file that shows other processes that this one lives."""
     return Path(f"{_owner_prefix(uri)}{secrets.token_hex(6)}.lock")
 
 
@@ -30,14 +30,14 @@ def _owner_prefix(uri: str) -> Path:
 
 
 def owner_tags(uri: str, run_id: str) -> dict[str, str]:
-    """Return the tags that say to which invocation, and to which process, a run belongs.
+    """Return the tags of a run's invocation and process.
 
     Args:
-        uri: of the store.
-        run_id: of the invocation.
+        uri: address of the store.
+        run_id: id of the invocation.
 
     Raises:
-        StoreError: the lock that this process holds from now on cannot be made.
+        StoreError: the lock file that this process holds from now on cannot be created.
     """
     try:
         owner = Owner.current(_owner_lock(uri))
@@ -52,10 +52,10 @@ def owner_tags(uri: str, run_id: str) -> dict[str, str]:
 
 
 def reap_stale() -> int:
-    """Mark runs KILLED that say RUNNING although their process on this host is gone.
+    """Mark runs as KILLED that have the status RUNNING but whose process on this host is gone.
 
     Returns:
-        How many invocations were marked; the runs below them are marked with them.
+        Number of marked invocations; the runs below them are marked, too.
 
     Raises:
         StoreError: see :func:`danon.tracking.store.connect`.
@@ -73,28 +73,29 @@ def reap_stale() -> int:
 
 def _reap(client: MlflowClient, uri: str) -> int:
     here = socket.gethostname()
-    found = client.search_experiments()
-    experiments = [e.experiment_id for e in found if e.name.startswith("danon/")]
+    experiments = [
+        e.experiment_id for e in client.search_experiments() if e.name.startswith("danon/")
+    ]
     if not experiments:
         return 0
     running = f"attributes.status = 'RUNNING' AND tags.`danon.host` = '{here}'"
     stale, held = set(), cache(is_held)
     for run in store.runs_where(client, experiments, running):
         lock = run.data.tags.get("danon.lock")
-        if lock and not held(Path(lock)) and _says_running(client, run.info.run_id, lock):
+        if lock and not held(Path(lock)) and _still_marked_running(client, run.info.run_id, lock):
             client.set_terminated(run.info.run_id, "KILLED")
             stale.add(run.data.tags["danon.run_id"])
-    # The lock file of every run that says RUNNING is held now; the others have served.
+    # The lock file of every run with the status RUNNING is held now; the others are unused.
     prefix = _owner_prefix(uri)
     for file in prefix.parent.glob(f"{glob.escape(prefix.name)}*.lock"):
         remove_unheld(file)
     return len(stale)
 
 
-def _says_running(client: MlflowClient, run_id: str, lock: str) -> bool:
-    """Whether a run says that it goes on under a lock, asked after the lock was found free.
+def _still_marked_running(client: MlflowClient, run_id: str, lock: str) -> bool:
+    """Return True if a run still has the status RUNNING under a lock that is free.
 
-    A process that ended between the search and the look at its lock has said how its run ended.
+    A process that ended between the search and the check of its lock has set another status.
     """
     run = client.get_run(run_id)
     return run.info.status == "RUNNING" and run.data.tags.get("danon.lock") == lock

@@ -28,17 +28,21 @@ ARTIFACTS = ("benchmark*.json", "samples.parquet", "results.json", "report.html"
 SETTINGS = "danon.settings"
 REASON_LENGTH = 1000  # characters; MLflow refuses tags above 8000
 
-# What a child run says about itself when its cases differ: the first that occurs.
+# A child run whose cases differ has the first of these statuses that occurs.
 STATUS_ORDER: tuple[Status, ...] = ("failed", "measured", "over budget", "unavailable")
 
 
 def metric_name(case: Case, name: str) -> str:
-    """``forward.float32.time_s``, ``training.float32.code.bits_per_byte``.
+    """Return the name of a metric in MLflow: ``forward.float32.time_s``.
 
     MLflow allows no ``+`` in a name.
+
+    Args:
+        case: case of the figure.
+        name: name of the metric in its suite.
     """
-    kind = (case.phase.replace("+", "_"), case.dtype, case.task, name)
-    return ".".join(filter(None, kind))
+    parts = (case.phase.replace("+", "_"), case.dtype, case.task, name)
+    return ".".join(filter(None, parts))
 
 
 @dataclass
@@ -46,8 +50,9 @@ class _Child:
     """The run of one attention at one shape with one configuration.
 
     Attributes:
-        tags: as stored, the tags of the recorded cases among them.
-        semantics: as stored; empty as long as no case has told it.
+        run_id: id of the MLflow run.
+        tags: stored tags, those of recorded cases included.
+        semantics: stored description; empty until a case has one.
     """
 
     run_id: str
@@ -56,11 +61,11 @@ class _Child:
 
     @property
     def settings(self) -> str:
-        """Digest of the configuration; empty as long as only cases without one are recorded."""
+        """Digest of the configuration; empty until a case with a configuration is recorded."""
         return self.tags.get(SETTINGS, "")
 
     def takes(self, result: CaseResult) -> bool:
-        """Return whether a case belongs here: its metrics are of this configuration, or of none."""
+        """Return True if a case has this configuration, or none."""
         digest = configuration.digest(result)
         if digest and self.settings:
             return digest == self.settings
@@ -75,10 +80,17 @@ class _Parent:
 
 
 class RunTree:
-    """The MLflow runs of one invocation, found or made; every method may raise store.failures().
+    """The MLflow runs of one invocation: those of an interrupted recording, else new ones.
+
+    Every method may raise one of :func:`danon.tracking.store.failures`.
+
+    Args:
+        client: client of the store.
+        uri: address of the store.
+        info: description of the run.
 
     Attributes:
-        refused: by name, what MLflow does not take and why.
+        refused: name -> value that MLflow refused, and its reason.
     """
 
     def __init__(self, client: MlflowClient, uri: str, info: RunInfo) -> None:
@@ -94,7 +106,11 @@ class RunTree:
         self._timestamp = int(started.timestamp() * 1000)
 
     def add(self, result: CaseResult) -> bool:
-        """Record a case; False if this very result was recorded before."""
+        """Record a case, and return False if the same result was recorded before.
+
+        Args:
+            result: outcome of the case.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
         case = result.case
@@ -126,9 +142,14 @@ class RunTree:
         return True
 
     def close(self, status: RunStatus, run_dir: Path) -> None:
-        """Upload the files of the run and end every run of the tree."""
+        """Upload the files of the run, and end every MLflow run.
+
+        Args:
+            status: final status.
+            run_dir: folder of the run.
+        """
         for parent in self._parents.values():
-            for file in (place for name in ARTIFACTS for place in sorted(run_dir.glob(name))):
+            for file in (path for name in ARTIFACTS for path in sorted(run_dir.glob(name))):
                 self._client.log_artifact(parent.run_id, str(file))
             for child in itertools.chain(*parent.children.values()):
                 failed = child.tags.get("danon.status") == "failed"
@@ -136,7 +157,15 @@ class RunTree:
             self._client.set_terminated(parent.run_id, status)
 
     def register(self, run_dir: Path, results: Sequence[CaseResult]) -> str:
-        """Register the trained models of the run; what is to be said about it, or nothing."""
+        """Register the trained models of the run.
+
+        Args:
+            run_dir: folder of the run.
+            results: outcomes of its cases.
+
+        Returns:
+            Words on new versions or a failure, for the end of a line; empty without any.
+        """
 
         def run_of(result: CaseResult) -> str:
             return self._child(result).run_id
@@ -144,8 +173,10 @@ class RunTree:
         try:
             new = model_registry.register(self._client, run_dir, self._info, results, run_of)
         except store.failures() as error:  # a store may well have runs and no registry
-            why = store.root_cause(error)
-            return f"; its models are not registered, `danon record {run_dir}` tries again: {why}"
+            reason = store.root_cause(error)
+            return (
+                f"; its models are not registered, `danon record {run_dir}` tries again: {reason}"
+            )
         return f"; {new} trained models are registered" if new else ""
 
     def refusals(self) -> str:
@@ -158,7 +189,7 @@ class RunTree:
         return self._parents[suite]
 
     def _find(self, suite: str) -> _Parent | None:
-        """The runs that an interrupted recording of the same invocation left."""
+        """Return the runs of an interrupted recording of this invocation, or None."""
         from mlflow.entities import RunTag
 
         experiment = store.experiment_id(self._client, self._uri, suite)
@@ -172,12 +203,12 @@ class RunTree:
         for run in runs:
             if key := run.data.tags.get("danon.child"):
                 semantics = run.data.params.get("semantics", "")
-                found = _Child(run.info.run_id, dict(run.data.tags), semantics)
-                parent.children.setdefault(key, []).append(found)
-        mine = [RunTag(*item) for item in self._identity.items()]
+                child = _Child(run.info.run_id, dict(run.data.tags), semantics)
+                parent.children.setdefault(key, []).append(child)
+        owner_tags = [RunTag(*item) for item in self._identity.items()]
         for run in runs:
             self._client.update_run(run.info.run_id, status="RUNNING")
-            self._client.log_batch(run.info.run_id, tags=mine)
+            self._client.log_batch(run.info.run_id, tags=owner_tags)
         return parent
 
     def _make(self, suite: str) -> _Parent:
@@ -213,10 +244,10 @@ class RunTree:
             "causal": case.causal,
         }
         key = json.dumps({"attention": case.attention, **shape})
-        known = parent.children.setdefault(key, [])
+        children = parent.children.setdefault(key, [])
         if not result.config:  # such a case may fit several: it stays where it was recorded before
-            known = sorted(known, key=lambda child: _case_tag(case) not in child.tags)
-        child = next((child for child in known if child.takes(result)), None)
+            children = sorted(children, key=lambda child: _case_tag(case) not in child.tags)
+        child = next((child for child in children if child.takes(result)), None)
         if child is None:
             tags = {
                 **self._identity,
@@ -236,7 +267,7 @@ class RunTree:
 
 
 def _semantics(result: CaseResult) -> str:
-    """As much of it as MLflow stores."""
+    """Return the description of an attention, cut to a length that MLflow stores."""
     return result.semantics[:REASON_LENGTH]
 
 
@@ -245,16 +276,16 @@ def _case_tag(case: Case) -> str:
 
 
 def _case_value(result: CaseResult) -> str:
-    """The outcome for a reader, and a digest that tells it from a later measurement."""
+    """Return the outcome in words, and a digest that changes with the measurement."""
     digest = hashlib.sha256(result.to_json().encode()).hexdigest()[:12]
     outcome = f"{result.status}: {result.reason}" if result.reason else result.status
     return f"{outcome[:REASON_LENGTH]} [{digest}]"
 
 
 def _status_tags(before: dict[str, str], result: CaseResult) -> dict[str, str]:
-    """The child's status and reason, where this case changes them."""
-    known = before.get("danon.status")
+    """Return the child's status and reason if this case changes them."""
+    status = before.get("danon.status")
     ranks: list[str] = list(STATUS_ORDER)
-    if known is not None and ranks.index(known) <= ranks.index(result.status):
+    if status is not None and ranks.index(status) <= ranks.index(result.status):
         return {}
     return {"danon.status": result.status, "danon.reason": result.reason[:REASON_LENGTH]}

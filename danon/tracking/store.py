@@ -1,4 +1,4 @@
-"""Where runs are recorded: which MLflow store, how it is made, and what is cleaned up in it."""
+"""The MLflow store: its address, its creation, its locks, and calls that survive refusals."""
 
 from __future__ import annotations
 
@@ -45,43 +45,49 @@ __all__ = [
 PROBE_TIMEOUT_S = 5
 LOCK_TIMEOUT_S = 120  # creating the schema takes seconds, on a loaded machine tens of them
 SHARED = Path("/var/tmp")
-"""Folder that all users of a machine share and that a restart does not empty."""
+"""Folder that all users of a machine share and that survives a restart."""
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
-"""What MLflow says of a name or a value; a store that fails says something else."""
+"""Error codes of MLflow for a refused name or value; a failing store has other codes."""
 REFUSED = "danon.refused"
-"""How the names of tags begin that say what is refused."""
+"""Prefix of the tags that list refused names and values."""
 REFUSED_NAME, REFUSED_LENGTH = 200, 1000  # characters
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 class StoreError(RuntimeError):
-    """The store cannot be used now; the message says which and why."""
+    """The store cannot be used; the message names the store and the reason."""
 
 
 def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or the sqlite file of the repository one stands in."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given:
-        return given
+    """Return ``MLFLOW_TRACKING_URI``, or the sqlite file of the current repository."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
     return sqlite_uri(project_root() / ".mlflow" / "mlflow.db")
 
 
 def sqlite_uri(file: Path) -> str:
-    """Return SQLAlchemy's address of a sqlite file, whatever its path is made of."""
+    """Return SQLAlchemy's address of a sqlite file, with special characters quoted.
+
+    Args:
+        file: absolute path.
+    """
     special = {ord(letter): quote(letter) for letter in "%?#"}
     return f"sqlite:///{str(file).translate(special)}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a sqlite store; None for any other store, and one in memory.
+    """Return the file of a sqlite store; None for any other store, or one in memory.
+
+    Args:
+        uri: address of the store.
 
     Raises:
-        StoreError: the address was put together from the path of a folder without quoting it.
+        StoreError: the address contains a path that must be quoted.
     """
-    head, found, written = uri.partition(":///")
+    head, separator, written = uri.partition(":///")
     path, _, query = written.partition("?")
     path = unquote(path)
-    if not found or head.split("+")[0] != "sqlite" or path in ("", ":memory:"):
+    if not separator or head.split("+")[0] != "sqlite" or path in ("", ":memory:"):
         return None
     if path.startswith("file:"):
         return None
@@ -93,19 +99,31 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def redact_password(uri: str) -> str:
-    """A store's address without its password, for messages."""
+    """Return a store's address without its password, for messages.
+
+    Args:
+        uri: address of the store.
+    """
     parts = urlsplit(uri)
     return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
 
 
 def artifact_location(uri: str) -> str | None:
-    """Where a store without a server keeps artifacts; None leaves it to the server."""
+    """Return the folder of artifacts of a store without a server; None: the server decides.
+
+    Args:
+        uri: address of the store.
+    """
     file = sqlite_file(uri)
     return None if file is None else (file.parent / "artifacts").as_uri()
 
 
 def lock_prefix(uri: str) -> Path:
-    """Return how the paths of a store's lock files begin: beside its file, or in ``SHARED``."""
+    """Return the prefix of a store's lock files: beside its file, or in :data:`SHARED`.
+
+    Args:
+        uri: address of the store.
+    """
     file = sqlite_file(uri)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -116,10 +134,13 @@ def lock_prefix(uri: str) -> Path:
 
 @contextlib.contextmanager
 def exclusive(uri: str) -> Iterator[None]:
-    """While no other process of this machine is in one, for what two must not do at once.
+    """Hold the store's lock: one process of this machine at a time runs the block.
+
+    Args:
+        uri: address of the store.
 
     Raises:
-        StoreError: another one does not come to an end, or the lock file cannot be written.
+        StoreError: another process holds the lock for too long, or it cannot be written.
     """
     shown, path = redact_password(uri), Path(f"{lock_prefix(uri)}.lock")
     with hold_lock(
@@ -134,10 +155,14 @@ def exclusive(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bounded_retries(*, retries: int, timeout_s: int) -> Iterator[None]:
-    """Bound how long MLflow waits for a server inside the block (its default is minutes).
+    """Limit how long MLflow waits for a server inside the block; its default is minutes.
 
-    MLflow reads these variables at every request. It is also kept quiet: it would log a traceback
+    MLflow reads these variables at every request. Its log is silenced: it would have a traceback
     for every retry, and two lines for every run that ends.
+
+    Args:
+        retries: repeated requests after a failure.
+        timeout_s: seconds to wait for an answer.
     """
     bounds = {
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -163,7 +188,7 @@ def bounded_retries(*, retries: int, timeout_s: int) -> Iterator[None]:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a store that cannot be reached or used raises."""
+    """Return the exceptions of a store that cannot be reached or used."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -172,11 +197,14 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of a store that answers, its schema made if it was new.
+    """Return a client of a store that answers; a new store gets its schema.
+
+    Args:
+        uri: address of the store.
 
     Raises:
-        StoreError: mlflow or a driver is missing, nobody answers, or the store refuses. Known
-            within seconds.
+        StoreError: mlflow or a driver is missing, nothing answers, or the store refuses. It is
+            raised within seconds.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it starts threads while we measure
     try:
@@ -192,7 +220,7 @@ def connect(uri: str) -> MlflowClient:
                 client.search_experiments(max_results=1)
                 return client
             with exclusive(uri):  # several processes that create one schema at once break it
-                _knock(uri)
+                _probe(uri)
                 return MlflowClient(uri)
     except ImportError as error:
         raise StoreError(f"{redact_password(uri)}: {error}") from error
@@ -200,8 +228,8 @@ def connect(uri: str) -> MlflowClient:
         raise StoreError(f"{redact_password(uri)}: {root_cause(error)}") from error
 
 
-def _knock(uri: str) -> None:
-    """Fail at once where a database is none or does not answer; MLflow would retry for minutes."""
+def _probe(uri: str) -> None:
+    """Fail at once if a database is broken or does not answer; MLflow would retry for minutes."""
     file = sqlite_file(uri)
     if file is not None and file.exists():
         with contextlib.closing(sqlite3.connect(file, timeout=PROBE_TIMEOUT_S)) as database:
@@ -214,7 +242,14 @@ def _knock(uri: str) -> None:
 
 
 def root_cause(error: BaseException) -> str:
-    """What failed in the end, in one line: libraries wrap "connection refused" in paragraphs."""
+    """Return the innermost reason of an error, in one line.
+
+    Example:
+        A library's paragraphs around a refused connection give ``[Errno 111] Connection refused``.
+
+    Args:
+        error: error of a library.
+    """
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError | sqlite3.Error):
@@ -224,7 +259,7 @@ def root_cause(error: BaseException) -> str:
 
 
 def prepare() -> None:
-    """Make the store that :func:`tracking_uri` names; experiments come with their first run.
+    """Create the store of :func:`tracking_uri`; experiments are created with their first run.
 
     Raises:
         StoreError: see :func:`connect`.
@@ -233,35 +268,50 @@ def prepare() -> None:
 
 
 def experiment_id(client: MlflowClient, uri: str, suite: str) -> str:
-    """Id of the experiment ``danon/<suite>``, made or restored where it is missing."""
+    """Return the id of the experiment ``danon/<suite>``, created or restored if it is missing.
+
+    Args:
+        client: client of the store.
+        uri: address of the store.
+        suite: name of the suite.
+
+    Raises:
+        MlflowException: the experiment cannot be created.
+    """
     from mlflow.exceptions import MlflowException
 
     name = f"danon/{suite}"
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         root = artifact_location(uri)
         location = None if root is None else f"{root}/{suite}"
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException as error:
-            found = client.get_experiment_by_name(name)  # another bench was faster
-            if found is None:
+            experiment = client.get_experiment_by_name(name)  # another bench was faster
+            if experiment is None:
                 raise error
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def runs_where(client: MlflowClient, experiments: list[str], condition: str) -> list[Run]:
-    """Every run that meets an MLflow filter, over all pages."""
-    found: list[Run] = []
+    """Return every run that meets an MLflow filter, from all pages.
+
+    Args:
+        client: client of the store.
+        experiments: ids of experiments.
+        condition: filter in MLflow's syntax.
+    """
+    runs: list[Run] = []
     token: Any = None
     while True:
         page = client.search_runs(experiments, condition, max_results=1000, page_token=token)
-        found += page
+        runs += page
         token = page.token
         if not token:
-            return found
+            return runs
 
 
 def log_accepted(
@@ -271,11 +321,18 @@ def log_accepted(
     params: Sequence[Param] = (),
     tags: Sequence[RunTag] = (),
 ) -> dict[str, str]:
-    """Log what MLflow accepts, so that one name or value that it refuses costs only itself.
+    """Log a batch; a refused name or value does not affect the rest.
+
+    Args:
+        client: client of the store.
+        run_id: id of the MLflow run.
+        metrics: metrics to log.
+        params: parameters to log.
+        tags: tags to log.
 
     Returns:
-        For each refused name a few words: name, value and MLflow's reason. The run has them in
-        tags ``danon.refused.<name>``.
+        Refused name -> name, value and MLflow's reason. The run has them in tags
+        ``danon.refused.<name>``.
 
     Raises:
         MlflowException: the store fails.
@@ -284,14 +341,14 @@ def log_accepted(
 
     refused = _refused(client, run_id, {"metrics": metrics, "params": params, "tags": tags})
     if refused:
-        said = {re.sub(r"[^\w-]", "_", name)[:REFUSED_NAME]: x for name, x in refused.items()}
-        words = [RunTag(f"{REFUSED}.{name}", x[:REFUSED_LENGTH]) for name, x in said.items()]
-        client.log_batch(run_id, tags=words)
+        texts = {re.sub(r"[^\w-]", "_", name)[:REFUSED_NAME]: x for name, x in refused.items()}
+        notes = [RunTag(f"{REFUSED}.{name}", x[:REFUSED_LENGTH]) for name, x in texts.items()]
+        client.log_batch(run_id, tags=notes)
     return refused
 
 
 def _refused(client: MlflowClient, run_id: str, batch: dict[str, Any]) -> dict[str, str]:
-    """Log a batch, or one by one what is in it; what is refused."""
+    """Log a batch, or its items one by one, and return the refused ones."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -299,12 +356,12 @@ def _refused(client: MlflowClient, run_id: str, batch: dict[str, Any]) -> dict[s
     except MlflowException as error:
         if error.error_code not in REFUSALS:
             raise
-        each = [(kind, item) for kind, some in batch.items() for item in some]
+        each = [(field, item) for field, items in batch.items() for item in items]
         if len(each) == 1:
             ((_, item),) = each
             return {item.key: f"{item.key} = {item.value!r} ({root_cause(error)})"}
         refused: dict[str, str] = {}
-        for kind, item in each:
-            refused |= _refused(client, run_id, {kind: [item]})
+        for field, item in each:
+            refused |= _refused(client, run_id, {field: [item]})
         return refused
     return {}
