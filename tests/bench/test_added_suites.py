@@ -85,7 +85,7 @@ def recorded(folder: Path, suite: str) -> set[str]:
         (METRIC, "mine.py:output_max", "memory", "output_max"),
     ],
 )
-def test_one_file_is_measured_shown_reported_and_recorded(
+def test_suite_or_metric_of_one_file(
     tmp_path: Path, source: str, target: str, suite: str, metric: str
 ) -> None:
     (tmp_path / "mine.py").write_text(source)
@@ -113,9 +113,7 @@ def test_one_file_is_measured_shown_reported_and_recorded(
     assert f"forward.float32.{metric}" in recorded(tmp_path, suite)
 
 
-def test_an_installed_package_adds_a_suite_to_every_bench(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_suite_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "norms.py").write_text(SUITE)
     information = tmp_path / "package" / "norms-1.0.dist-info"
@@ -148,7 +146,7 @@ class TestWrongTargets:
             ),
         ],
     )
-    def test_a_file_that_is_no_suite_is_refused_with_its_reason(
+    def test_refusal_of_a_file_without_a_suite(
         self, tmp_path: Path, source: str, target: str, words: str
     ) -> None:
         file = tmp_path / f"mine_{abs(hash((source, target)))}.py"
@@ -156,16 +154,16 @@ class TestWrongTargets:
         with pytest.raises(ValueError, match=words):
             select_suites([f"{file}:{target}"], print)
 
-    def test_an_unknown_name_is_refused_with_the_known_ones(self) -> None:
+    def test_refusal_of_an_unknown_suite(self) -> None:
         with pytest.raises(ValueError, match="unknown suite 'sped'; known: speed, memory, decode"):
             select_suites(["sped"], print)
 
-    def test_a_metric_of_an_unknown_suite_is_refused(self) -> None:
+    def test_refusal_of_a_metric_of_an_unknown_suite(self) -> None:
         with pytest.raises(ValueError, match="unknown suite 'none'"):
             suites.extra_metric("none", Metric("a", "a"))
 
 
-def test_every_suite_describes_itself() -> None:
+def test_descriptions_of_all_suites() -> None:
     for name in select_suites((), print):
         info = suites.get(name).info()
         assert info.description.endswith(".") and info.metrics

@@ -142,12 +142,12 @@ def runner() -> CaseRunner:
 
 class TestRows:
     @pytest.mark.parametrize("length", [1, 7, 64, 65, 1000, 16384])
-    def test_one_of_each_stretch(self, length: int) -> None:
+    def test_sampled_rows_are_spread_over_the_length(self, length: int) -> None:
         rows = spread_rows(length)
         assert len(rows) == min(length, 64)
         assert torch.equal(rows * len(rows) // length, torch.arange(len(rows))) or length % 64
 
-    def test_the_norm_of_all_rows_is_met_on_average(self) -> None:
+    def test_norm_of_sampled_rows_is_unbiased(self) -> None:
         def eps(weights: Tensor) -> float:
             return distances(weights, torch.full_like(weights, 1e-30), None, D)["eps"]
 
@@ -159,7 +159,7 @@ class TestRows:
 
 class TestClosedForms:
     @pytest.mark.parametrize("name", ["sdpa", "sdpa-math"])
-    def test_dense_attention_is_dense_attention(self, name: str) -> None:
+    def test_distances_of_dense_attention_are_zero(self, name: str) -> None:
         some = Workload(case(name))
         metrics = bounds(some)
         assert {metrics[x] for x in (*EXACT, "gamma")} == {0.0}
@@ -170,7 +170,7 @@ class TestClosedForms:
         dense = dense_weights(some.q, some.k, rows, causal=True)
         assert torch.allclose(effective.weights, dense, atol=1e-12)
 
-    def test_a_window_misses_what_is_outside(self) -> None:
+    def test_distances_of_a_window(self) -> None:
         from baselines.window import Window
 
         module = Window(config(AttentionConfig), width=32, sinks=4)
@@ -189,7 +189,7 @@ class TestClosedForms:
         assert metrics["eps"] == pytest.approx(float(away.mean()) * (D / math.log(N)) ** 0.5)
 
     @pytest.mark.parametrize("name", ["msra", "ucsa"])
-    def test_nodes_of_identical_tokens_are_exact(self, name: str) -> None:
+    def test_distances_of_nodes_over_identical_tokens(self, name: str) -> None:
         some = workload(small()[name])
         # four tokens alike in every node, whatever the level
         alike = torch.arange(N)
@@ -201,7 +201,7 @@ class TestClosedForms:
         assert metrics["gamma"] > 0.01
         assert metrics["dense_mass_covered"] < 0.99
 
-    def test_everything_within_the_budget_is_exact(self) -> None:
+    def test_distances_when_all_tokens_fit_the_budget(self) -> None:
         every = config(
             UCSAConfig,
             local_window_size=16,
@@ -217,7 +217,7 @@ class TestClosedForms:
 
 class TestMechanisms:
     @pytest.mark.parametrize("name", ["msra", "dala", "ucsa", "blend"])
-    def test_masses_sum_to_one_and_the_matrix_is_causal(self, name: str) -> None:
+    def test_sum_of_masses_and_causality_of_the_matrix(self, name: str) -> None:
         some, rows = workload(small()[name]), spread_rows(N)
         metrics = bounds(some)
         mass = {x: y for x, y in metrics.items() if x.startswith("mass_")}
@@ -233,7 +233,7 @@ class TestMechanisms:
         assert 0 < metrics["gamma"] < 1
 
     @pytest.mark.parametrize("name", ["msra", "ucsa"])
-    def test_a_union_of_tokens_and_nodes_is_all_in_the_matrix(self, name: str) -> None:
+    def test_union_of_tokens_and_nodes_leaves_no_output_unexplained(self, name: str) -> None:
         some, rows = workload(small()[name]), spread_rows(N)
         metrics = bounds(some)
         assert metrics["unexplained_output"] < 1e-5
@@ -249,7 +249,7 @@ class TestMechanisms:
         shared = ((ratio - first) / first).abs()[~effective.exact & (effective.weights > 0)]
         assert float(shared.min()) > 1e-9
 
-    def test_delta_is_of_what_each_row_gets_for_each_token(self) -> None:
+    def test_delta_against_values_seen_by_each_row(self) -> None:
         some, rows = workload(small()["ucsa"], 96), spread_rows(96)
         assert isinstance(some.module, UCSA)
         sinks = some.module.cfg.global_tokens
@@ -267,7 +267,7 @@ class TestMechanisms:
                         gap += float((token - above[0]).square().sum())
         assert bounds(some)["delta_keys"] == pytest.approx((gap / whole) ** 0.5)
 
-    def test_what_the_state_of_dala_has_is_on_no_token(self) -> None:
+    def test_dala_state_is_outside_the_matrix(self) -> None:
         some, rows = workload(small()["dala"]), spread_rows(N)
         metrics = bounds(some)
         effective = some.module.effective_attention(some.q, some.k, some.v, rows)
@@ -276,7 +276,7 @@ class TestMechanisms:
         assert metrics["unexplained_output"] > 1e-5
         assert "delta" not in metrics
 
-    def test_grouped_heads_have_rows_of_their_own(self) -> None:
+    def test_rows_of_grouped_heads(self) -> None:
         shape = AttentionConfig(hidden_size=4 * D, num_heads=4, num_kv_heads=2, causal=True)
         module, rows = registry.get("sdpa").build(shape), torch.tensor([0, 5, 31])
         g = torch.Generator().manual_seed(0)
@@ -284,7 +284,7 @@ class TestMechanisms:
         found = module.effective_attention(q, k, v, rows).weights
         assert torch.allclose(found, dense_weights(q, k, rows, causal=True), atol=1e-12)
 
-    def test_what_summarises_everything_has_no_tokens_of_its_own(self) -> None:
+    def test_mechanism_that_pools_all_tokens(self) -> None:
         metrics = bounds(Workload(case("linear")))
         assert "gamma" not in metrics
         assert "dense_mass_covered" not in metrics
@@ -293,31 +293,31 @@ class TestMechanisms:
 
 
 class TestWrong:
-    def test_a_random_selection_is_visibly_worse(self, own: None, runner: CaseRunner) -> None:
+    def test_random_selection_is_worse(self, own: None, runner: CaseRunner) -> None:
         best, random = (runner.result(case_of(name)) for name in ("Sparse", "RandomSparse"))
         assert best.status == random.status == "measured"
         for worse in (*EXACT, "gamma"):
             assert random.metrics[worse] > 2 * best.metrics[worse]
         assert random.metrics["dense_mass_covered"] < best.metrics["dense_mass_covered"] - 0.2
 
-    def test_values_in_another_order_are_a_failed_row(self, own: None, runner: CaseRunner) -> None:
+    def test_shuffled_values_fail(self, own: None, runner: CaseRunner) -> None:
         found = runner.result(case_of("Shuffled"))
         assert (found.status, found.metrics) == ("failed", {})
         assert "not causal" in found.reason
 
-    def test_without_a_gradient_there_is_no_matrix(self, own: None, runner: CaseRunner) -> None:
+    def test_output_without_a_gradient_fails(self, own: None, runner: CaseRunner) -> None:
         found = runner.result(case_of("Gateless"))
         assert (found.status, found.metrics) == ("failed", {})
         assert "no gradient in v" in found.reason
 
-    def test_a_slow_backward_is_over_budget(
+    def test_slow_backward_is_over_budget(
         self, own: None, runner: CaseRunner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("suites.bounds.GRADIENT_CALLS", 1e9)
         assert runner.result(case_of("Sparse")).status == "over budget"
         assert runner.result(case_of("window")).status == "measured"  # has a definition
 
-    def test_a_forecast_is_of_its_own_and_linear(self) -> None:
+    def test_forecast_is_linear_and_separate(self) -> None:
         costs = CostForecaster()
         costs.add(Case("speed", "a", 1000, "float32", "forward"), 9.0)
         own = {"kind": "bounds", "exponent": Bounds.exponent}
@@ -340,9 +340,7 @@ def measured(own: None, runner: CaseRunner) -> list[CaseResult]:
 
 
 class TestTables:
-    def test_from_the_profile_to_the_tables(
-        self, measured: list[CaseResult], tmp_path: Path
-    ) -> None:
+    def test_tables_of_a_measured_profile(self, measured: list[CaseResult], tmp_path: Path) -> None:
         assert {r.case.length for r in measured} == {64, 128}
         info = RunInfo.capture("smoke", 0, "danon bench --attention mine.py:Sparse", {"id": "0"})
         sink = io.StringIO()
@@ -360,7 +358,7 @@ class TestTables:
             assert text in page
 
 
-def test_nodes_without_log_mass_are_visibly_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_without_log_mass_are_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in a pretrained model's perplexity (docs/log.md), but in what is approximated."""
     module, length = small()["msra"], 512
     right = bounds(workload(module, length))
@@ -379,7 +377,7 @@ def test_nodes_without_log_mass_are_visibly_worse(monkeypatch: pytest.MonkeyPatc
         assert_matches_oracle(module, Inputs(q, k, v, None))
 
 
-def test_a_sight_of_one_s_own_is_asked() -> None:
+def test_effective_attention_of_a_user_class() -> None:
     class Told(Sparse):
         def effective_attention(
             self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor

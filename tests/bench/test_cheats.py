@@ -75,7 +75,7 @@ def measure(runner: CaseRunner, name: str, suite: str, phase: Phase) -> CaseResu
 
 
 @pytest.mark.parametrize("name", FAILED)
-def test_a_cheat_is_a_failed_row_with_its_reason(runner: CaseRunner, name: str) -> None:
+def test_cheat_fails_with_its_reason(runner: CaseRunner, name: str) -> None:
     suite, phase, reason = FAILED[name]
     result = measure(runner, name, suite, phase)
     assert result.status == "failed", result.metrics
@@ -83,18 +83,18 @@ def test_a_cheat_is_a_failed_row_with_its_reason(runner: CaseRunner, name: str) 
     assert re.search(reason, result.reason), result.reason
 
 
-def test_every_cheat_is_listed() -> None:
+def test_list_of_cheats_is_complete() -> None:
     assert set(ATTENTIONS) == {*FAILED, "Honest", "HonestStream"}
 
 
 @pytest.mark.parametrize("name", ["sdpa", "window", "msra", "dala", "ucsa", "Honest"])
-def test_an_honest_attention_is_measured(runner: CaseRunner, name: str) -> None:
+def test_correct_attention_is_measured(runner: CaseRunner, name: str) -> None:
     for suite, phase in (("speed", FORWARD), ("speed", BACKWARD), ("memory", FORWARD)):
         result = measure(runner, name, suite, phase)
         assert result.status == "measured", result.reason
 
 
 @pytest.mark.parametrize("name", ["sdpa", "window", "msra", "dala", "ucsa", "HonestStream"])
-def test_an_honest_stream_is_measured(runner: CaseRunner, name: str) -> None:
+def test_correct_stream_is_measured(runner: CaseRunner, name: str) -> None:
     result = measure(runner, name, "decode", "decode")
     assert result.status == "measured", result.reason

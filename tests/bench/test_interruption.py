@@ -24,7 +24,7 @@ class TestInterruptible:
     """Inside a process."""
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-    def test_a_signal_is_an_exception_that_names_it(self, number: signal.Signals) -> None:
+    def test_signal_raises_an_exception_with_its_name(self, number: signal.Signals) -> None:
         before = signal.getsignal(number)
         with pytest.raises(SignalInterrupt) as raised, interruptible():
             os.kill(os.getpid(), number)
@@ -32,7 +32,7 @@ class TestInterruptible:
         assert status_of(raised.value) == 128 + number
         assert signal.getsignal(number) is before
 
-    def test_a_second_one_does_not_end_the_cleaning_up(self) -> None:
+    def test_second_signal_during_cleanup(self) -> None:
         cleaned = False
         with pytest.raises(SignalInterrupt), interruptible():  # noqa: PT012
             try:
@@ -43,7 +43,7 @@ class TestInterruptible:
                 cleaned = True
         assert cleaned
 
-    def test_what_nohup_ignores_stays_ignored(self) -> None:
+    def test_signal_ignored_by_nohup(self) -> None:
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             with interruptible():
@@ -65,7 +65,7 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize(("arguments", "children"), [(GATE, 2), (TUNE, 1)])
-def test_a_command_that_is_ended_leaves_nothing(
+def test_terminated_command_leaves_no_process(
     repository: Path,
     tmp_path: Path,
     sqlite: str,

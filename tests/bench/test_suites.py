@@ -176,7 +176,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 
 
 class TestSession:
-    def test_every_planned_case_has_an_outcome(self, session: Session) -> None:
+    def test_outcome_of_every_planned_case(self, session: Session) -> None:
         assert set(session.planned) <= set(session.results)
         assert {r.case.attention for r in session.results.values()} == {
             "sdpa",
@@ -184,7 +184,7 @@ class TestSession:
             *USER_ATTENTIONS,
         }
 
-    def test_a_right_attention_has_every_figure(self, session: Session) -> None:
+    def test_figures_of_a_correct_attention(self, session: Session) -> None:
         names = {
             "speed": SPEED,
             "memory": MEMORY,
@@ -214,7 +214,7 @@ class TestSession:
                 assert result.check["kind"] == "self in float64"
                 assert result.check["causal"] is True
 
-    def test_decoding_is_right_or_refused(self, session: Session) -> None:
+    def test_decoding_of_correct_and_wrong_streams(self, session: Session) -> None:
         for length in (64, 128):
             name = f"N{length}/float32/decode/cpu"
             right = session.results[f"decode/Streamed/{name}"]
@@ -223,7 +223,7 @@ class TestSession:
             wrong = session.results[f"decode/Forgetful/{name}"]
             assert wrong.status == "failed" and "relative error" in wrong.reason
 
-    def test_quadratic_memory_is_seen(self, session: Session) -> None:
+    def test_exponent_of_quadratic_memory(self, session: Session) -> None:
         dense, exact = (
             session.results[f"memory/{name}/N128/float32/forward/cpu"].metrics["peak_bytes"]
             for name in ("sdpa", "Exact")
@@ -231,7 +231,7 @@ class TestSession:
         logits = 4 * 128 * 128 * 4
         assert exact >= 2 * logits > dense
 
-    def test_a_wrong_attention_is_a_failed_row_without_figures(self, session: Session) -> None:
+    def test_wrong_attention_fails_without_figures(self, session: Session) -> None:
         found = [r for r in session.of("Wrong") if r.case.suite != "decode"]  # it has no stream
         assert {r.case.suite for r in found} == {
             "speed",
@@ -250,13 +250,13 @@ class TestSession:
         checked = [r.check for r in found if r.case.suite in ("speed", "memory")]
         assert all(check["error"] > check["tolerance"] for check in checked)
 
-    def test_what_cannot_run_here_says_why(self, session: Session) -> None:
+    def test_reason_of_unavailable_attentions(self, session: Session) -> None:
         for result in session.of("flash-attn"):
             assert result.status == "unavailable"
             assert "flash-attn" in result.reason or "cuda" in result.reason
             assert not result.metrics
 
-    def test_an_exception_is_the_row_of_its_case_alone(self, session: Session) -> None:
+    def test_exception_fails_only_its_case(self, session: Session) -> None:
         short = session.results["speed/Short/N64/float32/forward/cpu"]
         long = session.results["speed/Short/N128/float32/forward/cpu"]
         assert short.status == "measured"
@@ -267,9 +267,7 @@ class TestSession:
         )
         assert session.results["scaling/Short/N0/float32/forward/cpu"].status == "failed"
 
-    def test_short_lengths_come_first_and_trainings_last_each_in_one_piece(
-        self, session: Session
-    ) -> None:
+    def test_order_of_cases(self, session: Session) -> None:
         parts = [identifier.split("/") for identifier in session.planned]
         tasks = [p[0] in ("recall", "language", "pretrained") for p in parts]
         calls = [int(p[2][1:]) for p, task in zip(parts, tasks, strict=True) if not task]
@@ -280,7 +278,7 @@ class TestSession:
         assert len(trained) > len(set(trained))  # several lengths of a task
         assert len([a for a, b in pairwise([*trained, None]) if a != b]) == len(set(trained))
 
-    def test_failures_make_the_exit_status(self, session: Session) -> None:
+    def test_exit_status_with_failures(self, session: Session) -> None:
         assert session.status == 1
 
     def test_samples_are_replayed_into_pytest_benchmark(self, session: Session) -> None:
@@ -305,7 +303,7 @@ class TestSession:
 
 
 class TestProfiles:
-    def test_reference_comes_first_and_short_before_long(self) -> None:
+    def test_order_of_attentions_and_lengths(self) -> None:
         cases = planned_cases(PROFILES["quick"], ("sdpa", "window"), "cpu")
         assert len({case.id for case in cases}) == len(cases)
         lengths = [case.length for case in cases if case.length and not case.task]
@@ -314,15 +312,15 @@ class TestProfiles:
         assert all(case.length == 0 for case in cases if case.suite == "scaling")
 
     @pytest.mark.parametrize("name", PROFILES)
-    def test_scaling_has_lengths_enough(self, name: str) -> None:
+    def test_scaling_has_enough_lengths(self, name: str) -> None:
         profile = PROFILES[name]
         for grid in profile.grids["scaling"]:
             assert len(grid.lengths) >= 3
 
-    def test_smoke_is_not_offered(self) -> None:
+    def test_smoke_profile_is_hidden(self) -> None:
         assert visible_profiles() == ("quick", "standard", "full")
 
-    def test_shorter_walks_down_to_none(self) -> None:
+    def test_shorter_cases_end_in_none(self) -> None:
         case = Case("speed", "sdpa", 16384, "bfloat16", "forward")
         shorter = Speed.shorter(PROFILES["quick"], case)
         assert shorter is not None
@@ -343,16 +341,16 @@ class TestForecast:
         assert found is not None
         return found.seconds
 
-    def test_one_length_grows_between_linear_and_quadratic(self) -> None:
+    def test_forecast_from_one_length(self) -> None:
         costs = self.costs((1000, 1.0))
         assert self.seconds(costs, 4000) == pytest.approx(8 * self.seconds(costs, 1000))
 
-    def test_two_lengths_grow_as_measured_with_a_margin(self) -> None:
+    def test_forecast_from_two_lengths(self) -> None:
         costs = self.costs((1000, 1.0), (4000, 4.0))
         growth = self.seconds(costs, 16000) / self.seconds(costs, 4000)
         assert 4 < growth < 8
 
-    def test_nothing_is_known_of_others(self) -> None:
+    def test_no_forecast_for_other_attentions(self) -> None:
         costs = self.costs((1000, 1.0))
         assert costs.forecast(Case("speed", "b", 2000, "float32", "forward"), 7) is None
         assert costs.forecast(Case("speed", "a", 2000, "bfloat16", "forward"), 7) is None
@@ -372,10 +370,10 @@ def speed(attention: str, length: int) -> Case:
 
 
 class TestCaseRunner:
-    def test_measures_once(self, runner: CaseRunner) -> None:
+    def test_case_is_measured_once(self, runner: CaseRunner) -> None:
         assert runner.result(speed("sdpa", 64)) is runner.result(speed("sdpa", 64))
 
-    def test_what_costs_too_much_is_not_started(
+    def test_expensive_case_is_not_started(
         self, runner: CaseRunner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
@@ -389,7 +387,7 @@ class TestCaseRunner:
         assert not found.metrics
         assert "over budget already" in runner.result(speed("window", 128)).reason
 
-    def test_dense_is_extrapolated_and_named_so(
+    def test_extrapolated_dense_attention_is_marked(
         self, runner: CaseRunner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         original = CostForecaster.forecast
@@ -408,7 +406,7 @@ class TestCaseRunner:
         assert not {"time_ratio", "speedup", "reference_time_s"} & set(found.metrics)
         assert list(found.samples) == ["candidate_s"]
 
-    def test_running_out_of_memory_is_over_budget(
+    def test_out_of_memory_is_over_budget(
         self, runner: CaseRunner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def hungry(*args: object) -> None:
@@ -419,7 +417,7 @@ class TestCaseRunner:
         assert found.status == "over budget"
         assert found.reason == "out of memory: 4,098 MiB more was too much"
 
-    def test_known_outcomes_are_not_measured_again(self) -> None:
+    def test_earlier_outcomes_are_reused(self) -> None:
         heard: list[object] = []
         known = CaseResult(speed("sdpa", 64), "measured", metrics={"time_s": 1.0})
         runner = CaseRunner(
@@ -429,7 +427,7 @@ class TestCaseRunner:
         assert heard == []
 
 
-def test_the_memory_limit_turns_into_an_error() -> None:
+def test_memory_limit_raises() -> None:
     program = (
         "import torch; from danon.measure.memory_limit import *; limit = limit_memory()\n"
         "try: torch.empty(limit + 2**30, dtype=torch.uint8)\n"
@@ -443,15 +441,13 @@ def test_the_memory_limit_turns_into_an_error() -> None:
 
 
 class TestInputs:
-    def test_do_not_depend_on_how_much_is_made_at_once(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_inputs_do_not_depend_on_the_length(self, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = text_qkv(2, 2, 1500, 16)
         monkeypatch.setattr(qkv, "CHUNKS_TOGETHER", 1)
         for x, y in zip(text_qkv.__wrapped__(2, 2, 1500, 16), whole, strict=True):
             assert relative_error(x, y) <= 1e-6
 
-    def test_are_the_same_in_every_process(self) -> None:
+    def test_inputs_are_the_same_in_every_process(self) -> None:
         program = (
             "from danon.data.qkv import text_qkv\n"
             "print([x.double().sum().item() for x in text_qkv(1, 4, 200, 64)])"
@@ -459,7 +455,7 @@ class TestInputs:
         other = json.loads(python("-c", program))
         assert other == pytest.approx([x.double().sum().item() for x in text_qkv(1, 4, 200, 64)])
 
-    def test_come_from_source_code(self) -> None:
+    def test_inputs_come_from_source_code(self) -> None:
         text = bytes(text_bytes(1, 4096)[0].tolist()).decode()
         assert "import" in text
         assert "def " in text

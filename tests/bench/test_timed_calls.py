@@ -39,7 +39,7 @@ def qkv(length: int = 32, groups: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class TestVariedInputs:
-    def test_no_two_calls_have_the_same_inputs(self) -> None:
+    def test_inputs_differ_in_every_call(self) -> None:
         inputs = VariedInputs(*qkv())
         seen = []
         for _ in range(50):
@@ -58,7 +58,7 @@ class TestVariedInputs:
             assert not torch.equal(before[0][:, :, -1], inputs.q[:, :, -1])
         assert 60 < same < 140
 
-    def test_memory_stays(self) -> None:
+    def test_buffers_are_reused(self) -> None:
         inputs = VariedInputs(*qkv())
         addresses = set()
         for _ in range(2):
@@ -77,7 +77,7 @@ class TestVariedInputs:
         logits = variation.scale * (q[:, :, order] @ wide[:, :, order].mT)
         torch.testing.assert_close(inputs.q @ given.mT, logits, rtol=1e-5, atol=1e-5)
 
-    def test_inputs_of_an_earlier_call_can_be_had_again(self) -> None:
+    def test_inputs_of_an_earlier_call_are_reproducible(self) -> None:
         inputs = VariedInputs(*qkv())
         variation = inputs.change()
         was = inputs.q.clone(), inputs.k.clone(), inputs.v.clone()
@@ -85,13 +85,13 @@ class TestVariedInputs:
         inputs.change()
         assert all(map(torch.equal, was, inputs.of(variation)))
 
-    def test_a_write_is_seen(self) -> None:
+    def test_write_to_the_inputs_is_detected(self) -> None:
         inputs = VariedInputs(*qkv())
         variation = inputs.change()
         inputs.v[0, 0, 3, 1] += 1
         assert not inputs.unchanged(variation)
 
-    def test_seeds_do_not_foretell_them(self) -> None:
+    def test_inputs_do_not_follow_global_seeds(self) -> None:
         drawn = []
         for _ in range(2):
             torch.manual_seed(0)
@@ -102,7 +102,7 @@ class TestVariedInputs:
 
 
 class TestSpotChecks:
-    def test_every_call_is_as_likely_to_be_kept(self) -> None:
+    def test_every_call_has_the_same_chance_to_be_kept(self) -> None:
         inputs = VariedInputs(*qkv(4))
         variation = inputs.change()
         counts = torch.zeros(40)
@@ -140,7 +140,7 @@ class TestSpotChecks:
         fault = checks.first_fault(lambda kept: "", lambda checked: False)
         assert fault.startswith("timed call 1 of 1: ") and reason in fault
 
-    def test_rows_are_taken_at_once(self) -> None:
+    def test_rows_are_copied_at_once(self) -> None:
         inputs = VariedInputs(*qkv())
         checks = SpotChecks(inputs)
         out = torch.ones_like(inputs.q)
@@ -148,9 +148,7 @@ class TestSpotChecks:
         out.zero_()
         assert bool((checks._kept[False][0].output == 1).all())
 
-    def test_what_is_remembered_by_the_first_token_is_wrong_in_the_first_that_is_checked(
-        self,
-    ) -> None:
+    def test_cache_keyed_by_the_first_token_fails_at_once(self) -> None:
         for _ in range(20):
             inputs, known = VariedInputs(*qkv()), dict[float, Tensor]()
             checks = SpotChecks(inputs, calls=2)
@@ -165,7 +163,7 @@ class TestSpotChecks:
             ]
             assert wrong == [True, False]
 
-    def test_enough_ends_it(self) -> None:
+    def test_enough_ends_the_checks(self) -> None:
         inputs = VariedInputs(*qkv())
         checks = SpotChecks(inputs)
         for _ in range(6):
@@ -187,7 +185,7 @@ class TestSpotChecks:
         ([float("inf")], 1, "draw 1"),
     ],
 )
-def test_gradients_that_are_nearly_right_are_looked_at_again(
+def test_nearly_right_gradients_are_checked_again(
     monkeypatch: pytest.MonkeyPatch, excesses: list[float], drawn: int, fault: str
 ) -> None:
     case = Case("speed", "msra", 64, "float32", "forward+backward", heads=2, head_dim=16)
@@ -207,12 +205,12 @@ def test_gradients_that_are_nearly_right_are_looked_at_again(
     assert all(rows == sorted(set(rows)) and len(rows) == 8 for rows in seen)
 
 
-def test_output_fault_of_a_right_one() -> None:
+def test_correct_output_has_no_fault() -> None:
     q, k, v = qkv()
     assert output_fault(torch.zeros_like(q), (q, k, v)) == ""
 
 
-def test_poison_reaches_memory_that_was_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poison_fills_freed_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     # Or torch itself would fill what is new, as in all tests.
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     right = torch.randn(1, 4, 16, 8)
@@ -239,14 +237,14 @@ class TestCalls:
         assert found.time.value < 0.005
         assert order[:3] == ["beside", "run", "beside"]
 
-    def test_a_call_that_takes_no_time_has_a_ratio(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ratio_of_a_call_without_duration(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timing, "_clock", lambda device: lambda side, calls: 0.0)
         found = measure_pair(int, int, CPU, budget_s=0.05, width=0.02, sample_s=1e-9)
         assert found.ratio.value == 1.0
 
 
 class TestIntegrity:
-    def test_a_patched_clock_is_named_and_put_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_patched_clock_is_named_and_restored(self, monkeypatch: pytest.MonkeyPatch) -> None:
         integrity = Integrity.take("danon.measure")
         real = timing.perf_counter
         monkeypatch.setattr(timing, "perf_counter", lambda: real() / 10)
@@ -254,7 +252,9 @@ class TestIntegrity:
         integrity.restore()
         assert timing.perf_counter is real and integrity.replaced() == []
 
-    def test_methods_and_what_hides_a_base_class(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_patched_methods_and_shadowed_base_classes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         integrity = Integrity.take("danon.measure")
         monkeypatch.setattr(VariedInputs, "change", lambda self: None)
         torch.Tensor.equal = lambda *_: True  # type: ignore[method-assign]
@@ -265,20 +265,20 @@ class TestIntegrity:
         integrity.restore()
         assert integrity.replaced() == []
 
-    def test_two_clocks(self) -> None:
+    def test_two_patched_clocks(self) -> None:
         integrity = Integrity.take("danon.measure")
         started = integrity._start
         integrity._start = started[0] - 10, started[1] - 20
         (name,) = integrity.replaced()
         assert "the clock (10.0 s passed on it, 20.0 s on another)" in name
 
-    def test_nothing_has_changed(self) -> None:
+    def test_integrity_without_changes(self) -> None:
         assert Integrity.take(*MEASURING).replaced() == []
         assert all(importlib.util.find_spec(package) for package in MEASURING)
 
 
 class TestBackgroundWork:
-    def test_threads(self) -> None:
+    def test_running_threads_are_detected(self) -> None:
         before, done = BackgroundWork.now(), threading.Event()
         thread = threading.Thread(target=done.wait, name="late")
         thread.start()
@@ -287,14 +287,14 @@ class TestBackgroundWork:
         thread.join()
         assert BackgroundWork.now().since(before) == ""
 
-    def test_an_idle_pool_is_none(self) -> None:
+    def test_idle_pool_is_no_background_work(self) -> None:
         before = BackgroundWork.now()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             pool.submit(int).result()
             time.sleep(0.05)
             assert BackgroundWork.now().since(before) == ""
 
-    def test_processes(self) -> None:
+    def test_running_processes_are_detected(self) -> None:
         before = BackgroundWork.now()
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
             assert (
@@ -310,11 +310,11 @@ class TestHiddenMemory:
         call = TimedCall(run)
         return hidden_memory(call, CallMemory.of(call, CPU), inputs)
 
-    def test_an_honest_call(self) -> None:
+    def test_call_without_hidden_memory(self) -> None:
         x = torch.randn(256, 256)
         assert self.find(lambda: (x @ x).softmax(-1) @ x, x) == ""
 
-    def test_the_first_look_of_a_process_counts_nothing_of_its_own(self) -> None:
+    def test_first_measurement_of_a_process(self) -> None:
         """A profiler that begins for the first time takes 70 MiB."""
         code = (
             "import torch\n"
@@ -327,14 +327,14 @@ class TestHiddenMemory:
         )
         assert int(done.stdout) < 8 * 2**20
 
-    def test_memory_that_is_kept_to_work_in(self) -> None:
+    def test_workspace_kept_between_calls(self) -> None:
         x = torch.randn(256, 256)
         kept = torch.empty(256, 256)
         found = self.find(lambda: torch.matmul(x, x, out=kept).softmax(-1) @ x, x)
         assert "works in 0.2 MiB that it keeps between calls" in found
         assert self.find(lambda: torch.empty(256, 256).copy_(x).exp_() @ kept, x) == ""
 
-    def test_compiled_code_is_left_alone(self) -> None:
+    def test_compiled_code_is_no_hidden_memory(self) -> None:
         """Watched, it would be compiled anew and without its kernels, for good."""
         graphs = []
 
@@ -348,7 +348,7 @@ class TestHiddenMemory:
         compiled()
         assert len(graphs) == 1
 
-    def test_where_the_process_may_not_look_at_itself(
+    def test_process_without_access_to_its_own_memory(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def refuse(*_: object, **__: object) -> None:
@@ -367,12 +367,12 @@ class TestHiddenMemory:
         assert "takes 128 MiB of the process" in self.find(run)
 
 
-def test_copies_have_a_rate() -> None:
+def test_copy_rate_is_positive() -> None:
     rate = copy_rate(torch.randn(4, 1024, 64))
     assert 1e8 < rate < 1e13
 
 
-def test_rows_that_rounding_decides_are_left_out() -> None:
+def test_undecided_rows_are_left_out() -> None:
     from danon.measure.correctness import Subject
 
     q, k, v = qkv()

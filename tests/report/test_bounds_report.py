@@ -15,7 +15,7 @@ from danon.runs.case import Case, CaseResult
 from danon.runs.run_info import RunInfo
 
 
-def test_without_the_suite_there_is_no_section(tmp_path: Path) -> None:
+def test_report_without_the_suite(tmp_path: Path) -> None:
     speed = CaseResult(
         Case("speed", "sdpa", 64, "float32", "forward"), "measured", metrics={"time_s": 1.0}
     )
@@ -35,7 +35,7 @@ def test_without_the_suite_there_is_no_section(tmp_path: Path) -> None:
         ((), ""),
     ],
 )
-def test_a_bound_holds_where_it_does_not_grow(values: tuple[float, ...], verdict: str) -> None:
+def test_verdict_by_growth(values: tuple[float, ...], verdict: str) -> None:
     points = dict(zip((1024, 4096, 16384), values, strict=False))
     row = tables.Row("msra", "ours", "", {"eps": points}, {})
     assert row.verdict("eps") == verdict
@@ -50,14 +50,14 @@ def test_growth_from_two_lengths_has_no_interval() -> None:
     assert formatting.format_signed(tables.growth({1024: 1.0})) == "-"
 
 
-def test_distances_are_written_alike() -> None:
+def test_format_of_distances() -> None:
     written = [
         formatting.format_distance(x) for x in (0.0, 2.3e-7, 0.031, 0.9996, 46.07, 273.6, math.nan)
     ]
     assert written == ["0", "2.3e-07", "0.031", "1.00", "46.1", "274", "-"]
 
 
-def test_shares_say_the_owner_once() -> None:
+def test_format_of_shares_with_one_owner() -> None:
     assert formatting.format_shares({"near": 0.91, "level 1": 0.09}) == "near 91% level 1 9%"
     assert (
         formatting.format_shares({"msra.near": 0.9, "msra.sinks": 0.1})
@@ -70,7 +70,7 @@ def test_shares_say_the_owner_once() -> None:
     assert formatting.format_shares({}) == "-"
 
 
-def test_orders_stand_beside_what_other_suites_measured() -> None:
+def test_claimed_orders_beside_measured_exponents() -> None:
     def result(suite: str, length: int, **metrics: float) -> CaseResult:
         phase = "decode" if suite == "decode" else "forward"
         where = Case(suite, "msra", length, "bfloat16", phase)  # type: ignore[arg-type]

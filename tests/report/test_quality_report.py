@@ -144,7 +144,7 @@ def tasks() -> list[quality_tables.Task]:
 # --- the data
 
 
-def test_tasks_are_sorted_best_first_and_their_figures_come_from_the_results() -> None:
+def test_order_and_figures_of_tasks() -> None:
     recall, needle, code, genome = tasks()
     assert [(t.suite, t.name, t.lengths) for t in (recall, needle, code, genome)] == [
         ("recall", "mqar", LENGTHS),
@@ -171,7 +171,7 @@ def test_tasks_are_sorted_best_first_and_their_figures_come_from_the_results() -
     assert of_text.curves["bits_by_tokens"] == [[1e5, 3.12], [1e6, 2.12]]
 
 
-def test_what_was_not_measured_is_nan_and_dense_is_once_as_fast_as_itself() -> None:
+def test_missing_figures_and_speedup_of_dense_attention() -> None:
     recall = tasks()[0]
     linear, dense = recall.score("linear", 256), recall.score("sdpa", 256)
     assert linear is not None
@@ -182,7 +182,7 @@ def test_what_was_not_measured_is_nan_and_dense_is_once_as_fast_as_itself() -> N
     assert recall.score("nsa", 256) is None
 
 
-def test_shorter_lengths_decide_between_equals_and_a_missing_length_comes_last() -> None:
+def test_ties_and_missing_lengths() -> None:
     results = [
         trained_row("window", "recall", "mqar", 64, 0.5),
         trained_row("window", "recall", "mqar", 128, 0.9),
@@ -194,7 +194,7 @@ def test_shorter_lengths_decide_between_equals_and_a_missing_length_comes_last()
     assert [row.attention for row in task.rows] == ["ucsa", "window", "sdpa"]
 
 
-def test_the_front_holds_whom_no_other_beats_in_everything() -> None:
+def test_pareto_front() -> None:
     recall, _, code, _ = tasks()
     # MyAttention is slower than dense, larger and worse; linear costs what window does
     assert recall.front(256) == {"sdpa", "ucsa", "window"}
@@ -206,7 +206,7 @@ def test_the_front_holds_whom_no_other_beats_in_everything() -> None:
     assert quality_tables.tasks(equals, "")[0].front(64) == {"window", "linear"}
 
 
-def test_training_is_no_view_and_its_absences_name_the_task() -> None:
+def test_unmeasured_trainings_name_the_task() -> None:
     data = tables.table([*timed(), *trained()])
     assert [view.phase for view in tables.views(data)] == ["forward"]
     assert tables.views(tables.table(trained())) == []
@@ -220,7 +220,7 @@ def test_training_is_no_view_and_its_absences_name_the_task() -> None:
     )
 
 
-def test_a_pretrained_model_has_tasks_of_its_own_and_no_view() -> None:
+def test_tasks_of_a_pretrained_model() -> None:
     *_, text, passkey = quality_tables.tasks([*trained(), *put_in()], "")
     assert (text.metric, text.higher, text.trained, text.lengths) == (
         "perplexity",
@@ -244,7 +244,7 @@ def test_a_pretrained_model_has_tasks_of_its_own_and_no_view() -> None:
     ("value", "said"),
     [(1.0, "100%"), (0.9999, ">99%"), (0.984, "98%"), (0.002, "<1%"), (0.0, "0%"), (math.nan, "-")],
 )
-def test_an_accuracy_is_all_or_none_only_if_it_is(value: float, said: str) -> None:
+def test_accuracy_is_not_rounded_to_all_or_none(value: float, said: str) -> None:
     assert formatting.format_accuracy(value) == said
 
 
@@ -252,7 +252,7 @@ def test_an_accuracy_is_all_or_none_only_if_it_is(value: float, said: str) -> No
 
 
 @pytest.mark.parametrize("width", [80, 160])
-def test_the_terminal_shows_quality_on_the_boards_and_below(info: RunInfo, width: int) -> None:
+def test_quality_in_the_terminal(info: RunInfo, width: int) -> None:
     lines = shown([*timed(), *trained()], info, width)
     assert max(map(len, lines)) <= width
     heading = next(i for i, line in enumerate(lines) if "error" in line)
@@ -278,9 +278,7 @@ def test_the_terminal_shows_quality_on_the_boards_and_below(info: RunInfo, width
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_terminal_shows_a_pretrained_model_in_a_table_of_its_own(
-    info: RunInfo, width: int
-) -> None:
+def test_pretrained_model_in_the_terminal(info: RunInfo, width: int) -> None:
     lines = shown([*trained(), *put_in()], info, width)
     assert max(map(len, lines)) <= width
     starts = [i for i, line in enumerate(lines) if line.startswith("Quality ·")]
@@ -294,14 +292,14 @@ def test_the_terminal_shows_a_pretrained_model_in_a_table_of_its_own(
     assert "small models" not in alone and "No case has figures" not in alone
 
 
-def test_without_trained_models_the_terminal_is_as_before(info: RunInfo) -> None:
+def test_terminal_without_trained_models(info: RunInfo) -> None:
     text = "\n".join(shown(timed(), info, 160))
     assert "recall" not in text
     assert "bits/B" not in text
     assert "Quality" not in text
 
 
-def test_trained_models_alone_are_shown(info: RunInfo, tmp_path: Path) -> None:
+def test_terminal_with_trained_models_only(info: RunInfo, tmp_path: Path) -> None:
     text = "\n".join(shown(trained(), info, 100))
     assert "No case has figures" not in text
     assert "*2.120" in text
@@ -319,7 +317,7 @@ def looked_up(name: str, found: float, **more: Any) -> CaseResult:
     return CaseResult(case, "measured", metrics={"accuracy": found, "time_ratio": 0.5}, **more)
 
 
-def test_a_board_has_quality_of_its_own_settings_only(info: RunInfo) -> None:
+def test_quality_of_other_settings_on_a_scoreboard(info: RunInfo) -> None:
     """Memory, too: figures of one row are of one configuration."""
     peak = Case("memory", "ucsa", 4096, "float32", "forward"), "measured"
     of = {"config": {"hidden_size": 256}, "semantics": "at full size"}
@@ -345,7 +343,7 @@ def test_a_board_has_quality_of_its_own_settings_only(info: RunInfo) -> None:
     assert "other: only other settings were judged" in text
 
 
-def test_a_size_that_the_costs_of_a_row_are_not_of_is_marked(info: RunInfo, tmp_path: Path) -> None:
+def test_quality_of_another_size_is_marked(info: RunInfo, tmp_path: Path) -> None:
     results = put_in()
     assert "°" not in "\n".join(shown(results, info, 120))
     smaller = [
@@ -374,7 +372,7 @@ def page(info: RunInfo, tmp_path: Path) -> Page:
     return Page(tmp_path / "report.html")
 
 
-def test_the_report_has_a_table_for_each_task_and_what_diverged_below(page: Page) -> None:
+def test_quality_tables_in_the_report(page: Page) -> None:
     figures = ("64 items", "2.120", "2.110-2.130", "96-98%", "* >99%")
     titles = (
         "a needle in a haystack",
@@ -390,7 +388,7 @@ def test_the_report_has_a_table_for_each_task_and_what_diverged_below(page: Page
     assert {"recall", "by-depth", "by-tokens", "by-seconds", "by-position", "pareto"} <= drawn
 
 
-def test_the_charts_of_quality_get_every_figure(page: Page) -> None:
+def test_data_of_quality_charts(page: Page) -> None:
     recall, needle, code, _ = payload_of(page)["quality"]
     assert needle["lines"]["sdpa"][0]["curves"] == {"accuracy_by_depth": [[0.05, 0.5], [0.95, 1.0]]}
     assert (recall["suite"], recall["lengths"]) == ("recall", list(LENGTHS))
@@ -406,14 +404,12 @@ def test_the_charts_of_quality_get_every_figure(page: Page) -> None:
     assert {a["name"] for a in payload_of(page)["attentions"]} == {*TRAINED, "nsa"}
 
 
-def test_without_depths_there_is_no_chart_of_them(info: RunInfo, tmp_path: Path) -> None:
+def test_chart_of_depths_without_depths(info: RunInfo, tmp_path: Path) -> None:
     write_report([r for r in trained() if r.case.task != "needle"], info, tmp_path / "report.html")
     assert "by-depth" not in {a.get("id") for _, a in Page(tmp_path / "report.html").tags}
 
 
-def test_the_report_has_tables_and_charts_of_a_pretrained_model(
-    info: RunInfo, tmp_path: Path
-) -> None:
+def test_pretrained_model_in_the_report(info: RunInfo, tmp_path: Path) -> None:
     for results, count in ((put_in(), 2), ([*trained(), *put_in()], 6)):
         write_report(results, info, tmp_path / "report.html")
         page = Page(tmp_path / "report.html")
@@ -431,13 +427,13 @@ def test_the_report_has_tables_and_charts_of_a_pretrained_model(
         assert passkey["lines"]["sdpa"][0]["curves"]["accuracy_by_depth"][0] == [0.0, 0.996]
 
 
-def test_names_and_semantics_of_trained_models_are_escaped(page: Page) -> None:
+def test_escaping_of_trained_models(page: Page) -> None:
     assert f"ucsa as trained {EVIL}" in page.text
     assert EVIL not in "".join(page.raw["script"])
     assert [tag for tag, _ in page.tags].count("script") == 4
 
 
-def test_a_curve_that_is_not_finite_leaves_the_charts_alive(info: RunInfo, tmp_path: Path) -> None:
+def test_charts_with_a_curve_that_is_not_finite(info: RunInfo, tmp_path: Path) -> None:
     name = f"</script>{EVIL}"
     case = Case("language", name, CONTEXT, "float32", "training", task=EVIL)
     curves = {"bits_by_tokens": [[1e5, math.nan], [1e6, 2.0]]}
@@ -451,9 +447,7 @@ def test_a_curve_that_is_not_finite_leaves_the_charts_alive(info: RunInfo, tmp_p
     assert any(line.startswith(f"{name[:17]}…") for line in shown([result], info, 80))
 
 
-def test_without_trained_models_the_report_has_no_section_of_them(
-    info: RunInfo, tmp_path: Path
-) -> None:
+def test_report_without_trained_models(info: RunInfo, tmp_path: Path) -> None:
     write_report(timed(), info, tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert "Quality" not in page.text

@@ -109,7 +109,7 @@ def ask(*folders: Path, **changes: object) -> tuple[int, str]:
     return status, console.export_text()
 
 
-def test_the_fastest_that_fits_and_is_good(tmp_path: Path) -> None:
+def test_fastest_good_option_that_fits(tmp_path: Path) -> None:
     run = record(tmp_path).info()
     status, said = ask(tmp_path)
     assert status == 0
@@ -127,7 +127,7 @@ def test_the_fastest_that_fits_and_is_good(tmp_path: Path) -> None:
 # --- one configuration
 
 
-def test_quality_of_other_settings_decides_nothing(tmp_path: Path) -> None:
+def test_quality_of_other_settings(tmp_path: Path) -> None:
     """Leaves of two find all pairs; the leaves of sixteen that are fast find half of them."""
     journal = record(tmp_path)
     status, said = ask(tmp_path, task="mqar")
@@ -146,14 +146,14 @@ def test_quality_of_other_settings_decides_nothing(tmp_path: Path) -> None:
     assert status == 0 and said.startswith("window: 6.00 ["), said
 
 
-def test_a_configuration_that_is_not_recorded_is_no_other_ones(tmp_path: Path) -> None:
+def test_configuration_that_is_not_recorded(tmp_path: Path) -> None:
     journal = record(tmp_path)
     journal.append(lookup("ucsa", 0, config={}))
     status, said = ask(tmp_path)
     assert status == 1 and "cannot tell: ucsa: its settings are not recorded" in said
 
 
-def test_memory_of_other_settings_is_not_measured(tmp_path: Path) -> None:
+def test_memory_of_other_settings(tmp_path: Path) -> None:
     journal = record(tmp_path)
     for result in timed("ucsa", 3.0, 1, config={"size": 2})[1:]:
         journal.append(result)
@@ -162,7 +162,7 @@ def test_memory_of_other_settings_is_not_measured(tmp_path: Path) -> None:
     assert "not measured: memory at 16384 tokens: ucsa" in said
 
 
-def test_settings_are_all_but_shape_and_length() -> None:
+def test_settings_without_shape_and_length() -> None:
     one, *_ = timed("ucsa", 3.0, None, config={"window": 4, "max_sequence_length": 9})
     for config, equal in (
         ({"window": 4, "max_sequence_length": 8, "hidden_size": 64, "num_layers": 2}, True),
@@ -184,7 +184,7 @@ def test_settings_are_all_but_shape_and_length() -> None:
 # --- what the records do not tell
 
 
-def test_one_seed_at_another_length_does_not_tell(tmp_path: Path) -> None:
+def test_one_seed_at_another_length(tmp_path: Path) -> None:
     record(tmp_path)
     status, said = ask(tmp_path, task="code")
     assert status == 1
@@ -192,7 +192,7 @@ def test_one_seed_at_another_length_does_not_tell(tmp_path: Path) -> None:
     assert "cannot tell: ucsa: judged at 1k tokens; one seed" in said
 
 
-def test_intervals_that_overlap_do_not_tell(tmp_path: Path) -> None:
+def test_overlapping_intervals(tmp_path: Path) -> None:
     journal = record(tmp_path)
     for name, *bits in (
         ("sdpa", 2.0, 1.98, 2.02),
@@ -213,16 +213,14 @@ def test_intervals_that_overlap_do_not_tell(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lost", "finding"), [(0, "yes"), (1, "yes"), (4, "cannot tell"), (40, "no")]
 )
-def test_answers_of_the_same_questions_tell_small_differences(
-    tmp_path: Path, lost: int, finding: str
-) -> None:
+def test_paired_answers_decide_small_differences(tmp_path: Path, lost: int, finding: str) -> None:
     journal = record(tmp_path)
     journal.append(lookup("ucsa", lost))
     (row,) = [line for line in ask(tmp_path)[1].splitlines() if line.startswith("ucsa ")]
     assert row.rstrip().endswith(f" {finding}")
 
 
-def test_the_interval_of_a_difference() -> None:
+def test_interval_of_a_difference() -> None:
     low, high = difference_interval(0, 0, 800)
     assert -low == high == pytest.approx(1 - 0.0125 ** (1 / 800), rel=1e-6)
     low, high = difference_interval(400, 8, 800)
@@ -232,7 +230,7 @@ def test_the_interval_of_a_difference() -> None:
             difference_interval(*counts)
 
 
-def test_a_task_that_dense_did_not_learn_says_nothing(tmp_path: Path) -> None:
+def test_task_that_dense_attention_did_not_learn(tmp_path: Path) -> None:
     journal = record(tmp_path, quality=False)
     for name in ("sdpa", "ucsa"):
         journal.append(trained(name, "mqar", 16384, 0.3, 0.3, 0.3))
@@ -241,7 +239,7 @@ def test_a_task_that_dense_did_not_learn_says_nothing(tmp_path: Path) -> None:
     assert said.startswith("not measured: no run has figures of mqar in which dense attention")
 
 
-def test_a_text_without_an_interval_does_not_tell(tmp_path: Path) -> None:
+def test_text_without_an_interval(tmp_path: Path) -> None:
     journal = record(tmp_path, quality=False)
     for name, found in (("sdpa", 40.0), ("ucsa", 41.9), ("huge", 42.1)):
         case = Case("pretrained", name, 4096, "float32", "forward", heads=9, task="text")
@@ -260,7 +258,7 @@ def test_a_text_without_an_interval_does_not_tell(tmp_path: Path) -> None:
 # --- which runs are asked
 
 
-def test_tuned_settings_come_with_the_way_to_build_them(tmp_path: Path) -> None:
+def test_configuration_of_tuned_settings(tmp_path: Path) -> None:
     journal = record(tmp_path)
     row = tuned.rows("msra")["msra-balanced"]
 
@@ -281,7 +279,7 @@ def test_tuned_settings_come_with_the_way_to_build_them(tmp_path: Path) -> None:
     assert "mqar: window, local-attention-balanced, msra-balanced" in ask(tmp_path, task="mqar")[1]
 
 
-def test_dense_is_the_answer_where_nothing_else_is_good(tmp_path: Path) -> None:
+def test_dense_attention_without_a_good_option(tmp_path: Path) -> None:
     record(tmp_path)
     status, said = ask(tmp_path, memory_gb=0.01)
     assert status == 0 and said.startswith("sdpa: dense attention; nothing faster")
@@ -289,7 +287,7 @@ def test_dense_is_the_answer_where_nothing_else_is_good(tmp_path: Path) -> None:
     assert status == 1 and said.startswith("Nothing that was measured at 16k tokens fits 0.001 GiB")
 
 
-def test_what_is_not_measured_is_said(tmp_path: Path) -> None:
+def test_missing_measurements(tmp_path: Path) -> None:
     status, said = ask(tmp_path / "empty")
     assert status == 1 and said.startswith(
         "not measured: forward at 16384 tokens; measured lengths: none, danon bench makes them"
@@ -319,13 +317,13 @@ def test_what_is_not_measured_is_said(tmp_path: Path) -> None:
         ({"phase": "both"}, "phase 'both': must be one of forward, forward"),
     ],
 )
-def test_wrong_questions(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_wrong_arguments(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     record(tmp_path)
     with pytest.raises(ValueError, match=message):
         ask(tmp_path, **changes)
 
 
-def test_the_run_that_measured_most_is_asked(tmp_path: Path) -> None:
+def test_run_with_most_measurements_is_used(tmp_path: Path) -> None:
     record(tmp_path)
     info = RunInfo.capture("quick", 0, "danon bench --only window", {"id": "another"})
     later = Journal.create(tmp_path, info)
@@ -338,7 +336,7 @@ def test_the_run_that_measured_most_is_asked(tmp_path: Path) -> None:
     assert "not measured: forward at 16384 tokens: gla" in said
 
 
-def test_the_dtype_that_has_all_figures_is_asked(tmp_path: Path) -> None:
+def test_dtype_with_all_figures_is_used(tmp_path: Path) -> None:
     """The quick profile has speeds in float32 too, of more attentions, and no memory of them."""
     journal = record(tmp_path)
     for name in KINDS:
@@ -352,7 +350,7 @@ def test_the_dtype_that_has_all_figures_is_asked(tmp_path: Path) -> None:
     assert status == 0 and "forward bfloat16 cpu" in said and "2.00 [1.82-2.22] times" in said
 
 
-def test_memory_that_nobody_measured_is_no_lack_of_memory(tmp_path: Path) -> None:
+def test_option_without_measured_memory(tmp_path: Path) -> None:
     journal = record(tmp_path)
     for result in (*timed("ucsa", 2.0, None, 4096), *timed("sdpa", 1.0, 1, 4096)):
         journal.append(result)
@@ -365,7 +363,7 @@ def test_memory_that_nobody_measured_is_no_lack_of_memory(tmp_path: Path) -> Non
 # --- machines
 
 
-def test_a_run_is_of_this_machine_if_all_its_rows_are(tmp_path: Path) -> None:
+def test_run_with_rows_of_several_machines(tmp_path: Path) -> None:
     journal = record(tmp_path / "b")
     alone = RunInfo.capture("quick", 0, "danon bench", {**HERE, "os": "another kernel", "id": "x"})
     here = Journal.create(tmp_path / "a", alone)
@@ -383,7 +381,7 @@ def test_a_run_is_of_this_machine_if_all_its_rows_are(tmp_path: Path) -> None:
     assert f"memory: run {alone.run_id}" in ask(tmp_path / "b", tmp_path / "a")[1]
 
 
-def test_matrix_units_do_not_speak_for_a_processor_without(tmp_path: Path) -> None:
+def test_processors_with_and_without_matrix_units(tmp_path: Path) -> None:
     results = record(tmp_path / "old").results()
     units = {
         "device": "cpu",
@@ -419,9 +417,7 @@ def test_matrix_units_do_not_speak_for_a_processor_without(tmp_path: Path) -> No
         ({"cpu_capability": None}, True, True),
     ],
 )
-def test_machines_are_alike_in_what_decides_speed(
-    change: dict[str, str | None], similar: bool, comparable: bool
-) -> None:
+def test_similar_machines(change: dict[str, str | None], similar: bool, comparable: bool) -> None:
     other = {name: x for name, x in {**HERE, **change}.items() if x is not None}
     assert (machines.similar(other, HERE), machines.similar(HERE, other)) == (similar, similar)
     gpu = {**HERE, "device": "cuda", "gpu": "H200"}
@@ -443,7 +439,7 @@ UNITS = {"cpu": "Intel(R) Xeon(R) 6", "cpu_capability": "AVX512, AMX"}
         (16384, "code", UNITS, "20261123T023508Z-313190", "cannot tell whether window, "),
     ],
 )
-def test_the_runs_that_come_with_danon(
+def test_reference_runs(
     length: int,
     task: str,
     change: dict[str, str],
@@ -460,9 +456,7 @@ def test_the_runs_that_come_with_danon(
 
 
 @pytest.mark.parametrize("length", [1024, 4096, 16384])
-def test_the_runs_that_come_with_danon_answer_about_lookups(
-    length: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reference_runs_about_lookups(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those are of the settings that are timed: dense attention alone finds nearly everything."""
     monkeypatch.setattr(FINGERPRINT, lambda _: {**HERE, **NEWER})
     status, said = ask(REFERENCE_RUNS, length=length, memory_gb=8.0)

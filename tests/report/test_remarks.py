@@ -53,7 +53,7 @@ def found() -> list[CaseResult]:
 
 
 class TestRemarks:
-    def test_who_checks_only_itself_is_in_doubt(self, found: list[CaseResult]) -> None:
+    def test_doubt_about_a_check_against_itself(self, found: list[CaseResult]) -> None:
         said = remarks(found)
         assert [remark.text for remark in said["Zeros"]] == [UNCHECKED]
         assert [remark.text for remark in said["Slows"]] == [CHANGED]
@@ -62,12 +62,10 @@ class TestRemarks:
         ]
         assert {name for name, some in said.items() if doubtful(some)} == {"Zeros", "Slows"}
 
-    def test_an_output_as_far_as_zeros_is_said_to_be_so(self) -> None:
+    def test_remark_on_an_output_as_far_as_zeros(self) -> None:
         assert far(1.0) and far(1.9) and not far(0.9) and not far(float("nan"))
 
-    def test_the_scoreboard_has_doubtful_rows_last_and_says_why(
-        self, found: list[CaseResult]
-    ) -> None:
+    def test_doubtful_rows_on_the_scoreboard(self, found: list[CaseResult]) -> None:
         data = tables.table(found)
         (view,) = tables.views(data)
         board = tables.scoreboard(data, view, "danon bench", remarks(found))
@@ -82,21 +80,23 @@ class TestRemarks:
         assert "† Polite: changed the environment of the process." in said
         assert said.count("Zeros †") == 2, "in speed and in quality"
 
-    def test_the_front_is_without_them(self, found: list[CaseResult]) -> None:
+    def test_pareto_front_without_doubtful_rows(self, found: list[CaseResult]) -> None:
         (task,) = quality_tables.tasks(found, "danon bench")
         assert task.front(256) == {"Polite"}
         sure = [replace(result, check=DEFINED, notes={}) for result in found]
         (task,) = quality_tables.tasks(sure, "danon bench")
         assert task.front(256) == {"Zeros"}, "but for the doubt it would be"
 
-    def test_the_report_says_so(self, found: list[CaseResult], tmp_path: Path) -> None:
+    def test_remarks_in_the_report(self, found: list[CaseResult], tmp_path: Path) -> None:
         info = RunInfo.capture("quick", 0, "danon bench --attention m.py:Zeros", {"id": "a"})
         write_report(found, info, tmp_path / "report.html")
         page = (tmp_path / "report.html").read_text()
         assert page.count(f"† {UNCHECKED}") == 3, "tile, scoreboard, quality"
         assert "Zeros †" in page and "not on the front" in page
 
-    def test_choose_does_not_recommend_them(self, found: list[CaseResult], tmp_path: Path) -> None:
+    def test_choose_does_not_recommend_doubtful_options(
+        self, found: list[CaseResult], tmp_path: Path
+    ) -> None:
         info = RunInfo.capture("quick", 0, "danon bench", {"id": "a"})
         journal = Journal.create(tmp_path, info)
         same = {"size": 16}  # of one configuration, or there would be no verdict
@@ -143,5 +143,5 @@ class Approximates(Defines):
     ("kind", "said"),
     [(Claims, "self in float64"), (Defines, "definition"), (Approximates, "another package")],
 )
-def test_a_check_is_what_it_is_not_what_a_class_says(kind: type[BaseAttention], said: str) -> None:
+def test_kind_of_a_check_that_a_class_misstates(kind: type[BaseAttention], said: str) -> None:
     assert oracle_kind(kind()) == said

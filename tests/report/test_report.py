@@ -165,9 +165,7 @@ def info() -> RunInfo:
 # --- the shared table
 
 
-def test_the_board_is_sorted_and_its_figures_come_from_the_results(
-    results: list[CaseResult], info: RunInfo
-) -> None:
+def test_order_and_figures_of_a_scoreboard(results: list[CaseResult], info: RunInfo) -> None:
     data = tables.table(results)
     view = tables.views(data)[0]
     assert (view.phase, view.dtype) == ("forward", "bfloat16")
@@ -210,7 +208,7 @@ def test_roles(info: RunInfo) -> None:
     assert tables.role("MyAttention", "danon bench") == "baseline"
 
 
-def test_absences_group_cases_and_name_lengths(results: list[CaseResult]) -> None:
+def test_unmeasured_cases_are_grouped(results: list[CaseResult]) -> None:
     found = unmeasured_cases(tables.table(results))
     assert found[0].attention == "broken<b>"
     assert {a.attention: (a.reason, a.where) for a in found if a.status == "unavailable"} == {
@@ -235,9 +233,7 @@ def test_absences_group_cases_and_name_lengths(results: list[CaseResult]) -> Non
     ("wanted", "placed"),
     [([0, 30], [0, 30]), ([0, 0], [-5, 5]), ([0, 1, 2, 50], [-9, 1, 11, 50]), ([], [])],
 )
-def test_spread_keeps_labels_apart_and_as_near_as_can_be(
-    wanted: list[float], placed: list[float]
-) -> None:
+def test_positions_of_labels(wanted: list[float], placed: list[float]) -> None:
     assert spread_labels(wanted, 10) == pytest.approx(placed)
 
 
@@ -252,9 +248,7 @@ def shown(results: list[CaseResult], info: RunInfo, width: int) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [100, 160])
-def test_the_scoreboard_fits_and_says_everything(
-    results: list[CaseResult], info: RunInfo, width: int
-) -> None:
+def test_scoreboard_at_several_widths(results: list[CaseResult], info: RunInfo, width: int) -> None:
     lines = shown(results, info, width)
     assert max(map(len, lines)) <= width
     text = " ".join(" ".join(lines).split())
@@ -275,14 +269,14 @@ def test_the_scoreboard_fits_and_says_everything(
     assert "needs triton and a GPU" in text
 
 
-def test_a_row_without_a_figure_at_the_lengths_shown_gives_its_longest(
+def test_row_without_a_figure_at_the_lengths_shown(
     results: list[CaseResult], info: RunInfo
 ) -> None:
     row = next(line for line in shown(results, info, 100) if line.startswith("performer"))
     assert "at 8k" in row
 
 
-def test_nothing_measured_is_said(info: RunInfo) -> None:
+def test_terminal_without_figures(info: RunInfo) -> None:
     assert "No case has figures." in shown([], info, 100)
 
 
@@ -331,7 +325,7 @@ def page(
     return Page(path)
 
 
-def test_the_report_shows_every_attention_and_every_reason(page: Page, info: RunInfo) -> None:
+def test_attentions_and_reasons_in_the_report(page: Page, info: RunInfo) -> None:
     for name in (*KINDS, *MISSING, "broken<b>"):
         assert name in page.text
     for reason in MISSING.values():
@@ -343,7 +337,7 @@ def test_the_report_shows_every_attention_and_every_reason(page: Page, info: Run
     assert info.command in page.text
 
 
-def test_the_report_has_tuned_settings_and_links_to_the_study(
+def test_tuned_settings_in_the_report(
     info: RunInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case("speed", "msra", 1024, "float32", "forward")
@@ -382,14 +376,14 @@ def test_the_report_has_tuned_settings_and_links_to_the_study(
     assert "Tuned settings" not in path.read_text()
 
 
-def test_the_report_escapes_what_comes_from_results(page: Page) -> None:
+def test_escaping_of_results(page: Page) -> None:
     assert f"mine {EVIL}" in page.text
     assert f"check failed: error 0.3 above 1e-05 {EVIL}" in page.text
     assert "alert(1)" not in "".join(page.raw["script"])
     assert [tag for tag, _ in page.tags].count("script") == 3
 
 
-def test_a_name_cannot_break_out_of_the_data_of_the_charts(info: RunInfo, tmp_path: Path) -> None:
+def test_escaping_of_chart_data(info: RunInfo, tmp_path: Path) -> None:
     name = f"</script>{EVIL}"
     case = Case("speed", name, 1024, "float32", "forward")
     metrics = {"time_s": 1.0, "time_ratio": 0.5, "time_ratio_low": 0.4, "time_ratio_high": math.inf}
@@ -399,7 +393,7 @@ def test_a_name_cannot_break_out_of_the_data_of_the_charts(info: RunInfo, tmp_pa
     assert payload_of(page)["attentions"][0]["name"] == name
 
 
-def test_the_report_asks_nothing_of_the_network(page: Page) -> None:
+def test_report_needs_no_network(page: Page) -> None:
     for tag, attributes in page.tags:
         loads = {"src", "href", "data", "action", "srcset", "poster"} & attributes.keys()
         assert not loads, f"{tag} {attributes}"
@@ -414,7 +408,7 @@ def test_the_report_asks_nothing_of_the_network(page: Page) -> None:
     assert sum("plotly.js v" in script for script in page.raw["script"]) == 1
 
 
-def test_the_charts_get_every_curve(page: Page, results: list[CaseResult]) -> None:
+def test_curves_of_the_charts(page: Page, results: list[CaseResult]) -> None:
     payload = payload_of(page)
     assert {a["name"] for a in payload["attentions"]} == set(KINDS)
     assert len(payload["views"]) == 3
@@ -433,7 +427,7 @@ def test_the_charts_get_every_curve(page: Page, results: list[CaseResult]) -> No
 
 
 @pytest.mark.parametrize("suite", ["speed", "memory", "scaling", "nothing"])
-def test_a_suite_alone_or_nothing_still_makes_a_report(
+def test_report_of_one_suite_or_nothing(
     suite: str, results: list[CaseResult], info: RunInfo, tmp_path: Path
 ) -> None:
     some = [r for r in results if r.case.suite == suite]
@@ -451,7 +445,7 @@ def test_a_suite_alone_or_nothing_still_makes_a_report(
 # --- the picture
 
 
-def test_the_picture_is_drawn_and_refused_without_speed(
+def test_speedup_chart_with_and_without_speed(
     results: list[CaseResult], info: RunInfo, tmp_path: Path
 ) -> None:
     path = tmp_path / "picture.png"

@@ -143,7 +143,7 @@ def aliased(alias: str, name: str = "danon-msra-mqar") -> str:
 # --- saved with the run
 
 
-def test_a_model_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_model_is_written_as_a_whole(tmp_path: Path) -> None:
     """A process that dies in the middle of the second one leaves the first."""
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
@@ -174,7 +174,7 @@ def some_case(attention: str) -> tuple[Case, Any]:
     return cases[-1], profile.plan(cases[-1])
 
 
-def test_a_model_that_cannot_be_stored_is_said(tmp_path: Path) -> None:
+def test_model_that_cannot_be_stored(tmp_path: Path) -> None:
     class Here(BaseAttention):
         def __init__(self, config: AttentionConfig) -> None:
             super().__init__()
@@ -190,14 +190,14 @@ def test_a_model_that_cannot_be_stored_is_said(tmp_path: Path) -> None:
     assert "Here" in said[0] and not list(SavedModel.all(tmp_path))
 
 
-def test_plans_with_the_same_examples_compare_whatever_time_they_may_take() -> None:
+def test_plans_with_equal_examples_and_other_time_limits() -> None:
     _, plan = some_case("sdpa")
     assert replace(plan, cap_s=1e9).digest == plan.digest
     assert replace(plan, rates=(1e-3,)).digest != plan.digest
     assert len({p.digest for p in PROFILES["quick"].plans if p.suite != "pretrained"}) == 2
 
 
-def test_the_process_that_measures_never_imports_mlflow() -> None:
+def test_measuring_process_does_not_import_mlflow() -> None:
     code = "import sys, danon.bench.runner, suites.conftest; print('mlflow' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -205,7 +205,7 @@ def test_the_process_that_measures_never_imports_mlflow() -> None:
     assert done.stdout == "False\n"
 
 
-def test_a_name_that_no_path_can_have_is_refused() -> None:
+def test_refusal_of_a_name_that_is_no_path() -> None:
     for name in ("mine/v2", "mine:v2", ""):
         with pytest.raises(ValueError, match="a name has letters"):
             registry.register(name)
@@ -214,7 +214,7 @@ def test_a_name_that_no_path_can_have_is_refused() -> None:
 # --- registered
 
 
-def test_a_version_says_where_it_is_from_and_what_it_was_accepted_with(bench: Bench) -> None:
+def test_origin_and_figures_of_a_version(bench: Bench) -> None:
     assert bench.record("r1", 0.75).endswith("; 1 trained models are registered")
     (tags,) = versions().values()
     wanted = {
@@ -232,7 +232,7 @@ def test_a_version_says_where_it_is_from_and_what_it_was_accepted_with(bench: Be
     assert client.get_run(version.run_id).data.tags["danon.attention"] == "msra"
 
 
-def test_the_champion_is_the_best_of_its_plan_and_the_later_of_equals(bench: Bench) -> None:
+def test_champion_of_a_plan(bench: Bench) -> None:
     for run, value in (("r1", 0.5), ("r4", 0.8), ("r2", 0.7), ("r3", 0.8), ("r5", 0.8)):
         bench.record(run, value)
     assert aliased("champion") == "r5" and aliased("baseline") == "r1"
@@ -241,7 +241,7 @@ def test_the_champion_is_the_best_of_its_plan_and_the_later_of_equals(bench: Ben
     assert aliased("champion", "danon-msra-code") == "t2"
 
 
-def test_only_a_plan_that_trains_on_more_takes_the_champion_away(bench: Bench) -> None:
+def test_champion_of_another_plan(bench: Bench) -> None:
     bench.record("r1", 0.5)
     bench.record("r2", 0.9, plan="smaller", train_tokens=50)
     bench.record("r3", 0.9, plan="other")
@@ -252,7 +252,7 @@ def test_only_a_plan_that_trains_on_more_takes_the_champion_away(bench: Bench) -
     assert aliased("champion") == "r4" and aliased("baseline") == "r1"
 
 
-def test_aliases_that_somebody_moved_and_models_of_others_stay(bench: Bench) -> None:
+def test_moved_aliases_and_foreign_models(bench: Bench) -> None:
     bench.record("r1", 0.5)
     client = store.connect(store.tracking_uri())
     theirs = client.create_model_version("danon-msra-mqar", str(bench.folder), None)
@@ -263,7 +263,7 @@ def test_aliases_that_somebody_moved_and_models_of_others_stay(bench: Bench) -> 
     assert {int(number) for number in aliases.values()} == {int(theirs.version)}
 
 
-def test_registering_twice_is_once_also_after_a_store_that_died(
+def test_registration_repeated_after_a_dead_store(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from mlflow import MlflowClient
@@ -292,9 +292,7 @@ def test_registering_twice_is_once_also_after_a_store_that_died(
         assert set(versions(f"danon-msra{number}-mqar")) == {"r1"}
 
 
-def test_a_run_is_recorded_where_nothing_can_be_registered(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_store_without_a_model_registry(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     def refuse(*_: object, **__: object) -> None:
@@ -306,7 +304,7 @@ def test_a_run_is_recorded_where_nothing_can_be_registered(
     assert not versions()
 
 
-def test_a_model_without_its_figures_waits_for_them(bench: Bench) -> None:
+def test_model_without_figures(bench: Bench) -> None:
     journal = bench.journal("r1", 0.5)
     lines = journal.run_dir / "cases.jsonl"
     text = lines.read_text()
@@ -323,7 +321,7 @@ print(upload(sys.argv[1]))
 """
 
 
-def test_runs_that_are_recorded_at_once_lose_nothing(bench: Bench) -> None:
+def test_simultaneous_registrations(bench: Bench) -> None:
     runs = [bench.journal(f"r{n}", 0.5 + n / 10, 0.9 - n / 10).run_dir for n in range(2)]
     command = [sys.executable, "-c", RECORD]
     pipe = subprocess.PIPE
@@ -362,7 +360,7 @@ def mine(tmp_path: Path) -> Iterator[str]:
     del registry._TABLE["Mine"]
 
 
-def test_a_trained_model_comes_back_bit_for_bit(
+def test_loaded_model_is_identical(
     bench: Bench, tmp_path: Path, one_thread: None, mine: str
 ) -> None:
     journal = Journal.create(bench.folder, info_of("r1"))
@@ -406,7 +404,7 @@ def test_a_trained_model_comes_back_bit_for_bit(
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow's own
-def test_mlflow_itself_would_write_the_same_flavor(bench: Bench, tmp_path: Path) -> None:
+def test_flavor_equals_that_of_mlflow(bench: Bench, tmp_path: Path) -> None:
     import mlflow.pytorch
 
     bench.record("r1", 0.5)
@@ -433,7 +431,7 @@ def test_mlflow_itself_would_write_the_same_flavor(bench: Bench, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_bench_that_was_stopped_registers_every_model_once(tmp_path: Path, sqlite: str) -> None:
+def test_models_of_a_stopped_bench(tmp_path: Path, sqlite: str) -> None:
     (tmp_path / "mine.py").write_text(OWN)
     command = [
         sys.executable,

@@ -45,7 +45,7 @@ def runs_of(uri: str, experiment: str) -> dict[str, Any]:
     return {run.info.run_name: run for run in client.search_runs([where])}
 
 
-def test_a_study_keeps_the_figures_that_mlflow_takes(sqlite: str) -> None:
+def test_study_with_figures_that_mlflow_refuses(sqlite: str) -> None:
     study = optuna.create_study(study_name="s")
     study.set_user_attr(PLAN_ATTRIBUTE, dataclasses.asdict(PLAN))
     recorder = Recorder(study, RunInfo.capture("", 0, "danon tune", {}))
@@ -64,7 +64,7 @@ def test_a_study_keeps_the_figures_that_mlflow_takes(sqlite: str) -> None:
     assert runs["trial 0"].data.tags["danon.refused.time_"].startswith("time+ = 1.0 (")
 
 
-def test_a_comparison_keeps_the_figures_that_mlflow_takes(
+def test_comparison_with_figures_that_mlflow_refuses(
     sqlite: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cases = [Case("speed", name, 64, "float32", "forward", "cpu") for name in ("odd+", "mine")]
@@ -82,7 +82,7 @@ def test_a_comparison_keeps_the_figures_that_mlflow_takes(
 
 
 @pytest.mark.parametrize("letters", ["50%20 of? it#1", "plain"])
-def test_studies_are_beside_the_store_at_any_path(
+def test_studies_at_paths_with_special_characters(
     letters: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / letters / ".git").mkdir(parents=True)
