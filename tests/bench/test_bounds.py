@@ -1,4 +1,4 @@
-"""The suite bounds: closed forms, wrong attentions, and the way from a case to the tables."""
+"""The suite bounds: closed forms, wrong attentions, tables."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def config(kind: type[AttentionConfig], **more: object) -> AttentionConfig:
 
 
 def small() -> dict[str, BaseAttention]:
-    """The mechanisms, so small that every branch has something to show at N tokens."""
+    """Return the mechanisms in sizes at which every branch is used at N tokens."""
     msra = {"window": 16, "compression_factor": 4, "global_tokens": 4}
     dala = {
         "block_size": 16,
@@ -106,14 +106,14 @@ class RandomSparse(Sparse):
 
 
 class Shuffled(Sparse):
-    """Dense attention to values in another order: later ones among them."""
+    """Dense attention over shuffled values, so that it sees later ones."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.compute_attention(q, k).softmax(-1) @ v.flip(2)
 
 
 class Gateless(Sparse):
-    """No gradient reaches its values, though one reaches a parameter."""
+    """An attention whose parameter gets a gradient, but whose values get none."""
 
     def __init__(self, shape: AttentionConfig) -> None:
         super().__init__(shape)
@@ -130,7 +130,7 @@ def _registered() -> None:
 
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attentions of a user, registered for one test."""
+    """Register attentions of a user for one test."""
     for kind in (Sparse, RandomSparse, Shuffled, Gateless):
         monkeypatch.setitem(registry._TABLE, kind.__name__, kind)
 
@@ -359,7 +359,7 @@ class TestTables:
 
 
 def test_nodes_without_log_mass_are_worse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in a pretrained model's perplexity (docs/log.md), but in what is approximated."""
+    """Compare distances: a pretrained model's perplexity shows no difference (docs/log.md)."""
     module, length = small()["msra"], 512
     right = bounds(workload(module, length))
     entries = msra_definition.entries

@@ -1,4 +1,4 @@
-"""Attentions that only seem fast or small end as failed rows; what they pretend to be does not."""
+"""Attentions that cheat fail; the correct attentions that they imitate are measured."""
 
 from __future__ import annotations
 

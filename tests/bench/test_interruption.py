@@ -1,4 +1,4 @@
-"""Signals that end a command leave no folder and no process behind."""
+"""Signals that end a command: no folder and no process is left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TUNE = ("tune", "--mechanism", "msra", "--length", "2048", "--dtype", "float32",
 
 
 class TestInterruptible:
-    """Inside a process."""
+    """Signals inside one process."""
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
     def test_signal_raises_an_exception_with_its_name(self, number: signal.Signals) -> None:
@@ -73,7 +73,7 @@ def test_terminated_command_leaves_no_process(
     children: int,
     number: signal.Signals,
 ) -> None:
-    """While its workers measure: a worker of the gate and its copy, the process of a study."""
+    """End a command while its workers measure: two workers of a gate, the process of a study."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The engine ray without a cluster: what is refused, where a figure is from, who gets which job."""
+"""The engine ray without a cluster: refusals, machines of figures, dispatch of jobs."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class TestPlaces:
 
 
 class _Bench:
-    """The jobs of a bench of two attentions, with events by hand."""
+    """The jobs of a bench of two attentions, with given events."""
 
     def __init__(self, folder: Path) -> None:
         console = Console(file=io.StringIO())

@@ -1,4 +1,4 @@
-"""The suites, run as the bench command runs them, on a tiny profile with attentions of a user."""
+"""The suites, run as by ``danon bench``, on a tiny profile with attentions of a user."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ SCALING = {f"{what}_exponent{end}" for what in ("time", "memory") for end in (""
 
 
 def python(*arguments: str) -> str:
-    """What another interpreter prints."""
+    """Return the output of another interpreter."""
     done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -145,7 +145,7 @@ class Session:
 
 
 def reported(process: SuiteProcess) -> Iterator[dict[str, Any]]:
-    """What the suites report, until they end."""
+    """Yield the reports of the suites until they end."""
     with contextlib.suppress(EOFError):
         while (event := process.event(None)) is not None:
             yield event

@@ -29,11 +29,11 @@ def measured(case: Case = CASE) -> CaseResult:
 
 
 class Process:
-    """The suites' process, as a script: reports, then how it ends.
+    """A stand-in for the suites' process: given reports, then a given end.
 
     Attributes:
-        answers: that it was given.
-        options: of the suites.
+        answers: answers to its reports.
+        options: options of the suites.
     """
 
     scripts: list[tuple[list[dict[str, Any]], int | None]]

@@ -1,4 +1,4 @@
-"""That a timed call is a checked call: inputs that change, calls that are kept, what is noticed."""
+"""Timed calls are checked: changing inputs, kept calls, patched clocks, background work."""
 
 from __future__ import annotations
 
@@ -252,9 +252,7 @@ class TestIntegrity:
         integrity.restore()
         assert timing.perf_counter is real and integrity.replaced() == []
 
-    def test_patched_methods_and_shadowed_base_classes(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_patched_methods_and_shadowed_classes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         integrity = Integrity.take("danon.measure")
         monkeypatch.setattr(VariedInputs, "change", lambda self: None)
         torch.Tensor.equal = lambda *_: True  # type: ignore[method-assign]
@@ -315,7 +313,7 @@ class TestHiddenMemory:
         assert self.find(lambda: (x @ x).softmax(-1) @ x, x) == ""
 
     def test_first_measurement_of_a_process(self) -> None:
-        """A profiler that begins for the first time takes 70 MiB."""
+        """Start the profiler for the first time, which takes 70 MiB."""
         code = (
             "import torch\n"
             "from danon.measure.memory import CallMemory\n"
@@ -335,7 +333,7 @@ class TestHiddenMemory:
         assert self.find(lambda: torch.empty(256, 256).copy_(x).exp_() @ kept, x) == ""
 
     def test_compiled_code_is_no_hidden_memory(self) -> None:
-        """Watched, it would be compiled anew and without its kernels, for good."""
+        """Skip compiled code: under observation it would be recompiled without its kernels."""
         graphs = []
 
         def count(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:

@@ -1,4 +1,4 @@
-"""Attentions that somebody brings: what loading and the contract refuse, and who takes part."""
+"""Attentions of a user: loading, names, the contract and the selection."""
 
 from __future__ import annotations
 

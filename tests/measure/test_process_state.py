@@ -77,9 +77,7 @@ class TestProcessState:
         gc.collect()
         torch.set_grad_enabled(True)
 
-    def test_function_wrapped_by_a_package_is_no_change(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_function_wrapped_by_a_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(F, "gelu", F.gelu)  # set back after the test
         state = ProcessState()
 

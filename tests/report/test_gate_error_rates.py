@@ -1,4 +1,4 @@
-"""What the report says of how often the gate errs."""
+"""Error rates of the gate in the report."""
 
 from __future__ import annotations
 

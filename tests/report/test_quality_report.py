@@ -1,4 +1,4 @@
-"""Figures of trained models in the scoreboard and the report: order, front, gaps, escaping."""
+"""Figures of models in the terminal and the report: order, front, gaps, escaping."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DIVERGED = "learning rate 0.003 diverged at step 17; learning rate 0.006 diverge
 
 
 def trained_row(name: str, suite: str, task: str, length: int, value: float) -> CaseResult:
-    """A made-up result; the seeds differ by 0.01 to both sides."""
+    """Return an invented result; the seeds differ by 0.01 to both sides."""
     _, _, share, ratio, mib = TRAINED[name]
     metric = {"recall": "accuracy", "language": "bits_per_byte"}[suite]
     metrics = {
@@ -90,7 +90,7 @@ def trained() -> list[CaseResult]:
 
 
 def put_in() -> list[CaseResult]:
-    """What a pretrained model was asked, with perplexities 30 times the bits of code."""
+    """Return results of a pretrained model, with perplexities 30 times the bits of code."""
     results, config = [], {"hidden_size": 576, "entries": 512}
     for name, (accuracies, bits, share, ratio, mib) in TRAINED.items():
         costs = {"forward_s": 9.0, "peak_bytes": mib * 2**20, "time_ratio": ratio}
@@ -311,14 +311,14 @@ def test_terminal_with_trained_models_only(info: RunInfo, tmp_path: Path) -> Non
 
 
 def looked_up(name: str, found: float, **more: Any) -> CaseResult:
-    """With the settings that are timed."""
+    """Return a result of lookups with the settings that are timed."""
     case = Case("pretrained", name, 4096, "float32", "forward", heads=1, task="lookup")
     more = {"config": {"hidden_size": 64}, "semantics": "at full size", **more}
     return CaseResult(case, "measured", metrics={"accuracy": found, "time_ratio": 0.5}, **more)
 
 
 def test_quality_of_other_settings_on_a_scoreboard(info: RunInfo) -> None:
-    """Memory, too: figures of one row are of one configuration."""
+    """Check memory, too: figures of one row are of one configuration."""
     peak = Case("memory", "ucsa", 4096, "float32", "forward"), "measured"
     of = {"config": {"hidden_size": 256}, "semantics": "at full size"}
     for more, mib, found in (

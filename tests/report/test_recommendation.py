@@ -1,4 +1,4 @@
-"""``danon choose``: speed, memory and quality of one configuration, by name of its records."""
+"""Recommendations of ``danon choose`` from records."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def timed(
     dtype: str = "bfloat16",
     **more: Any,
 ) -> list[CaseResult]:
-    """Speed, and memory if there is any, of default settings."""
+    """Return speed, and memory if given, of default settings."""
     ratio = {
         "time_ratio": 1 / faster,
         "time_ratio_low": 0.9 / faster,
@@ -61,7 +61,7 @@ def timed(
 
 
 def lookup(name: str, lost: int, length: int = 16384, **more: Any) -> CaseResult:
-    """Of the settings that are timed, in a model of another shape."""
+    """Return lookups with the settings that are timed, in a model of another shape."""
     case = Case("pretrained", name, length, "float32", "forward", heads=1, task="lookup")
     metrics = {
         "accuracy": 0.99 - lost / ANSWERS,
@@ -74,7 +74,7 @@ def lookup(name: str, lost: int, length: int = 16384, **more: Any) -> CaseResult
 
 
 def trained(name: str, task: str, length: int, *values: float, size: int = 16) -> CaseResult:
-    """A middle value, and the least and the most of three seeds where there are more."""
+    """Return a trained model's value, with the range of three seeds if several are given."""
     suite, metric = ("recall", "accuracy") if task == "mqar" else ("language", "bits_per_byte")
     case = Case(suite, name, length, "float32", "training", heads=1, task=task)
     metrics = {metric: values[0], "seeds": 1.0}
@@ -85,7 +85,7 @@ def trained(name: str, task: str, length: int, *values: float, size: int = 16) -
 
 
 def record(folder: Path, *, quality: bool = True, speed: bool = True) -> Journal:
-    """Lookups of what is timed; mqar of other sizes, but for dense attention; one seed of code."""
+    """Return a run: lookups with timed settings, mqar with other sizes, one seed of code."""
     info = RunInfo.capture("quick", 0, "danon bench", {"id": "another", "cpu": "Z80"})
     journal = Journal.create(folder, info)
     for name, (faster, mib, lost, bits) in KINDS.items():
@@ -128,7 +128,7 @@ def test_fastest_good_option_that_fits(tmp_path: Path) -> None:
 
 
 def test_quality_of_other_settings(tmp_path: Path) -> None:
-    """Leaves of two find all pairs; the leaves of sixteen that are fast find half of them."""
+    """Use leaves of 2, which find all pairs, and fast leaves of 16, which find half of them."""
     journal = record(tmp_path)
     status, said = ask(tmp_path, task="mqar")
     assert status == 1
@@ -337,7 +337,7 @@ def test_run_with_most_measurements_is_used(tmp_path: Path) -> None:
 
 
 def test_dtype_with_all_figures_is_used(tmp_path: Path) -> None:
-    """The quick profile has speeds in float32 too, of more attentions, and no memory of them."""
+    """Use a profile with speeds of more attentions in float32, but without their memory."""
     journal = record(tmp_path)
     for name in KINDS:
         for result in timed(name, 2.0, 3, length=4096):
@@ -447,7 +447,7 @@ def test_reference_runs(
     answered: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They have recall and text of sized attentions only: no verdict."""
+    """Expect no decision: they have recall and text of resized attentions only."""
     monkeypatch.setattr(FINGERPRINT, lambda _: {**HERE, **change})
     status, said = ask(REFERENCE_RUNS, length=length, task=task, memory_gb=8.0)
     assert said.startswith(answered) and status == 1
@@ -457,7 +457,7 @@ def test_reference_runs(
 
 @pytest.mark.parametrize("length", [1024, 4096, 16384])
 def test_reference_runs_about_lookups(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those are of the settings that are timed: dense attention alone finds nearly everything."""
+    """Expect dense attention: with the timed settings only it finds nearly everything."""
     monkeypatch.setattr(FINGERPRINT, lambda _: {**HERE, **NEWER})
     status, said = ask(REFERENCE_RUNS, length=length, memory_gb=8.0)
     assert said.startswith("sdpa: dense attention; nothing faster was measured as good at lookup")

@@ -1,4 +1,4 @@
-"""What only itself has checked, or what changed the process, is marked and never the best."""
+"""Attentions checked only against themselves, or that changed the process, are never the best."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHANGED = "changed torch's threads of the process, for dense attention beside it
 
 
 def results(name: str, ratio: float, error: float, **known: Any) -> list[CaseResult]:
-    """Speed, memory and recall of one attention, with what is ``known`` of its check."""
+    """Return speed, memory and recall of one attention, with a given record of its check."""
     speed = Case("speed", name, 16384, "bfloat16", "forward")
     recall = Case("recall", name, 256, "float32", "training", task="mqar")
     figures = {"time_ratio": ratio, "time_s": ratio, "error_vs_dense": error}
@@ -94,9 +94,7 @@ class TestRemarks:
         assert page.count(f"† {UNCHECKED}") == 3, "tile, scoreboard, quality"
         assert "Zeros †" in page and "not on the front" in page
 
-    def test_choose_does_not_recommend_doubtful_options(
-        self, found: list[CaseResult], tmp_path: Path
-    ) -> None:
+    def test_choose_without_doubtful_options(self, found: list[CaseResult], tmp_path: Path) -> None:
         info = RunInfo.capture("quick", 0, "danon bench", {"id": "a"})
         journal = Journal.create(tmp_path, info)
         same = {"size": 16}  # of one configuration, or there would be no verdict
@@ -116,13 +114,13 @@ class TestRemarks:
 
 
 class Claims(BaseAttention):
-    """Says that it has a definition, and has none."""
+    """An attention that states a definition, but has none."""
 
     oracle_kind = "definition"
 
 
 class Defines(BaseAttention):
-    """Has a definition, and does not say so."""
+    """An attention with a definition that it does not state."""
 
     def oracle(
         self,

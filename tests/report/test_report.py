@@ -1,4 +1,4 @@
-"""Scoreboard, report and picture: every attention, every reason, and no promise they break."""
+"""Scoreboard, report and chart: every attention and every reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVIL = "<script>alert(1)</script>"
 
 @dataclass(frozen=True)
 class Kind:
-    """A made-up attention: seconds = seconds * (N / 1024) ** exponent.
+    """An invented attention: seconds = seconds * (N / 1024) ** exponent.
 
     Attributes:
         limit: the longest length within the budget.
@@ -108,7 +108,7 @@ def plausible(name: str, length: int, dtype: str, phase: Phase, rng: random.Rand
 
 
 def plausible_results() -> list[CaseResult]:
-    """A run with every status, three suites, two dtypes and both phases."""
+    """Return a run with every status, three suites, two dtypes and both phases."""
     rng = random.Random(0)
     views: list[tuple[str, Phase]] = [
         ("float32", "forward"),
@@ -310,7 +310,7 @@ class Page(HTMLParser):
 
 
 def payload_of(page: Page) -> dict[str, Any]:
-    """What the page's script reads, which must be JSON without NaN or infinity."""
+    """Return the data of the page's script, which must be JSON without NaN or infinity."""
     (text,) = [script for script in page.raw["script"] if script.startswith("{")]
     payload: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
     return payload

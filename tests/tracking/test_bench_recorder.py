@@ -1,4 +1,4 @@
-"""Benches in MLflow: every case is recorded once, whatever happens."""
+"""Benches in MLflow: every case is recorded once, also after failures."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_two_texts_at_one_length(sqlite: str, journal: Journal, info: RunInfo) -
 
 
 def test_two_configurations_of_one_attention(sqlite: str, journal: Journal, info: RunInfo) -> None:
-    """Two tasks with an attention of two sizes, one that failed, and one over budget."""
+    """Record two tasks with one attention in two sizes, one failed and one over budget."""
     shape = {"hidden_size": 64, "max_sequence_length": 9}
 
     def judged(task: str, length: int, window: int | None, said: str = "") -> CaseResult:

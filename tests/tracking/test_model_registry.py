@@ -1,4 +1,4 @@
-"""Trained models: kept with the run, registered once, and the same when they are loaded back."""
+"""Trained models: stored with the run, registered once, identical when loaded."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ for uri in sys.argv[2:]:
 
 
 def loaded(tmp_path: Path, *uris: str) -> dict[str, str]:
-    """The logits that models loaded in a fresh process give, in hexadecimal."""
+    """Return the logits of models loaded in a fresh process, in hexadecimal."""
     site = tmp_path / "site"
     site.mkdir(exist_ok=True)
     (site / "danon").symlink_to(ROOT / "danon")
@@ -79,13 +79,13 @@ def info_of(run_id: str) -> RunInfo:
 
 
 class Bench:
-    """Runs that trained nothing but say so."""
+    """Runs with invented trained models."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def journal(self, run_id: str, *values: float, suite: str = "recall", **about: Any) -> Journal:
-        """A run that ended, with a model of "msra" for each value."""
+        """Return a finished run with a model of "msra" for each value."""
         journal = Journal.create(self.folder, info_of(run_id))
         task, metric = ("mqar", "accuracy") if suite == "recall" else ("code", "bits_per_byte")
         for number, value in enumerate(values):
@@ -127,7 +127,7 @@ def bench(tmp_path: Path, sqlite: str) -> Bench:
 
 
 def versions(name: str = "danon-msra-mqar") -> dict[str, dict[str, str]]:
-    """Run -> tags of its version, and where the aliases point."""
+    """Return run -> tags of its version, and the targets of the aliases."""
     client = store.connect(store.tracking_uri())
     found = client.search_model_versions(f"name = '{name}'")
     runs = [version.tags["danon.run_id"] for version in found]
@@ -144,7 +144,7 @@ def aliased(alias: str, name: str = "danon-msra-mqar") -> str:
 
 
 def test_model_is_written_as_a_whole(tmp_path: Path) -> None:
-    """A process that dies in the middle of the second one leaves the first."""
+    """Kill a process while it writes a second model: the first must stay."""
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
         "from danon.runs.saved_model import SavedModel\n"
@@ -353,7 +353,7 @@ class Mine(BaseAttention):
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Iterator[str]:
-    """A user's own attention, from a file."""
+    """Return an attention of a user, from a file."""
     file = tmp_path / "mine.py"
     file.write_text(OWN)
     yield registry.load(f"{file}:Mine")

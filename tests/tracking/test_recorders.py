@@ -1,4 +1,4 @@
-"""What MLflow refuses of a study or a comparison costs only itself; studies at any path."""
+"""Studies and comparisons with figures that MLflow refuses; studies at any path."""
 
 from __future__ import annotations
 
