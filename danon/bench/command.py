@@ -93,7 +93,7 @@ def _run_here(session: Session, suites: Supervisor, console: Console) -> int:
         )
     if session.journal is None or not suites.failure:
         return session.close(suites.files, "", signalled)
-    unfinished = f"{suites.failure}; see {session.journal.run_dir}/pytest.log; --resume goes on"
+    unfinished = f"{suites.failure}; see {session.journal.run_dir}/pytest.log; --resume continues"
     return session.close(suites.files, unfinished, signalled, status="KILLED")
 
 

@@ -72,7 +72,7 @@ def run_on_cluster(
     left = work.left
     if not left and not stopped:
         return session.close((), "", 0)
-    unfinished = f"{failure}{', '.join(left)} not measured to the end; --resume goes on"
+    unfinished = f"{failure}{', '.join(left)} not measured to the end; --resume continues"
     signalled = stopped[0] if stopped else 0
     return session.close((), unfinished, signalled, status="KILLED")
 

@@ -171,7 +171,8 @@ class Session:
         if signalled:
             say(f"[yellow]{escape(self._recorder.finish('KILLED'))}", soft_wrap=True)
             say(
-                f"Stopped: {len(results)} cases stay in {run_dir}; --resume goes on", soft_wrap=True
+                f"Stopped: {len(results)} cases are stored in {run_dir}; --resume continues",
+                soft_wrap=True,
             )
             return 128 + signalled
         rows = {result.case.id for result in results}
@@ -207,8 +208,8 @@ class Session:
             self._console.print(f"[bold red]danon bench:[/] {escape(str(error))}", soft_wrap=True)
             if self.journal is not None:
                 self._console.print(
-                    f"{len(self.journal.results())} cases stay in {self.journal.run_dir}; when it "
-                    "can be written again, --resume goes on",
+                    f"{len(self.journal.results())} cases are stored in {self.journal.run_dir}; "
+                    "--resume continues once it can be written again",
                     soft_wrap=True,
                 )
         return os.EX_IOERR
@@ -250,22 +251,22 @@ class Session:
         if old is not None:
             self.journal, info = old, old.info()
             old.set_status("RUNNING")
-            say(f"Going on with {info.run_id}: {len(old.results())} cases are measured already")
+            say(f"Resuming {info.run_id}: {len(old.results())} cases are measured already")
         else:
             if options.resume:
                 say("Nothing to resume: no run was killed")
             self.journal = Journal.create(options.results, info)
             if (self.threads or 0) < most_threads:
                 say(
-                    "[yellow]Another program keeps this machine busy: all is timed with "
-                    f"{self.threads} of {most_threads} threads, which it slows down less "
-                    f"(OMP_NUM_THREADS={most_threads} insists on all)",
+                    "[yellow]Another program keeps this machine busy: all cases are timed with "
+                    f"{self.threads} of {most_threads} threads, which disturbs them less "
+                    f"(OMP_NUM_THREADS={most_threads} uses all)",
                     soft_wrap=True,
                 )
         if info.commit == UNKNOWN:
             say(f"[yellow]The commit is recorded as unknown:[/] {escape(why_unknown())}")
         if info.dirty:
-            say("[dim]This checkout has changes that no commit holds.[/]")
+            say("[dim]This checkout has uncommitted changes.[/]")
         self._recorder = Recorder(info, self.journal)
         say(escape(self._recorder.start()), soft_wrap=True, highlight=False)
         measured = {result.case for result in self.journal.results()}
@@ -292,7 +293,7 @@ def _killed(options: Options, info: RunInfo, most_threads: int, console: Console
         if not different:
             return Journal(run.run_dir)
         refusal = refusal or (
-            f"--resume: {run.info.run_id} was not measured with the same: "
+            f"--resume: {run.info.run_id} differs in: "
             f"{'; '.join(different)}. Without --resume a new run begins"
         )
     if refusal:

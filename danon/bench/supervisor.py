@@ -282,7 +282,7 @@ class _ProcessProgress:
         if self.silent:
             return f"no answer within {self.limit_s:.0f} s"
         if self.line_closed:
-            return "the process closed its line to the command"
+            return "the process closed its connection to the command"
         if self._exit_status is not None:
             return f"pytest ended with status {self._exit_status}"
         if status >= 0:

@@ -93,7 +93,7 @@ class TestSession:
             return Session(again, Console(file=io.StringIO())).open(machine, now)
 
         for machine, now, changes, words in (
-            (HERE, basis | {"code of danon": "sha256:c"}, {}, "the same: code of danon. Without"),
+            (HERE, basis | {"code of danon": "sha256:c"}, {}, "differs in: code of danon. Without"),
             (HERE, basis | {"attentions": "sdpa"}, {}, r"attentions \(was sdpa, Mine, is sdpa\)"),
             (HERE, basis | {"file mine": "sha256:d"}, {}, "file mine"),
             (HERE, {}, {}, r"attentions \(was sdpa, Mine, is none\); code of danon; file mine"),
@@ -125,7 +125,10 @@ class TestSession:
         console = Console(record=True, width=200, file=io.StringIO())
         Session(options(tmp_path), console).open(HERE, {}, most_threads=2)
         said = console.export_text()
-        assert "Another program keeps this machine busy: all is timed with 1 of 2 threads" in said
+        assert (
+            "Another program keeps this machine busy: all cases are timed with 1 of 2 threads"
+            in said
+        )
         assert "OMP_NUM_THREADS=2" in said
 
     def test_case_that_kills_the_bench_is_given_up(self, tmp_path: Path) -> None:

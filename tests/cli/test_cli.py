@@ -168,7 +168,10 @@ class TestFullDisk:
         measured = journal.results()
         assert 2 <= len(measured) and journal.status == "KILLED"
         said = " ".join(said.split())
-        assert f"{len(measured)} cases stay in results/runs/{place.parent.name}; when it" in said
+        assert (
+            f"{len(measured)} cases are stored in results/runs/{place.parent.name}; --resume"
+            in said
+        )
         process = start(tmp_path, "--suites", "speed,memory", "--resume")
         said, _ = process.communicate(timeout=100)
         assert process.returncode == 0 and f"{len(measured)} cases are measured already" in said
@@ -185,7 +188,7 @@ class TestStopped:
         assert len(journal.results()) >= 2
         stored = json.loads((run.parent / "results.json").read_text())
         assert len(stored["results"]) == len(journal.results())
-        assert "--resume goes on" in said
+        assert "--resume continues" in said
         assert "Not recording in MLflow" in said
 
     def test_resume_measures_only_what_is_missing(self, stopped: tuple[Path, int, str]) -> None:

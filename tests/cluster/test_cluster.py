@@ -336,7 +336,7 @@ def test_interrupted_bench_on_a_local_ray_leaves_no_process(tmp_path: Path) -> N
     command.process.send_signal(signal.SIGINT)
     status, said = command.end(60)
     assert status == 130, said
-    assert "--resume goes on" in said and "Traceback" not in said
+    assert "--resume continues" in said and "Traceback" not in said
     assert not psutil.wait_procs(family, timeout=15)[1]
     command = Command(tmp_path, *arguments, "--resume")
     status, said = command.end()

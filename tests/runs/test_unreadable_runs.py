@@ -208,7 +208,7 @@ def test_resume_after_a_damaged_run(
     assert Session(options, console).open(MACHINE) == killed.run_dir
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"passed over: {said}" in shown
-    assert f"Going on with {killed.info().run_id}: 6 cases" in shown
+    assert f"Resuming {killed.info().run_id}: 6 cases" in shown
 
 
 def test_torn_last_line(tmp_path: Path) -> None:

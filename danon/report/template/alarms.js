@@ -26,7 +26,7 @@
     });
     const layout = {
       showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
-      xaxis: { ...plot("slowdown planted in one attention, %"), tickmode: "array", tickvals: planted, ticktext: planted.map((x) => (x ? `+${digits(x)}` : "0")), range: [-1, Math.max(...planted) + 1] },
+      xaxis: { ...plot("slowdown injected into one attention, %"), tickmode: "array", tickvals: planted, ticktext: planted.map((x) => (x ? `+${digits(x)}` : "0")), range: [-1, Math.max(...planted) + 1] },
       yaxis: { ...plot("runs with an alarm, %"), range: [-4, 104] },
     };
     draw(`alarms-${index}`, traces.reverse(), layout, "", () => {}); // the gate's own line on top
