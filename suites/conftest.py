@@ -293,7 +293,7 @@ def runner(pytestconfig: pytest.Config) -> CaseRunner:
         profile,
         on_begin=begin,
         on_result=keep,
-        known=Journal(run_dir).results() if run_dir else (),
+        earlier=Journal(run_dir).results() if run_dir else (),
         isolation=isolation,
         integrity=pytestconfig.stash[_integrity],
         run_dir=Path(run_dir) if run_dir else None,

@@ -193,8 +193,8 @@ class _AttentionDispatcher:
     def _close(self, node: Node, attention: str, event: dict[str, Any]) -> None:
         """Store the files of suites that have ended on a machine."""
         for name, content in event["files"].items():
-            stem, dot, kind = name.partition(".")
-            (self._journal.run_dir / f"{stem}-{attention}{dot}{kind}").write_bytes(content)
+            stem, dot, suffix = name.partition(".")
+            (self._journal.run_dir / f"{stem}-{attention}{dot}{suffix}").write_bytes(content)
         self._ended[node.id] = SuiteProcess.finished(event["status"])
         if not self._ended[node.id] and event["status"] >= 0:
             self._tell(f"{node}: pytest ended with status {event['status']}: {event['tail']}")

@@ -28,7 +28,7 @@ class CaseRunner:
         profile: lengths, budgets and caps.
         on_begin: called with a case before it is measured.
         on_result: called with its outcome.
-        known: outcomes of an interrupted session, which are not measured again.
+        earlier: outcomes of an interrupted session, which are not measured again.
         isolation: turns exceptions into rows; None: one without callbacks.
         integrity: record of the functions that measure, to detect replaced ones; None: no check.
         run_dir: folder of trained models; None: they are not stored.
@@ -40,7 +40,7 @@ class CaseRunner:
         profile: Profile,
         on_begin: Callable[[Case], object],
         on_result: Callable[[CaseResult], object],
-        known: Iterable[CaseResult] = (),
+        earlier: Iterable[CaseResult] = (),
         isolation: Isolation | None = None,
         integrity: Integrity | None = None,
         run_dir: Path | None = None,
@@ -54,7 +54,7 @@ class CaseRunner:
         self._on_begin, self._on_result = on_begin, on_result
         self._session = Session(profile, self.result, run_dir=run_dir, note=note)
         self._suites: dict[str, Suite] = {}
-        self._results = {result.case: result for result in known}
+        self._results = {result.case: result for result in earlier}
         for result in self._results.values():
             self._suite(result.case).learn_from(result)
 

@@ -421,7 +421,7 @@ class TestCaseRunner:
         heard: list[object] = []
         known = CaseResult(speed("sdpa", 64), "measured", metrics={"time_s": 1.0})
         runner = CaseRunner(
-            PROFILES["smoke"], on_begin=heard.append, on_result=heard.append, known=[known]
+            PROFILES["smoke"], on_begin=heard.append, on_result=heard.append, earlier=[known]
         )
         assert runner.result(speed("sdpa", 64)) is known
         assert heard == []

@@ -323,7 +323,7 @@ def test_resumed_run_measures_dense_again_for_the_ratio() -> None:
     known = [*results("sdpa", plan).values(), first[f"passkey {LENGTH}"]]
     heard: list[str] = []
     runner = CaseRunner(
-        chosen, on_begin=lambda case: heard.append(case.id), on_result=lambda r: None, known=known
+        chosen, on_begin=lambda case: heard.append(case.id), on_result=lambda r: None, earlier=known
     )
     after = {
         (c.attention, c.task): runner.result(c)
