@@ -17,7 +17,7 @@ from danon import tuned
 from danon.config.mechanism import mechanisms
 from danon.console.messages import pass_over
 from danon.measure.fingerprint import fingerprint
-from danon.report import formatting, provenance, tables
+from danon.report import formatting, run_origin, tables
 from danon.report.recommendation import Option, Recommendation, recommend
 from danon.report.remarks import MARK, doubtful
 from danon.runs.journal import readable_runs
@@ -222,11 +222,11 @@ def _records(recommendation: Recommendation) -> list[str]:
     lines = []
     if recommendation.costs:
         info, view = recommendation.costs
-        machines = "; ".join(map(provenance.describe_machine, recommendation.machines))
+        machines = "; ".join(map(run_origin.describe_machine, recommendation.machines))
         several = len(recommendation.machines) > 1
         other = "several machines: " if several else "another machine: "
         lines.append(
-            f"speed and memory: run {info.run_id}, {escape(provenance.describe_run(info))}, "
+            f"speed and memory: run {info.run_id}, {escape(run_origin.describe_run(info))}, "
             f"{view.phase} {view.dtype} {view.shape}, "
             "default settings or those that the name says; "
             f"{'a machine like this one: ' if recommendation.similar else other}{escape(machines)}"
@@ -235,7 +235,7 @@ def _records(recommendation: Recommendation) -> list[str]:
         info, task, at = recommendation.judged
         models = "small models" if task.trained else "a pretrained model"
         lines.append(
-            f"{task.name}: run {info.run_id}, {escape(provenance.describe_run(info))}; {models} at "
+            f"{task.name}: run {info.run_id}, {escape(run_origin.describe_run(info))}; {models} at "
             f"{formatting.format_length(at)} tokens"
         )
     return lines

@@ -14,8 +14,8 @@ from danon.report import (
     bound_tables,
     figure,
     formatting,
-    provenance,
     quality_tables,
+    run_origin,
     suite_tables,
     tables,
 )
@@ -63,9 +63,9 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
     page = environment.from_string((template / "report.html").read_text(encoding="utf-8"))
     content = page.render(
         info=info,
-        origin=provenance.describe_run(info),
-        machines=provenance.describe_machines(results, info),
-        fingerprints=provenance.machine_fingerprints(results, info),
+        origin=run_origin.describe_run(info),
+        machines=run_origin.describe_machines(results, info),
+        fingerprints=run_origin.machine_fingerprints(results, info),
         boards=[tables.scoreboard(data, view, info.command, remarks(results)) for view in views],
         tasks=tasks,
         bounds=bounds,

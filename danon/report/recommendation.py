@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from danon.measure.machines import comparable, similar
 from danon.measure.proportions import difference_interval
-from danon.report import configuration, formatting, provenance, quality_tables, tables
+from danon.report import configuration, formatting, quality_tables, run_origin, tables
 from danon.report.figure import Figure
 from danon.report.quality_tables import LOOKUP
 from danon.report.remarks import Remark, doubtful, remarks
@@ -166,7 +166,7 @@ def recommend(
     lengths: set[int] = set()
     candidates, incomparable = [], []
     for info, results in runs:
-        machines = tuple(provenance.machine_fingerprints(results, info))
+        machines = tuple(run_origin.machine_fingerprints(results, info))
         speeds = [r for r in results if _is_speed(r, phase)]
         if not all(any(comparable(one, other) for other in here) for one in machines):
             incomparable += [info] if any(r.case.length == length for r in speeds) else []

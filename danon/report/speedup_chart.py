@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from danon.report import formatting, provenance, tables
+from danon.report import formatting, run_origin, tables
 from danon.report.chart_style import INK, SOFT, new_figure, style_axes, write_png
 from danon.report.style import styles
 
@@ -61,9 +61,9 @@ def write_chart(results: Sequence[CaseResult], info: RunInfo, path: Path) -> Non
         _panel(right, data, memory, looks, "memory", "peak_bytes", 1 / 2**20, side=1)
         _title(right, "Peak memory in MiB", memory, "beyond inputs and output")
     machines = "; ".join(
-        map(provenance.describe_machine, provenance.machine_fingerprints(results, info))
+        map(run_origin.describe_machine, run_origin.machine_fingerprints(results, info))
     )
-    caption = f"{machines}\n{provenance.describe_run(info)}; {speed.shape}"
+    caption = f"{machines}\n{run_origin.describe_run(info)}; {speed.shape}"
     figure.text(0.055, 0.022, caption, fontsize=7.5, color=SOFT, linespacing=1.5)
     write_png(figure, path, dpi=DPI)
 

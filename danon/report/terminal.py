@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from danon.report import bound_tables, formatting, provenance, quality_tables, suite_tables, tables
+from danon.report import bound_tables, formatting, quality_tables, run_origin, suite_tables, tables
 from danon.report.remarks import MARK, Remark, doubtful, remarks
 from danon.report.terminal_quality import LOOKUP, print_quality, table_kind
 from danon.report.terminal_style import NAME, STYLES, WIDE, heading_at, marked_name
@@ -57,8 +57,8 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
     data = tables.table(results)
     console.print()
     console.rule("[bold]danon bench[/]", align="left")
-    console.print(escape(provenance.describe_run(info)), style="dim", highlight=False)
-    for machine in provenance.describe_machines(results, info):
+    console.print(escape(run_origin.describe_run(info)), style="dim", highlight=False)
+    for machine in run_origin.describe_machines(results, info):
         console.print(escape(machine), style="dim", highlight=False)
     notes = remarks(results)
     boards = [tables.scoreboard(data, view, info.command, notes) for view in tables.views(data)]

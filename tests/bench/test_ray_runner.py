@@ -22,7 +22,7 @@ from danon.bench.session import ResumeError, Session
 from danon.cluster import connection, pool
 from danon.cluster.connection import ClusterError, Node, check_engine, connected
 from danon.cluster.install_check import incompatibility, installed
-from danon.report.provenance import DIFFERENT, describe_machines
+from danon.report.run_origin import DIFFERENT, describe_machines
 from danon.runs.case import Case, CaseResult
 from danon.runs.journal import Journal
 from danon.runs.run_info import RunInfo
