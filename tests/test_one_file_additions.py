@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from gate_workspaces import workspace_of
 from installed_packages import environment, install
 from mlflow import MlflowClient
 from repositories import MINE
@@ -124,7 +125,6 @@ def run(tmp_path: Path, sqlite: str, packages: Path) -> Run:
     return bench(tmp_path, sqlite, (tree, packages), *asked)
 
 
-@pytest.mark.slow
 def test_attentions_of_one_file_in_a_bench(run: Run) -> None:
     for attention in ("by-hand", "new", "MyAttention"):
         run.check(attention)
@@ -158,12 +158,12 @@ def test_attention_of_an_installed_package_in_the_gate(
     for revision in ("HEAD~1", "HEAD"):
         root = Repository(repository).base(revision, tmp_path / revision).root
         side, models = Side(revision, root, (), repository), RecallModels(root)
-        cases, log = [case, replace(case, attention="lost")], tmp_path / "log"
-        facts = exact_metrics_of(side, cases, gate_inputs, log, models, lambda *_: None)
-        found, missing = facts.values()
-        assert isinstance(found, dict) and isinstance(missing, Missing)
+        workspace = workspace_of(root, inputs=gate_inputs, scratch=tmp_path)
+        cases = [case, replace(case, attention="lost")]
+        metrics, missing = exact_metrics_of(workspace, side, cases, models).values()
+        assert isinstance(metrics, dict) and isinstance(missing, Missing)
         assert "'lost' of the installed package broken 1.0 is left out" in missing.reason
-        flops.append(found["flops"])
+        flops.append(metrics["flops"])
     assert flops[1] == 2 * flops[0]
 
 
