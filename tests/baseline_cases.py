@@ -78,7 +78,7 @@ def built(name: str, causal: bool) -> Adapter:
 
 
 def runnable(name: str, causal: bool, *, backward: bool = False) -> Adapter:
-    """The baseline, or a skip that says why it does not run here."""
+    """Return the baseline, or skip the test with the reason why it does not run here."""
     if why := reason(name, causal, backward=backward):
         pytest.skip(why)
     return built(name, causal)

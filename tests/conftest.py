@@ -62,7 +62,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with its schema: making one takes seconds, copying it none."""
+    """Create a store with its schema, for copies: creating one takes seconds, copying it none."""
     file = tmp_path_factory.mktemp("template") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
@@ -102,7 +102,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def gate_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the gate's workers read."""
+    """Write the inputs that the gate's workers read."""
     from danon.gate import workspace
 
     return workspace.write_inputs(tmp_path_factory.mktemp("gate") / "inputs.pt")
@@ -110,7 +110,7 @@ def gate_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """A server of its own, behind a socket in a folder of its own."""
+    """Start a server with its socket in a temporary folder, and yield its address."""
     if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
         pytest.skip("PostgreSQL (initdb, pg_ctl) is not installed")
     user = "nobody" if os.geteuid() == 0 else None  # it does not run as root

@@ -40,7 +40,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def masked(model: Gained, change: Callable[[Tensor], None]) -> Attend:
-    """The model with a changed visibility matrix (N, N)."""
+    """Return the model's attention with a changed mask (N, N)."""
     seen = torch.ones(N, N, dtype=torch.bool).tril()
     change(seen)
     return lambda q, k, v: gained(sdpa(q, k, v, seen), model.gain)

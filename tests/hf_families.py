@@ -96,7 +96,7 @@ class NoTinyModelError(Exception):
 
 
 def tiny_config(family: str) -> Any:
-    """The smallest configuration that has each kind of layer of the family once."""
+    """Return the smallest configuration that has each kind of layer of the family once."""
     return _tiny(CONFIG_MAPPING[family], _PARTICULAR.get(family, {}))
 
 
@@ -124,13 +124,15 @@ def _tiny(kind: Any, particular: Mapping[str, Any]) -> Any:
 
 
 def tiny_model(family: str, implementation: str, settings: Mapping[str, Any] | None = None) -> Any:
-    """A random model of the family: the same weights for every implementation.
+    """Build a random model of the family, with the same weights for every implementation.
 
     Args:
-        settings: what its configurations get as ``danon``.
+        family: model type in transformers.
+        implementation: name of the attention in transformers.
+        settings: ``danon`` settings of all its configurations.
 
     Raises:
-        MemoryError: it stays too large.
+        MemoryError: the model is too large.
     """
     config = tiny_config(family)
     if settings is not None:

@@ -75,7 +75,7 @@ MECHANISMS = list(SMALL)
 
 
 def build(name: str, mechanism: str | None = None, settings: dict[str, Any] | None = None) -> Any:
-    """A tiny random model, the same weights for every attention."""
+    """Build a tiny random model with the same weights for every attention."""
     config = CONFIGS[name]()
     if settings is not None:
         config.danon = settings
@@ -105,7 +105,7 @@ def output(model: Any, ids: Tensor, **kwargs: Any) -> Tensor:
 
 
 def greedy(model: Any, ids: Tensor, count: int = 12, **kwargs: Any) -> Tensor:
-    """The new tokens that generate adds."""
+    """Return the new tokens that ``generate`` adds."""
     kwargs.setdefault("attention_mask", torch.ones_like(ids))
     out: Tensor = model.generate(ids, max_new_tokens=count, do_sample=False, **kwargs)
     return out[:, ids.shape[1] :]

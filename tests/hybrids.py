@@ -63,7 +63,7 @@ def case_line(suite: str, name: str, length: int, metrics: Mapping[str, float], 
 
 
 def record(folder: Path, figures: Figures = FIGURES, **kw: Any) -> str:
-    """A recorded run with these figures, as a bench leaves it."""
+    """Write a run with these figures, as a bench leaves it, and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     info = {
         "run_id": "20260102T030405Z-abc",

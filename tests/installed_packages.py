@@ -13,7 +13,10 @@ def install(folder: Path, name: str, group: str, points: Mapping[str, str]) -> N
     """Make a package of version 1.0 with entry points of a group.
 
     Args:
-        points: values by name.
+        folder: where the package is installed.
+        name: of the package.
+        group: of the entry points.
+        points: values of the entry points by name.
     """
     place = folder / f"{name}-1.0.dist-info"
     place.mkdir(parents=True)
@@ -23,6 +26,6 @@ def install(folder: Path, name: str, group: str, points: Mapping[str, str]) -> N
 
 
 def environment(*folders: Path, **changes: str) -> dict[str, str]:
-    """The environment of a process that finds modules and packages in folders."""
+    """Return the environment of a process that finds modules and packages in these folders."""
     path = os.pathsep.join(map(str, folders))
     return {**os.environ, "PYTHONPATH": path, **changes}

@@ -32,7 +32,7 @@ class MyAttention(BaseAttention):
 
 
 def two_commits(folder: Path) -> Path:
-    """A repository with an attention: the second commit does the same twice."""
+    """Create a repository with an attention; the second commit does its work twice."""
     folder.mkdir()
     git(folder, "init", "--initial-branch=main")
     for work in (1, 2):

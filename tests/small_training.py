@@ -14,7 +14,7 @@ from danon.training.batch_order import BatchOrder
 
 
 def text(examples: int = 24, length: int = 32) -> TensorDataset:
-    """A language of pairs: every even token is followed by its successor."""
+    """Return a dataset of token pairs: every even token is followed by its successor."""
     g = torch.Generator().manual_seed(0)
     first = torch.randint(0, 15, (examples, length // 2), generator=g) * 2
     ids = torch.stack((first, first + 1), -1).flatten(1)
@@ -24,7 +24,7 @@ def text(examples: int = 24, length: int = 32) -> TensorDataset:
 
 
 def drawing(seed: int = 0) -> nn.Module:
-    """A model that draws random numbers as it trains."""
+    """Return a model that draws random numbers as it trains."""
     torch.manual_seed(seed)
     return create_dala_model(
         task="lm",

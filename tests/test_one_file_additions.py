@@ -80,7 +80,7 @@ class Run:
     uri: str
 
     def check(self, attention: str) -> None:
-        """It was measured, printed, reported and recorded."""
+        """Check that the attention was measured, printed, reported and recorded."""
         mine = [r for r in self.results if r["case"]["attention"] == attention]
         assert {r["case"]["suite"] for r in mine} == {"speed", "memory"}
         assert {r["status"] for r in mine} == {"measured"}, mine
@@ -104,7 +104,7 @@ def bench(folder: Path, uri: str, path: tuple[Path, ...], *arguments: str) -> Ru
 
 @pytest.fixture
 def packages(tmp_path: Path) -> Path:
-    """A package with an attention, one that does not import, one that takes a name of danon's."""
+    """Install an attention, one that does not import and one that takes a name of danon's."""
     folder = tmp_path / "site"
     install(folder, "good", installed.GROUP, {"by-hand": "good_attention:MyAttention"})
     install(folder, "broken", installed.GROUP, {"lost": "nowhere_at_all:Lost"})
@@ -115,7 +115,7 @@ def packages(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, sqlite: str, packages: Path) -> Run:
-    """A bench of a baseline, a user's file and an installed package's attention."""
+    """Run a bench of a baseline, a user's file and an installed package's attention."""
     tree = tmp_path / "tree"
     for name in ("danon", "suites", "baselines"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -54,14 +54,14 @@ def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def python(code: str) -> str:
-    """What a fresh interpreter prints that imports this checkout."""
+    """Run code in a fresh interpreter that imports this checkout, and return what it prints."""
     done = run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def optional_imports(code: str) -> set[str]:
-    """The optional packages that code imports and torch alone does not."""
+    """Return the optional packages that code imports and torch alone does not."""
     printed = python(
         f"import sys, torch; before = set(sys.modules); {code}\nprint(*set(sys.modules) - before)"
     )

@@ -89,7 +89,7 @@ def compare(
 
 
 def near_or_far(batch: int, g: torch.Generator) -> Batch:
-    """A marker in the first period tells whether the second one averages over 1 token or 16."""
+    """Return sequences whose marker in period 0 sets the averaging width of period 1, 1 or 16."""
     P, N = 16, 32
     far = torch.rand(batch, generator=g) < 0.5
     v = torch.randn(batch, N, 8, generator=g)
@@ -147,7 +147,7 @@ def test_the_router_sends_each_query_down_its_path() -> None:
 
 
 def needles(batch: int, g: torch.Generator) -> Batch:
-    """The mean of 4 marked tokens among 40, all older than the window."""
+    """Return sequences with the mean of 4 of 40 tokens as target; all are older than the window."""
     P, N = 8, 64
     v = torch.randn(batch, N, 8, generator=g)
     k = torch.randn(batch, N, 8, generator=g)
@@ -182,7 +182,7 @@ class Stateless(DALA):
 
 
 def old_topic(batch: int, g: torch.Generator) -> Batch:
-    """What the first three of eight periods were about: in the mean of their values."""
+    """Return sequences whose target is the mean that the first three of eight periods share."""
     P, N = 8, 64
     topic = torch.randn(batch, 1, 8, generator=g) / 2
     v = torch.randn(batch, N, 8, generator=g) / 10

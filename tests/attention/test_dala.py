@@ -48,7 +48,7 @@ def trained(causal: bool = True, num_kv_heads: int = 4, scale: float = 0.3, **kw
 
 
 def factors(module: DALA, *x: Tensor) -> Tensor:
-    """What the window network says, (X, periods), on these inputs."""
+    """Return the output of the window network, (X, periods), for these inputs."""
     seen: list[Tensor] = []
     hook = module.window.register_forward_hook(lambda _m, _x, out: seen.append(out))
     with torch.no_grad():
@@ -222,7 +222,7 @@ def test_the_gradient_of_a_width_holds_in_low_precision(dtype: torch.dtype, most
 
 
 def balance_of(p: Tensor, counts: Tensor) -> float:
-    """The formula, query by query."""
+    """Compute the load-balance loss query by query."""
     chosen = [p[x, i] for x in range(p.shape[0]) for i in range(p.shape[1]) if counts[x, i]]
     share = [sum(float(row[j]) for row in chosen) / len(chosen) for j in range(p.shape[2])]
     mean = sum(share) / len(share)

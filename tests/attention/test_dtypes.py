@@ -30,7 +30,7 @@ ERRORS = {torch.float64: 1e-10, torch.float32: 2e-6, torch.bfloat16: 0.02, torch
 
 @pytest.fixture
 def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    """The dtype that a test runs under once it has set it; float32 again afterwards."""
+    """Yield a default dtype for the test to set, and restore float32 afterwards."""
     yield request.param
     torch.set_default_dtype(torch.float32)
 
@@ -94,7 +94,7 @@ def test_a_bias_in_the_default_dtype_is_found(
 
 
 def baseline(name: str) -> BaseAttention:
-    """The baseline, or a skip that says why it does not run here."""
+    """Return the baseline, or skip the test with the reason why it does not run here."""
     shape = AttentionConfig(hidden_size=32, num_heads=2, causal=True, max_sequence_length=N)
     kind, cpu = registry.get(name), torch.device("cpu")
     if why := kind.unavailable(shape, length=N, dtype=torch.float32, device=cpu, backward=True):

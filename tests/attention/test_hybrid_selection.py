@@ -162,7 +162,7 @@ def test_figures_of_different_machines_are_not_compared(tmp_path: Path) -> None:
     alone = folder / "cases.jsonl"
 
     def again(name: str) -> None:
-        """A row of 128 tokens measured again, on another machine of a cluster, ten times faster."""
+        """Append a measurement at 128 tokens, ten times faster, by another machine."""
         place = {"host": "b", "node": "2", "machine": {"id": "there", "cpu": "b"}}
         error, seconds, peak = FIGURES[name][128]
         speed = {"error_vs_dense": error, "time_s": seconds / 10}

@@ -35,9 +35,13 @@ def compare(
     """Hold a function from the page to the module's oracle, with all parameters off zero.
 
     Args:
+        module: mechanism whose oracle is the reference.
+        written: the function from the page.
+        length: of the sequence, in tokens.
         like: ``equal leaves`` makes a stretch of keys equal (lossless nodes); ``ties`` repeats four
             keys of small integers, with plain means, so that scores are equal to the last bit.
         mask: of real tokens (length,); padding is no part of the sequence.
+        **more: further arguments of ``written``.
     """
     c = module.config
     g = torch.Generator().manual_seed(5)

@@ -62,7 +62,7 @@ def made(name: str, causal: bool) -> BaseAttention:
 
 
 def alone(run: Callable[..., Tensor], x: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-    """What each row's real tokens get by themselves, in their places; zeros elsewhere."""
+    """Run each row on its real tokens alone; return the outputs in place, zeros elsewhere."""
     outs = []
     for b, real in enumerate(mask):
         out = torch.where(mask[b, :, None], 0.0, x[0][b].double() * 0)

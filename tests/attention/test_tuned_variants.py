@@ -42,7 +42,7 @@ SHAPE = AttentionConfig(hidden_size=32, num_heads=4, causal=True, max_sequence_l
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers goes with it."""
+    """Remove after each test what it registers."""
     discover((), ())
     monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
 

@@ -15,7 +15,7 @@ from baselines import flex_window
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """The tensors here are too small for two threads to help."""
+    """Use one thread: the tensors here are too small for two to help."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -79,7 +79,7 @@ def test_xformers_is_called_as_documented(causal: bool, monkeypatch: pytest.Monk
 
 def test_gla_is_called_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     def chunk_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, None]:
-        """The recurrence S = exp(g) S + k v^T, o = q S / sqrt(D), on (B, N, H, D)."""
+        """Compute the recurrence S = exp(g) S + k v^T, o = q S / sqrt(D), on (B, N, H, D)."""
         state, outs = 0.0, []
         for i in range(q.shape[1]):
             state = g[:, i].exp()[..., None] * state + k[:, i, :, :, None] * v[:, i, :, None]

@@ -106,7 +106,7 @@ def lines(journal: Path) -> list[str]:
 
 
 def first_cases(folder: Path, process: subprocess.Popen[str]) -> Path:
-    """The journal of a bench, when it has two cases."""
+    """Wait until the journal of a bench has two cases, and return its path."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         found = list(folder.glob("results/runs/*/cases.jsonl"))

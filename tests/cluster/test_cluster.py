@@ -153,7 +153,7 @@ class Command:
         return self._log.read_text()
 
     def until(self, look: Callable[[], Any]) -> Any:
-        """What a look finds, as soon as it finds something."""
+        """Call ``look`` until it finds something, and return that."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
             if found := look():
@@ -163,7 +163,7 @@ class Command:
         raise AssertionError(self.said)
 
     def family(self, look: Callable[[], Any]) -> list[psutil.Process]:
-        """The processes below it, when a look finds something."""
+        """Return the processes below the command once ``look`` finds something."""
         self.until(look)
         return psutil.Process(self.process.pid).children(recursive=True)
 

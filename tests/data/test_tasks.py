@@ -36,7 +36,7 @@ TASKS = (
 
 
 def evaluate(row: list[int]) -> int:
-    """The value of a list, by a stack: what stands open, and the values in it."""
+    """Compute the value of a list with a stack of the open lists and their values."""
     symbols = ["", *"0123456789", "[MAX", "[MIN", "[MED", "[SM", "]"]
     words = " ".join(symbols[token] for token in row).split()
     assert words[-1] == "]" and words[0][0] == "["
@@ -59,7 +59,7 @@ def evaluate(row: list[int]) -> int:
 
 
 def solve(task: Task, ids: Tensor, at: int) -> int:
-    """The answer by the rule of the task, from the tokens up to the place alone."""
+    """Return the answer by the rule of the task, from the tokens up to ``at`` alone."""
     row = ids[: at + 1].tolist()
     if task.name == "listops":
         return 1 + evaluate(row)

@@ -93,7 +93,7 @@ def window(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The last ``width`` tokens and the first ones, exactly."""
+    """Attend exactly to the last ``width`` tokens and the first ``sinks``."""
     i = torch.arange(q.shape[2])
     see = (i[:, None] >= i) & ((i[:, None] - i < width) | (i < sinks))
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))

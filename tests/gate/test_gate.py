@@ -32,7 +32,7 @@ LONG = replace(CASE, length=1024)  # graph breaks are counted there
 def small(
     monkeypatch: pytest.MonkeyPatch, repository: Path, gate_inputs: Path, sqlite: str
 ) -> Path:
-    """A gate of one small case, called in the repository."""
+    """Enter the repository, with a gate of one small case."""
     monkeypatch.setattr(workspace, "gate_cases", lambda names: [CASE])
     monkeypatch.setattr(workspace, "write_inputs", lambda path: gate_inputs)
     monkeypatch.chdir(repository)

@@ -110,7 +110,7 @@ class TestSequentialTest:
     def of(
         cls, ratios: dict[str, float], rounds: int = 100
     ) -> tuple[list[Row], list[tuple[str, ...]]]:
-        """Findings for cases with these log ratios, and which cases were measured together."""
+        """Return the rows of cases with these log ratios, and the groups measured together."""
         cases = [Case("speed", name, 128, "float32", "forward") for name in ratios]
         calls: list[tuple[str, ...]] = []
         measure = cls.measure(ratios, rounds, calls)

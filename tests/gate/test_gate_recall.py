@@ -102,7 +102,7 @@ def test_direction_of_exact_metrics() -> None:
 
 @pytest.fixture
 def own(repository: Path, monkeypatch: pytest.MonkeyPatch, gate_inputs: Path, sqlite: str) -> Path:
-    """A repository with softmax attention, and a gate that asks for recall alone."""
+    """Commit softmax attention to the repository, with a gate that measures recall alone."""
     monkeypatch.setattr(workspace, "gate_cases", lambda names: [CASE])
     monkeypatch.setattr(workspace, "write_inputs", lambda path: gate_inputs)
     monkeypatch.chdir(repository)

@@ -38,7 +38,7 @@ def misplaced(root: Path, repository: Path, allowed: Sequence[Path]) -> str:
 
 @pytest.fixture
 def editable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on the path of every Python that is started, as an editable install puts it."""
+    """Create a folder on the path of every Python that is started, as an editable install does."""
     folder = tmp_path / "original" / "lib"
     folder.mkdir(parents=True)
     monkeypatch.setenv(
@@ -48,7 +48,7 @@ def editable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def package(folder: Path, name: str = "mypkg", work: int = 1) -> None:
-    """A package with an attention in a module of its own."""
+    """Write a package with an attention that inherits from one in another of its modules."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / name / "__init__.py").touch()
     (folder / name / "core.py").write_text(MINE.format(work=work))
@@ -180,7 +180,7 @@ class TestProvenance:
 
     @pytest.fixture
     def loaded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-        """A package that was loaded from another folder than the checkout."""
+        """Load a package from another folder than the checkout, and yield that folder."""
         package(tmp_path / "other")
         monkeypatch.syspath_prepend(str(tmp_path / "other"))
         importlib.import_module("mypkg.core")

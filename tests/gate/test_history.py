@@ -46,7 +46,7 @@ def test_too_few_runs_are_refused() -> None:
 
 
 def recorded(ratio: float, number: int, machine: str = "here") -> None:
-    """A run of the gate that found this ratio to the threshold of 2."""
+    """Record a run of the gate that found this ratio to the threshold of 2."""
     rows = tuple(
         Row(case, "same", Estimate(r, r, r), 3, 1.0, r, relative_time=2 * r)
         for case, r in ((CASE, ratio), (LONG, 1.0))

@@ -114,7 +114,7 @@ class TestFile:
 
 
 def compared(place: Path, ratio: float | None, *facts: ExactMetric, head: str = "b" * 40) -> Path:
-    """A gate.json with that figure of the case."""
+    """Write a gate.json with this time ratio of cases A to C and these exact metrics of A."""
     time = None if ratio is None else Estimate(ratio, ratio, ratio)
     rows = (
         Row(case_of(A), "slower", time, facts=facts),
@@ -228,7 +228,7 @@ class TestAccept:
 
 @pytest.fixture
 def own(repository: Path, monkeypatch: pytest.MonkeyPatch, gate_inputs: Path, sqlite: str) -> Path:
-    """A repository with an attention, at its first commit, and a gate of one small case."""
+    """Enter the repository at its first commit, with a gate of one small case."""
     git(repository, "reset", "--hard", "HEAD~1")
     git(repository, "config", "user.name", "Ada")
     git(repository, "config", "user.email", "ada@example.org")

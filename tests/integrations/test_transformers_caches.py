@@ -29,7 +29,7 @@ SELECTIONS: dict[str, Any] = {
 
 
 def filled(mechanism: str | None, length: int = 50) -> tuple[Any, Any]:
-    """A llama and its cache of the first tokens of three rows."""
+    """Return a llama and its cache of the first ``length`` tokens of each row."""
     model = build("llama", mechanism, SMALL[mechanism] if mechanism else None)
     cache = transformers.DynamicCache()
     output(model, tokens(ROWS)[:, :length], past_key_values=cache)

@@ -58,7 +58,7 @@ def logits(model: Any, ids: Tensor) -> Tensor:
 
 
 def reference(family: str) -> tuple[Any, Tensor]:
-    """A model with the family's own attention, and its logits.
+    """Return a model with the family's own attention, and its logits.
 
     Raises:
         NoTinyModelError: it cannot be built small, or does not run.

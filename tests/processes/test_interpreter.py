@@ -35,7 +35,7 @@ MODULES = ("statistics", "torch", "numpy", "json", "conftest", "sitecustomize")
 
 @pytest.fixture
 def misleading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with an attention in two files and what has the name of a module."""
+    """Enter a folder with an attention in two files and files with the names of other modules."""
     for name in PACKAGES:
         (tmp_path / name).mkdir()
     for place in (*(f"{name}/__init__" for name in PACKAGES), *MODULES):

@@ -62,7 +62,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def busy(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A process that runs a journal, and the journal's folder."""
+    """Yield a process that has created a journal and still runs, and the journal's folder."""
     command = [sys.executable, "-c", BUSY, str(tmp_path / "runs")]
     known = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE

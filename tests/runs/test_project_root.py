@@ -35,7 +35,7 @@ MIB = 2**20
 
 @pytest.fixture
 def below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, two below a repository; returns that."""
+    """Enter a folder two levels below a repository, and return the repository."""
     deep = tmp_path / "theirs" / "docs" / "deep"
     deep.mkdir(parents=True)
     git(tmp_path / "theirs", "init")
@@ -46,7 +46,7 @@ def below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers goes with it."""
+    """Remove after each test what it registers."""
     discover((), ())
     monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
 

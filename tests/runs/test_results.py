@@ -75,7 +75,7 @@ def rates(place: Path) -> None:
 
 
 def no_check(place: Path) -> None:
-    """A page or a picture."""
+    """Accept a page or a picture unread."""
 
 
 READERS: dict[str, Callable[[Path], None]] = {

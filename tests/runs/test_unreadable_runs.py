@@ -29,7 +29,7 @@ KINDS = {"sdpa": (1.0, 0.99), "ucsa": (0.5, 0.99)}  # time over dense, right ans
 
 
 def record(root: Path, *, status: str = "FINISHED") -> Journal:
-    """A run in which UCSA is twice as fast as dense attention and as good."""
+    """Write a run in which UCSA is twice as fast as dense attention and as accurate."""
     journal = Journal.create(root, RunInfo.capture("quick", 0, "danon bench", MACHINE))
     same = {"size": 16}  # of one configuration, or there would be no verdict
     for name, (ratio, right) in KINDS.items():
@@ -143,7 +143,7 @@ DAMAGES = {
 
 
 def danon(*arguments: object) -> Result:
-    """The command; a traceback fails the test."""
+    """Run the command, and fail the test on a traceback."""
     done = CliRunner().invoke(app, [str(x) for x in arguments])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done
@@ -156,7 +156,7 @@ def choose(runs: Path) -> Result:
 
 @pytest.fixture(params=DAMAGES)
 def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
-    """A run, and what is to be said of it."""
+    """Return the folder of a damaged run, and the message expected about it."""
     damage, said = DAMAGES[request.param]
     journal = record(tmp_path / "runs", status="KILLED")
     place = journal.run_dir.rename(tmp_path / "runs" / "29991231T235959Z-abcdef")  # the last
@@ -258,7 +258,7 @@ def places(values: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def replaced(values: Any, place: tuple[Any, ...], value: object) -> Any:
-    """A copy with another value at a place."""
+    """Return a copy with another value at this path of keys."""
     copy = json.loads(json.dumps(values))
     inner = copy
     for key in place[:-1]:

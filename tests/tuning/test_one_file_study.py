@@ -57,7 +57,7 @@ FEWER_REPEATS = (
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with one installed package, on the path for the time of a test."""
+    """Yield a folder with one installed package, on the path during a test."""
     folder = tmp_path / "site"
     information = folder / "my_studies-1.0.dist-info"
     information.mkdir(parents=True)
