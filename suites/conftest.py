@@ -319,7 +319,8 @@ def measure(runner: CaseRunner, request: pytest.FixtureRequest) -> Callable[[Cas
             pytest.fail(result.reason, pytrace=False)
         if result.status != "measured":
             pytest.skip(f"{result.status}: {result.reason}")
-        replay(result, runner.samples(result), request.getfixturevalue("benchmark"))
+        if samples := runner.samples(result):
+            replay(result, samples, request.getfixturevalue("benchmark"))
 
     return run
 

@@ -30,6 +30,11 @@ torch.use_deterministic_algorithms(True)
 torch.utils.deterministic.fill_uninitialized_memory = True
 # Beside another process of tests, a second thread costs more than it computes.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A temporary folder of its own has a lock of its own: no test is about exact times, so benches
+    # and studies of two processes of tests need not take turns.
+    _folder = tempfile.TemporaryDirectory(prefix="danon-tests-", ignore_cleanup_errors=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = _folder.name
 
 # Who starts the tests may ignore signals (nohup, a shell's background job), and every process that
 # they start would, too.

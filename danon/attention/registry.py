@@ -53,10 +53,10 @@ def register(name: str) -> Callable[[_T], _T]:
         raise ValueError(f"attention {name!r}: a name has letters, digits, '_', '-' and '.' only")
 
     def add(cls: _T) -> _T:
-        known = _TABLE.get(name)
-        if known is not None and _source(known) != _source(cls):
+        taken = _TABLE.get(name)
+        if taken is not None and _source(taken) != _source(cls):
             raise ValueError(
-                f"attention {name!r} is already registered: {known!r}; give {cls!r} another name"
+                f"attention {name!r} is already registered: {taken!r}; give {cls!r} another name"
             )
         _TABLE[name] = cls
         return cls
@@ -100,8 +100,8 @@ def make_importable(target: str) -> None:
     Args:
         target: ``path/to/file.py:Class`` or ``package.module:Class``.
     """
-    place = target.rpartition(":")[0]
-    folder = str(Path(place).resolve().parent if place.endswith(".py") else Path.cwd())
+    source = target.rpartition(":")[0]
+    folder = str(Path(source).resolve().parent if source.endswith(".py") else Path.cwd())
     if folder not in sys.path:
         sys.path.append(folder)
 
@@ -160,16 +160,16 @@ def import_target(target: str, what: str, *, importable: bool = False) -> tuple[
     Raises:
         ValueError: it cannot be imported; says why.
     """
-    place, _, name = target.rpartition(":")
-    if not place or not name:
+    source, _, name = target.rpartition(":")
+    if not source or not name:
         raise ValueError(f"{what} {target!r}: must be a registered name or 'file.py:Class'")
-    path = Path(place).resolve()
-    if place.endswith(".py") and not path.is_file():
+    path = Path(source).resolve()
+    if source.endswith(".py") and not path.is_file():
         raise ValueError(f"{what} {target!r}: no such file {path}")
     if not importable:
         make_importable(target)
     try:
-        module = _imported(path) if place.endswith(".py") else importlib.import_module(place)
+        module = _imported(path) if source.endswith(".py") else importlib.import_module(source)
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"
@@ -180,12 +180,12 @@ def import_target(target: str, what: str, *, importable: bool = False) -> tuple[
 def _imported(path: Path) -> ModuleType:
     """Import a file, once until it changes: its classes share what it holds."""
     name, version = f"danon_user_{path.stem}", (path.stat().st_mtime_ns, path.stat().st_size)
-    known = sys.modules.get(name)
-    if known is not None and known.__file__ != str(path):  # one of the same name elsewhere
+    loaded = sys.modules.get(name)
+    if loaded is not None and loaded.__file__ != str(path):  # one of the same name elsewhere
         name += f"_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
-        known = sys.modules.get(name)
-    if known is not None and _VERSIONS.get(name) == version:
-        return known
+        loaded = sys.modules.get(name)
+    if loaded is not None and _VERSIONS.get(name) == version:
+        return loaded
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # a file that ends in .py
     module = importlib.util.module_from_spec(spec)

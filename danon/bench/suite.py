@@ -170,8 +170,8 @@ class Suite(ABC):
         """Take a result of an interrupted session; it may forecast longer cases."""
 
     def samples(self, result: CaseResult) -> list[float]:
-        """Return the seconds per call behind a result, for pytest-benchmark."""
-        return result.samples["candidate_s"]
+        """Return the seconds per call behind a result, for pytest-benchmark; empty: it has none."""
+        return result.samples.get("candidate_s", [])
 
     @classmethod
     def shorter(cls, profile: Profile, case: Case) -> Case | None:

@@ -30,7 +30,10 @@ def bench(
     ] = "",
     suites: Annotated[
         str,
-        typer.Option(help="Suites to run: names, or file.py:Class, comma separated. Default: all."),
+        typer.Option(
+            help="Suites to run: names, file.py:Class, or file.py:function of a metric. "
+            "Default: all."
+        ),
     ] = "",
     *,
     results: RunsFolder,
@@ -44,8 +47,8 @@ def bench(
     from danon.bench.command import Options
     from danon.bench.command import bench as run
 
-    own = tuple(attention or ())
+    attentions = tuple(attention or ())
     options = Options(
-        profile, device, own, only, suites, results, resume, command_line(), engine, address
+        profile, device, attentions, only, suites, results, resume, command_line(), engine, address
     )
     raise typer.Exit(run(options, Console()))

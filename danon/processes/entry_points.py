@@ -14,8 +14,8 @@ def entry_points(group: str) -> tuple[EntryPoint, ...]:
     Args:
         group: for example ``danon.attentions``.
     """
-    found = {(point.name, point.value): point for point in _all(group)}
-    return tuple(found.values())
+    unique = {(point.name, point.value): point for point in _all(group)}
+    return tuple(unique.values())
 
 
 def package_of(point: EntryPoint) -> str:

@@ -156,6 +156,7 @@ def test_suite_process_times_with_the_threads_of_its_answer(tmp_path: Path) -> N
 class TestFullDisk:
     """A file that may not grow stands in for it."""
 
+    @pytest.mark.slow
     def test_bench_keeps_its_results(self, tmp_path: Path) -> None:
         process = start(tmp_path, "--suites", "speed,memory")
         place = first_cases(tmp_path, process)

@@ -75,6 +75,7 @@ class TestGate:
         assert "slower" in (small / "out" / "gate.md").read_text()
         ElementTree.parse(small / "out" / "gate.xml")
 
+    @pytest.mark.slow
     def test_half_the_work_is_no_regression(self, small: Path) -> None:
         (small / "mine.py").write_text(MINE.format(work=1))
         status, said = gated(base="HEAD", dirty=True)

@@ -157,6 +157,7 @@ def test_from_calibration_to_acceptance(own: Path, sqlite: str) -> None:
     assert status == 2 and "MyAttention.pt does not fit: " in said and "scale" in said
 
 
+@pytest.mark.slow
 def test_against_a_commit_with_recall(own: Path) -> None:
     commit(own, FORGETFUL)
     options = Options(("mine.py:MyAttention",), "", False, 10.0, Path("out"), "HEAD~1")

@@ -34,6 +34,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 def test_injected_slowdown_is_of_its_case_alone(tmp_path: Path, gate_inputs: Path) -> None:
     """One side takes longer by the injected time."""
     root = Path(registry.__file__).parent.parent.parent

@@ -290,6 +290,7 @@ class TestGate:
         status, said = told(gate, against)
         assert status == 0 and "accepted: twice as exact" in said
 
+    @pytest.mark.slow
     def test_thresholds_of_other_machines(self, own: Path) -> None:
         """Operations are compared anywhere, bytes with one torch, times and peaks with room."""
         facts = {"flops": 4.0 * 4 * 128 * 128 * 64, "parameters": 0.0}
@@ -315,6 +316,7 @@ class TestGate:
             found, said = told(accept_cases, CASE.id, "so", Path("out"))
             assert found == 7 and "compare with --against REV first, or calibrate here" in said
 
+    @pytest.mark.slow
     def test_recalibration_is_in_the_history(self, own: Path) -> None:
         known = threshold(1000.0, flops=1.0)
         thresholds({CASE.id: known, B: known}).write(own / THRESHOLDS)
@@ -407,6 +409,7 @@ class TestStore:
         found = GateResult("a", "b", "", "", (), WHEN, 1.0)
         assert try_record(found, tmp_path).startswith("not recorded, ")
 
+    @pytest.mark.slow
     def test_three_processes_on_a_fresh_store_make_one_version(self, sqlite: str) -> None:
         code = (
             "from test_thresholds import A, register, threshold, thresholds\n"

@@ -147,6 +147,7 @@ def test_space_that_changes_during_a_study(mine: Path) -> None:
         local.close()
 
 
+@pytest.mark.slow
 def test_worker_joins_by_the_name_of_the_study(
     mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +193,7 @@ def test_wrong_option_is_refused_in_one_line(
     assert not (mine / "results").exists()
 
 
+@pytest.mark.slow
 def test_limit_that_no_trial_meets(
     mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

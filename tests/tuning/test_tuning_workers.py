@@ -64,7 +64,7 @@ def start(url: str, trials: int, seconds: float) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("trials", [24, pytest.param(200, marks=pytest.mark.slow)])
 def test_four_workers_of_which_two_are_killed(
     trials: int, kind: str, tmp_path: Path, request: pytest.FixtureRequest
