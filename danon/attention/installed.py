@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint
 
 from danon.attention import registry
 from danon.console.reasons import located
-from danon.processes.entry_points import entry_points, package_of
+from danon.runs.entry_points import entry_points, package_of
 from danon.processes.interruption import Interruption
 
 __all__ = ["GROUP", "load_installed", "versions"]

@@ -9,7 +9,7 @@ import sys
 from functools import cache
 
 from danon.console.reasons import located
-from danon.processes.entry_points import entry_points, package_of
+from danon.runs.entry_points import entry_points, package_of
 from danon.processes.interpreter import bundle
 from danon.processes.interruption import Interruption
 

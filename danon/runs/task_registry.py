@@ -17,7 +17,8 @@ import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
+
+from danon.runs.entry_points import entry_points, package_of
 
 __all__ = ["ENTRY_POINTS", "TaskRecord", "discover", "find", "names", "records", "register"]
 
@@ -106,8 +107,8 @@ def discover() -> None:
     """
     for module in _built_in():
         importlib.import_module(module)
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        package = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
+    for point in entry_points(ENTRY_POINTS):
+        package = package_of(point)
         try:
             point.load()
         except (Exception, SystemExit) as error:  # noqa: BLE001  foreign code may raise anything

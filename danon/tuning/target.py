@@ -14,10 +14,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, TypeVar
 
 from danon.console.reasons import located
+from danon.runs.entry_points import entry_points, package_of
 from danon.tuned.search_space import Space
 from danon.tuning import targets
 
@@ -194,10 +195,9 @@ def get(name: str) -> type[TuningTarget]:
 
 
 def _entry_points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
+    return {point.name: point for point in entry_points(GROUP)}
 
 
 def _package(point: EntryPoint) -> str:
     """Return where an entry point comes from, in words."""
-    distribution = point.dist.name if point.dist is not None else "an unnamed package"
-    return f"{point.value} of the package {distribution}"
+    return f"{point.value} of the package {package_of(point)}"

@@ -18,7 +18,7 @@ import torch
 from danon.attention import kernels
 from danon.attention.kernels.base import HALF, REGISTERED, Kernel
 from danon.console.reasons import located
-from danon.processes.entry_points import entry_points, package_of
+from danon.runs.entry_points import entry_points, package_of
 
 __all__ = ["available", "keeps_bias", "names", "resolve"]
 
