@@ -16,8 +16,8 @@ from importlib.metadata import EntryPoint
 
 from danon.attention import registry
 from danon.console.reasons import located
-from danon.runs.entry_points import entry_points, package_of
 from danon.processes.interruption import Interruption
+from danon.runs.entry_points import entry_points, package_of
 
 __all__ = ["GROUP", "load_installed", "versions"]
 

@@ -9,9 +9,9 @@ import sys
 from functools import cache
 
 from danon.console.reasons import located
-from danon.runs.entry_points import entry_points, package_of
 from danon.processes.interpreter import bundle
 from danon.processes.interruption import Interruption
+from danon.runs.entry_points import entry_points, package_of
 
 __all__ = ["GROUP", "import_suites"]
 
