@@ -117,16 +117,16 @@ def _prepare(config: pytest.Config) -> None:
     config.stash[_integrity] = Integrity.take(*MEASURING)
     gc.collect()
     gc.freeze()  # or each look at what is kept, and each collection, goes through all of torch
-    names, user_attentions = discover(
-        config.getoption("--danon-attention"),
-        _words(config, "only"),
-        partial(_load, config),
-        lambda reason: config.stash[_channel].send(event="note", text=reason),
-    )
-    config.stash[_suites] = select_suites(
-        _words(config, "suites"), lambda text: config.stash[_channel].send(event="note", text=text)
-    )
     profile = config.stash[_profile] = PROFILES[name]
+
+    def note(text: str) -> None:
+        config.stash[_channel].send(event="note", text=text)
+
+    targets, only = config.getoption("--danon-attention"), _words(config, "only")
+    names, user_attentions = discover(
+        targets, only, partial(_load, config), note, profile.attentions
+    )
+    config.stash[_suites] = select_suites(_words(config, "suites"), note, profile.suites)
     dtypes = {d for name in ("speed", "memory") for g in profile.grids[name] for d in g.dtypes}
     for attention in user_attentions:
         with _prepared(config, attention, f"attention {attention!r} is called with a few tokens"):

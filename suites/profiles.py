@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from danon.bench.profile import CaseGrid, Profile
+from danon.config.mechanism import mechanisms
 from danon.evaluation import pretrained_plans
 from danon.evaluation.training_presets import FULL, QUICK, SMOKE, STANDARD
 
 __all__ = ["PROFILES", "visible_profiles"]
 
+MECHANISMS = tuple(mechanisms())
+COMMON_BASELINES = (
+    "sdpa",
+    "flash-attn",
+    "window",
+    "local-attention",
+    "longformer",
+    "linear",
+    "performer",
+    "nsa",
+)
+"""Attentions that people choose between."""
 _BOTH = ("float32", "bfloat16")
 _LOW = ("bfloat16",)
 _FULL = ("float32",)
@@ -15,9 +28,8 @@ PROFILES: dict[str, Profile] = {
     "quick": Profile(
         grids={
             "speed": (
-                CaseGrid("forward", _BOTH, (1024, 4096)),
-                CaseGrid("forward", _LOW, (16384,)),
-                CaseGrid("forward+backward", _FULL, (1024, 4096)),
+                CaseGrid("forward", _LOW, (1024, 4096, 16384)),
+                CaseGrid("forward+backward", _FULL, (4096,)),
             ),
             "memory": (CaseGrid("forward", _LOW, (1024, 4096, 16384)),),
             "decode": (CaseGrid("decode", _LOW, (4096, 65536)),),
@@ -29,6 +41,9 @@ PROFILES: dict[str, Profile] = {
         cap_s=20.0,
         caps_s={"bounds": 15.0},
         plans=(*QUICK[0], *QUICK[1], *pretrained_plans.QUICK),
+        # What can be believed within five minutes; `--suites recall` and `--only NAME` add others.
+        suites=("speed", "memory", "decode", "scaling", "pretrained"),
+        attentions=(*MECHANISMS, *COMMON_BASELINES),
         from_tuned=True,
     ),
     "standard": Profile(

@@ -23,6 +23,7 @@ def discover(
     only: Iterable[str],
     load: Callable[..., str] = registry.load,
     note: Callable[[str], object] = _log.warning,
+    default: Iterable[str] = (),
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return names to measure, the reference first, and those of them that the user brought.
 
@@ -31,6 +32,8 @@ def discover(
         only: registered names to keep; none keeps all. The reference and the user's own stay.
         load: makes an attention of a target; of an installed package's also takes its name.
         note: hears why an attention of an installed package is left out.
+        default: registered names to keep where ``only`` is empty, beside those of the targets, of
+            installed packages, and settings tuned for the user's own. Empty: all names.
 
     Raises:
         ValueError: an unknown name, a target that cannot be loaded, an installed package's
@@ -64,6 +67,10 @@ def discover(
         registry.get(name)
     for reason in left_out.values():
         note(reason)
+    if not selected and (selected := list(default)):
+        selected += (*named, *installed.versions())
+        tuned = (n for n in registry.names() if n.startswith(tuple(f"{own}-" for own in brought)))
+        selected += tuned
     kept = [n for n in registry.names() if not selected or n in selected or n in brought]
     return (REFERENCE, *(n for n in kept if n != REFERENCE)), tuple(brought)
 

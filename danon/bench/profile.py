@@ -75,6 +75,9 @@ class Profile:
         cap_s: most seconds of a case, its check included; a longer forecast is over budget.
         caps_s: other caps, by name of the suite.
         plans: plans for models, which have budgets of their own.
+        suites: that run where the user names none, beside those of installed packages. Empty: all.
+        attentions: that are measured where the user names none, beside the user's own and those of
+            installed packages. Empty: all.
         from_tuned: True if settings tuned for a length are measured only from that length on.
         hidden: True if the profile is not offered to users.
     """
@@ -85,6 +88,8 @@ class Profile:
     cap_s: float
     caps_s: Mapping[str, float] = field(default_factory=dict)
     plans: tuple[ModelPlan, ...] = ()
+    suites: tuple[str, ...] = ()
+    attentions: tuple[str, ...] = ()
     from_tuned: bool = False
     hidden: bool = False
 

@@ -12,14 +12,20 @@ from danon.processes.suite_modules import import_suites
 
 __all__ = ["select_suites"]
 
+OWN = "suites."
+"""Package of the suites that come with danon."""
 
-def select_suites(chosen: Iterable[str], note: Callable[[str], object]) -> tuple[str, ...]:
+
+def select_suites(
+    chosen: Iterable[str], note: Callable[[str], object], default: Iterable[str] = ()
+) -> tuple[str, ...]:
     """Return the names of the suites to run, in the order of listing.
 
     Args:
         chosen: names, or ``file.py:Class`` / ``module:Class`` of a suite, or ``file.py:function``
-            of an extra metric, which selects its suite. Empty: all suites.
+            of an extra metric, which selects its suite. Empty: the default.
         note: function that takes the reason why a suite of an installed package is left out.
+        default: names of suites; those of installed packages run beside them. Empty: all suites.
 
     Raises:
         ValueError: a name is unknown, or a target cannot be loaded.
@@ -27,6 +33,8 @@ def select_suites(chosen: Iterable[str], note: Callable[[str], object]) -> tuple
     for reason in import_suites():
         note(reason)
     selected = {_load(target) if ":" in target else suites.get(target).name for target in chosen}
+    if not selected and (selected := set(default)):
+        selected |= {n for n in suites.names() if not suites.get(n).__module__.startswith(OWN)}
     return tuple(name for name in suites.names() if not selected or name in selected)
 
 

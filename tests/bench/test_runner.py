@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from repositories import MINE
 
 from danon.attention import registry
 from danon.attention.discovery import discover
@@ -13,6 +15,8 @@ from danon.bench.cost_forecast import CostForecaster, Forecast
 from danon.bench.profile import CaseGrid, Profile
 from danon.bench.runner import CaseRunner
 from danon.bench.suite import planned_cases
+from danon.bench.suite_selection import select_suites
+from danon.config.mechanism import mechanisms
 from danon.runs.case import Case, CaseResult
 from suites.profiles import PROFILES, visible_profiles
 from suites.speed import Speed
@@ -43,6 +47,29 @@ class TestProfiles:
         assert shorter.length == 4096
         first = replace(case, length=1024)
         assert Speed.shorter(PROFILES["quick"], first) is None
+
+    def test_quick_measures_attentions_that_people_choose_between(self, tmp_path: Path) -> None:
+        profile = PROFILES["quick"]
+        names, _ = discover((), (), default=profile.attentions)
+        assert names[0] == "sdpa" and {*mechanisms(), "window"} <= {*names}
+        assert len(names) == 12
+        # What the user names is measured as well, or alone.
+        (tmp_path / "mine.py").write_text(MINE.format(work=1))
+        target = f"{tmp_path}/mine.py:MyAttention"
+        try:
+            added, _ = discover((target, "bigbird"), (), default=profile.attentions)
+            assert {*added} == {*names, "MyAttention", "bigbird"}
+            alone, _ = discover((target,), ("bigbird",), default=profile.attentions)
+            assert alone == ("sdpa", "bigbird", "MyAttention")
+        finally:
+            registry.remove("MyAttention")
+
+    def test_quick_runs_suites_of_one_configuration(self) -> None:
+        default = PROFILES["quick"].suites
+        chosen = select_suites((), print, default)
+        assert chosen == ("speed", "memory", "decode", "scaling", "pretrained")
+        assert select_suites(("recall",), print, default) == ("recall",)
+        assert {*chosen, "recall", "language", "bounds"} == {*select_suites((), print)}
 
 
 class TestForecast:
