@@ -17,8 +17,7 @@ COMMON_BASELINES = (
     "local-attention",
     "longformer",
     "linear",
-    "performer",
-    "nsa",
+    "gla",
 )
 """Attentions that people choose between."""
 _BOTH = ("float32", "bfloat16")
