@@ -259,7 +259,7 @@ MEASUREMENT: list[Quote] = [
             ],
         ],
     ),
-    ("A quick run keeps 16 models", lambda: [count_trained("cpu-quick-amx")]),
+    ("The recorded run `cpu-quick` kept 16 models", lambda: [count_trained("cpu-quick-amx")]),
     (
         "unexplained_output 0.02",
         lambda: [case("cpu-quick-amx", "bounds", "nsa", 1024)["metrics"]["unexplained_output"]],
