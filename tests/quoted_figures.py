@@ -259,7 +259,7 @@ MEASUREMENT: list[Quote] = [
             ],
         ],
     ),
-    ("The recorded run `cpu-quick` kept 16 models", lambda: [count_trained("cpu-quick-amx")]),
+    ("The recorded run `cpu-quick-amx` kept 16 models", lambda: [count_trained("cpu-quick-amx")]),
     (
         "unexplained_output 0.02",
         lambda: [case("cpu-quick-amx", "bounds", "nsa", 1024)["metrics"]["unexplained_output"]],
