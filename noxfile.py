@@ -89,7 +89,7 @@ def install(session: nox.Session, extras: str) -> None:
 
 
 def works_here() -> bool:
-    """Whether the shared environment was made at this place and its Python still runs."""
+    """Return True if the shared environment was made at this place and its Python still runs."""
     place = ENVIRONMENT / "installed-at"
     if not place.is_file() or place.read_text(encoding="utf-8") != str(ENVIRONMENT):
         return False

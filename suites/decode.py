@@ -13,7 +13,7 @@ from danon.bench.call_suite import over_cap, refuse_if, unavailable
 from danon.bench.decode_workload import DecodeWorkload
 from danon.bench.profile import Profile
 from danon.bench.shapes import configuration
-from danon.bench.suite import Session, Suite, register, row_without_figures
+from danon.bench.suite import Suite, SuiteContext, register, row_without_figures
 from danon.measure.live_tensors import LiveTensors, hidden_state
 from danon.measure.threads import fewer_threads_beside_load
 from danon.measure.timing import measure_pair, measure_single
@@ -46,8 +46,8 @@ class Decode(Suite):
         ),
     )
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, context: SuiteContext) -> None:
+        super().__init__(context)
         self._read: dict[tuple[str, str], tuple[int, float]] = {}  # tokens, seconds
 
     @classmethod
@@ -66,7 +66,7 @@ class Decode(Suite):
             return row_without_figures(case, "unavailable", "has no streaming form")
         stream = DecodeWorkload(case)
         checked = stream.checked()
-        correctness = self.session.verifier.verdict(checked)
+        correctness = self.context.verifier.verdict(checked)
         semantics = stream.module.description
         if correctness.reason:
             return replace(
@@ -78,7 +78,7 @@ class Decode(Suite):
         timed, samples = self._timed(stream)
         metrics |= timed
         with fewer_threads_beside_load(stream.device):
-            fault = stream.fault(self.session.verifier.tolerance(checked)["output"])
+            fault = stream.fault(self.context.verifier.tolerance(checked)["output"])
         refuse_if(fault)
         metrics["time_s"] = median(samples["candidate_s"])
         config = configuration(case.attention, stream.module)
@@ -92,7 +92,7 @@ class Decode(Suite):
         Reading the context takes the time; it is linear in the length.
         """
         shorter = self.shorter(self.profile, case)
-        if shorter is not None and self.session.result(shorter).status == "over budget":
+        if shorter is not None and self.context.result(shorter).status == "over budget":
             return f"{shorter.length} tokens are over budget already"
         length, seconds = self._read.get((case.attention, case.dtype), (1, 0.0))
         seconds = seconds * case.length / length

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from danon.bench.model_suite import ModelSuite
-from danon.bench.suite import Session, register
-from danon.evaluation.trained_evaluator import TrainedModelEvaluator
-from danon.runs.case import Case, CaseResult
+from danon.bench.suite import register
+from danon.evaluation.trained_suite import TrainedSuite
 from danon.runs.suite_info import ANY_TASK, Metric
 
 __all__ = ["Language"]
 
 
 @register
-class Language(ModelSuite):
+class Language(TrainedSuite):
     """Trains a small model on text with each attention, and evaluates it on other text."""
 
     name = "language"
@@ -27,11 +25,3 @@ class Language(ModelSuite):
             listed=False,
         ),
     )
-
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self._evaluator = TrainedModelEvaluator.of(session)
-
-    def measure(self, case: Case) -> CaseResult:
-        """Train unless an earlier case has, and evaluate at the length of the case."""
-        return self._evaluator.result(case)

@@ -44,7 +44,7 @@ class Memory(CallSuite):
     def figures(self, workload: Workload, correctness: Correctness) -> Figures:
         """Measure the peak bytes of a call, and the bytes that its graph keeps."""
         device = workload.device
-        timed = TimedAttention(workload, self.session.verifier.tolerance(workload))
+        timed = TimedAttention(workload, self.context.verifier.tolerance(workload))
         memory = CallMemory.of(timed.call, device, timed.returned)
         refuse_if(timed.fault(0.0))
         refuse_if(hidden_memory(timed.call, memory, (workload.q, workload.k, workload.v)))

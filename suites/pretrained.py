@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from danon.bench.model_suite import ModelSuite
-from danon.bench.suite import Session, register
+from danon.bench.suite import SuiteContext, register
 from danon.evaluation.lookup_evaluator import LookupEvaluator
 from danon.evaluation.pretrained_evaluator import PretrainedEvaluator
 from danon.runs.case import Case, CaseResult
@@ -36,10 +36,10 @@ class Pretrained(ModelSuite):
         ),
     )
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self._lookup = LookupEvaluator(session.profile)
-        self._pretrained = PretrainedEvaluator(session.profile)
+    def __init__(self, context: SuiteContext) -> None:
+        super().__init__(context)
+        self._lookup = LookupEvaluator(context.profile)
+        self._pretrained = PretrainedEvaluator(context.profile)
 
     def measure(self, case: Case) -> CaseResult:
         """Put the attention into the model, and evaluate it."""

@@ -90,7 +90,7 @@ class Scaling(Suite):
     def _results(self, case: Case, suite: str) -> list[CaseResult]:
         """Return the results of a suite at the lengths that a case spans, short to long."""
         lengths = _grid(self.profile, case).lengths
-        return [self.session.result(replace(case, suite=suite, length=n)) for n in lengths]
+        return [self.context.result(replace(case, suite=suite, length=n)) for n in lengths]
 
 
 def _grid(profile: Profile, case: Case) -> CaseGrid:

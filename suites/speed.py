@@ -10,7 +10,7 @@ from danon.attention.registry import REFERENCE
 from danon.bench.call_suite import CallSuite, Figures, refuse_if
 from danon.bench.cost_forecast import TIMING_CALLS
 from danon.bench.profile import Profile
-from danon.bench.suite import Session, register
+from danon.bench.suite import SuiteContext, register
 from danon.bench.timed_workload import TimedAttention
 from danon.bench.verification import Correctness
 from danon.bench.workload import Workload
@@ -95,8 +95,8 @@ class Speed(CallSuite):
         ),
     )
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, context: SuiteContext) -> None:
+        super().__init__(context)
         self._rates: dict[tuple[str, str], float] = {}  # by device and dtype
 
     @classmethod
@@ -108,7 +108,7 @@ class Speed(CallSuite):
     def figures(self, workload: Workload, correctness: Correctness) -> Figures:
         """Time the call beside dense attention's, and check calls that were timed."""
         case, device, profile = workload.case, workload.device, self.profile
-        candidate = TimedAttention(workload, self.session.verifier.tolerance(workload))
+        candidate = TimedAttention(workload, self.context.verifier.tolerance(workload))
         start = perf_counter()
         metrics = {"error_vs_dense": correctness.error_vs_dense}
         dense = None if case.attention == REFERENCE else self._dense(case)
@@ -153,7 +153,7 @@ class Speed(CallSuite):
         ) is not None:
             lengths.append(shorter.length)
         for length in lengths:
-            dense = self.session.result(replace(dense_case, length=length))
+            dense = self.context.result(replace(dense_case, length=length))
             if dense.status != "measured":
                 continue
             pair_s = TIMING_CALLS * dense.metrics["time_s"]

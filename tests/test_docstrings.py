@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CODE = [file for name in ("danon", "suites", "baselines") for file in (ROOT / name).rglob("*.py")]
+FOLDERS = ("danon", "suites", "baselines", "gate_validation", "examples", "tests")
+CODE = [ROOT / "noxfile.py", *(file for name in FOLDERS for file in (ROOT / name).rglob("*.py"))]
 REFUSED = re.compile(r"\s*(What|Whether|Of|That|How)\s")
 
 

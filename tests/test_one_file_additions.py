@@ -190,7 +190,7 @@ def test_kernel_of_an_installed_package(tmp_path: Path) -> None:
 
 
 class TestDiscover:
-    """What entry points do to the table of attentions of this process."""
+    """Entry points change the table of attentions of this process."""
 
     @pytest.fixture
     def found(

@@ -16,6 +16,7 @@ from typing import TypeVar
 from torch import nn
 
 from danon.attention.base import BaseAttention
+from danon.runs.case import REFERENCE
 
 __all__ = [
     "REFERENCE",
@@ -27,9 +28,6 @@ __all__ = [
     "register",
     "remove",
 ]
-
-REFERENCE = "sdpa"
-"""Dense attention, beside which all others are measured."""
 
 _TABLE: dict[str, type[BaseAttention]] = {}
 _VERSIONS: dict[str, tuple[int, int]] = {}

@@ -76,7 +76,7 @@ class CallSuite(Suite):
         if reason := self._too_long(case):
             return row_without_figures(case, "over budget", reason)
         workload = Workload(case)
-        correctness = self.session.verifier.verdict(workload)
+        correctness = self.context.verifier.verdict(workload)
         if correctness.reason:
             self._note_cost(case, correctness.seconds / (CHECK_CALLS + SELF_CALLS))
             return replace(
@@ -88,7 +88,7 @@ class CallSuite(Suite):
             row = row_without_figures(case, "over budget", reason)
             return replace(row, check=correctness.info)
         metrics, samples = self.figures(workload, correctness)
-        metrics |= extra_metrics(self.name, workload)
+        metrics |= extra_metrics(self.name, workload, metrics)
         if "candidate_s" in samples:
             self._note_cost(case, min(samples["candidate_s"]))
         return CaseResult(
@@ -112,15 +112,15 @@ class CallSuite(Suite):
         return "" if self.times_calls else self.name
 
     def _note_cost(self, case: Case, seconds: float) -> None:
-        self.session.costs.add(case, seconds, self._kind_of_call)
+        self.context.costs.add(case, seconds, self._kind_of_call)
 
     def _too_long(self, case: Case) -> str:
         """Return the reason if the case is too long for the profile; else empty."""
         shorter = self.shorter(self.profile, case)
-        if shorter is not None and self.session.result(shorter).status == "over budget":
+        if shorter is not None and self.context.result(shorter).status == "over budget":
             return f"{shorter.length} tokens are over budget already"
         cap_s = self.profile.cap(self.name)
-        forecast = self.session.costs.forecast(
+        forecast = self.context.costs.forecast(
             case, self.calls(case), self._kind_of_call, self.exponent
         )
         if forecast is None or forecast.seconds <= cap_s:

@@ -34,8 +34,3 @@ class ModelSuite(Suite):
     def seconds(cls, profile: Profile, case: Case) -> float:
         """Return the seconds that the plan expects of a case."""
         return profile.plan(case).weight(case)
-
-    @classmethod
-    def shorter(cls, profile: Profile, case: Case) -> Case | None:
-        """Return None: no case of a model is forecast from another one here."""
-        return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from danon.bench import suite as suites
 from danon.bench.isolation import Isolation
 from danon.bench.profile import Profile
-from danon.bench.suite import Session, Suite, UnmeasuredError, row_without_figures
+from danon.bench.suite import Suite, SuiteContext, UnmeasuredError, row_without_figures
 from danon.measure.background_work import BackgroundWork
 from danon.measure.integrity import Integrity
 from danon.processes.suite_modules import import_suites
@@ -52,7 +52,7 @@ class CaseRunner:
         # Background work of an attention is reported once, but goes on: attention -> its work.
         self._left_running: dict[str, str] = {}
         self._on_begin, self._on_result = on_begin, on_result
-        self._session = Session(profile, self.result, run_dir=run_dir, note=note)
+        self._context = SuiteContext(profile, self.result, run_dir=run_dir, note=note)
         self._suites: dict[str, Suite] = {}
         self._results = {result.case: result for result in earlier}
         for result in self._results.values():
@@ -78,7 +78,7 @@ class CaseRunner:
 
     def _suite(self, case: Case) -> Suite:
         if case.suite not in self._suites:
-            self._suites[case.suite] = suites.get(case.suite)(self._session)
+            self._suites[case.suite] = suites.get(case.suite)(self._context)
         return self._suites[case.suite]
 
     def _outcome_with_integrity(self, case: Case) -> CaseResult:

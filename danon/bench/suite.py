@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -36,8 +36,8 @@ from danon.runs.case import Case, CaseResult, Status
 from danon.runs.suite_info import Metric, SuiteInfo, describe
 
 __all__ = [
-    "Session",
     "Suite",
+    "SuiteContext",
     "UnmeasuredError",
     "extra_metric",
     "extra_metrics",
@@ -65,7 +65,7 @@ class UnmeasuredError(Exception):
 
 
 @dataclass(frozen=True)
-class Session:
+class SuiteContext:
     """Objects that the suites of one session share.
 
     Attributes:
@@ -99,6 +99,7 @@ class Suite(ABC):
         grid_of: suite whose lengths and dtypes make the cases if the profile has no grid for this
             suite.
         measured_for: suites that need cases of this one at their own lengths.
+        takes_extra_metrics: True if :func:`extra_metric` may add figures to its cases.
     """
 
     name: ClassVar[str]
@@ -107,15 +108,16 @@ class Suite(ABC):
     order: ClassVar[int] = 100
     grid_of: ClassVar[str] = "memory"
     measured_for: ClassVar[tuple[str, ...]] = ()
+    takes_extra_metrics: ClassVar[bool] = False
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, context: SuiteContext) -> None:
         """Create the suite for a session.
 
         Args:
-            session: the profile, and the objects shared with other suites.
+            context: the profile, and the objects shared with other suites.
         """
-        self.session = session
-        self.profile = session.profile
+        self.context = context
+        self.profile = context.profile
 
     @abstractmethod
     def measure(self, case: Case) -> CaseResult:
@@ -214,14 +216,16 @@ def register(cls: _S) -> _S:
     if not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"suite {name!r}: a name has letters, digits, '_' and '-' only")
     registered = _TABLE.get(name)
-    if registered is not None and (registered.__module__, registered.__qualname__) != (
-        cls.__module__,
-        cls.__qualname__,
-    ):
+    if registered is not None and _origin(registered) != _origin(cls):
         raise ValueError(f"suite {name!r} is already registered: {registered!r}; rename {cls!r}")
     _TABLE[name] = cls
     describe(cls.info())
     return cls
+
+
+def _origin(thing: type | Callable[..., object]) -> tuple[str, str]:
+    """Return what tells a class or function from another, and not from itself imported again."""
+    return thing.__module__, thing.__qualname__
 
 
 def names() -> tuple[str, ...]:
@@ -262,8 +266,8 @@ def extra_metric(suite: str, metric: Metric) -> Callable[[_F], _F]:
         ValueError: the suite is unknown, measures no calls, or has a metric of that name.
     """
     cls = get(suite)
-    if not getattr(cls, "takes_extra_metrics", False):
-        allowed = [n for n in names() if getattr(get(n), "takes_extra_metrics", False)]
+    if not cls.takes_extra_metrics:
+        allowed = [n for n in names() if get(n).takes_extra_metrics]
         raise ValueError(
             f"metric {metric.name!r}: suite {suite!r} has no calls to measure it on; allowed: "
             f"{', '.join(allowed)}"
@@ -274,7 +278,14 @@ def extra_metric(suite: str, metric: Metric) -> Callable[[_F], _F]:
         )
 
     def add(function: _F) -> _F:
-        _EXTRA.setdefault(suite, {})[metric.name] = function
+        added = _EXTRA.setdefault(suite, {})
+        other = added.get(metric.name, function)
+        if _origin(other) != _origin(function):
+            raise ValueError(
+                f"metric {metric.name!r} is already added to suite {suite!r}: {other!r}; "
+                f"rename that of {function!r}"
+            )
+        added[metric.name] = function
         describe(replace(cls.info(), metrics=(metric,)))
         vars(function)["suite"] = suite  # a target `file.py:function` names its suite by this
         return function
@@ -282,9 +293,21 @@ def extra_metric(suite: str, metric: Metric) -> Callable[[_F], _F]:
     return add
 
 
-def extra_metrics(suite: str, workload: Workload) -> dict[str, float]:
-    """Measure the metrics that were added to a suite by :func:`extra_metric`."""
-    return {name: float(f(workload)) for name, f in _EXTRA.get(suite, {}).items()}
+def extra_metrics(suite: str, workload: Workload, measured: Container[str]) -> dict[str, float]:
+    """Measure the metrics that were added to a suite by :func:`extra_metric`.
+
+    Args:
+        suite: name of the suite.
+        workload: the call that they are measured on.
+        measured: names of the figures that the suite itself has measured.
+
+    Raises:
+        ValueError: an added metric has the name of one of these.
+    """
+    added = _EXTRA.get(suite, {})
+    if taken := [name for name in added if name in measured]:
+        raise ValueError(f"metric {taken[0]!r}: suite {suite!r} measures one of that name")
+    return {name: float(function(workload)) for name, function in added.items()}
 
 
 def planned_cases(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from danon.attention import registry
 from danon.bench import suite as suites
@@ -28,14 +28,22 @@ def select_suites(
         default: names of suites; those of installed packages run beside them. Empty: all suites.
 
     Raises:
-        ValueError: a name is unknown, or a target cannot be loaded.
+        ValueError: a name is unknown or of a suite that is left out, or a target cannot be loaded.
     """
-    for reason in import_suites():
+    left_out = import_suites()
+    selected = {_load(target) if ":" in target else _named(target, left_out) for target in chosen}
+    for reason in left_out.values():
         note(reason)
-    selected = {_load(target) if ":" in target else suites.get(target).name for target in chosen}
     if not selected and (selected := set(default)):
         selected |= {n for n in suites.names() if not suites.get(n).__module__.startswith(OWN)}
     return tuple(name for name in suites.names() if not selected or name in selected)
+
+
+def _named(name: str, left_out: Mapping[str, str]) -> str:
+    """Return the name of a registered suite."""
+    if name in left_out and name not in suites.names():
+        raise ValueError(left_out[name])
+    return suites.get(name).name
 
 
 def _load(target: str) -> str:

@@ -19,7 +19,7 @@ from danon.attention.registry import REFERENCE
 from danon.bench.eligibility import PROBE, attention_costs, check_eligible
 from danon.bench.profile import Profile
 from danon.bench.shapes import configuration
-from danon.bench.suite import Session, UnmeasuredError
+from danon.bench.suite import SuiteContext, UnmeasuredError
 from danon.bench.verification import Verifier
 from danon.data.corpora import corpus, sample_windows
 from danon.evaluation.model_saver import ModelSaver
@@ -63,11 +63,11 @@ class TrainedModelEvaluator:
         self._checks: dict[tuple[str, Plan], dict[str, Any]] = {}
 
     @classmethod
-    def of(cls, session: Session) -> Self:
+    def of(cls, context: SuiteContext) -> Self:
         """Return the evaluator of a session, which keeps models where the run has a folder."""
-        run_dir = session.run_dir
-        saver = None if run_dir is None else ModelSaver(run_dir, session.note)
-        return cls(session.profile, saver)
+        run_dir = context.run_dir
+        saver = None if run_dir is None else ModelSaver(run_dir, context.note)
+        return cls(context.profile, saver)
 
     def result(self, case: Case) -> CaseResult:
         """Train, unless an earlier case has, and evaluate at the length of the case.

@@ -11,11 +11,9 @@ from statistics import median
 from danon.gate.paired_processes import ROUNDS, draw_content, measure_by_turns
 from danon.gate.worker_client import OutputError, Side
 from danon.gate.workspace import Workspace
-from danon.runs.case import Case
+from danon.runs.case import REFERENCE, Case
 
 __all__ = ["RelativeTime", "measure_relative_times"]
-
-REFERENCE = "sdpa"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import importlib.util
 import pkgutil
 import sys
 from functools import cache
+from types import ModuleType
 
 from danon.console.reasons import located
 from danon.processes.interpreter import bundle
@@ -16,11 +17,12 @@ from danon.runs.entry_points import entry_points, package_of
 __all__ = ["GROUP", "import_suites"]
 
 GROUP = "danon.suites"
+ELSEWHERE = "danon_suites"
 NOT_SUITES = ("conftest", "profiles", "test_suites")
 
 
 @cache
-def import_suites() -> tuple[str, ...]:
+def import_suites() -> dict[str, str]:
     """Import every file in suites/, and the entry points ``danon.suites``, once.
 
     An entry point names a class, or a module that registers suites and metrics when imported::
@@ -29,15 +31,14 @@ def import_suites() -> tuple[str, ...]:
         energy = "my_package.energy:Energy"
 
     Returns:
-        Why suites of installed packages are left out, a sentence each.
+        Why suites of installed packages are left out, by the name of the entry point.
     """
-    folder = bundle() / "suites"
-    if importlib.util.find_spec("suites") is None:  # in a process that is no child of danon's
-        sys.path.append(str(folder.parent))
-    for module in pkgutil.iter_modules([str(folder)]):
+    folder = str(bundle() / "suites")
+    package = _package(folder)
+    for module in pkgutil.iter_modules([folder]):
         if module.name not in NOT_SUITES:
-            importlib.import_module(f"suites.{module.name}")
-    left_out = []
+            importlib.import_module(f"{package}.{module.name}")
+    left_out = {}
     for point in entry_points(GROUP):
         try:
             point.load()
@@ -46,5 +47,20 @@ def import_suites() -> tuple[str, ...]:
         except BaseException as error:  # noqa: BLE001  importing it may raise anything
             reason = str(error) if isinstance(error, ValueError) else located(error)
             which = f"suite {point.name!r} of the installed package {package_of(point)}"
-            left_out.append(f"{which} is left out: {reason}")
-    return tuple(left_out)
+            left_out[point.name] = f"{which} is left out: {reason}"
+    return left_out
+
+
+def _package(folder: str) -> str:
+    """Return the name under which the files of the folder are imported.
+
+    In a process that danon has not started, ``suites`` may be nothing, or somebody else's, whose
+    files come before danon's.
+    """
+    spec = importlib.util.find_spec("suites")
+    if spec is not None and [*(spec.submodule_search_locations or ())][:1] == [folder]:
+        return "suites"
+    package = ModuleType(ELSEWHERE)
+    package.__path__ = [folder]
+    sys.modules[ELSEWHERE] = package
+    return ELSEWHERE

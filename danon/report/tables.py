@@ -13,7 +13,7 @@ from danon.config.mechanism import mechanisms
 from danon.report import configuration
 from danon.report.figure import NO_FIGURE, Figure
 from danon.report.remarks import Remark, doubtful, far
-from danon.runs.case import Case
+from danon.runs.case import REFERENCE, Case
 
 __all__ = [
     "PHASES",
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from danon.runs.case import CaseResult
 
 
-REFERENCE = "sdpa"
 Role = Literal["ours", "yours", "reference", "baseline"]
 SHAPE = ("device", "batch", "heads", "head_dim", "causal")
 PHASES = ("forward", "forward+backward", "decode")

@@ -20,9 +20,9 @@ from functools import cache
 
 from danon.runs.entry_points import entry_points, package_of
 
-__all__ = ["ENTRY_POINTS", "TaskRecord", "discover", "find", "names", "records", "register"]
+__all__ = ["GROUP", "TaskRecord", "discover", "find", "names", "records", "register"]
 
-ENTRY_POINTS = "danon.tasks"
+GROUP = "danon.tasks"
 """Group of entry points by which an installed package adds tasks."""
 BUILT_IN = ("danon.data.tasks", "danon.data.corpora", "danon.data.passkey")
 """Packages and modules of ours that register tasks; none of them imports torch for it."""
@@ -107,7 +107,7 @@ def discover() -> None:
     """
     for module in _built_in():
         importlib.import_module(module)
-    for point in entry_points(ENTRY_POINTS):
+    for point in entry_points(GROUP):
         package = package_of(point)
         try:
             point.load()

@@ -1,4 +1,4 @@
-"""What each part of DALA is for: it learns a small task that it cannot learn without the part.
+"""Each part of DALA has a use: it learns a small task that it cannot learn without the part.
 
 The figures of docs/ablations.md are what these tests print (``pytest -s -m "slow or not slow"``).
 """

@@ -1,4 +1,4 @@
-"""What each part of MSRA is for: a small task with the part and without it. Run with -m slow -s."""
+"""Each part of MSRA has a use: a small task with the part and without it. Run with -m slow -s."""
 
 from __future__ import annotations
 

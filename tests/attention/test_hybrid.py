@@ -74,7 +74,7 @@ class TestBlend(AttentionContract):
     def test_low_precision_gradients_are_as_good_as_dense(
         self, causal: bool, dtype: torch.dtype
     ) -> None:
-        """Those of the learned weights have the test below instead."""
+        """Mechanisms with learned weights have the test below instead."""
         self.strategy = "fixed"
         super().test_low_precision_gradients_are_as_good_as_dense(causal, dtype)
 

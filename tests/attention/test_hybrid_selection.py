@@ -275,7 +275,7 @@ def test_a_direct_size_that_records_lack_is_a_difference() -> None:
 def test_a_choice_by_figures_of_other_settings_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of any component, not only of the one that is chosen: its figures decide, too."""
+    """Fields of every component count, since the figures of all of them decide."""
     components = {**SMALL, "ucsa": {**SMALL["ucsa"], "selected_blocks": 1}}
     measured = SMALL["ucsa"]["selected_blocks"]
     module = hybrid("select", measurements=record(tmp_path / "run"), components=components)

@@ -1,4 +1,4 @@
-"""How many entries each query sees: what the mechanisms say, against what their masks show."""
+"""Entries that each query sees: counts of the mechanisms, against their masks."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def test_errors_follow_no_later_token() -> None:
 
 
 def outlier(alpha: float | None) -> tuple[float, float]:
-    """How much the last query sees of the inside of two leaves: a rough one, and a lossless one."""
+    """Return how much the last query sees inside two leaves: a rough one, and a lossless one."""
     module = UCSA(
         UCSAConfig(
             hidden_size=8,

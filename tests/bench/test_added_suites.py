@@ -7,13 +7,16 @@ import json
 import os
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from installed_packages import install
 
 from danon.bench import suite as suites
 from danon.bench.suite_selection import select_suites
-from danon.processes.interpreter import python_command, python_environment
+from danon.processes.interpreter import bundle, python_command, python_environment
+from danon.processes.suite_modules import GROUP, import_suites
 from danon.runs.suite_info import Metric
 
 SUITE = '''
@@ -113,20 +116,79 @@ def test_suite_or_metric_of_one_file(
 
 
 def test_suite_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "package").mkdir()
+    points = {"output-norm": "norms:OutputNorm", "broken": "norms:Missing"}
+    install(tmp_path / "package", "norms", GROUP, points)
     (tmp_path / "package" / "norms.py").write_text(SUITE)
-    information = tmp_path / "package" / "norms-1.0.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: norms\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(
-        "[danon.suites]\noutput-norm = norms:OutputNorm\nbroken = norms:Missing\n"
-    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "package"), prepend=os.pathsep)
     done, run = bench(tmp_path, "output-norm")
     stored = json.loads((run / "results.json").read_text())
     assert {r["case"]["suite"] for r in stored["results"]} == {"output-norm"}
     said = " ".join(done.stdout.split())
     assert "suite 'broken' of the installed package norms 1.0 is left out" in said
+
+
+def test_suite_of_a_broken_package_is_refused_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", "broken", GROUP, {"lost": "nowhere_at_all:Lost"})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
+    done = danon(tmp_path, "bench", "--profile", "smoke", "--suites", "lost")
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2, said
+    assert "suite 'lost' of the installed package broken 1.0 is left out: " in said
+    assert not (tmp_path / "results").exists()
+
+
+def test_report_beside_a_folder_called_suites(tmp_path: Path) -> None:
+    """A run without its suites' descriptions asks danon's suites, not those of the folder."""
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "speed.py").write_text("raise RuntimeError('not this one')")
+    program = (
+        "from danon.report.suite_infos import suite_info; "
+        "print(*(metric.name for metric in suite_info('speed').metrics))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,  # first on the path of a program that is given so
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(bundle())))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "time_s" in done.stdout.split()
+
+
+class TestAddedMetrics:
+    @pytest.fixture(autouse=True)
+    def _suites(self) -> None:
+        import_suites()
+
+    def test_two_of_one_name_are_refused(self) -> None:
+        metric = Metric("twice", "a number")
+        suites.extra_metric("memory", metric)(first)
+        try:
+            suites.extra_metric("memory", metric)(first)  # the same one, imported again
+            with pytest.raises(ValueError, match="'twice' is already added to suite 'memory'"):
+                suites.extra_metric("memory", metric)(second)
+        finally:
+            del suites._EXTRA["memory"]["twice"]
+
+    def test_figure_of_the_suite_is_not_replaced(self) -> None:
+        suites.extra_metric("memory", Metric("undeclared", "a number"))(first)
+        try:
+            with pytest.raises(ValueError, match="suite 'memory' measures one of that name"):
+                suites.extra_metrics("memory", None, {"undeclared": 1.0})  # type: ignore[arg-type]
+        finally:
+            del suites._EXTRA["memory"]["undeclared"]
+
+
+def first(workload: object) -> float:
+    return 1.0
+
+
+def second(workload: object) -> float:
+    return 2.0
 
 
 class TestWrongTargets:

@@ -102,7 +102,7 @@ class Nodes:
         self.raylets = {node: int(pid) for node, pid in (some.split(":") for some in nodes)}
 
     def kill(self, node: str) -> None:
-        """As a machine dies: with all that runs on it."""
+        """Kill a node with all that runs on it, as a machine dies."""
         raylet = psutil.Process(self.raylets[node])
         for process in (raylet, *raylet.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -72,7 +72,7 @@ def _start_actor(of: Any, node: Node) -> None:
 
 
 class _Stream:
-    """What a job yields; ``...`` is silence until it is stopped."""
+    """Yields of a job; ``...`` is silence until it is stopped."""
 
     def __init__(self, events: Iterable[Any]) -> None:
         self._events = list(events)
@@ -179,7 +179,7 @@ class TestWorkerPool:
 
 
 class _Study:
-    """As much of a study as a phase looks at."""
+    """The part of a study that a phase looks at."""
 
     def __init__(self) -> None:
         self.trials: list[Any] = []

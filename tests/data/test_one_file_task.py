@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from installed_packages import install
 from rich.console import Console
 
 from danon.attention.discovery import discover
@@ -85,14 +86,6 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return to_file
 
 
-def install(folder: Path, package: str, entry: str) -> None:
-    """Make a folder of the path look as if pip had installed a package into it."""
-    info = folder / f"{package}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[danon.tasks]\n{entry}\n")
-
-
 def measured(kind: type[Task]) -> list[CaseResult]:
     """Train the small model a few steps on a task of that class, and ask it."""
     discover((), ())
@@ -137,7 +130,7 @@ def test_task_of_one_file_from_training_to_report(write: Write, tmp_path: Path) 
 
 def test_task_of_an_installed_package(write: Write, tmp_path: Path) -> None:
     write("parity_package")
-    install(tmp_path, "parity-package", "parity = parity_package:Parity")
+    install(tmp_path, "parity-package", task_registry.GROUP, {"parity": "parity_package:Parity"})
     task_registry.discover.cache_clear()
     record = task_registry.find("recall", "parity")
     assert record is not None and record.title == TITLE
@@ -145,12 +138,12 @@ def test_task_of_an_installed_package(write: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "entry", "note"),
+    ("source", "name", "note"),
     [
-        ("1 / 0", "parity = bad_package", "does not load: ZeroDivisionError"),
-        ("raise SystemExit(3)", "parity = bad_package", "does not load: SystemExit: 3"),
-        ("", "parity = bad_package", "registers no such task"),
-        (SOURCE.replace('"parity"', '"mqar"'), "mqar = bad_package", "is already registered"),
+        ("1 / 0", "parity", "does not load: ZeroDivisionError"),
+        ("raise SystemExit(3)", "parity", "does not load: SystemExit: 3"),
+        ("", "parity", "registers no such task"),
+        (SOURCE.replace('"parity"', '"mqar"'), "mqar", "is already registered"),
     ],
 )
 def test_package_whose_task_fails_is_a_note(
@@ -158,11 +151,11 @@ def test_package_whose_task_fails_is_a_note(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     source: str,
-    entry: str,
+    name: str,
     note: str,
 ) -> None:
     write("bad_package", source)
-    install(tmp_path, "bad-package", entry)
+    install(tmp_path, "bad-package", task_registry.GROUP, {name: "bad_package"})
     task_registry.discover.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert task_registry.find("recall", "parity") is None

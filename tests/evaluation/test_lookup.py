@@ -1,4 +1,4 @@
-"""What attentions find in a small model that looks things up: the path of a case."""
+"""Right answers of attentions in a small model that looks things up: the path of a case."""
 
 from __future__ import annotations
 

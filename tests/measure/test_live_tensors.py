@@ -1,4 +1,4 @@
-"""What a stream keeps is what its state says."""
+"""A stream keeps no more than its state says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STREAMS = [
 
 @dataclass
 class State:
-    """Of any kind."""
+    """A state of any kind."""
 
     nbytes: int
 

@@ -1,4 +1,4 @@
-"""How many threads a bench takes: those that it is fastest with beside what else runs."""
+"""The number of threads of a bench: the fastest one beside what else runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is under results/ is as docs/results.md says, and as the readers check it."""
+"""Files under results/ are as docs/results.md says, and as the readers check it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_every_reader_reads_a_file() -> None:
 
 
 def section(title: str) -> str:
-    """Of the page, with the sections below it."""
+    """Return a section of the page, with the sections below it."""
     marks, _, _ = title.partition(" ")
     rest = PAGE.split(f"{title}\n", 1)[1]
     return re.split(rf"^#{{1,{len(marks)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]

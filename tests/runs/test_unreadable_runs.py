@@ -269,7 +269,7 @@ def replaced(values: Any, place: tuple[Any, ...], value: object) -> Any:
 
 @pytest.mark.slow
 def test_random_values_are_refused_or_shown(tmp_path: Path) -> None:
-    """What the check lets through ends no reader."""
+    """Files that pass the check end no reader."""
     run_dir = record(tmp_path).run_dir
     head = json.loads((run_dir / "run.json").read_text())
     lines = [json.loads(line) for line in (run_dir / "cases.jsonl").read_text().splitlines()]

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from installed_packages import install
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -43,12 +44,11 @@ class BatchSizeTarget(TuningTarget):
     def steps(self, choice, seed):
         yield {"time_ratio": 1 / choice["batch"], "memory_ratio": float(choice["batch"])}
 """
-ENTRY_POINTS = """
-[danon.studies]
-batch_size = batch_size_study
-broken = a_module_that_is_not_there
-schedule = batch_size_study
-"""
+ENTRY_POINTS = {
+    "batch_size": "batch_size_study",
+    "broken": "a_module_that_is_not_there",
+    "schedule": "batch_size_study",
+}
 FEWER_REPEATS = (
     "from danon.tuning import candidates; candidates.REPEATS, candidates.CHOOSING_REPEATS = 1, 1; "
 )
@@ -59,10 +59,7 @@ FEWER_REPEATS = (
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Yield a folder with one installed package, on the path during a test."""
     folder = tmp_path / "site"
-    information = folder / "my_studies-1.0.dist-info"
-    information.mkdir(parents=True)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my-studies\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(ENTRY_POINTS)
+    install(folder, "my-studies", target.GROUP, ENTRY_POINTS)
     (folder / "batch_size_study.py").write_text(BATCH_SIZE)
     monkeypatch.syspath_prepend(folder)
     yield folder
@@ -129,7 +126,7 @@ def test_kind_with_the_name_of_danons_own(package: Path) -> None:
 def test_entry_point_that_registers_nothing_of_its_name(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (package / "my_studies-1.0.dist-info" / "entry_points.txt").write_text(
+    (package / "my-studies-1.0.dist-info" / "entry_points.txt").write_text(
         "[danon.studies]\nother = batch_size_study\n"
     )
     with pytest.raises(ValueError, match=r"'other': .* registers no TuningTarget under this name"):

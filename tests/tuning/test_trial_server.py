@@ -1,4 +1,4 @@
-"""What a trial measures: settings beside the default ones, schedules, lookups."""
+"""Figures of a trial: settings beside the default ones, schedules, lookups."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_study_of_a_user_attention(
 
 
 def test_space_that_changes_during_a_study(mine: Path) -> None:
-    """What a choice stands for must not become another thing from one repeat to the next."""
+    """A choice must not stand for another thing from one repeat to the next."""
     local = command.SubprocessEvaluator(options(mine).subject, mine / "log")
     try:
         choice = local.describe().default

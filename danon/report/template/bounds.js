@@ -1,28 +1,14 @@
 "use strict";
 (() => {
-  const { data, shown, others, MARKS, colour, theme, tokens, plain, digits, line, axis, base, draw, nameEnds } = window.danon;
+  const { data, shown, others, theme, tokens, plain, digits, draw, drawCurves } = window.danon;
   const { lengths, quantities, values, mass } = data.bounds;
   const element = (id) => document.getElementById(id);
   const HIDDEN = "No figures for what is selected.";
 
   function drawQuantity(id, quantity) {
-    const hover = (a, p) => `<b>${plain(a.name)}</b> at ${tokens(p.n)}<br>${plain(quantity.symbol)} ${digits(p.value)}`;
-    const chart = { scale: 1, write: digits, hover };
-    // zero has no place on a logarithmic axis
     const points = (a) => Object.entries(values[a.name]?.[quantity.metric] ?? {})
-      .map(([n, value]) => ({ n: Number(n), value, low: null, high: null })).filter((p) => p.value > 0);
-    const drawn = data.attentions.filter((a) => shown.has(a.name) && points(a).length);
-    const traces = drawn.map((a) => line(a, points(a), chart, "solid", MARKS[a.mark], true));
-    traces.sort((s, t) => s.line.width - t.line.width);
-    const ends = Object.fromEntries(drawn.map((a) => {
-      const last = points(a).pop();
-      return [a.name, { x: last.n, y: last.value }];
-    }));
-    const layout = {
-      xaxis: axis("tokens N", lengths, tokens, lengths), yaxis: axis(quantity.symbol, traces.flatMap((t) => t.y), digits),
-      margin: { ...base().margin, r: 100 },
-    };
-    draw(id, traces, layout, HIDDEN, () => nameEnds(id, ends));
+      .map(([n, value]) => ({ n: Number(n), value, low: null, high: null }));
+    drawCurves(id, quantity.symbol, lengths, points, digits);
   }
 
   // Branches in the order of the bars: what shows tokens as themselves in blue, summaries in brown.

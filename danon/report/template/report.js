@@ -165,6 +165,25 @@
     draw(id, traces, layout, `No figures of the ${suite} suite for what is selected above.`, () => nameEnds(id, ends));
   }
 
+  // Curves of one quantity against length, with the names at their ends; zero has no place on a logarithmic axis.
+  function drawCurves(id, title, lengths, pointsOf, write) {
+    const hover = (a, p) => `<b>${plain(a.name)}</b> at ${tokens(p.n)}<br>${plain(title)} ${write(p.value)}`;
+    const chart = { scale: 1, write, hover };
+    const points = (a) => pointsOf(a).filter((p) => p.value > 0);
+    const drawn = data.attentions.filter((a) => shown.has(a.name) && points(a).length);
+    const traces = drawn.map((a) => line(a, points(a), chart, "solid", MARKS[a.mark], true));
+    traces.sort((s, t) => s.line.width - t.line.width);
+    const ends = Object.fromEntries(drawn.map((a) => {
+      const last = points(a).pop();
+      return [a.name, { x: last.n, y: last.value }];
+    }));
+    const layout = {
+      xaxis: axis("tokens N", lengths, tokens, lengths), yaxis: axis(title, traces.flatMap((t) => t.y), digits),
+      margin: { ...base().margin, r: 100 },
+    };
+    draw(id, traces, layout, "No figures for what is selected.", () => nameEnds(id, ends));
+  }
+
   // A value as its axis places it.
   const on = (axis, value) => (axis.type === "log" ? Math.log10(value) : value);
 
@@ -339,5 +358,5 @@
   });
   legend();
   show(0);
-  window.danon = { data, shown, others, MARKS, colour, theme, plain, tokens, digits, seconds, line, axis, base, draw, nameEnds, label };
+  window.danon = { data, shown, others, MARKS, colour, theme, plain, tokens, digits, seconds, line, axis, base, draw, drawCurves, nameEnds, label };
 })();
