@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from danon.bench import suite as suites
 from danon.bench.isolation import Isolation
 from danon.bench.profile import Profile
 from danon.bench.suite import Suite, SuiteContext, UnmeasuredError, row_without_figures
 from danon.measure.background_work import BackgroundWork
 from danon.measure.integrity import Integrity
+from danon.measure.other_load import CpuReading, contended_cores
 from danon.processes.suite_modules import import_suites
-from danon.runs.case import Case, CaseResult
+from danon.runs.case import CONTENDED_CORES, Case, CaseResult
 
 __all__ = ["CaseRunner"]
 
@@ -104,7 +107,12 @@ class CaseRunner:
         )
 
     def _outcome(self, case: Case) -> CaseResult:
+        before = CpuReading.now()
         try:
-            return self._suite(case).measure(case)
+            result = self._suite(case).measure(case)
         except UnmeasuredError as error:
             return row_without_figures(case, error.status, str(error))
+        cores = contended_cores(before, CpuReading.now(), torch.get_num_threads())
+        if cores and case.device == "cpu" and "time_s" in result.metrics:
+            return replace(result, metrics=result.metrics | {CONTENDED_CORES: cores})
+        return result

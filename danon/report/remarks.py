@@ -6,8 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from danon.report.formatting import format_length
+from danon.runs.case import CONTENDED_CORES
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from danon.runs.case import CaseResult
 
@@ -52,10 +55,13 @@ def remarks(results: Iterable[CaseResult]) -> dict[str, tuple[Remark, ...]]:
     """Return the remarks on the attentions of a run; attentions without remarks are left out."""
     kinds: dict[str, set[str]] = {}
     changed: dict[str, list[str]] = {}
+    contended: dict[str, list[CaseResult]] = {}
     for result in results:
         name = result.case.attention
         kinds.setdefault(name, set()).add(result.check.get("kind", ""))
         changed.setdefault(name, []).extend(result.notes)
+        if CONTENDED_CORES in result.metrics:
+            contended.setdefault(name, []).append(result)
     notes: dict[str, list[Remark]] = {}
     for name, checks in kinds.items():
         if SELF in checks:
@@ -65,7 +71,19 @@ def remarks(results: Iterable[CaseResult]) -> dict[str, tuple[Remark, ...]]:
             text = f"changed {', '.join(settings)} of the process"
             text += ", for dense attention beside it too" if beside else ""
             notes.setdefault(name, []).append(Remark(text, doubt=beside))
+        if timed := contended.get(name):
+            notes.setdefault(name, []).append(_contention(timed))
     return {name: tuple(sentences) for name, sentences in notes.items()}
+
+
+def _contention(results: Sequence[CaseResult]) -> Remark:
+    """Return the remark on cases that were timed while other programs took their cores."""
+    worst = max(results, key=lambda result: result.metrics[CONTENDED_CORES])
+    case, cores = worst.case, worst.metrics[CONTENDED_CORES]
+    where = f"{case.suite} {case.phase} at {format_length(case.length)}"
+    more = f" and {len(results) - 1} more" if len(results) > 1 else ""
+    text = f"other programs took up to {cores:.1f} cores while it was timed ({where}{more})"
+    return Remark(f"{text}: run it again", doubt=True)
 
 
 def doubtful(notes: Iterable[Remark]) -> bool:

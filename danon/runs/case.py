@@ -7,13 +7,15 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
-__all__ = ["REFERENCE", "SCHEMA", "Case", "CaseResult", "Phase", "Status"]
+__all__ = ["CONTENDED_CORES", "REFERENCE", "SCHEMA", "Case", "CaseResult", "Phase", "Status"]
 
 SCHEMA = 1
 """Version of the files of a run, docs/results.md. It grows when a reader of an older version could
 not read them, or would misread them."""
 REFERENCE = "sdpa"
 """Dense attention, beside which all others are measured."""
+CONTENDED_CORES = "contended_cores"
+"""Metric of a timed case: cores that other programs took while it was measured."""
 STRICT = {"extra": "forbid"}
 """For pydantic: an unknown field is an error."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from danon.processes.suite_process import SuiteProcess
-from danon.runs.case import CaseResult
+from danon.runs.case import CONTENDED_CORES, CaseResult
 
 OWN = '''
 import torch
@@ -188,7 +188,8 @@ class TestSession:
                     assert result.reason == "has no streaming form"
                     continue
                 assert result.status == "measured", result.reason
-                assert set(result.metrics) == names[result.case.suite]
+                # Other processes of tests may take the cores.
+                assert {*result.metrics} - {CONTENDED_CORES} == names[result.case.suite]
         for result in session.of("Exact"):
             assert result.semantics == "exact, by hand"
             if result.case.suite == "speed":

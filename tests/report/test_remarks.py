@@ -65,6 +65,16 @@ class TestRemarks:
     def test_remark_on_an_output_as_far_as_zeros(self) -> None:
         assert far(1.0) and far(1.9) and not far(0.9) and not far(float("nan"))
 
+    def test_doubt_about_times_beside_other_programs(self) -> None:
+        speed, *others = results("window", 0.6, 0.2, check=DEFINED)
+        metrics = speed.metrics | {"contended_cores": 0.94}
+        (remark,) = remarks([replace(speed, metrics=metrics), *others])["window"]
+        assert remark.doubt
+        assert remark.text == (
+            "other programs took up to 0.9 cores while it was timed (speed forward at 16k): "
+            "run it again"
+        )
+
     def test_doubtful_rows_on_the_scoreboard(self, found: list[CaseResult]) -> None:
         data = tables.table(found)
         (view,) = tables.views(data)
