@@ -8,12 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from danon.attention import registry
 from danon.bench import suite as suites
 from danon.bench.suite import Suite
-from danon.processes.suite_modules import import_suites
+from danon.processes.suite_modules import comes_with_danon, import_suites
 
 __all__ = ["select_suites"]
-
-OWN = "suites."
-"""Package of the suites that come with danon."""
 
 
 def select_suites(
@@ -35,7 +32,7 @@ def select_suites(
     for reason in left_out.values():
         note(reason)
     if not selected and (selected := set(default)):
-        selected |= {n for n in suites.names() if not suites.get(n).__module__.startswith(OWN)}
+        selected |= {n for n in suites.names() if not comes_with_danon(suites.get(n))}
     return tuple(name for name in suites.names() if not selected or name in selected)
 
 

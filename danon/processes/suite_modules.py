@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 from danon.console.reasons import located
@@ -14,7 +16,7 @@ from danon.processes.interpreter import bundle
 from danon.processes.interruption import Interruption
 from danon.runs.entry_points import entry_points, package_of
 
-__all__ = ["GROUP", "import_suites"]
+__all__ = ["GROUP", "comes_with_danon", "import_suites"]
 
 GROUP = "danon.suites"
 ELSEWHERE = "danon_suites"
@@ -33,9 +35,8 @@ def import_suites() -> dict[str, str]:
     Returns:
         Why suites of installed packages are left out, by the name of the entry point.
     """
-    folder = str(bundle() / "suites")
-    package = _package(folder)
-    for module in pkgutil.iter_modules([folder]):
+    package = _package()
+    for module in pkgutil.iter_modules([str(_folder())]):
         if module.name not in NOT_SUITES:
             importlib.import_module(f"{package}.{module.name}")
     left_out = {}
@@ -51,16 +52,28 @@ def import_suites() -> dict[str, str]:
     return left_out
 
 
-def _package(folder: str) -> str:
+def comes_with_danon(suite: type) -> bool:
+    """Return True if the class of a suite is in a file of suites/."""
+    return Path(inspect.getfile(suite)).resolve().parent == _folder()
+
+
+def _folder() -> Path:
+    return (bundle() / "suites").resolve()
+
+
+def _package() -> str:
     """Return the name under which the files of the folder are imported.
 
     In a process that danon has not started, ``suites`` may be nothing, or somebody else's, whose
     files come before danon's.
     """
     spec = importlib.util.find_spec("suites")
-    if spec is not None and [*(spec.submodule_search_locations or ())][:1] == [folder]:
+    folders = [
+        Path(folder).resolve() for folder in (spec and spec.submodule_search_locations) or ()
+    ]
+    if folders[:1] == [_folder()]:
         return "suites"
     package = ModuleType(ELSEWHERE)
-    package.__path__ = [folder]
+    package.__path__ = [str(_folder())]
     sys.modules[ELSEWHERE] = package
     return ELSEWHERE

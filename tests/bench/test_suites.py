@@ -16,6 +16,7 @@ import pytest
 
 from danon.processes.suite_process import SuiteProcess
 from danon.runs.case import CONTENDED_CORES, CaseResult
+from suites.profiles import PROFILES
 
 OWN = '''
 import torch
@@ -160,6 +161,15 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     status = process.wait()
     assert planned, process.tail()
     return Session(status, planned, results, process.benchmark)
+
+
+def test_plan_of_the_quick_profile(tmp_path: Path) -> None:
+    with SuiteProcess(["--danon-profile=quick", "--danon-only=window"], tmp_path) as process:
+        plan = next(event for event in reported(process) if event["event"] == "plan")
+        process.abort()
+    assert {identifier.partition("/")[0] for identifier, _ in plan["cases"]} == {
+        *PROFILES["quick"].suites
+    }
 
 
 class TestSession:
