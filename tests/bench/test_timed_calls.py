@@ -113,7 +113,7 @@ class TestSpotChecks:
             for kept in checks._kept[False]:
                 counts[kept.number - 1] += 1
         assert counts.sum() == 150 * 4
-        assert counts.min() > 3 and counts.max() < 35  # 15 on average, deviation 4
+        assert counts.min() > 0 and counts.max() < 45  # 15 on average; 5e-6 of all draws fail
 
     @pytest.mark.parametrize(
         ("wrong", "reason"),
@@ -152,7 +152,7 @@ class TestSpotChecks:
         for _ in range(20):
             inputs, known = VariedInputs(*qkv()), dict[float, Tensor]()
             checks = SpotChecks(inputs, calls=2)
-            for _ in range(12):
+            while not checks._kept[True]:  # one in two calls, but by chance
                 variation = inputs.change()
                 corner = float(inputs.q[0, 0, 0, 0])
                 checks.observe(variation, known.setdefault(corner, inputs.q.clone()))

@@ -354,7 +354,8 @@ class Mine(BaseAttention):
 @pytest.fixture
 def mine(tmp_path: Path) -> Iterator[str]:
     """Return an attention of a user, from a file."""
-    file = tmp_path / "mine.py"
+    # No other test imports a file of this name: the second one is another module.
+    file = tmp_path / "registered.py"
     file.write_text(OWN)
     yield registry.load(f"{file}:Mine")
     del registry._TABLE["Mine"]
@@ -398,7 +399,7 @@ def test_loaded_model_is_identical(
     models = journal.run_dir / "models"
     assert {p.parent.name: {f.name for f in p.iterdir()} for p in models.glob("*/code")} == {
         "local-attention-mqar": {"baselines"},
-        "Mine-mqar": {"danon_user_mine.py"},
+        "Mine-mqar": {"danon_user_registered.py"},
     }
     assert "local-attention==" in (models / "local-attention-mqar/requirements.txt").read_text()
 
