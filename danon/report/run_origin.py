@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from danon.runs.commit import UNKNOWN
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -54,12 +56,12 @@ def describe_machine(fingerprint: Mapping[str, Any]) -> str:
     parts += [f"{count} {name[:-1] if count == '1' else name}" for count, name in counts]
     parts += [f"{texts['memory_gib']} GiB"] if "memory_gib" in texts else []
     parts += [f"fingerprint {texts['id']}"] if "id" in texts else []
-    return ", ".join(parts) or "untexts machine"
+    return ", ".join(parts) or "unknown machine"
 
 
 def describe_run(info: RunInfo) -> str:
     """Return commit, profile and date of a run in one line."""
-    commit = info.commit if info.commit == "untexts" else info.commit[:10]
+    commit = info.commit if info.commit == UNKNOWN else info.commit[:10]
     changed = " + uncommitted changes" if info.dirty else ""
     when = info.started.replace("T", " ").replace("+00:00", " UTC")
     return f"commit {commit}{changed}, profile {info.profile}, {when}"
