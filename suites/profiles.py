@@ -10,15 +10,7 @@ from danon.evaluation.training_presets import FULL, QUICK, SMOKE, STANDARD
 __all__ = ["PROFILES", "visible_profiles"]
 
 MECHANISMS = tuple(mechanisms())
-COMMON_BASELINES = (
-    "sdpa",
-    "flash-attn",
-    "window",
-    "local-attention",
-    "longformer",
-    "linear",
-    "gla",
-)
+COMMON_BASELINES = ("sdpa", "flash-attn", "window", "local-attention", "linear", "gla")
 """Attentions that people choose between."""
 _BOTH = ("float32", "bfloat16")
 _LOW = ("bfloat16",)
@@ -31,12 +23,13 @@ PROFILES: dict[str, Profile] = {
                 CaseGrid("forward+backward", _FULL, (4096,)),
             ),
             "memory": (CaseGrid("forward", _LOW, (1024, 4096, 16384)),),
-            "decode": (CaseGrid("decode", _LOW, (4096, 65536)),),
+            "decode": (CaseGrid("decode", _LOW, (4096, 16384)),),
             "bounds": (CaseGrid("forward", _FULL, (1024, 4096)),),
             "scaling": (CaseGrid("forward", _LOW, (1024, 4096, 16384)),),
         },
-        seconds=1.5,
-        width=0.05,
+        seconds=2.5,
+        width=0.075,
+        fewest_rounds_s=12.0,
         cap_s=20.0,
         caps_s={"bounds": 15.0},
         plans=(*QUICK[0], *QUICK[1], *pretrained_plans.QUICK),

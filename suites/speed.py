@@ -20,6 +20,7 @@ from danon.bench.verification import Correctness
 from danon.bench.workload import Workload
 from danon.measure.other_load import SLACK_CORES, CpuReading, contended_cores
 from danon.measure.roofline import copy_rate, matmul_rate, matmul_rate_of
+from danon.measure.statistics import FEWEST_ROUNDS
 from danon.measure.timing import measure_pair, measure_single
 from danon.runs.case import CONTENDED_CORES, Case, CaseResult
 from danon.runs.suite_info import Metric
@@ -28,6 +29,10 @@ __all__ = ["Speed"]
 
 RATE_S = 0.5
 """A rate that a figure exceeds is measured again for so long."""
+DENSE_AND_OWN = 1.5
+"""Seconds of a round over those of dense attention, roughly, for the time left."""
+SHORTEST_S = 1.0
+"""Seconds of the rounds of a short case, roughly."""
 BACKWARD_FLOPS = 3.5
 """Operations of forward and backward over those of forward: seven matrix products, not two."""
 
@@ -109,8 +114,10 @@ class Speed(CallSuite):
     @classmethod
     def seconds(cls, profile: Profile, case: Case) -> float:
         """Return the expected seconds of a case: its rounds, and its check."""
-        check_s = super().seconds(profile, case) - 0.2
-        return min(profile.seconds + check_s, profile.cap(cls.name))
+        check_s = super().seconds(profile, case) - 0.2  # four dense calls
+        rounds_s = FEWEST_ROUNDS * DENSE_AND_OWN * check_s / 4
+        most_s = max(profile.seconds, profile.fewest_rounds_s)
+        return min(max(min(rounds_s, most_s), SHORTEST_S) + check_s, profile.cap(cls.name))
 
     def figures(self, workload: Workload, correctness: Correctness) -> Figures:
         """Time the call beside dense attention's, and check calls that were timed."""
@@ -127,6 +134,7 @@ class Speed(CallSuite):
                 device,
                 budget_s=profile.seconds,
                 width=profile.width,
+                fewest_rounds_s=profile.fewest_rounds_s,
                 seed=case.length,
             )
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}

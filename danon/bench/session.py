@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from danon.bench import attempts
 from danon.bench.progress import Display
 from danon.console.messages import pass_over
 from danon.processes.code_digest import differences
-from danon.report import html_report, terminal
+from danon.report import html_report
+from danon.report.summary import summarize
+from danon.report.terminal_summary import print_summary, summary_table
 from danon.runs import failures
 from danon.runs.case import CaseResult
 from danon.runs.commit import UNKNOWN, why_unknown
@@ -32,6 +35,8 @@ __all__ = ["REFUSED", "Options", "ResumeError", "Session"]
 
 REFUSED = 2
 SEED = 0
+MOST_LINES = 5
+"""Lines on failed cases at the end; ``danon report --unmeasured`` lists all."""
 
 
 class ResumeError(ValueError):
@@ -95,6 +100,7 @@ class Session:
         self.journal: Journal | None = None
         self._recorder: Recorder | None = None
         self._fresh: set[str] = set()
+        self._results: list[CaseResult] = []
         self._notes: dict[str, str] = {}
         self._planned: list[str] = []
         self._traces: dict[str, str] = {}
@@ -128,6 +134,7 @@ class Session:
         else:
             result = CaseResult.from_json(event["result"])
             self.keep(result)
+            display.measured(result, self._table)
             if trace := event.get("trace") or self._traces.pop(result.case.id, ""):
                 assert self.journal is not None
                 failures.write(self.journal.run_dir, result.case, trace)
@@ -138,6 +145,13 @@ class Session:
         self.journal.append(result)
         self._recorder.log(result)
         self._fresh.add(result.case.id)
+        self._results.append(result)
+
+    def _table(self) -> Table:
+        """Return the table so far."""
+        assert self.journal is not None
+        summary = summarize(self._results, self.journal.info())
+        return summary_table(summary, self._console.width)
 
     def close(
         self,
@@ -169,34 +183,46 @@ class Session:
         for note in self._notes.values():
             say(f"[yellow]{escape(note)}", soft_wrap=True)
         if signalled:
-            say(f"[yellow]{escape(self._recorder.finish('KILLED'))}", soft_wrap=True)
-            say(
-                f"Stopped: {len(results)} cases are stored in {run_dir}; --resume continues",
-                soft_wrap=True,
-            )
-            return 128 + signalled
+            self.journal.set_status("KILLED")  # before anything that takes time
+        print_summary(results, info, self._console)
         rows = {result.case.id for result in results}
         missing = [case for case in self._planned if case not in rows]
         if missing and not unfinished:
             unfinished = f"{len(missing)} of {len(self._planned)} planned cases have no outcome"
         html_report.write_report(results, info, run_dir / "report.html")
-        recorded = self._recorder.finish(status if unfinished else "FINISHED")
-        terminal.render(results, info, self._console)
-        say(f"\nReport    {run_dir / 'report.html'}", soft_wrap=True, highlight=False)
-        say(f"Figures   {run_dir / 'results.json'}", soft_wrap=True, highlight=False)
-        say(f"MLflow    {escape(recorded)}", soft_wrap=True, highlight=False)
-        say("          `nox -s ui` opens it", highlight=False)
-        failed = [r for r in results if r.status == "failed"]
-        for result in failed:
-            say(f"[red]failed[/] {result.case.id}: {escape(result.reason)}", soft_wrap=True)
-        if (run_dir / failures.FOLDER).is_dir():
-            say(f"Failures  {run_dir / failures.FOLDER}", soft_wrap=True, highlight=False)
-        for case in missing:
-            say(f"[red]no outcome[/] {case}", soft_wrap=True)
+        recorded = self._recorder.finish(
+            "KILLED" if signalled else status if unfinished else "FINISHED"
+        )
+        self._print_places(recorded)
+        failed = [result for result in results if result.status == "failed"]
+        _print_some(
+            say, [f"[red]failed[/] {r.case.id}: {escape(r.reason)}" for r in failed], "failed cases"
+        )
+        if signalled:
+            stored = f"{len(results)} of {max(len(self._planned), len(results))} cases are stored"
+            say(f"[yellow]Stopped: {stored} in {run_dir}; --resume continues", soft_wrap=True)
+            return 128 + signalled
+        _print_some(say, [f"[red]no outcome[/] {case}" for case in missing], "cases")
         if unfinished:
             say(f"[bold red]danon bench:[/] {escape(unfinished)}", soft_wrap=True)
             return REFUSED
         return 1 if failed else 0
+
+    def _print_places(self, recorded: str) -> None:
+        """Print where the report, the figures and the records are."""
+        assert self.journal is not None
+        run_dir = self.journal.run_dir
+        places = {
+            "Report": str(run_dir / "report.html"),
+            "Figures": str(run_dir / "results.json"),
+            "MLflow": f"{recorded}; `nox -s ui` opens it",
+        }
+        if (run_dir / failures.FOLDER).is_dir():
+            places["Failures"] = str(run_dir / failures.FOLDER)
+        self._console.print()
+        for name, place in places.items():
+            text = f"{name:9} {escape(place)}"
+            self._console.print(text, soft_wrap=True, highlight=False)
 
     def unwritten(self, error: OSError) -> int:
         """Report that results cannot be written, and return the exit status.
@@ -250,6 +276,7 @@ class Session:
         old = _killed(options, info, most_threads, self._console) if options.resume else None
         if old is not None:
             self.journal, info = old, old.info()
+            self._results = old.results()
             old.set_status("RUNNING")
             say(f"Resuming {info.run_id}: {len(old.results())} cases are measured already")
         else:
@@ -275,6 +302,14 @@ class Session:
             reason = f"the bench as a whole was killed at this case {attempts.MOST} times"
             self.keep(CaseResult(case, "failed", reason))
         return self.journal.run_dir
+
+
+def _print_some(say: Callable[..., None], lines: Sequence[str], what: str) -> None:
+    """Print the first lines, and how many more there are."""
+    for line in lines[:MOST_LINES]:
+        say(line, soft_wrap=True)
+    if len(lines) > MOST_LINES:
+        say(f"and {len(lines) - MOST_LINES} more {what}: `danon report --unmeasured`")
 
 
 def _killed(options: Options, info: RunInfo, most_threads: int, console: Console) -> Journal | None:

@@ -9,6 +9,7 @@ from danon.cli.bench import bench
 from danon.cli.calibrate import calibrate
 from danon.cli.choose import choose
 from danon.cli.doctor import doctor
+from danon.cli.explain import explain
 from danon.cli.gate import gate
 from danon.cli.history import history
 from danon.cli.record import record
@@ -22,6 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for _command in (bench, report, record, choose, gate, history, calibrate, doctor):
+for _command in (bench, report, explain, record, choose, gate, history, calibrate, doctor):
     app.command()(_command)
 app.add_typer(tune.app, name="tune")

@@ -27,15 +27,25 @@ def report(
     picture: Annotated[
         Path | None, typer.Option(help="PNG file to draw speed-up and memory to. Default: none.")
     ] = None,
+    all_tables: Annotated[
+        bool, typer.Option("--tables", help="Print every table instead of the summary.")
+    ] = False,
+    unmeasured: Annotated[
+        bool, typer.Option("--unmeasured", help="Only list what was not measured, and why.")
+    ] = False,
 ) -> None:
-    """Print the scoreboard of a recorded run and write its HTML report."""
+    """Print the summary of a recorded run and write its HTML report."""
     from danon.report.html_report import write_report
     from danon.report.speedup_chart import write_chart
-    from danon.report.terminal import render
+    from danon.report.terminal import print_unmeasured, render
+    from danon.report.terminal_summary import print_summary
     from danon.runs.files import UNWRITABLE
 
     console = Console()
     run = _recorded(run_dir, results, console)
+    if unmeasured:
+        print_unmeasured(run.results, console)
+        return
     path = run.run_dir / "report.html"
     try:
         write_report(run.results, run.info, path)
@@ -46,7 +56,7 @@ def report(
             raise
         print(f"danon: {error}", file=sys.stderr)
         raise typer.Exit(os.EX_IOERR) from error
-    render(run.results, run.info, console)
+    (render if all_tables else print_summary)(run.results, run.info, console)
     console.print(f"\nReport    {path}", soft_wrap=True, highlight=False)
     if picture is not None:
         console.print(f"Picture   {picture}", soft_wrap=True, highlight=False)

@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from danon.report.crossover import Crossover
 from danon.report.figure import Figure
 
 __all__ = [
     "format_accuracy",
     "format_bits",
+    "format_crossover",
     "format_distance",
     "format_error",
     "format_flops",
@@ -49,6 +51,18 @@ def format_speedup(figure: Figure | None) -> str:
         return NOTHING
     before, after = "~" * figure.extrapolated, "?" * (not figure.conclusive)
     return f"{before}{_three_digits(figure.value)}{after}"
+
+
+def format_crossover(crossover: Crossover | None) -> str:
+    """Format a crossover length: ``2.1k``; ``<1k`` or ``>16k`` beyond the measured lengths."""
+    if crossover is None:
+        return NOTHING
+    if crossover.side:
+        return f"{crossover.side}{format_length(int(crossover.length))}"
+    for unit, size in (("M", 2**20), ("k", 2**10)):
+        if crossover.length >= size:
+            return f"{crossover.length / size:.2g}{unit}"
+    return f"{crossover.length:.0f}"
 
 
 def format_interval(figure: Figure | None) -> str:

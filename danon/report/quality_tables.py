@@ -169,9 +169,13 @@ class Task:
 
     def loss(self, score: Score | None) -> float:
         """Return quality such that less is better; infinite without a score."""
-        if score is None:
+        return math.inf if score is None else self.loss_of(score.quality.value)
+
+    def loss_of(self, value: float) -> float:
+        """Return a value of the metric such that less is better; infinite if it is NaN."""
+        if not math.isfinite(value):
             return math.inf
-        return -score.quality.value if self.higher else score.quality.value
+        return -value if self.higher else value
 
     def write(self, value: float) -> str:
         """Format a value of the metric: ``98%``, ``2.131`` or ``37.55``."""

@@ -270,6 +270,7 @@ def scoreboard(
     view: View,
     command: str,
     remarks: Mapping[str, tuple[Remark, ...]] | None = None,
+    headline: int = 0,
 ) -> Scoreboard:
     """Return the scoreboard of a view, fastest first.
 
@@ -278,6 +279,8 @@ def scoreboard(
         view: phase, dtype and shape of the figures.
         command: command of the run, as typed.
         remarks: result of :func:`danon.report.remarks.remarks`.
+        headline: length of the single figures, in tokens; 0: the longest that dense attention was
+            timed at.
     """
     notes = remarks or {}
     rows_of_view = view.of(frame)
@@ -287,9 +290,8 @@ def scoreboard(
     speed = measured[measured["suite"] == view.source("speed", "")[0]]
     lengths = tuple(sorted({int(n) for n in speed["length"]}))
     dense_at = speed[speed["attention"] == REFERENCE]["length"]
-    headline = (
-        int((dense_at if len(dense_at) else measured["length"]).max()) if len(measured) else 0
-    )
+    if not headline and len(measured):
+        headline = int((dense_at if len(dense_at) else measured["length"]).max())
 
     def row(attention: str) -> Row:
         timed = curves.settings(view.source("speed", "")[0], attention)

@@ -1,4 +1,4 @@
-"""Tables of a run in the terminal."""
+"""All tables of a run in the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from danon.report.remarks import MARK, Remark, doubtful, remarks
 from danon.report.terminal_quality import LOOKUP, print_quality, table_kind
 from danon.report.terminal_style import NAME, STYLES, WIDE, heading_at, marked_name
 from danon.report.terminal_suites import print_bounds, print_suite
-from danon.report.unmeasured import Unmeasured, unmeasured_cases
+from danon.report.unmeasured import unmeasured_cases
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from danon.runs.case import CaseResult
     from danon.runs.run_info import RunInfo
 
-__all__ = ["render"]
+__all__ = ["print_unmeasured", "render"]
 
 STATUS_STYLES = {"failed": "bold red", "over budget": "yellow", "unavailable": "dim"}
 LENGTH_COLUMN = 8  # characters
@@ -81,7 +81,7 @@ def render(results: Sequence[CaseResult], info: RunInfo, console: Console) -> No
     _print_remarks(boards, notes, console)
     if not (boards or tasks or bounds or others):
         console.print("\nNo case has figures.")
-    _print_unmeasured(unmeasured_cases(data), console)
+    print_unmeasured(results, console)
 
 
 def _title(shown: tables.Scoreboard) -> str:
@@ -202,8 +202,16 @@ def _print_semantics(boards: Sequence[tables.Scoreboard], console: Console) -> N
     console.print(table)
 
 
-def _print_unmeasured(missing: Sequence[Unmeasured], console: Console) -> None:
+def print_unmeasured(results: Sequence[CaseResult], console: Console) -> None:
+    """Print the cases without figures, and why they have none.
+
+    Args:
+        results: outcomes of the run's cases.
+        console: console to print on.
+    """
+    missing = unmeasured_cases(tables.table(results))
     if not missing:
+        console.print("\nEvery case has figures.")
         return
     table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
