@@ -9,7 +9,7 @@ from time import perf_counter
 from danon.attention import registry
 from danon.attention.registry import REFERENCE
 from danon.attention.streaming import StreamingAttention
-from danon.bench.call_suite import over_cap, refuse_if, unavailable
+from danon.bench.call_suite import UNAVAILABLE_S, over_cap, refuse_if, unavailable
 from danon.bench.decode_workload import DecodeWorkload
 from danon.bench.profile import Profile
 from danon.bench.shapes import configuration
@@ -22,6 +22,10 @@ from danon.runs.suite_info import Metric
 
 __all__ = ["Decode"]
 
+ROUNDS_S = 1.5
+"""Seconds after which most intervals are narrow, roughly, for the time left."""
+READ_S = 4e-5
+"""Seconds to read a token of the context, roughly, for the time left."""
 READ_BUDGET_FACTOR = 5
 """Reading the context may take this many times the seconds of a case."""
 
@@ -53,7 +57,10 @@ class Decode(Suite):
     @classmethod
     def seconds(cls, profile: Profile, case: Case) -> float:
         """Return the expected seconds of a case: its rounds, and the context that is read."""
-        return min(profile.seconds + 4e-5 * case.length, profile.cap(cls.name))
+        if not _streams(case):
+            return UNAVAILABLE_S
+        rounds_s = min(profile.seconds, ROUNDS_S)
+        return min(rounds_s + READ_S * case.length, profile.cap(cls.name))
 
     def measure(self, case: Case) -> CaseResult:
         """Read the context, then time the next token."""
@@ -61,8 +68,7 @@ class Decode(Suite):
             return row_without_figures(case, "unavailable", reason)
         if reason := self._too_long(case):
             return row_without_figures(case, "over budget", reason)
-        attention = registry.get(case.attention)
-        if not (issubclass(attention, StreamingAttention) and attention.streams):
+        if not _streams(case):
             return row_without_figures(case, "unavailable", "has no streaming form")
         stream = DecodeWorkload(case)
         checked = stream.checked()
@@ -146,3 +152,9 @@ class Decode(Suite):
         )
         samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
         return pair.metrics(), samples
+
+
+def _streams(case: Case) -> bool:
+    """Return True if the attention of a case has a streaming form."""
+    attention = registry.get(case.attention)
+    return issubclass(attention, StreamingAttention) and attention.streams

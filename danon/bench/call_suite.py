@@ -19,6 +19,7 @@ from danon.bench.workload import Workload
 from danon.runs.case import Case, CaseResult
 
 __all__ = [
+    "UNAVAILABLE_S",
     "CallSuite",
     "expected_seconds",
     "has_definition",

@@ -59,7 +59,7 @@ class Display:
         self._count = 0
         self._latest = ""
         self._current = "preparing: importing torch and checking each attention's contract"
-        self._start = time.monotonic()
+        self._start = self._last = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._terminal:
@@ -83,7 +83,7 @@ class Display:
     def plan(self, cases: Sequence[tuple[str, float]]) -> None:
         """Set the cases to come, with their expected seconds."""
         self._weights = dict(cases)
-        self._start = time.monotonic()
+        self._start = self._last = time.monotonic()
         self._bar.update(self._task, total=sum(self._weights.values()))
         if not self._terminal:
             self._print(f"{len(cases)} cases, {_minutes(sum(self._weights.values()))} expected")
@@ -115,6 +115,7 @@ class Display:
         self._done += weight
         self._reused += weight if reused else 0.0
         self._count += 1
+        self._last = time.monotonic()
         self._bar.update(self._task, completed=self._done, count=self._counted(), left=self._left())
 
     def line(self) -> str:
@@ -141,7 +142,9 @@ class Display:
         worked = self._done - self._reused + trusted
         if worked <= 0:
             return ""
-        return f"{_minutes((time.monotonic() - self._start + trusted) * rest / worked)} left"
+        rate = (self._last - self._start + trusted) / worked
+        since = time.monotonic() - self._last  # of the case being measured
+        return f"{_minutes(max(rate * rest - since, 0.0))} left"
 
 
 def _minutes(seconds: float) -> str:

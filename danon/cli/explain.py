@@ -27,7 +27,8 @@ def explain(
     console = Console()
     if column is None:
         for name, one in COLUMNS.items():
-            console.print(f"[bold]{name:10}[/] {escape(one.text.partition('. ')[0])}.")
+            first = one.text.partition(". ")[0].rstrip(".")
+            console.print(f"[bold]{name:10}[/] {escape(first)}.", highlight=False)
         metrics = ", ".join(name for name in columns() if name not in COLUMNS)
         console.print(f"\n[bold]metrics[/]    {metrics}", highlight=False)
         return

@@ -136,7 +136,7 @@ class LookupPlan:
 
     def weight(self, case: Case) -> float:
         """Return roughly the seconds of a case."""
-        return min(3e-4 * case.length, self.cap_s)
+        return min(0.3 + 2e-4 * case.length, self.cap_s)
 
 
 _DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.95)

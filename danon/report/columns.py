@@ -110,7 +110,9 @@ def _of(metric: Metric, suite: str) -> Column:
 
 
 def find(text: str) -> dict[str, Column]:
-    """Return the columns that have a name or heading, or whose name contains the text.
+    """Return the columns that have a name or heading, else those whose name contains the text.
+
+    danon's own columns come before metrics of the same name.
 
     Args:
         text: as typed by the user; case and hyphens do not matter.
@@ -120,6 +122,8 @@ def find(text: str) -> dict[str, Column]:
         return name.casefold().replace("-", "").replace("_", "").replace(" ", "")
 
     asked = plain(text)
-    known = columns()
-    exact = {n: c for n, c in known.items() if asked in (plain(n), plain(c.title))}
-    return exact or {n: c for n, c in known.items() if asked and asked in plain(n)}
+    everything = columns()
+    for among in (COLUMNS, everything):
+        if exact := {n: c for n, c in among.items() if asked in (plain(n), plain(c.title))}:
+            return exact
+    return {n: c for n, c in everything.items() if asked and asked in plain(n)}

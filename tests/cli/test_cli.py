@@ -20,7 +20,6 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from danon.bench.command import Options, bench
-from danon.bench.progress import Display
 from danon.cli.app import app
 from danon.cli.machine_terminal import print_machine
 from danon.cli.main import main
@@ -277,20 +276,6 @@ class TestOtherCommands:
             main()
         assert stop.value.code == 2
         assert "not installed: typer; pip install danon[bench]" in capsys.readouterr().err
-
-
-class TestDisplay:
-    def test_time_left_of_weighted_cases(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        now = [100.0]
-        monkeypatch.setattr("danon.bench.progress.time.monotonic", lambda: now[0])
-        console = Console(record=True, width=80)
-        with Display(console) as display:
-            display.plan([("reused", 5.0), ("short", 1.0), ("long", 4.0)])
-            display.done("reused", reused=True)
-            now[0] += 10
-            display.begin("short")
-            display.done("short", reused=False)
-        assert "2/3 cases, 0:40 left" in console.export_text()
 
 
 def test_arguments_of_the_suite_process() -> None:
