@@ -99,6 +99,9 @@ PROFILES: dict[str, Profile] = {
         cap_s=30.0,
         caps_s={"bounds": 15.0},
         plans=(*SMOKE[0], *SMOKE[1], *pretrained_plans.SMOKE),
+        # Whether everything works, in ten seconds.
+        suites=("speed", "memory", "decode", "scaling"),
+        attentions=(*MECHANISMS, *COMMON_BASELINES),
         from_tuned=True,
         hidden=True,
     ),

@@ -80,7 +80,8 @@ def _contention(results: Sequence[CaseResult]) -> Remark:
     """Return the remark on cases that were timed while other programs took their cores."""
     worst = max(results, key=lambda result: result.metrics[CONTENDED_CORES])
     case, cores = worst.case, worst.metrics[CONTENDED_CORES]
-    where = f"{case.suite} {case.phase} at {format_length(case.length)}"
+    what = " ".join(dict.fromkeys((case.suite, case.phase)))
+    where = f"{what} at {format_length(case.length)}"
     more = f" and {len(results) - 1} more" if len(results) > 1 else ""
     text = f"other programs took up to {cores:.1f} cores while it was timed ({where}{more})"
     return Remark(f"{text}: run it again", doubt=True)

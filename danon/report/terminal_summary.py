@@ -34,6 +34,7 @@ PLACES = 5
 """Lines that a command prints below: report, figures, records."""
 FEWEST_ROWS = 5
 MOST_REMARKS = 3
+MOST_NAMES = 3
 IMPORTANCE = ("reference", "yours", "ours", "baseline")
 LEGEND = f"{BEST} best of its column  ? wide interval  {MARK} remark below  (danon explain COLUMN)"
 
@@ -209,6 +210,6 @@ def _absence(absences: Sequence[Unmeasured]) -> str:
     partly = {cases.attention for cases in absences} - {*wholly}
     texts = [", ".join(wholly)] if wholly else []
     if partly:
-        some = f"{len(partly)} others" if wholly else ", ".join(sorted(partly))
+        some = f"{len(partly)} others" if len(partly) > MOST_NAMES else ", ".join(sorted(partly))
         texts.append(f"some cases of {some}")
     return f"Not measured: {'; '.join(texts)} (why: danon report --unmeasured)."

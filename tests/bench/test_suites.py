@@ -73,6 +73,7 @@ class Forgetful(Streamed):
 
     keep = 1
 '''
+EVERY = "speed,memory,decode,scaling,bounds,recall,language,pretrained"
 SPEED = {
     "time_s",
     "time_ratio",
@@ -146,7 +147,13 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     own.write_text(OWN)
     attentions = [f"--danon-attention={own}:{name}" for name in USER_ATTENTIONS]
     process = SuiteProcess(
-        ["--danon-profile=smoke", "--danon-only=flash-attn", *attentions], scratch
+        [
+            "--danon-profile=smoke",
+            "--danon-only=flash-attn",
+            f"--danon-suites={EVERY}",
+            *attentions,
+        ],
+        scratch,
     )
     planned: list[str] = []
     results = {}

@@ -88,6 +88,10 @@ class TestRefusals:
         assert "unknown device 'tpu'; known: cpu, cuda" in said
 
 
+STOPPED = ("--suites", "speed,recall,language")
+"""Options of the bench that is stopped: it has cases of calls, and models to store."""
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "MLFLOW_TRACKING_URI": NO_STORE, "PYTHONPATH": str(bundle())}
     return subprocess.Popen(
@@ -119,7 +123,7 @@ def first_cases(folder: Path, process: subprocess.Popen[str]) -> Path:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     """Folder, exit status and words of a bench that got Ctrl-C after its first cases."""
     folder = tmp_path_factory.mktemp("stopped")
-    process = start(folder)
+    process = start(folder, *STOPPED)
     first_cases(folder, process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
@@ -195,7 +199,7 @@ class TestStopped:
         folder, _, _ = stopped
         (run,) = folder.glob("results/runs/*/run.json")
         before = lines(run.parent / "cases.jsonl")
-        process = start(folder, "--resume")
+        process = start(folder, *STOPPED, "--resume")
         said, _ = process.communicate(timeout=100)
         assert process.returncode == 0, said
         assert list(folder.glob("results/runs/*/run.json")) == [run], "it made another run"
