@@ -22,6 +22,7 @@ __all__ = ["Display", "describe_result"]
 REFRESHES_PER_S = 2  # the table is drawn while others are being timed
 LINE_S = 14.0
 """Seconds between two lines where there is no terminal."""
+WAITING = "waiting for another bench or study on this machine"
 TRUSTED = 0.1
 """Share of all expected seconds that counts as measured at the start: first cases are slower."""
 
@@ -57,7 +58,7 @@ class Display:
         self._weights: dict[str, float] = {}
         self._done = self._reused = 0.0
         self._count = 0
-        self._latest = ""
+        self._latest = self._waiting = ""
         self._current = "preparing: importing torch and checking each attention's contract"
         self._start = self._last = time.monotonic()
 
@@ -93,6 +94,15 @@ class Display:
         self._current = case
         self._bar.update(self._task, description=case)
 
+    def wait(self, *, waiting: bool) -> None:
+        """Show that another bench or study has the machine, which they take in turns.
+
+        Args:
+            waiting: True from the begin of the wait, False from its end.
+        """
+        self._waiting = WAITING if waiting else ""
+        self._bar.update(self._task, description=self._waiting or self._current)
+
     def measured(self, result: CaseResult, table: Callable[[], RenderableType]) -> None:
         """Show an outcome.
 
@@ -121,9 +131,9 @@ class Display:
     def line(self) -> str:
         """Return the progress in one line."""
         if not self._weights:
-            return self._current
-        latest = f"; last: {self._latest}" if self._latest else f"; now: {self._current}"
-        return f"{self._counted()}, {self._left()}{latest}"
+            return self._waiting or self._current
+        latest = f"last: {self._latest}" if self._latest else f"now: {self._current}"
+        return f"{self._counted()}, {self._left()}; {self._waiting or latest}"
 
     def _print_lines(self) -> None:
         while not self._ended.wait(LINE_S):

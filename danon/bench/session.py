@@ -124,6 +124,8 @@ class Session:
             self.refusal = event["reason"]
         elif kind == "begin":
             display.begin(event["case"])
+        elif kind in ("waiting", "going"):
+            display.wait(waiting=kind == "waiting")
         elif kind == "note":
             # A process that replaces another repeats some notes.
             self._notes.setdefault(event.get("key", event["text"]), event["text"])

@@ -225,7 +225,7 @@ class Supervisor:
         yield {"event": "done", "case": case.id}
 
 
-_OWN = ("prepare", "waiting", "going", "leaving", "finished")
+_OWN = ("prepare", "leaving", "finished")
 """Reports that the supervisor does not pass on."""
 
 

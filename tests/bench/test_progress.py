@@ -73,6 +73,19 @@ class TestLines:
         assert before and sink.getvalue() == before
 
 
+def test_wait_for_another_bench() -> None:
+    display = Display(Console(file=io.StringIO()))
+    display.wait(waiting=True)
+    assert display.line() == "waiting for another bench or study on this machine"
+    display.plan([("a", 10.0)])
+    assert (
+        display.line() == "0/1 cases, 0:10 left; waiting for another bench or study on this machine"
+    )
+    display.wait(waiting=False)
+    display.begin("a")
+    assert display.line().endswith("; now: a")
+
+
 def test_table_fills_in_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     sink = io.StringIO()
