@@ -1,8 +1,8 @@
 """The commands of the project: ``nox -l`` lists them, arguments after ``--`` go through.
 
-Every session but lint works in one environment, .nox/danon: installed it takes gigabytes, and
-pip is asked again only when pyproject.toml or constraints.txt has changed. In a checkout that was
-moved or copied, or whose Python is gone, the environment is made anew.
+Every session but lint and docs works in one environment, .nox/danon: installed it takes gigabytes,
+and pip is asked again only when pyproject.toml or constraints.txt has changed. In a checkout that
+was moved or copied, or whose Python is gone, the environment is made anew.
 """
 
 from __future__ import annotations
@@ -31,7 +31,19 @@ PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Lets a thread that waits sleep, not spin."""
 DASHBOARD = "8080"
 """Port of Optuna's dashboard."""
-CODE = ("danon", "baselines", "suites", "gate_validation", "tests", "examples", "noxfile.py")
+QUIET = {"NO_MKDOCS_2_WARNING": "1"}
+"""Keeps a banner about its successor out of the output of mkdocs-material."""
+CODE = (
+    "danon",
+    "baselines",
+    "suites",
+    "gate_validation",
+    "tests",
+    "examples",
+    "docs",
+    "noxfile.py",
+)
+WORKFLOWS = (".github/workflows/gate.yml", "examples/ci/github-actions.yml")
 EXTENSION_POINTS = (
     "danon/attention/base.py",
     "danon/attention/kernels/base.py",
@@ -203,12 +215,27 @@ def tests_million_tokens(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check formatting, rules and import arrows."""
-    session.install("-c", "constraints.txt", "ruff", "import-linter")
+    session.install("-c", "constraints.txt", "ruff", "import-linter", "check-jsonschema")
     session.run("ruff", "format", "--check", *CODE)
     session.run("ruff", "check", *CODE)
     # All that others extend or call has a docstring, but for __init__ and operators.
     session.run("ruff", "check", "--select", "D1", "--ignore", "D105,D107", *EXTENSION_POINTS)
     session.run("lint-imports")
+    schema = ("--builtin-schema", "vendor.github-workflows")
+    session.run("check-jsonschema", *schema, *WORKFLOWS)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation as a site in build/site and check its links: -- --serve shows it."""
+    extras = nox.project.load_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]
+    session.install("-c", "constraints.txt", *extras["docs"])  # the sources are read, not imported
+    if "--serve" in session.posargs:
+        rest = [argument for argument in session.posargs if argument != "--serve"]
+        session.run("mkdocs", "serve", *rest, env=QUIET)
+        return
+    session.run("mkdocs", "build", "--strict", env=QUIET)
+    session.run("pytest", "--noconftest", "tests/site_checks.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")

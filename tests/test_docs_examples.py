@@ -29,6 +29,13 @@ SNIPPETS = [
     )
 ]
 
+GUIDES = [
+    pytest.param(source, id=f"{page.stem}-{number}")
+    for page in (ROOT / "docs/getting-started.md", *sorted((ROOT / "docs/how-to").glob("*.md")))
+    for number, source in enumerate(CODE.findall(page.read_text(encoding="utf-8")))
+]
+"""Snippets without a side effect, which run in this process."""
+
 
 @pytest.fixture(scope="module")
 def run() -> RecordedRun:
@@ -85,3 +92,8 @@ def test_snippet_of_a_page_runs(source: str) -> None:
         [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("source", GUIDES)
+def test_snippet_of_a_guide_runs(source: str) -> None:
+    exec(compile(source, "snippet", "exec"), {"__name__": "snippet"})

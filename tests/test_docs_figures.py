@@ -16,7 +16,8 @@ from quoted_figures import QUOTES
 from recorded_figures import error_rates
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", *(f"docs/{x.name}" for x in sorted((ROOT / "docs").glob("*.md"))))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS = ("README.md", *(x.relative_to(ROOT).as_posix() for x in PAGES))
 
 NUMBER = re.compile(r"(?<![\w.-])\d+(?:\.\d+)?(?![\w]|\.\d)")
 

@@ -11,7 +11,7 @@ from prose import count_words, sentences
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 MAX_MEAN_WORDS = 20
 MAX_WORDS = 45
