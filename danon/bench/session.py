@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ __all__ = ["REFUSED", "Options", "ResumeError", "Session"]
 REFUSED = 2
 SEED = 0
 MOST_LINES = 5
-"""Lines on failed cases at the end; ``danon report --unmeasured`` lists all."""
+"""Lines on cases without an outcome at the end."""
 
 
 class ResumeError(ValueError):
@@ -196,19 +196,16 @@ class Session:
             "KILLED" if signalled else status if unfinished else "FINISHED"
         )
         self._print_places(recorded)
-        failed = [result for result in results if result.status == "failed"]
-        _print_some(
-            say, [f"[red]failed[/] {r.case.id}: {escape(r.reason)}" for r in failed], "failed cases"
-        )
         if signalled:
             stored = f"{len(results)} of {max(len(self._planned), len(results))} cases are stored"
             say(f"[yellow]Stopped: {stored} in {run_dir}; --resume continues", soft_wrap=True)
             return 128 + signalled
-        _print_some(say, [f"[red]no outcome[/] {case}" for case in missing], "cases")
+        for case in missing[:MOST_LINES]:
+            say(f"[red]no outcome[/] {case}", soft_wrap=True)
         if unfinished:
             say(f"[bold red]danon bench:[/] {escape(unfinished)}", soft_wrap=True)
             return REFUSED
-        return 1 if failed else 0
+        return 1 if any(result.status == "failed" for result in results) else 0
 
     def _print_places(self, recorded: str) -> None:
         """Print where the report, the figures and the records are."""
@@ -304,14 +301,6 @@ class Session:
             reason = f"the bench as a whole was killed at this case {attempts.MOST} times"
             self.keep(CaseResult(case, "failed", reason))
         return self.journal.run_dir
-
-
-def _print_some(say: Callable[..., None], lines: Sequence[str], what: str) -> None:
-    """Print the first lines, and how many more there are."""
-    for line in lines[:MOST_LINES]:
-        say(line, soft_wrap=True)
-    if len(lines) > MOST_LINES:
-        say(f"and {len(lines) - MOST_LINES} more {what}: `danon report --unmeasured`")
 
 
 def _killed(options: Options, info: RunInfo, most_threads: int, console: Console) -> Journal | None:

@@ -35,6 +35,7 @@ PLACES = 5
 FEWEST_ROWS = 5
 MOST_REMARKS = 3
 MOST_NAMES = 3
+MOST_FAILURES = 4
 IMPORTANCE = ("reference", "yours", "ours", "baseline")
 LEGEND = f"{BEST} best of its column  ? wide interval  {MARK} remark below  (danon explain COLUMN)"
 
@@ -82,6 +83,7 @@ def print_summary(results: Sequence[CaseResult], info: RunInfo, console: Console
     if not summary.rows:
         above.append(Text("No case has figures."))
     below = [Text(""), *map(Text, conclude(summary)), *_remarks(summary)]
+    below += _failures(results)
     if absences := unmeasured_cases(tables.table(results)):
         below.append(Text(_absence(absences)))
     if summary.rows:
@@ -202,6 +204,16 @@ def _remarks(summary: Summary) -> list[Text]:
         rest = f"{MARK} {len(lines) - MOST_REMARKS + 1} more remarks: danon report --tables"
         lines = [*lines[: MOST_REMARKS - 1], rest]
     return [Text(line, style="yellow") for line in lines]
+
+
+def _failures(results: Sequence[CaseResult]) -> list[Text]:
+    """Return a line for each of the first failed cases, and how many more there are."""
+    failed = [result for result in results if result.status == "failed"]
+    lines = [f"failed {result.case.id}: {result.reason}" for result in failed[:MOST_FAILURES]]
+    if len(failed) > MOST_FAILURES:
+        more = len(failed) - MOST_FAILURES
+        lines.append(f"failed: {more} more (danon report --unmeasured)")
+    return [Text(line, style="red") for line in lines]
 
 
 def _absence(absences: Sequence[Unmeasured]) -> str:
