@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from danon.report.terminal import render
+from danon.report.terminal_summary import print_summary
 from danon.runs.case import CaseResult
 from danon.runs.journal import RecordedRun
 
@@ -53,7 +53,7 @@ def test_sample_of_the_terminal_is_printed_by_report(run: RecordedRun) -> None:
         re.MULTILINE | re.DOTALL,
     )
     printed = io.StringIO()
-    render(run.results, run.info, Console(file=printed, width=COLUMNS))
+    print_summary(run.results, run.info, Console(file=printed, width=COLUMNS))
     shown = without_trailing_spaces(printed.getvalue())
     assert sample.strip() in shown, (
         f"README.md shows another table than this run's:\n{shown[:2000]}"

@@ -15,7 +15,7 @@ __all__ = ["explain"]
 
 def explain(
     column: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(help="Heading of a column, or name of a metric. Default: list them all."),
     ] = None,
 ) -> None:
@@ -25,16 +25,17 @@ def explain(
 
     import_suites()
     console = Console()
-    if column is None:
+    asked = " ".join(column or ())
+    if not asked:
         for name, one in COLUMNS.items():
             first = one.text.partition(". ")[0].rstrip(".")
             console.print(f"[bold]{name:10}[/] {escape(first)}.", highlight=False)
         metrics = ", ".join(name for name in columns() if name not in COLUMNS)
         console.print(f"\n[bold]metrics[/]    {metrics}", highlight=False)
         return
-    matches = find(column)
+    matches = find(asked)
     if not matches:
-        refuse(f"column {column!r}: must be one of {', '.join(columns())}")
+        refuse(f"column {asked!r}: must be one of {', '.join(columns())}")
     for name, one in matches.items():
         unit = f" ({one.unit})" if one.unit else ""
         heading = f", heading {one.title!r}" if one.title != name else ""
