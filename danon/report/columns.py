@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from danon.runs.suite_info import Metric, described
 
-__all__ = ["COLUMNS", "Column", "columns", "find"]
+__all__ = ["COLUMNS", "Column", "columns", "find", "metric_column"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,79 @@ COLUMNS = {
     ),
     "range": Column("range", "Lowest and highest figure over the seeds of a training."),
     "computes": Column("computes", "What the attention computes, with its settings."),
+    "length": Column(
+        "N",
+        "The length in tokens. Single figures belong to the longest length at which dense "
+        "attention was timed; those of a task to the task's longest length.",
+        "tokens",
+    ),
+    "trainings": Column("training", "The trainings of the model at its longest length."),
+    "training time": Column("time", "Time of one training, over all its steps.", "s"),
+    "learning rate": Column(
+        "learning rate", "The best of a few learning rates, chosen by the validation data."
+    ),
+    "seeds": Column("seeds", "Trainings that differ in the seed alone. The figure is their mean."),
+    "grows": Column(
+        "grows as N to the",
+        "The exponent p of N^p, fitted to the lengths at which the figure is not zero, with its "
+        "95 % interval. A ? says that it comes from two lengths.",
+    ),
+    "bounded": Column(
+        "bounded",
+        "holds: the figure does not grow, since the interval ends below zero. exact: it is zero "
+        "at every length. grows: the interval begins above zero. undecided: it says neither.",
+    ),
+    "resource": Column("of", "The resource that grows: the time of a pass, or a stream's state."),
+    "order": Column("claimed order", "The growth that the specification claims (5.1)."),
+    "measured exponent": Column(
+        "measured exponent",
+        "The exponent of N: of time as the suite scaling measured it, of the state as decode did.",
+    ),
+    "exponent interval": Column("95 %", "The 95 % interval of the measured exponent."),
+    "best for": Column("best for", "The goals for which a study found these settings the best."),
+    "score": Column(
+        "score",
+        "Geometric mean of time, memory and the odds of a wrong answer over the default "
+        "settings', with its 95 % interval. Below 1 is better.",
+    ),
+    "time ratio": Column("time", "Time over that of the default settings, at the study's length."),
+    "memory ratio": Column(
+        "memory", "Peak memory over that of the default settings, at the study's length."
+    ),
+    "wrong": Column(
+        "wrong",
+        "Wrong answers to lookups in a small trained model; in brackets those of the default "
+        "settings.",
+        "%",
+    ),
+    "settings": Column("settings", "The settings that the study changed."),
+    "study": Column("from", "The study, with its length, trials, date, commit and machine."),
+    "slowdown": Column("slowdown", "The slowdown that was injected into one attention.", "%"),
+    "alarms": Column(
+        "alarms",
+        "Runs of the gate with an alarm, and the 95 % interval of their share. Without a slowdown "
+        "an alarm is false.",
+    ),
+    "status": Column(
+        "status",
+        "failed: the check or the measurement raised an error. unavailable: the case cannot run on "
+        "this machine. over budget: it would take too long.",
+    ),
+    "reason": Column("reason", "The reason why the case has no figure."),
+    "cases": Column("cases", "The suites, lengths, passes and number formats without a figure."),
+    "pass": Column(
+        "pass", "A forward pass, a forward and a backward pass, or the decoding of one token."
+    ),
+    "format": Column("format", "The number format of the inputs."),
+    "checked against": Column(
+        "checked against",
+        "The oracle: the definition in float64, or the attention itself in float64, which misses "
+        "faults that both share.",
+    ),
+    "check error": Column("error", "The largest difference from the oracle."),
+    "tolerance": Column("tolerance", "The largest difference that passes the check."),
+    "check length": Column("at N", "The length of the check that came closest to its tolerance."),
+    "checks": Column("checks", "The number of checks of this attention, pass and format."),
 }
 """Columns of danon's own tables, by the name that ``danon explain`` takes."""
 
@@ -98,15 +171,24 @@ def columns() -> dict[str, Column]:
     metrics: dict[str, Column] = {}
     for suite in described().values():
         for metric in suite.metrics:
-            metrics.setdefault(metric.name, _of(metric, suite.name))
+            metrics.setdefault(metric.name, metric_column(metric, suite.name))
     return {**metrics, **COLUMNS}
 
 
-def _of(metric: Metric, suite: str) -> Column:
+def metric_column(metric: Metric, suite: str) -> Column:
+    """Return the column of a suite's metric.
+
+    Args:
+        metric: one figure of the suite.
+        suite: name of the suite.
+    """
     better = f" {metric.better.capitalize()} is better." if metric.better else ""
-    note = f" {metric.note}" if metric.note else ""
-    text = f"{metric.description[:1].upper()}{metric.description[1:]}.{better}{note}"
-    return Column(metric.heading, f"{text} Suite: {suite}.", metric.unit)
+    said = " ".join(_sentence(text) for text in (metric.description, metric.note) if text)
+    return Column(metric.heading, f"{said}{better} Suite: {suite}.", metric.unit)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def find(text: str) -> dict[str, Column]:

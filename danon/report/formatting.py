@@ -26,9 +26,12 @@ __all__ = [
     "format_shares",
     "format_signed",
     "format_speedup",
+    "format_unit_interval",
 ]
 
 NOTHING = "-"
+ROUNDING = 0.005
+"""Half of the last digit that an interval is printed with."""
 
 
 def format_length(length: int) -> str:
@@ -40,9 +43,8 @@ def format_length(length: int) -> str:
 
 
 def _three_digits(value: float) -> str:
-    return (
-        f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
-    )
+    size = abs(value)
+    return f"{value:.0f}" if size >= 99.95 else f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"
 
 
 def format_speedup(figure: Figure | None) -> str:
@@ -65,11 +67,25 @@ def format_crossover(crossover: Crossover | None) -> str:
     return f"{crossover.length:.0f}"
 
 
-def format_interval(figure: Figure | None) -> str:
-    """Format an interval: ``3.30-3.55``; empty without one."""
-    if figure is None or not (math.isfinite(figure.low) and math.isfinite(figure.high)):
+def format_interval(
+    figure: Figure | None, *, least: float = -math.inf, most: float = math.inf
+) -> str:
+    """Format an interval: ``3.30-3.55``, ``-0.20 to 1.10``; empty without one.
+
+    Args:
+        figure: figure with its interval.
+        least: least possible value; an interval that goes below it says nothing and is left out.
+        most: largest possible value.
+    """
+    if figure is None or not _possible(figure, least, most):
         return ""
-    return f"{_three_digits(figure.low)}-{_three_digits(figure.high)}"
+    low, high = (0.0 if abs(end) < ROUNDING else end for end in (figure.low, figure.high))
+    return f"{_three_digits(low)}{'-' if low >= 0 else ' to '}{_three_digits(high)}"
+
+
+def _possible(figure: Figure, least: float, most: float) -> bool:
+    low, high = figure.low, figure.high
+    return least - ROUNDING < low <= high < most + ROUNDING and math.isfinite(low + high)
 
 
 def format_flops(flops: float) -> str:
@@ -163,6 +179,20 @@ def format_unit(value: float, unit: str) -> str:
     if unit == "B" and math.isfinite(value):
         return f"{format_mebibytes(value)} MiB"
     return format_number(value)
+
+
+def format_unit_interval(figure: Figure, unit: str) -> str:
+    """Format an interval by its unit: ``118 ms to 124 ms``; empty without one.
+
+    An interval of seconds or bytes that goes below zero says nothing and is left out.
+
+    Args:
+        figure: figure with its interval.
+        unit: unit of a metric.
+    """
+    if not _possible(figure, -math.inf, math.inf) or (unit in ("s", "B") and figure.low < 0):
+        return ""
+    return f"{format_unit(figure.low, unit)} to {format_unit(figure.high, unit)}"
 
 
 def format_list(settings: Mapping[str, Any]) -> str:

@@ -34,6 +34,10 @@ WRITTEN = {
 }
 
 
+HEADINGS = {"accuracy": "right answers", "bits_per_byte": "bits per byte"}
+"""Metrics in words; others are words."""
+
+
 @dataclass(frozen=True)
 class Score:
     """Quality and costs of one attention at one length.
@@ -134,6 +138,11 @@ class Task:
     def trained(self) -> bool:
         """True if models were trained for it, each with one attention."""
         return self.suite != "pretrained"
+
+    @property
+    def heading(self) -> str:
+        """The metric in words."""
+        return HEADINGS.get(self.metric, self.metric)
 
     @property
     def about(self) -> str:

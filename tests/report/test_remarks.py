@@ -101,7 +101,7 @@ class TestRemarks:
         info = RunInfo.capture("quick", 0, "danon bench --attention m.py:Zeros", {"id": "a"})
         write_report(found, info, tmp_path / "report.html")
         page = (tmp_path / "report.html").read_text()
-        assert page.count(f"† {UNCHECKED}") == 3, "tile, scoreboard, quality"
+        assert page.count(f"† {UNCHECKED}") == 2, "scoreboard, quality"
         assert "Zeros †" in page and "not on the front" in page
 
     def test_choose_without_doubtful_options(self, found: list[CaseResult], tmp_path: Path) -> None:

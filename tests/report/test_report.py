@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import json
 import math
@@ -305,6 +307,13 @@ class Page(HTMLParser):
         self.raw.get(self._inside, self.words).append(data)
 
     @property
+    def scripts_are_intact(self) -> bool:
+        """True if each script of the page is one of danon's: data, library or code."""
+        kinds = [attributes.get("type") for tag, attributes in self.tags if tag == "script"]
+        code = [script for script in self.raw["script"] if script.startswith('"use strict";')]
+        return kinds == ["application/json", "text/plain", *[None] * len(code)]
+
+    @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
 
@@ -314,6 +323,12 @@ def payload_of(page: Page) -> dict[str, Any]:
     (text,) = [script for script in page.raw["script"] if script.startswith("{")]
     payload: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
     return payload
+
+
+def plotly_of(page: Page) -> str:
+    """Return the chart library as the page's script unpacks it."""
+    (packed,) = [script for script in page.raw["script"] if script.startswith("H4sI")]
+    return gzip.decompress(base64.b64decode(packed)).decode()
 
 
 @pytest.fixture(scope="session")
@@ -380,7 +395,7 @@ def test_escaping_of_results(page: Page) -> None:
     assert f"mine {EVIL}" in page.text
     assert f"check failed: error 0.3 above 1e-05 {EVIL}" in page.text
     assert "alert(1)" not in "".join(page.raw["script"])
-    assert [tag for tag, _ in page.tags].count("script") == 3
+    assert page.scripts_are_intact
 
 
 def test_escaping_of_chart_data(info: RunInfo, tmp_path: Path) -> None:
@@ -389,14 +404,15 @@ def test_escaping_of_chart_data(info: RunInfo, tmp_path: Path) -> None:
     metrics = {"time_s": 1.0, "time_ratio": 0.5, "time_ratio_low": 0.4, "time_ratio_high": math.inf}
     write_report([CaseResult(case, "measured", metrics=metrics)], info, tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
-    assert [tag for tag, _ in page.tags].count("script") == 3
+    assert page.scripts_are_intact
     assert payload_of(page)["attentions"][0]["name"] == name
 
 
 def test_report_needs_no_network(page: Page) -> None:
     for tag, attributes in page.tags:
         loads = {"src", "href", "data", "action", "srcset", "poster"} & attributes.keys()
-        assert not loads, f"{tag} {attributes}"
+        within = (attributes.get("href") or "").startswith("#")
+        assert not loads or (tag == "a" and within), f"{tag} {attributes}"
     style = "".join(page.raw["style"])
     assert "url(" not in style
     assert "@import" not in style
@@ -405,7 +421,7 @@ def test_report_needs_no_network(page: Page) -> None:
     ]
     assert policy[0] is not None
     assert policy[0].startswith("default-src 'none';")
-    assert sum("plotly.js v" in script for script in page.raw["script"]) == 1
+    assert "plotly.js v" in plotly_of(page)
 
 
 def test_curves_of_the_charts(page: Page, results: list[CaseResult]) -> None:
@@ -421,9 +437,9 @@ def test_curves_of_the_charts(page: Page, results: list[CaseResult]) -> None:
         and (r.case.dtype, r.case.phase) == ("bfloat16", "forward")
     ]
     curve = payload["views"][0]["curves"]["time_s"]["longformer"]
-    assert [(p["n"], p["value"]) for p in curve] == [
-        (r.case.length, r.metrics["time_s"]) for r in measured
-    ]
+    assert [p["n"] for p in curve] == [r.case.length for r in measured]
+    expected = [r.metrics["time_s"] for r in measured]
+    assert [p["value"] for p in curve] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("suite", ["speed", "memory", "scaling", "nothing"])
@@ -437,7 +453,7 @@ def test_report_of_one_suite_or_nothing(
         "memory": "Dense attention was not timed here, so there is no speed-up.",
         "scaling": "No case of this run carries a correctness check.",
         "nothing": "No case of this run has figures.",
-        "speed": "as fast as dense at 32k",
+        "speed": "dense attention takes",
     }
     assert said[suite] in text
 

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { data, others, MARKS, theme, plain, digits, draw } = window.danon;
+  const { data, drawings, MARKS, theme, plain, digits, draw } = window.danon;
   const planted = [...new Set(data.alarms.flat().flatMap(({ shares }) => shares.map((s) => 100 * s.slowdown)))];
   const TINTS = ["#c9792b", "#b3261e", "#8a4a14", "#4c9a5b", "#7a5cc0"];
 
@@ -33,6 +33,5 @@
   }
 
   const drawAll = () => data.alarms.forEach(drawPanel);
-  others.push(drawAll);
-  drawAll();
+  drawings.push(drawAll);
 })();

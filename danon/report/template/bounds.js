@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { data, shown, others, theme, tokens, plain, digits, draw, drawCurves } = window.danon;
+  const { data, shown, drawings, theme, tokens, plain, digits, draw, drawCurves } = window.danon;
   const { lengths, quantities, values, mass } = data.bounds;
   const element = (id) => document.getElementById(id);
   const HIDDEN = "No figures for what is selected.";
@@ -11,12 +11,10 @@
     drawCurves(id, quantity.symbol, lengths, points, digits);
   }
 
-  // Branches in the order of the bars: what shows tokens as themselves in blue, summaries in brown.
-  const TINTS = {
-    near: "#3b7dd8", sinks: "#7ea9e6", memory: "#1f4f96", selected: "#1f4f96",
-    nodes: "#c9792b", level: "#c9792b", state: "#8a4a14",
-  };
-  const place = (branch) => Object.keys(TINTS).indexOf(branch.split(" ")[0]);
+  // Branches in the order of the bars: what shows tokens as themselves, then summaries. Colours are in report.css.
+  const BRANCHES = ["near", "sinks", "memory", "selected", "nodes", "level 1", "level 2", "level 3", "state"];
+  const place = (branch) => (BRANCHES.includes(branch) ? BRANCHES.indexOf(branch) : BRANCHES.length);
+  const tint = (branch) => theme(`--branch-${BRANCHES.includes(branch) ? branch.replace(" ", "-") : "other"}`);
   const kind = (branch) => branch.split(".").pop();
 
   function drawMass() {
@@ -25,11 +23,10 @@
     const branches = [...new Set(rows.flatMap((a) => Object.keys(mass[a.name][n]).map(kind)))].sort((x, y) => place(x) - place(y) || x.localeCompare(y));
     const share = (a, branch) => Object.entries(mass[a.name][n]).filter(([name]) => kind(name) === branch)
       .reduce((sum, [, value]) => sum + value, 0);
-    const tint = (branch) => TINTS[branch.split(" ")[0]] ?? theme("--soft");
     const bars = branches.map((branch) => ({
       type: "bar", orientation: "h", name: plain(branch), y: rows.map((a) => plain(a.name)), x: rows.map((a) => 100 * share(a, branch)),
-      marker: { color: tint(branch), line: { color: theme("--card"), width: 1.5 }, opacity: 1 - 0.18 * Math.max(0, Number(branch.split(" ")[1] ?? 1) - 1) },
-      text: rows.map((a) => (share(a, branch) >= 0.06 ? plain(branch) : "")), textposition: "inside", insidetextanchor: "middle", insidetextfont: { color: "#ffffff" },
+      marker: { color: tint(branch), line: { color: theme("--card"), width: 1.5 } },
+      text: rows.map((a) => (share(a, branch) >= 0.06 ? plain(branch) : "")), textposition: "inside", insidetextanchor: "middle", insidetextfont: { color: theme("--on-branch") },
       hovertext: rows.map((a) => `<b>${plain(a.name)}</b><br>${plain(branch)} ${digits(100 * share(a, branch))} %`), hovertemplate: "%{hovertext}<extra></extra>",
     }));
     const covered = rows.map((a) => values[a.name].dense_mass_covered?.[n] ?? null);
@@ -56,6 +53,5 @@
   element("bounds-quantity").addEventListener("change", drawOther);
   element("bounds-length").replaceChildren(...[...lengths].reverse().map((n) => new Option(tokens(n), n)));
   element("bounds-length").addEventListener("change", drawMass);
-  others.push(drawAll);
-  drawAll();
+  drawings.push(drawAll);
 })();

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { data, shown, others, MARKS, colour, theme, tokens, plain, digits, seconds, line, axis, base, draw, nameEnds, label } = window.danon;
+  const { data, shown, drawings, MARKS, tokens, plain, digits, seconds, line, axis, linear, base, draw, nameEnds, drawFront } = window.danon;
   const element = (id) => document.getElementById(id);
   const percent = (x) => `${digits(x)} %`;
   const at = (task, n, name) => (task.lines[name] ?? []).find((p) => p.n === n);
@@ -15,10 +15,6 @@
   };
 
   const range = (p, chart) => (p.low === null ? "" : ` [${chart.write(p.low * chart.scale)} to ${chart.write(p.high * chart.scale)}]`);
-
-  function linear(text, more) {
-    return { title: { text, standoff: 8 }, gridcolor: theme("--grid"), linecolor: theme("--line"), zeroline: false, automargin: true, ...more };
-  }
 
   const TENS = [0, 20, 40, 60, 80, 100];
   const share = (text) => linear(text, { range: [-4, 104], tickvals: TENS, ticktext: TENS.map(percent) });
@@ -154,36 +150,17 @@
           y: p.low === null ? [y, y] : [p.low * chart.scale, p.high * chart.scale],
         };
         const best = front.has(a.name);
-        return { a, p, x, y, around, best, left: best && cost.step === "hv" };
+        const text = `<b>${plain(a.name)}</b>${best ? ", on the front" : ""}<br>${chart.write(y)}${range(p, chart)}<br>${cost.write(x)}<br>${plain(p.semantics)}`;
+        return { a, x, y, around, best, text, left: best && cost.step === "hv" };
       })
       .sort((s, t) => s.x - t.x);
-    const best = points.filter((s) => s.best);
-    const bars = (low, high) => ({
-      type: "data", symmetric: false, thickness: 1, width: 3, color: theme("--soft"),
-      arrayminus: points.map(low), array: points.map(high),
-    });
-    const marks = {
-      type: "scatter", mode: "markers", x: points.map((s) => s.x), y: points.map((s) => s.y),
-      marker: {
-        color: points.map((s) => colour(s.a)), symbol: points.map((s) => MARKS[s.a.mark]), opacity: points.map((s) => (s.best ? 1 : 0.6)),
-        size: points.map((s) => (s.a.role === "baseline" ? 9 : 13) + (s.best ? 3 : 0)),
-        line: { color: theme("--ink"), width: points.map((s) => (s.best ? 2 : 0)) },
-      },
-      error_x: bars((s) => s.x - s.around.x[0], (s) => s.around.x[1] - s.x),
-      error_y: bars((s) => s.y - s.around.y[0], (s) => s.around.y[1] - s.y),
-      text: points.map((s) => `<b>${plain(s.a.name)}</b>${s.best ? ", on the front" : ""}<br>${chart.write(s.y)}${range(s.p, chart)}<br>${cost.write(s.x)}<br>${plain(s.p.semantics)}`),
-      hovertemplate: "%{text}<extra></extra>",
-    };
-    const joined = { type: "scatter", mode: "lines", x: best.map((s) => s.x), y: best.map((s) => s.y), hoverinfo: "skip", line: { color: theme("--soft"), width: 1.5, shape: cost.step } };
     const up = `${chart.axis}  (up is better)`;
-    const layout = {
-      xaxis: axis(cost.title, points.map((s) => s.x), cost.write),
-      yaxis: yAxis(task, up, points.flatMap((s) => s.around.y)),
-    };
-    draw("pareto", points.length ? [joined, marks] : [], layout, HIDDEN, () => label("pareto", points));
+    drawFront("pareto", points, {
+      xaxis: axis(cost.title, points.flatMap((s) => s.around.x), cost.write), yaxis: yAxis(task, up, points.flatMap((s) => s.around.y)),
+      step: cost.step, missing: HIDDEN,
+    });
   }
 
-  const drawings = [];
   const recalls = data.quality.flatMap((task, i) => (task.suite === "recall" ? [new Option(task.name, i)] : []));
   if (recalls.length) {
     drawings.push(drawRecall);
@@ -214,6 +191,4 @@
   } else {
     element("pareto").closest("figure").remove();
   }
-  others.push(...drawings);
-  drawings.forEach((drawing) => drawing());
 })();

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { data, others, digits, drawCurves } = window.danon;
+  const { data, drawings, digits, drawCurves } = window.danon;
 
   const drawAll = () => data.suites.forEach((table, i) => {
     if (table.lengths.length < 2) return;
@@ -9,6 +9,5 @@
       drawCurves(`suite-${i}-${metric.name}`, metric.heading, table.lengths, (a) => metric.lines[a.name] ?? [], write);
     }
   });
-  others.push(drawAll);
-  drawAll();
+  drawings.push(drawAll);
 })();
