@@ -80,7 +80,7 @@ def tradeoff(results: Sequence[CaseResult], summary: Summary) -> Tradeoff | None
     doubted = {name for name, notes in remarks(results).items() if doubtful(notes)}
     view = summary.forward
     if summary.task is None:
-        return _of_error(results, view, doubted) if view else None
+        return _of_error(results, summary, doubted)
     task, length = summary.task
     timed = _timed(results, view) if view else {}
     board = _of_task(task, timed, doubted)
@@ -129,7 +129,12 @@ def _timed(results: Sequence[CaseResult], view: View) -> dict[int, dict[str, Fig
     return {n: found for n, found in board.items() if set(found) != {tables.REFERENCE}}
 
 
-def _of_error(results: Sequence[CaseResult], view: View, doubted: set[str]) -> Tradeoff | None:
+def _of_error(
+    results: Sequence[CaseResult], summary: Summary, doubted: set[str]
+) -> Tradeoff | None:
+    view = summary.forward
+    if view is None:
+        return None
     curves = tables.Curves(view.of(tables.table(results)))
     board: dict[int, list[Point]] = {}
     for name, n, figure, _ in _speedups(results, view):
@@ -141,7 +146,8 @@ def _of_error(results: Sequence[CaseResult], view: View, doubted: set[str]) -> T
         return None
     title = "Distance from dense attention's output (no quality was measured in this run)"
     where = f"{view.phase} pass, {view.dtype}, {view.shape}"
-    return Tradeoff(ERROR, False, title, where, points, max(points))
+    default = summary.length if summary.length in points else max(points)
+    return Tradeoff(ERROR, False, title, where, points, default)
 
 
 def _speedups(results: Sequence[CaseResult], view: View) -> list[tuple[str, int, Figure, str]]:

@@ -179,6 +179,7 @@ def test_tradeoff_without_quality_shows_errors() -> None:
     info = RunInfo.capture("full", 0, "danon bench", {"id": "0"})
     found = tradeoff(results, summarize(results, info))
     assert found is not None and found.metric == "error_vs_dense"
+    assert found.default == 32768, "where dense attention was timed, not extrapolated"
     assert "sdpa" not in {p.attention for points in found.points.values() for p in points}
 
 

@@ -16,7 +16,7 @@
     ends.forEach((end, i) => {
       for (const above of ends.slice(0, i)) if (near(above, end)) end.moved = Math.max(end.moved, above.moved + gap);
     });
-    let floor = yaxis._length; // none below the chart
+    let floor = yaxis._length - 9; // none below the chart
     for (const end of [...ends].reverse()) {
       for (const below of ends.slice(ends.indexOf(end) + 1)) if (near(below, end)) floor = Math.min(floor, below.moved - gap);
       end.moved = Math.min(end.moved, floor);
