@@ -95,8 +95,8 @@ COLUMNS = {
         "attention was timed; those of a task to the task's longest length.",
         "tokens",
     ),
-    "trainings": Column("training", "The trainings of the model at its longest length."),
-    "training time": Column("time", "Time of one training, over all its steps.", "s"),
+    "trainings": Column("trainings", "The trainings of the model at its longest length."),
+    "training time": Column("training time", "Time of one training, over all its steps.", "s"),
     "learning rate": Column(
         "learning rate", "The best of a few learning rates, chosen by the validation data."
     ),
@@ -117,16 +117,18 @@ COLUMNS = {
         "measured exponent",
         "The exponent of N: of time as the suite scaling measured it, of the state as decode did.",
     ),
-    "exponent interval": Column("95 %", "The 95 % interval of the measured exponent."),
+    "exponent interval": Column("exponent's 95 %", "The 95 % interval of the measured exponent."),
     "best for": Column("best for", "The goals for which a study found these settings the best."),
     "score": Column(
         "score",
         "Geometric mean of time, memory and the odds of a wrong answer over the default "
         "settings', with its 95 % interval. Below 1 is better.",
     ),
-    "time ratio": Column("time", "Time over that of the default settings, at the study's length."),
+    "time ratio": Column(
+        "time ratio", "Time over that of the default settings, at the study's length."
+    ),
     "memory ratio": Column(
-        "memory", "Peak memory over that of the default settings, at the study's length."
+        "memory ratio", "Peak memory over that of the default settings, at the study's length."
     ),
     "wrong": Column(
         "wrong",
@@ -158,9 +160,11 @@ COLUMNS = {
         "The oracle: the definition in float64, or the attention itself in float64, which misses "
         "faults that both share.",
     ),
-    "check error": Column("error", "The largest difference from the oracle."),
+    "check error": Column("check error", "The largest difference from the oracle."),
     "tolerance": Column("tolerance", "The largest difference that passes the check."),
-    "check length": Column("at N", "The length of the check that came closest to its tolerance."),
+    "check length": Column(
+        "check at N", "The length of the check that came closest to its tolerance."
+    ),
     "checks": Column("checks", "The number of checks of this attention, pass and format."),
 }
 """Columns of danon's own tables, by the name that ``danon explain`` takes."""

@@ -119,6 +119,11 @@ def test_explanations_are_those_of_the_terminal(path: Path) -> None:
         assert page.text.count(COLUMNS[name].text) == 1, name
 
 
+def test_headings_of_columns_are_distinct() -> None:
+    titles = [column.title for column in COLUMNS.values()]
+    assert len(titles) == len(set(titles))
+
+
 def test_unknown_column_is_refused() -> None:
     with pytest.raises(KeyError, match="nonsense"):
         Glossary().use("nonsense")
