@@ -16,7 +16,7 @@ from rich.table import Table
 
 from danon.console.messages import refuse, say
 from danon.gate.checkout import CheckoutError, Repository
-from danon.gate.exit_status import run_guarded
+from danon.gate.guarded_run import run_guarded
 from danon.gate.result import UNDECIDED
 from danon.gate.worker_client import WorkerError
 from danon.gate.workspace import Options, open_workspace

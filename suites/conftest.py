@@ -38,12 +38,11 @@ from danon.processes.code_digest import code, digest
 from danon.processes.event_channel import EventChannel
 from danon.processes.interruption import interrupt_on_signal
 from danon.processes.suite_modules import import_suites
-from danon.runs.case import Case, CaseResult
+from danon.runs.case import DEVICES, Case, CaseResult
 from danon.runs.journal import Journal
 from danon.runs.suite_info import described
-from suites.profiles import PROFILES, visible_profiles
+from suites.profiles import PROFILES
 
-DEVICES = ("cpu", "cuda")
 _channel = pytest.StashKey[EventChannel]()
 _profile = pytest.StashKey[Profile]()
 _cases = pytest.StashKey[dict[str, Case]]()
@@ -58,7 +57,7 @@ _session = pytest.StashKey[pytest.Session]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("danon")
-    group.addoption("--danon-profile", default="quick", help=", ".join(visible_profiles()))
+    group.addoption("--danon-profile", default="quick", help=", ".join(PROFILES))
     group.addoption("--danon-device", default="cpu", help=", ".join(DEVICES))
     group.addoption(
         "--danon-attention",
@@ -105,7 +104,7 @@ def _prepare(config: pytest.Config) -> None:
     import_suites()  # before what measures is taken down
     name, device = config.getoption("--danon-profile"), config.getoption("--danon-device")
     if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}; known: {', '.join(visible_profiles())}")
+        raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}")
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r}; known: {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():

@@ -7,7 +7,7 @@ from danon.config.mechanism import mechanisms
 from danon.evaluation import pretrained_plans
 from danon.evaluation.training_presets import FULL, QUICK, SMOKE, STANDARD
 
-__all__ = ["PROFILES", "visible_profiles"]
+__all__ = ["PROFILES"]
 
 MECHANISMS = tuple(mechanisms())
 COMMON_BASELINES = ("sdpa", "flash-attn", "window", "local-attention", "linear", "gla")
@@ -16,6 +16,27 @@ _BOTH = ("float32", "bfloat16")
 _LOW = ("bfloat16",)
 _FULL = ("float32",)
 PROFILES: dict[str, Profile] = {
+    "smoke": Profile(
+        grids={
+            "speed": (
+                CaseGrid("forward", _FULL, (64, 128)),
+                CaseGrid("forward+backward", _FULL, (64,)),
+            ),
+            "memory": (CaseGrid("forward", _FULL, (64, 128)),),
+            "decode": (CaseGrid("decode", _FULL, (64, 128)),),
+            "bounds": (CaseGrid("forward", _FULL, (64, 128)),),
+            "scaling": (CaseGrid("forward", _FULL, (64, 128, 256)),),
+        },
+        seconds=0.1,
+        width=0.1,
+        cap_s=30.0,
+        caps_s={"bounds": 15.0},
+        plans=(*SMOKE[0], *SMOKE[1], *pretrained_plans.SMOKE),
+        # Whether everything works, in ten seconds.
+        suites=("speed", "memory", "decode", "scaling"),
+        attentions=(*MECHANISMS, *COMMON_BASELINES),
+        from_tuned=True,
+    ),
     "quick": Profile(
         grids={
             "speed": (
@@ -83,31 +104,4 @@ PROFILES: dict[str, Profile] = {
         caps_s={"bounds": 120.0},
         plans=(*FULL[0], *FULL[1], *pretrained_plans.FULL),
     ),
-    "smoke": Profile(
-        grids={
-            "speed": (
-                CaseGrid("forward", _FULL, (64, 128)),
-                CaseGrid("forward+backward", _FULL, (64,)),
-            ),
-            "memory": (CaseGrid("forward", _FULL, (64, 128)),),
-            "decode": (CaseGrid("decode", _FULL, (64, 128)),),
-            "bounds": (CaseGrid("forward", _FULL, (64, 128)),),
-            "scaling": (CaseGrid("forward", _FULL, (64, 128, 256)),),
-        },
-        seconds=0.1,
-        width=0.1,
-        cap_s=30.0,
-        caps_s={"bounds": 15.0},
-        plans=(*SMOKE[0], *SMOKE[1], *pretrained_plans.SMOKE),
-        # Whether everything works, in ten seconds.
-        suites=("speed", "memory", "decode", "scaling"),
-        attentions=(*MECHANISMS, *COMMON_BASELINES),
-        from_tuned=True,
-        hidden=True,
-    ),
 }
-
-
-def visible_profiles() -> tuple[str, ...]:
-    """Return the profiles that a user may choose."""
-    return tuple(name for name, profile in PROFILES.items() if not profile.hidden)

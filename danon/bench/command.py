@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from rich.markup import escape
 
 from danon.bench.progress import Display
-from danon.bench.session import REFUSED, Options, ResumeError, Session
+from danon.bench.session import Options, ResumeError, Session
 from danon.bench.supervisor import Supervisor
 from danon.cluster.connection import ClusterError, check_engine
+from danon.console.exit_status import REFUSED
+from danon.console.messages import refuse
 from danon.console.signals import ENDING
 from danon.runs.files import UNWRITABLE
 
@@ -87,7 +89,7 @@ def _run_here(session: Session, suites: Supervisor, console: Console) -> int:
     if session.refusal:
         return _refused(console, session.refusal)
     if session.journal is None and not signalled:
-        console.print(suites.tail(), markup=False)
+        print(suites.tail(), file=sys.stderr)
         return _refused(
             console, f"the suites ended before they measured anything: {suites.failure}"
         )
@@ -98,7 +100,7 @@ def _run_here(session: Session, suites: Supervisor, console: Console) -> int:
 
 
 def _refused(console: Console, reason: str) -> int:
-    console.print(f"[bold red]danon bench:[/] {escape(reason)}", soft_wrap=True)
+    refuse(console, reason)
     return REFUSED
 
 

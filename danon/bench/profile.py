@@ -81,7 +81,6 @@ class Profile:
         attentions: that are measured where the user names none, beside the user's own and those of
             installed packages. Empty: all.
         from_tuned: True if settings tuned for a length are measured only from that length on.
-        hidden: True if the profile is not offered to users.
     """
 
     grids: Mapping[str, tuple[CaseGrid, ...]]
@@ -94,7 +93,6 @@ class Profile:
     attentions: tuple[str, ...] = ()
     from_tuned: bool = False
     fewest_rounds_s: float = 0.0
-    hidden: bool = False
 
     def cap(self, suite: str) -> float:
         """Return the seconds that a case of a suite may take."""

@@ -15,6 +15,7 @@ from danon.bench.progress import Display
 from danon.bench.session import Options, Session
 from danon.cluster.connection import ClusterError, Node, connected
 from danon.cluster.pool import WorkerPool
+from danon.console.exit_status import SIGNALLED
 from danon.console.messages import say
 from danon.processes.suite_process import SuiteProcess
 from danon.report.tables import REFERENCE
@@ -56,7 +57,7 @@ def run_on_cluster(
         plan = _PlanDispatcher(options)
         pool.run(plan, lambda: stopped)
         if stopped:
-            return 128 + stopped[0]
+            return SIGNALLED + stopped[0]
         if plan.refusal:
             raise ClusterError(plan.refusal)
         planned = [case for case, _ in plan.event["cases"]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from rich.table import Table
 
 from danon.bench import attempts
 from danon.bench.progress import Display
-from danon.console.messages import pass_over
+from danon.console.exit_status import DONE, NEGATIVE, NOT_WRITTEN, REFUSED, SIGNALLED
+from danon.console.messages import pass_over, refuse
 from danon.processes.code_digest import differences
 from danon.report import html_report
 from danon.report.summary import summarize
@@ -31,12 +31,12 @@ from danon.runs.run_info import RunInfo
 from danon.runs.suite_info import SuiteInfo
 from danon.tracking.bench_recorder import Recorder
 
-__all__ = ["REFUSED", "Options", "ResumeError", "Session"]
+__all__ = ["Options", "ResumeError", "Session"]
 
-REFUSED = 2
 SEED = 0
 MOST_LINES = 5
 """Lines on cases without an outcome at the end."""
+NOTHING_TO_RESUME = "--resume: no run in {} was killed before its end; a new run begins"
 
 
 class ResumeError(ValueError):
@@ -176,7 +176,7 @@ class Session:
         """
         say = self._console.print
         if self.journal is None or self._recorder is None:
-            return 128 + signalled
+            return SIGNALLED + signalled
         run_dir, info, results = self.journal.run_dir, self.journal.info(), self.journal.results()
         for file in files:
             if file.is_file():
@@ -199,13 +199,14 @@ class Session:
         if signalled:
             stored = f"{len(results)} of {max(len(self._planned), len(results))} cases are stored"
             say(f"[yellow]Stopped: {stored} in {run_dir}; --resume continues", soft_wrap=True)
-            return 128 + signalled
+            return SIGNALLED + signalled
         for case in missing[:MOST_LINES]:
             say(f"[red]no outcome[/] {case}", soft_wrap=True)
         if unfinished:
-            say(f"[bold red]danon bench:[/] {escape(unfinished)}", soft_wrap=True)
+            refuse(self._console, unfinished)
             return REFUSED
-        return 1 if any(result.status == "failed" for result in results) else 0
+        failed = any(result.status == "failed" for result in results)
+        return NEGATIVE if failed else DONE
 
     def _print_places(self, recorded: str) -> None:
         """Print where the report, the figures and the records are."""
@@ -230,14 +231,14 @@ class Session:
             error: error of the write.
         """
         with contextlib.suppress(OSError):  # the disk of the log may be the one
-            self._console.print(f"[bold red]danon bench:[/] {escape(str(error))}", soft_wrap=True)
+            refuse(self._console, f"{error}; --results FOLDER writes to another folder")
             if self.journal is not None:
                 self._console.print(
                     f"{len(self.journal.results())} cases are stored in {self.journal.run_dir}; "
                     "--resume continues once it can be written again",
                     soft_wrap=True,
                 )
-        return os.EX_IOERR
+        return NOT_WRITTEN
 
     def open(
         self,
@@ -280,7 +281,7 @@ class Session:
             say(f"Resuming {info.run_id}: {len(old.results())} cases are measured already")
         else:
             if options.resume:
-                say("Nothing to resume: no run was killed")
+                say(NOTHING_TO_RESUME.format(options.results), soft_wrap=True, highlight=False)
             self.journal = Journal.create(options.results, info)
             if (self.threads or 0) < most_threads:
                 say(

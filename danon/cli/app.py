@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from danon.cli import tune
@@ -14,15 +16,42 @@ from danon.cli.gate import gate
 from danon.cli.history import history
 from danon.cli.record import record
 from danon.cli.report import report
+from danon.cli.usage_errors import CommandGroup
+from danon.cli.version import print_version
+from danon.console.exit_status import DONE
 
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Measure attention mechanisms.",
-    no_args_is_help=True,
+    cls=CommandGroup,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 done, 1 done with a negative answer, 2 refused; docs/commands.md lists "
+    "all.",
 )
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the versions of danon, torch and Python, and the commit.",
+            is_eager=True,
+            callback=print_version,
+        ),
+    ] = False,
+) -> None:
+    """Measure attention mechanisms."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(DONE)
+
+
 for _command in (bench, report, explain, record, choose, gate, history, calibrate, doctor):
     app.command()(_command)
 app.add_typer(tune.app, name="tune")

@@ -7,38 +7,58 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from danon.cli.options import Address, Device, Engine, RunsFolder, command_line
+from danon.bench.profile_names import DESCRIPTIONS
+from danon.cli.options import (
+    Address,
+    Device,
+    Engine,
+    RunsFolder,
+    check_folder,
+    choice,
+    command_line,
+)
+from danon.processes.suite_modules import suite_names
 
 __all__ = ["bench"]
 
+PROFILES = "; ".join(f"{name}: {purpose}" for name, purpose in DESCRIPTIONS.items())
+
 
 def bench(
-    profile: Annotated[
-        str, typer.Option(help="Size of the run: quick, standard or full.")
-    ] = "quick",
+    profile: Annotated[str, choice(f"Size of the run ({PROFILES})", DESCRIPTIONS)] = "quick",
     device: Device = "cpu",
     attention: Annotated[
         list[str] | None,
         typer.Option(
-            help="Attention of your own as file.py:Class, measured beside all others. "
-            "May be repeated."
+            help="Attention of your own, measured beside all others. May be repeated.",
+            metavar="FILE.py:CLASS",
         ),
     ] = None,
     only: Annotated[
         str,
-        typer.Option(help="Attentions to keep, by registered name, comma separated. Default: all."),
+        typer.Option(
+            help="Attentions to keep, by registered name, comma separated; `danon doctor` lists "
+            "them. Default: those of the profile.",
+            metavar="NAMES",
+        ),
     ] = "",
     suites: Annotated[
         str,
         typer.Option(
-            help="Suites to run: names, file.py:Class, or file.py:function of a metric. "
-            "Default: all."
+            help=f"Suites to run, comma separated: {', '.join(suite_names())}; file.py:Class of "
+            "your own; file.py:function of a metric. Default: those of the profile.",
+            metavar="NAMES",
         ),
     ] = "",
     *,
     results: RunsFolder,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the last run that was killed.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the last run that was killed. Without one a new run begins, with a "
+            "message.",
+        ),
     ] = False,
     engine: Engine = "local",
     address: Address = "",
@@ -47,6 +67,7 @@ def bench(
     from danon.bench.command import Options
     from danon.bench.command import bench as run
 
+    check_folder("--results", results)
     attentions = tuple(attention or ())
     options = Options(
         profile, device, attentions, only, suites, results, resume, command_line(), engine, address

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from danon.cli.options import Only, RepositoryAttention
+from danon.cli.values import integer
 from danon.runs.folders import results_folder
 
 __all__ = ["calibrate"]
@@ -18,7 +19,12 @@ def calibrate(
     attention: RepositoryAttention = None,
     only: Only = "",
     pairs: Annotated[
-        int, typer.Option(help="Number of pairs of fresh processes for each case.")
+        int,
+        typer.Option(
+            help="Number of pairs of fresh processes for each case, at least 2.",
+            parser=integer(2),
+            metavar="N",
+        ),
     ] = 10,
 ) -> None:
     """Measure the thresholds of the gate at the commit that is checked out."""

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from danon.cli.options import Only, RepositoryAttention, results_option
+from danon.cli.options import Only, RepositoryAttention, check_folder, refuse, results_option
+from danon.cli.values import number
 
 __all__ = ["gate"]
 
@@ -17,7 +18,8 @@ def gate(
     against: Annotated[
         str,
         typer.Option(
-            help="Revision to compare with (main, HEAD~1, ...). Default: the stored thresholds."
+            help="Revision to compare with (main, HEAD~1, ...). Default: the stored thresholds.",
+            metavar="REVISION",
         ),
     ] = "",
     attention: RepositoryAttention = None,
@@ -26,16 +28,22 @@ def gate(
         bool, typer.Option("--dirty", help="Include changes that are not committed.")
     ] = False,
     time_limit_minutes: Annotated[
-        float, typer.Option(help="Limit of the whole comparison, in minutes.")
+        float,
+        typer.Option(
+            help="Limit of the whole comparison, in minutes.", parser=number, metavar="MINUTES"
+        ),
     ] = 10.0,
     accept: Annotated[
         str,
         typer.Option(
             help="Take the last gate's figures as thresholds of a case, or of regressions that "
-            "match a pattern."
+            "match a pattern.",
+            metavar="CASE",
         ),
     ] = "",
-    reason: Annotated[str, typer.Option(help="Reason to accept, kept in the history.")] = "",
+    reason: Annotated[
+        str, typer.Option(help="Reason to accept, kept in the history.", metavar="TEXT")
+    ] = "",
     *,
     results: Annotated[
         Path, results_option("Folder to write gate.json, gate.md and gate.xml to.", "gate")
@@ -46,6 +54,9 @@ def gate(
     from danon.gate.command import gate as run
     from danon.gate.workspace import Options
 
+    check_folder("--results", results)
+    if reason and not accept:
+        refuse(f"--reason {reason!r}: only with --accept")
     if accept:
         raise typer.Exit(accept_cases(accept, reason, results, Console()))
     options = Options(tuple(attention or ()), only, dirty, time_limit_minutes, results, against)

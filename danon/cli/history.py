@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from danon.cli.options import results_option
+from danon.cli.options import check_folder, results_option
 
 __all__ = ["history"]
 
@@ -21,4 +21,5 @@ def history(
     """Show where the time of a case changed over the runs of the gate."""
     from danon.gate.command import history as run
 
+    check_folder("--results", results)
     raise typer.Exit(run(case, results, Console()))

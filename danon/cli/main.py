@@ -6,6 +6,8 @@ import importlib.util
 import io
 import sys
 
+from danon.console.exit_status import REFUSED
+
 __all__ = ["main"]
 
 NEEDED = (
@@ -36,7 +38,7 @@ def main() -> None:
         print(
             f"danon: not installed: {', '.join(missing)}; pip install danon[bench]", file=sys.stderr
         )
-        raise SystemExit(2)
+        raise SystemExit(REFUSED)
     from danon.cli.app import app
 
-    app()
+    app(prog_name="danon")

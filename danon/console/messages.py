@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -30,10 +32,14 @@ def pass_over(console: Console, reason: str) -> None:
 
 
 def refuse(console: Console, reason: str) -> None:
-    """Print the reason why a command does not run.
+    """Print on stderr, in one line, why a command does not run or did not end well.
 
     Args:
-        console: of the command.
+        console: of the command; one that writes to another file than stdout gets the line itself.
         reason: shown as it is, without markup.
     """
-    console.print(f"[bold red]danon:[/] {escape(reason)}", soft_wrap=True)
+    if console.file is sys.stdout:
+        console = Console(stderr=True)
+    console.print(
+        f"[bold red]danon:[/] {escape(' '.join(reason.split()))}", soft_wrap=True, highlight=False
+    )

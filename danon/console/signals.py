@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from danon.console.exit_status import SIGNALLED
+
 __all__ = ["ENDING", "SignalInterrupt", "interruptible", "status_of"]
 
 ENDING = tuple(
@@ -58,4 +60,4 @@ def status_of(error: KeyboardInterrupt) -> int:
         error: that ended the command.
     """
     number = error.number if isinstance(error, SignalInterrupt) else signal.SIGINT
-    return 128 + number
+    return SIGNALLED + number

@@ -19,8 +19,8 @@ from danon.gate.against_thresholds import ELSEWHERE, PEAK_ELSEWHERE, measure_aga
 from danon.gate.calibration import measure_thresholds
 from danon.gate.case_history import draw_history, find_changes, read_points
 from danon.gate.checkout import Checkout, Repository
-from danon.gate.exit_status import run_guarded
 from danon.gate.gate_recorder import register, try_record
+from danon.gate.guarded_run import run_guarded
 from danon.gate.result import UNDECIDED, GateResult
 from danon.gate.thresholds import Threshold, Thresholds, ThresholdsError
 from danon.gate.workspace import MODELS, THRESHOLDS, Options, open_workspace

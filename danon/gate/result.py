@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from danon.console import exit_status
 from danon.measure.statistics import Estimate
 from danon.runs.case import Case
 from danon.runs.schema import first_problem
@@ -47,7 +48,7 @@ Finding = Literal[
 only; ``failed``: a timed call returned something wrong.
 """
 
-CLEAN, REGRESSION, UNDECIDED = 0, 1, 2
+CLEAN, REGRESSION, UNDECIDED = exit_status.DONE, exit_status.NEGATIVE, exit_status.REFUSED
 BAD: tuple[Finding, ...] = ("slower", "larger", "slower and larger", "worse", "broken", "failed")
 RECALL = "recall_"
 """Prefix of the metrics that are shares of right answers; the number of pairs follows."""

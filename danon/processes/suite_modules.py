@@ -16,7 +16,7 @@ from danon.processes.interpreter import bundle
 from danon.processes.interruption import Interruption
 from danon.runs.entry_points import entry_points, package_of
 
-__all__ = ["GROUP", "comes_with_danon", "import_suites"]
+__all__ = ["GROUP", "comes_with_danon", "import_suites", "suite_names"]
 
 GROUP = "danon.suites"
 ELSEWHERE = "danon_suites"
@@ -50,6 +50,13 @@ def import_suites() -> dict[str, str]:
             which = f"suite {point.name!r} of the installed package {package_of(point)}"
             left_out[point.name] = f"{which} is left out: {reason}"
     return left_out
+
+
+def suite_names() -> tuple[str, ...]:
+    """Return the names of danon's own suites and of installed ones, without importing any."""
+    own = (module.name for module in pkgutil.iter_modules([str(_folder())]))
+    installed = (point.name for point in entry_points(GROUP))
+    return tuple(dict.fromkeys((*(name for name in own if name not in NOT_SUITES), *installed)))
 
 
 def comes_with_danon(suite: type) -> bool:

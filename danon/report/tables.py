@@ -13,7 +13,7 @@ from danon.config.mechanism import mechanisms
 from danon.report import configuration
 from danon.report.figure import NO_FIGURE, Figure
 from danon.report.remarks import Remark, doubtful, far
-from danon.runs.case import REFERENCE, Case
+from danon.runs.case import CALL_PHASES, REFERENCE, Case
 
 __all__ = [
     "PHASES",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 Role = Literal["ours", "yours", "reference", "baseline"]
 SHAPE = ("device", "batch", "heads", "head_dim", "causal")
-PHASES = ("forward", "forward+backward", "decode")
+PHASES = CALL_PHASES
 BOARD_SUITES = ("speed", "memory", "scaling", "decode")
 """Suites whose figures stand together on a scoreboard."""
 

@@ -7,7 +7,18 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
-__all__ = ["CONTENDED_CORES", "REFERENCE", "SCHEMA", "Case", "CaseResult", "Phase", "Status"]
+__all__ = [
+    "CALL_PHASES",
+    "CONTENDED_CORES",
+    "DEVICES",
+    "DTYPES",
+    "REFERENCE",
+    "SCHEMA",
+    "Case",
+    "CaseResult",
+    "Phase",
+    "Status",
+]
 
 SCHEMA = 1
 """Version of the files of a run, docs/results.md. It grows when a reader of an older version could
@@ -21,6 +32,10 @@ STRICT = {"extra": "forbid"}
 
 Phase = Literal["forward", "forward+backward", "decode", "training"]
 Status = Literal["measured", "unavailable", "over budget", "failed"]
+CALL_PHASES: tuple[Phase, ...] = ("forward", "forward+backward", "decode")
+"""Phases that are one call of an attention."""
+DEVICES = ("cpu", "cuda")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)

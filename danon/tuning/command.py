@@ -17,13 +17,14 @@ from danon import tuned
 from danon.cluster.connection import check_engine
 from danon.config.mechanism import mechanisms
 from danon.console.messages import say
+from danon.runs.case import DEVICES, DTYPES
 from danon.runs.run_info import RunInfo
 from danon.tracking.store import redact_password
 from danon.tuning import storage
 from danon.tuning.error_messages import guarded
 from danon.tuning.evaluator import SubprocessEvaluator
 from danon.tuning.executor import Executor, LocalExecutor
-from danon.tuning.objective import Objective
+from danon.tuning.objective import SAMPLERS, Objective
 from danon.tuning.repeats import run_repeats
 from danon.tuning.study import ORIGIN, Plan, Progress, StudyError, begin, plan_of, resume
 from danon.tuning.study_output import write_output
@@ -192,9 +193,9 @@ def _check(options: Options) -> None:
         if number is not None and number < 1:
             raise ValueError(f"--{name} {number}: must be at least 1")
     for name, word, allowed in (
-        ("sampler", search.sampler, ("tpe", "random")),
-        ("dtype", subject.dtype, (None, "float32", "bfloat16", "float16")),
-        ("device", subject.device, ("cpu", "cuda")),
+        ("sampler", search.sampler, SAMPLERS),
+        ("dtype", subject.dtype, (None, *DTYPES)),
+        ("device", subject.device, DEVICES),
     ):
         if word not in allowed:
             words = ", ".join(filter(None, allowed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from danon.cluster.connection import ClusterError
+from danon.console.exit_status import NOT_WRITTEN, REFUSED
 from danon.console.messages import refuse
 from danon.console.signals import interruptible, status_of
 from danon.runs.files import UNWRITABLE
@@ -19,8 +19,6 @@ from danon.tuning.evaluator import TrialError
 from danon.tuning.study import StudyError
 
 __all__ = ["guarded"]
-
-REFUSED = 2
 
 
 def guarded(console: Console, run: Callable[[Path], int]) -> int:
@@ -51,7 +49,7 @@ def guarded(console: Console, run: Callable[[Path], int]) -> int:
             if error.errno not in UNWRITABLE:
                 raise
             refuse(console, f"{error}; the study stays, the same command goes on")
-            return os.EX_IOERR
+            return NOT_WRITTEN
         except storage.failures() as error:
             refuse(
                 console,

@@ -13,6 +13,7 @@ __all__ = [
     "LABELS",
     "MIN_ERROR",
     "SAME_ERROR",
+    "SAMPLERS",
     "SLACK",
     "Objective",
 ]
@@ -34,6 +35,8 @@ LABELS = {
 }
 """The label of each objective's axis."""
 BALANCED = "balanced"
+SAMPLERS = ("tpe", "random")
+"""Ways to draw the next choice, Optuna's."""
 MIN_ERROR = 0.01
 """Share added to wrong and to right answers: without it, half of no error is twice as good."""
 SLACK = 0.05

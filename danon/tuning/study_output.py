@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from danon.cluster.connection import ClusterError
+from danon.console.exit_status import DONE, NEGATIVE
 from danon.console.messages import refuse, say
 from danon.tuning import study_report, study_terminal, tuned_files
 from danon.tuning.candidates import StudyResult
@@ -16,10 +17,7 @@ from danon.tuning.study import StudyError
 from danon.tuning.study_run import StudyRun
 from danon.tuning.subject import Description
 
-__all__ = ["UNMET", "write_output"]
-
-UNMET = 1
-"""Exit status of a study without a choice to write."""
+__all__ = ["write_output"]
 
 
 def write_output(
@@ -35,15 +33,15 @@ def write_output(
         console: gets the table.
 
     Returns:
-        The files, and the exit status.
+        The files, and the exit status: NEGATIVE if no settings are written.
     """
     result = StudyResult.of(run.all_trials(), run.objective)
     if not result.candidates:
         say(console, "", "no trial is complete")
-        return [], UNMET
+        return [], NEGATIVE
     if not result.best:
         refuse(console, study_terminal.nearest(result.candidates, run.objective))
-        return [], UNMET
+        return [], NEGATIVE
     # Files come before anything is printed: the reader of the output may be gone.
     files, kept, unwritten = list[Path](), list[str](), ""
     if result.confirmed:
@@ -65,7 +63,7 @@ def write_output(
     else:
         say(console, "", "not repeated yet, so nothing is written: the same command goes on")
     say(console, "Written", f"{folder}/{', '.join(f.name for f in files if f.parent == folder)}")
-    return files, UNMET if unwritten else 0
+    return files, NEGATIVE if unwritten else DONE
 
 
 def _write_tuned(

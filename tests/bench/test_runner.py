@@ -13,12 +13,13 @@ from danon.attention import registry
 from danon.attention.discovery import discover
 from danon.bench.cost_forecast import CostForecaster, Forecast
 from danon.bench.profile import CaseGrid, Profile
+from danon.bench.profile_names import DESCRIPTIONS
 from danon.bench.runner import CaseRunner
 from danon.bench.suite import planned_cases
 from danon.bench.suite_selection import select_suites
 from danon.config.mechanism import mechanisms
 from danon.runs.case import Case, CaseResult
-from suites.profiles import PROFILES, visible_profiles
+from suites.profiles import PROFILES
 from suites.speed import Speed
 
 
@@ -37,8 +38,8 @@ class TestProfiles:
         for grid in profile.grids["scaling"]:
             assert len(grid.lengths) >= 3
 
-    def test_smoke_profile_is_hidden(self) -> None:
-        assert visible_profiles() == ("quick", "standard", "full")
+    def test_every_profile_is_described_for_users(self) -> None:
+        assert tuple(DESCRIPTIONS) == tuple(PROFILES) == ("smoke", "quick", "standard", "full")
 
     def test_shorter_cases_end_in_none(self) -> None:
         case = Case("speed", "sdpa", 16384, "bfloat16", "forward")

@@ -1,14 +1,14 @@
-"""Exit statuses of the gate's commands."""
+"""Errors of the gate's commands: a message, and an exit status of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import traceback
 from collections.abc import Callable
 
 from rich.console import Console
 
+from danon.console import exit_status
 from danon.console.messages import refuse
 from danon.console.signals import interruptible, status_of
 from danon.gate.case_history import HistoryError
@@ -21,13 +21,13 @@ from danon.tracking.store import StoreError
 __all__ = ["run_guarded"]
 
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
-    (RevisionError, 3),
-    (DirtyError, 4),
-    (CheckoutError, 5),
-    (WorkerError, 6),
-    (ThresholdsError, 7),
-    (HistoryError, 8),
-    (StoreError, 8),
+    (RevisionError, exit_status.REVISION),
+    (DirtyError, exit_status.DIRTY),
+    (CheckoutError, exit_status.CHECKOUT),
+    (WorkerError, exit_status.WORKER),
+    (ThresholdsError, exit_status.THRESHOLDS),
+    (HistoryError, exit_status.RECORDS),
+    (StoreError, exit_status.RECORDS),
 )
 """Exit statuses beside those of a :class:`danon.gate.result.GateResult`; the first match counts."""
 
@@ -49,14 +49,14 @@ def run_guarded(console: Console, run: Callable[[], int]) -> int:
         _refuse(console, str(error))
         return next(status for kind, status in STATUSES if isinstance(error, kind))
     except SystemExit:  # rich raises it when nobody reads what it prints
-        return os.EX_IOERR
+        return exit_status.NOT_WRITTEN
     except Exception as error:  # noqa: BLE001  not with the status of a regression
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             _refuse(console, str(error))
-            return os.EX_IOERR
+            return exit_status.NOT_WRITTEN
         traceback.print_exc()
         _refuse(console, "this is an error of the gate itself: nothing is decided")
-        return os.EX_SOFTWARE
+        return exit_status.DEFECT
 
 
 def _refuse(console: Console, reason: str) -> None:

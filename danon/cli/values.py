@@ -1,0 +1,88 @@
+"""Values of options: what a user may type, and an error that names it and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+
+import typer
+
+__all__ = ["integer", "number", "one_of", "tokens"]
+
+UNITS = {"": 1, "k": 2**10, "m": 2**20}
+MAX_TOKENS = 2**40
+"""Largest length that is believed to be meant; no machine holds such a sequence."""
+
+
+def tokens(text: str | int) -> int:
+    """Read a number of tokens, such as ``16384``, ``16k`` (the same), ``128K`` or ``1M``.
+
+    Args:
+        text: what the user typed.
+
+    Returns:
+        The number of tokens; k is 1024 and M is 1024 x 1024, as in all tables.
+
+    Raises:
+        typer.BadParameter: the text is no whole number of tokens above 0.
+    """
+    match = re.fullmatch(r"([0-9]{1,15})([km]?)", str(text).strip().lower())
+    length = int(match[1]) * UNITS[match[2]] if match else 0
+    if not 1 <= length <= MAX_TOKENS:
+        raise typer.BadParameter(
+            f"{text!r}: must be a whole number of tokens above 0, such as 16384, 16k or 1M"
+        )
+    return length
+
+
+def integer(minimum: int) -> Callable[[str | int], int]:
+    """Return a reader of whole numbers.
+
+    Args:
+        minimum: the smallest allowed number.
+    """
+
+    def read(text: str | int) -> int:
+        try:
+            value = int(str(text))
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise typer.BadParameter(f"{text!r}: must be a whole number, at least {minimum}")
+        return value
+
+    return read
+
+
+def number(text: str | float) -> float:
+    """Read a number above 0.
+
+    Args:
+        text: what the user typed.
+
+    Raises:
+        typer.BadParameter: the text is something else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:  # nor not a number
+        raise typer.BadParameter(f"{text!r}: must be a number above 0")
+    return value
+
+
+def one_of(names: Callable[[], Iterable[str]]) -> Callable[[str], str]:
+    """Return a reader of one of several names.
+
+    Args:
+        names: returns the allowed names; called only when an option is read.
+    """
+
+    def read(text: str) -> str:
+        if text not in (known := tuple(names())):
+            raise typer.BadParameter(f"{text!r}: must be one of {', '.join(known)}")
+        return text
+
+    return read
