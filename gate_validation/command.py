@@ -52,7 +52,7 @@ def main(
     ],
 ) -> None:
     """Measure how often the gate errs where the truth is known."""
-    raise typer.Exit(validate(load, minutes, results, Console()))
+    raise typer.Exit(validate(load, minutes, results, Console(emoji=False)))
 
 
 def validate(load: str, minutes: float, results: Path, console: Console) -> int:

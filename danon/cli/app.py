@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated
 
 import typer
@@ -22,10 +23,14 @@ from danon.console.exit_status import DONE
 
 __all__ = ["app"]
 
+NARROW = 70
+"""Columns of a terminal below which boxes would cut the names of options."""
+
 app = typer.Typer(
     cls=CommandGroup,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None if shutil.get_terminal_size().columns < NARROW else "rich",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0 done, 1 done with a negative answer, 2 refused; docs/commands.md lists "

@@ -72,4 +72,4 @@ def bench(
     options = Options(
         profile, device, attentions, only, suites, results, resume, command_line(), engine, address
     )
-    raise typer.Exit(run(options, Console()))
+    raise typer.Exit(run(options, Console(emoji=False)))

@@ -32,4 +32,4 @@ def calibrate(
     from danon.gate.workspace import Options
 
     options = Options(tuple(attention or ()), only, False, math.inf, results_folder("gate"))
-    raise typer.Exit(run(options, pairs, Console()))
+    raise typer.Exit(run(options, pairs, Console(emoji=False)))

@@ -40,6 +40,6 @@ def choose(
     usual = results == results_folder("runs")
     folders = (results, shipped_results("reference")) if usual else (results,)
     try:
-        raise typer.Exit(answer(folders, length, memory_gb, task, phase, Console()))
+        raise typer.Exit(answer(folders, length, memory_gb, task, phase, Console(emoji=False)))
     except ValueError as error:
         refuse(str(error))

@@ -14,6 +14,6 @@ def doctor(device: Device = "cpu") -> None:
     from danon.cli.machine_terminal import print_machine
 
     try:
-        print_machine(device, Console())
+        print_machine(device, Console(emoji=False))
     except ValueError as error:
         refuse(str(error))

@@ -24,7 +24,7 @@ def explain(
     from danon.report.columns import COLUMNS, columns, find
 
     import_suites()
-    console = Console()
+    console = Console(emoji=False)
     asked = " ".join(column or ())
     if not asked:
         for name, one in COLUMNS.items():

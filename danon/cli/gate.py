@@ -58,6 +58,6 @@ def gate(
     if reason and not accept:
         refuse(f"--reason {reason!r}: only with --accept")
     if accept:
-        raise typer.Exit(accept_cases(accept, reason, results, Console()))
+        raise typer.Exit(accept_cases(accept, reason, results, Console(emoji=False)))
     options = Options(tuple(attention or ()), only, dirty, time_limit_minutes, results, against)
-    raise typer.Exit(run(options, Console()))
+    raise typer.Exit(run(options, Console(emoji=False)))

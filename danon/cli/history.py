@@ -14,7 +14,9 @@ __all__ = ["history"]
 
 
 def history(
-    case: Annotated[str, typer.Argument(help="Name of a case, as in results/thresholds.json.")],
+    case: Annotated[
+        str, typer.Argument(help="Name of a case, as in results/thresholds.json.", metavar="CASE")
+    ],
     *,
     results: Annotated[Path, results_option("Folder to write the plot to.", "gate")],
 ) -> None:
@@ -22,4 +24,4 @@ def history(
     from danon.gate.command import history as run
 
     check_folder("--results", results)
-    raise typer.Exit(run(case, results, Console()))
+    raise typer.Exit(run(case, results, Console(emoji=False)))

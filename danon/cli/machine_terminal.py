@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,11 +14,10 @@ from rich.table import Table
 from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 
-from danon import tuned
 from danon.attention import kernels
 from danon.attention.base import BaseAttention
 from danon.bench.shapes import HEAD_DIM, HEADS
-from danon.cli.attention_table import load_attentions
+from danon.cli.attention_table import load_attentions, without_library_logs
 from danon.cli.version import version_line
 from danon.config import AttentionConfig
 from danon.data.pretrained_models import pretrained_model
@@ -38,7 +36,7 @@ LENGTH = 1024
 TIMING_S = 0.05
 """Seconds of timing dense attention in each dtype."""
 PHASES = {"forward": False, "forward+backward": True}
-"""Whether gradients are computed in a phase."""
+"""Phases that are asked about, each True if gradients are computed."""
 MODEL = "smollm2"
 Rows = list[tuple[str, str]]
 
@@ -56,8 +54,9 @@ def print_machine(device: str, console: Console) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
     left_out = list[str]()
-    classes = load_attentions(left_out.append, with_tuned=True)
-    reasons = {name: _reasons(cls, torch.device(device)) for name, cls in classes.items()}
+    with without_library_logs():
+        classes = load_attentions(left_out.append)
+        reasons = {name: _reasons(cls, torch.device(device)) for name, cls in classes.items()}
     some = [name for name, why in reasons.items() if None in why.values()]
     seconds = _dense_seconds(torch.device(device))
     console.print(
@@ -126,12 +125,8 @@ def _attention_rows(reasons: Mapping[str, Mapping[tuple[str, str], str | None]])
         else:
             said = dict.fromkeys(missing.values())
             partial[name] = f"not {_where(list(missing), list(why))}: {'; '.join(said)}"
-    found = [name for name in whole if tuned.known_row(name) is not None]
-    default = [name for name in whole if name not in found]
-    rows = [("Attentions", f"{', '.join(default)}")] if default else []
-    if found:
-        rows.append(("  tuned", ", ".join(found)))
-    rows += [("  in part", f"{names} {reason}") for names, reason in grouped(partial)]
+    rows = [("Attentions", f"{', '.join(whole) or 'none'}")]
+    rows += [("  in part", f"{names}: {reason}") for names, reason in grouped(partial)]
     return rows + [("  not here", f"{names}: {reason}") for names, reason in grouped(never)]
 
 
@@ -172,11 +167,16 @@ def _dtypes(seconds: Mapping[str, float]) -> str:
 def _machine(device: str) -> str:
     facts = fingerprint(torch.device(device))
     graphics = f"{facts['gpu']}, {facts['gpu_memory_gib']} GiB; " if "gpu" in facts else ""
+    threads = _count(facts["threads"], "thread")
     limit = f", of which {facts['cpu_limit']} may be used" if "cpu_limit" in facts else ""
     return (
-        f"{graphics}{facts['cpu']}, {facts['cores']} cores{limit}, {facts['threads']} threads, "
+        f"{graphics}{facts['cpu']}, {facts['cores']} cores{limit}, {threads}, "
         f"{facts['memory_gib']} GiB, {facts['cpu_capability']}, {facts['os']}"
     )
+
+
+def _count(number: str, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != '1')}"
 
 
 def _devices() -> str:
@@ -186,11 +186,8 @@ def _devices() -> str:
 
 def _studies() -> dict[str, str | None]:
     """Return why each kind of study cannot be used; None if it can."""
-    logging.disable(logging.WARNING)  # packages that a kind imports complain about themselves
-    try:
+    with without_library_logs():
         unusable = target.unusable()
-    finally:
-        logging.disable(logging.NOTSET)
     return {name: unusable.get(name) for name in target.names()}
 
 

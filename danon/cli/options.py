@@ -117,5 +117,5 @@ def check_folder(option: str, folder: Path, *, write: bool = True) -> None:
 
 def refuse(reason: str) -> NoReturn:
     """Print why a command cannot run and exit with status 2."""
-    messages.refuse(Console(stderr=True), reason)
+    messages.refuse(Console(stderr=True, emoji=False), reason)
     raise typer.Exit(REFUSED)

@@ -13,7 +13,10 @@ __all__ = ["record"]
 
 
 def record(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run in results/runs, or of a gate.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run in results/runs, or of a gate.", metavar="FOLDER"),
+    ],
 ) -> None:
     """Upload to MLflow what it does not yet have of a run or of a gate's comparison."""
     from danon.gate.gate_recorder import record as record_comparison

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from danon.cli.options import RunsFolder, refuse
-
-if TYPE_CHECKING:
-    from danon.runs.journal import RecordedRun
+from danon.cli.recorded_run import find_run
+from danon.console import messages
+from danon.console.exit_status import NOT_WRITTEN
 
 __all__ = ["report"]
 
 
 def report(
     run_dir: Annotated[
-        Path | None, typer.Argument(help="Folder of a run in results/runs. Default: the last run.")
+        Path | None,
+        typer.Argument(help="Folder or id of a run. Default: the last run.", metavar="RUN"),
     ] = None,
     *,
     results: RunsFolder,
     picture: Annotated[
-        Path | None, typer.Option(help="PNG file to draw speed-up and memory to. Default: none.")
+        Path | None,
+        typer.Option(
+            help="PNG file to draw speed-up and memory to. Default: none.", metavar="FILE.png"
+        ),
     ] = None,
     all_tables: Annotated[
         bool, typer.Option("--tables", help="Print every table instead of the summary.")
@@ -41,12 +44,14 @@ def report(
     from danon.report.terminal_summary import print_summary
     from danon.runs.files import UNWRITABLE
 
-    console = Console()
-    run = _recorded(run_dir, results, console)
+    console = Console(emoji=False)
+    if picture is not None:
+        _check_picture(picture)
+    run = find_run(run_dir, results, console)
     if unmeasured:
         print_unmeasured(run.results, console)
         return
-    path = run.run_dir / "report.html"
+    path, show = run.run_dir / "report.html", render if all_tables else print_summary
     try:
         write_report(run.results, run.info, path)
         if picture is not None:
@@ -54,28 +59,22 @@ def report(
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        print(f"danon: {error}", file=sys.stderr)
-        raise typer.Exit(os.EX_IOERR) from error
-    (render if all_tables else print_summary)(run.results, run.info, console)
+        show(run.results, run.info, console)
+        messages.refuse(console, str(error))
+        raise typer.Exit(NOT_WRITTEN) from error
+    show(run.results, run.info, console)
     console.print(f"\nReport    {path}", soft_wrap=True, highlight=False)
     if picture is not None:
         console.print(f"Picture   {picture}", soft_wrap=True, highlight=False)
 
 
-def _recorded(run_dir: Path | None, results: Path, console: Console) -> RecordedRun:
-    """Return the run in a folder, or the last one that can be read."""
-    from danon.console.messages import pass_over
-    from danon.runs.journal import RecordedRun, recorded_runs
-    from danon.runs.schema import SchemaError
-
-    if run_dir is not None:
-        try:
-            return RecordedRun.read(run_dir)
-        except (FileNotFoundError, SchemaError) as error:
-            refuse(str(error))
-    unreadable = list[str]()
-    last = next(recorded_runs(results, unreadable.append), None)
-    for why in unreadable:
-        pass_over(console, why)
-    state = "can be read" if unreadable else "is recorded"
-    return last or refuse(f"no run {state} under {results}")
+def _check_picture(picture: Path) -> None:
+    """Refuse a file that cannot be written, before anything is drawn."""
+    if picture.suffix.lower() != ".png":
+        refuse(f"--picture {picture}: must end in .png")
+    if picture.is_dir():
+        refuse(f"--picture {picture}: is a folder, not a file")
+    if not picture.parent.is_dir():
+        refuse(f"--picture {picture}: there is no folder {picture.parent}")
+    if not os.access(picture if picture.exists() else picture.parent, os.W_OK):
+        refuse(f"--picture {picture}: no permission to write it; another folder may be named")

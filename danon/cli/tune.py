@@ -20,7 +20,7 @@ from danon.cli.options import (
     refuse,
     results_option,
 )
-from danon.cli.values import integer, one_of
+from danon.cli.values import integer, one_of, some_of
 from danon.console.exit_status import DONE
 from danon.runs.case import DTYPES
 from danon.tuned import HYPERPARAMETERS
@@ -83,6 +83,7 @@ def tune(
         typer.Option(
             help=f"Figures to improve: {BALANCED}, or some of {', '.join(FIGURES)}, comma "
             "separated.",
+            parser=some_of((BALANCED, *FIGURES)),
             metavar="NAMES",
         ),
     ] = BALANCED,
@@ -157,7 +158,7 @@ def tune(
         address,
         command_line(),
     )
-    raise typer.Exit(run(options, Console()))
+    raise typer.Exit(run(options, Console(emoji=False)))
 
 
 def _list_or_refuse(context: typer.Context) -> None:
@@ -166,7 +167,7 @@ def _list_or_refuse(context: typer.Context) -> None:
 
     sources = (context.get_parameter_source(name) for name in context.params)
     if all(source is None or source.name == "DEFAULT" for source in sources):
-        print_tunable(Console())
+        print_tunable(Console(emoji=False))
         raise typer.Exit(DONE)
     refuse(f"--mechanism is missing: {', '.join(names())}; or --attention file.py:Class")
 
@@ -189,4 +190,4 @@ def worker(
     """Run trials of a study beside its other workers."""
     from danon.tuning.command import join
 
-    raise typer.Exit(join(study, storage, trials, Console(), command_line()))
+    raise typer.Exit(join(study, storage, trials, Console(emoji=False), command_line()))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 
-from danon.cli.attention_table import load_attentions
+from danon.cli.attention_table import load_attentions, without_library_logs
 from danon.config.mechanism import mechanisms
 from danon.console.messages import pass_over
 from danon.tuning import target
@@ -30,9 +29,10 @@ def print_tunable(console: Console) -> None:
     Args:
         console: gets the lists.
     """
-    classes = load_attentions(partial(pass_over, console))
-    with_space = [name for name, cls in classes.items() if cls.search_space() is not None]
-    baselines = [name for name in with_space if name not in mechanisms()]
+    with without_library_logs():
+        classes = load_attentions(partial(pass_over, console))
+    with_space = {name for name, cls in classes.items() if cls.search_space() is not None}
+    baselines = [name for name in classes if name in with_space and name not in mechanisms()]
     others = [name for name in classes if name not in with_space]
     kinds = target.names()
     console.print(
@@ -53,13 +53,11 @@ def print_tunable(console: Console) -> None:
 
 def _about(kind: str) -> str:
     """Return what a kind of study chooses and its objectives, or why it cannot be used."""
-    logging.disable(logging.WARNING)  # packages that a kind imports complain about themselves
     try:
-        cls = target.get(kind)
+        with without_library_logs():
+            cls = target.get(kind)
     except ValueError as error:
         return f"not usable: {error}"
-    finally:
-        logging.disable(logging.NOTSET)
     return f"{cls.description}; objectives: {', '.join(cls.objectives)}"
 
 

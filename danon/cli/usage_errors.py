@@ -26,7 +26,7 @@ class CommandGroup(TyperGroup):
         try:
             status = super().main(*args, standalone_mode=False, **extra)
         except TyperException as error:
-            refuse(Console(stderr=True), describe(error))
+            refuse(Console(stderr=True, emoji=False), describe(error))
             status = REFUSED
         except typer.Abort:
             status = REFUSED

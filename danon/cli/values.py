@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import typer
 
-__all__ = ["integer", "number", "one_of", "tokens"]
+__all__ = ["integer", "number", "one_of", "some_of", "tokens"]
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20}
 MAX_TOKENS = 2**40
@@ -83,6 +83,23 @@ def one_of(names: Callable[[], Iterable[str]]) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in (known := tuple(names())):
             raise typer.BadParameter(f"{text!r}: must be one of {', '.join(known)}")
+        return text
+
+    return read
+
+
+def some_of(names: Iterable[str]) -> Callable[[str], str]:
+    """Return a reader of several names, comma separated.
+
+    Args:
+        names: allowed names.
+    """
+    known = tuple(names)
+
+    def read(text: str) -> str:
+        for name in text.split(","):
+            if name.strip() not in known:
+                raise typer.BadParameter(f"{name.strip()!r}: must be of {', '.join(known)}")
         return text
 
     return read

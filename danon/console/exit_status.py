@@ -36,16 +36,16 @@ SIGNALLED = 128
 
 MEANINGS = {
     DONE: "done",
-    NEGATIVE: "done, with a negative answer: a failed case, a regression, no recommendation",
-    REFUSED: "refused: a wrong argument, or nothing was decided",
-    REVISION: "`danon gate`: git does not know the revision",
-    DIRTY: "`danon gate`: uncommitted changes without `--dirty`",
-    CHECKOUT: "`danon gate`: git failed, or a commit cannot be measured",
-    WORKER: "`danon gate`: a measuring process failed",
-    THRESHOLDS: "`danon gate`: the stored thresholds are missing or wrong",
-    RECORDS: "`danon gate`, `danon history`: the records cannot be read",
-    DEFECT: "a defect of danon, with a traceback",
-    NOT_WRITTEN: "results cannot be written",
-    SIGNALLED + signal.SIGINT: "interrupted by Ctrl-C; another signal N gives 128 + N",
+    NEGATIVE: "done, with a negative answer",
+    REFUSED: "refused: a wrong argument; or no decision: too little time, cases without an outcome",
+    REVISION: "`danon gate`: an unknown revision (also: a shallow clone)",
+    DIRTY: "`danon gate`: changes that no commit has; `--dirty` measures them too",
+    CHECKOUT: "`danon gate`: no git, or no repository",
+    WORKER: "`danon gate`: a side cannot be measured",
+    THRESHOLDS: "`danon gate`: thresholds, or the model of one, are missing or wrong",
+    RECORDS: "`danon history`: no run is recorded, too few, or the store cannot be read",
+    DEFECT: "a defect of danon, with its traceback",
+    NOT_WRITTEN: "a file cannot be read or written, as on a full disk; what was printed remains valid",
+    SIGNALLED + signal.SIGINT: "ended by Ctrl-C; any other signal gives 128 + its number",
 }
 """Meaning of each status, in a phrase."""

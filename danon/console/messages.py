@@ -18,7 +18,7 @@ def say(console: Console, label: str, text: str) -> None:
         label: in the first column.
         text: shown as it is, without markup.
     """
-    console.print(f"{label:<9} {escape(text)}", soft_wrap=True, highlight=False)
+    console.print(f"{label:<9} {escape(text)}", soft_wrap=True, highlight=False, emoji=False)
 
 
 def pass_over(console: Console, reason: str) -> None:
@@ -28,7 +28,9 @@ def pass_over(console: Console, reason: str) -> None:
         console: of the command.
         reason: shown as it is, without markup.
     """
-    console.print(f"[yellow]passed over:[/] {escape(reason)}", soft_wrap=True, highlight=False)
+    console.print(
+        f"[yellow]passed over:[/] {escape(reason)}", soft_wrap=True, highlight=False, emoji=False
+    )
 
 
 def refuse(console: Console, reason: str) -> None:
@@ -39,7 +41,10 @@ def refuse(console: Console, reason: str) -> None:
         reason: shown as it is, without markup.
     """
     if console.file is sys.stdout:
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
     console.print(
-        f"[bold red]danon:[/] {escape(' '.join(reason.split()))}", soft_wrap=True, highlight=False
+        f"[bold red]danon:[/] {escape(' '.join(reason.split()))}",
+        soft_wrap=True,
+        highlight=False,
+        emoji=False,  # file.py:B: is none
     )
