@@ -45,7 +45,7 @@ MEANINGS = {
     THRESHOLDS: "`danon gate`: thresholds, or the model of one, are missing or wrong",
     RECORDS: "`danon history`: no run is recorded, too few, or the store cannot be read",
     DEFECT: "a defect of danon, with its traceback",
-    NOT_WRITTEN: "a file cannot be read or written, as on a full disk; what was printed remains valid",
+    NOT_WRITTEN: "a file cannot be read or written; what was printed before remains valid",
     SIGNALLED + signal.SIGINT: "ended by Ctrl-C; any other signal gives 128 + its number",
 }
 """Meaning of each status, in a phrase."""
