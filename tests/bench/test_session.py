@@ -151,4 +151,4 @@ class TestSession:
     def test_resume_without_a_killed_run(self, tmp_path: Path) -> None:
         console = Console(record=True, width=200, file=io.StringIO())
         Session(options(tmp_path, resume=True), console).open(HERE, {})
-        assert "Nothing to resume: no run was killed" in console.export_text()
+        assert "was killed before its end; a new run begins" in console.export_text()
