@@ -53,7 +53,7 @@ class TestProfiles:
         profile = PROFILES["quick"]
         names, _ = discover((), (), default=profile.attentions)
         assert names[0] == "sdpa" and {*mechanisms(), "window"} <= {*names}
-        assert len(names) == 11
+        assert len(names) == 10
         # What the user names is measured as well, or alone.
         (tmp_path / "mine.py").write_text(MINE.format(work=1))
         target = f"{tmp_path}/mine.py:MyAttention"

@@ -40,7 +40,7 @@ def small(
 
 
 def gated(*, base: str = "HEAD~1", dirty: bool = False, minutes: float = 10.0) -> tuple[int, str]:
-    console = Console(width=100, record=True)
+    console = Console(width=100, record=True, file=io.StringIO())
     options = Options(("mine.py:MyAttention",), "", dirty, minutes, Path("out"), base)
     status = gate(options, console)
     return status, " ".join(console.export_text().split())

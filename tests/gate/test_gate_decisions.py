@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -160,7 +161,7 @@ class TestSequentialTest:
         (row,) = late.values()
         assert row.finding == "larger" and row.time_ratio is not None
         assert row.note.startswith("whether it is slower is not decided: the time was over")
-        console = Console(width=100, record=True)
+        console = Console(width=100, record=True, file=io.StringIO())
         render(comparison(*found.values(), row), console)
         said = " ".join(console.export_text().split())
         assert "slower and larger" in said and "whether it is slower is not decided" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from xml.etree import ElementTree
 
@@ -56,7 +57,7 @@ class TestOutput:
             row("worse", facts=recall),
         )
         for width in (80, 160):
-            console = Console(width=width, record=True)
+            console = Console(width=width, record=True, file=io.StringIO())
             render(found, console)
             said = console.export_text()
             for words in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def commit(folder: Path, source: str) -> None:
 
 
 def told(run: Any, *arguments: Any) -> tuple[int, str]:
-    console = Console(width=200, record=True)
+    console = Console(width=200, record=True, file=io.StringIO())
     status: int = run(*arguments, console)
     return status, " ".join(console.export_text().split())
 

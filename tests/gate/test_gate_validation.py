@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import shutil
@@ -136,7 +137,7 @@ class TestCommand:
             "gate_validation.command.OTHER_TOOLS",
             {"pytest-benchmark min:5%": OTHER_TOOLS["pytest-benchmark min:5%"]},
         )
-        console = Console(width=140, record=True)
+        console = Console(width=140, record=True, file=io.StringIO())
         assert validate("quiet", 0, tmp_path, console) == 0
         assert "none has as many yet" in console.export_text()
         for some in rounds(0.0, 33) + rounds(0.1, 33, seed=1):
@@ -150,7 +151,7 @@ class TestCommand:
         assert (tmp_path / "power.png").stat().st_size > 10_000
 
     def test_bad_input(self, tmp_path: Path) -> None:
-        console = Console(width=140, record=True)
+        console = Console(width=140, record=True, file=io.StringIO())
         assert validate("noise", 1, tmp_path, console) == 2
         assert "'noise'" in console.export_text()
 

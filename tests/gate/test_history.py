@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +60,13 @@ def recorded(ratio: float, number: int, machine: str = "here") -> None:
 
 @pytest.mark.parametrize("name", ["nosuch", "speed/msra/1k/float32/forward/cpu", "a/b/c/d/e/f"])
 def test_name_that_is_no_case(name: str, tmp_path: Path) -> None:
-    console = Console(width=200, record=True)
+    console = Console(width=200, record=True, file=io.StringIO())
     assert command.history(name, tmp_path, console) == 8
     assert f"{name!r} is no case: must be like 'speed/msra/" in console.export_text()
 
 
 def test_history_of_recorded_runs(sqlite: str, tmp_path: Path) -> None:
-    console = Console(width=120, record=True)
+    console = Console(width=120, record=True, file=io.StringIO())
     assert command.history(CASE.id, tmp_path, console) == 8
     assert "no run of the gate has" in console.export_text()
     for number in range(5):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import io
 import json
 import math
 import os
@@ -242,7 +243,7 @@ OPTIONS = Options(("mine.py:MyAttention",), "", False, 10.0, Path("out"))
 
 
 def told(run: Any, *arguments: Any) -> tuple[int, str]:
-    console = Console(width=200, record=True)
+    console = Console(width=200, record=True, file=io.StringIO())
     status: int = run(*arguments, console)
     return status, " ".join(console.export_text().split())
 

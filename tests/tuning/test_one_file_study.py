@@ -113,9 +113,9 @@ def test_kind_of_a_package_that_does_not_import(package: Path) -> None:
     assert target.get("batch_size").default_length == 96, "the other kinds of the package work"
     console = Console(record=True, width=200)
     print_machine("cpu", console)
-    output = console.export_text()
-    assert "no: --kind 'broken': a_module_that_is_not_there of the package my-studies 1.0" in output
-    assert "no: batch_size_study of the package my-studies 1.0 has no effect: danon has a" in output
+    output = " ".join(console.export_text().split())
+    assert "broken: --kind 'broken': a_module_that_is_not_there of the package my-st" in output
+    assert ": batch_size_study of the package my-studies 1.0 has no effect: danon has a" in output
 
 
 def test_kind_with_the_name_of_danons_own(package: Path) -> None:

@@ -128,8 +128,9 @@ def test_study_of_a_user_attention(
     monkeypatch.setattr(command.SubprocessEvaluator, "settings", gone)
     (folder / "report.html").unlink()
     assert tune(asked, Console(width=120)) == 1
-    said = capsys.readouterr().out
-    assert "not written: nobody is left" in said and "best for" in said and "MLflow" in said
+    said = capsys.readouterr()
+    assert "not written: nobody is left" in said.err
+    assert "best for" in said.out and "MLflow" in said.out
     assert (folder / "report.html").is_file()
 
 
@@ -164,7 +165,7 @@ def test_worker_joins_by_the_name_of_the_study(
     said = capsys.readouterr().out
     assert len(re.findall(r"^trial \d+", said, re.MULTILINE)) == 2  # the first one is there
     assert join("t", asked.storage, 3, Console(width=200), "danon tune worker") == 2
-    assert "no study 't'; there are: s" in capsys.readouterr().out
+    assert "no study 't'; there are: s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -188,8 +189,8 @@ def test_wrong_option_is_refused_in_one_line(
     mine: Path, sqlite: str, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: str
 ) -> None:
     assert tune(options(mine, **changes), Console(width=200)) == 2
-    said = capsys.readouterr().out
-    assert words in said and "Traceback" not in said
+    said = capsys.readouterr()
+    assert said.out == "" and words in said.err and len(said.err.splitlines()) == 1
     assert not (mine / "results").exists()
 
 
@@ -199,5 +200,5 @@ def test_limit_that_no_trial_meets(
 ) -> None:
     asked = options(mine, trials=2, objective="memory", limits=("quality=0.0001",))
     assert tune(asked, Console(width=200)) == 1
-    assert "no trial met quality <= 0.0001 (the least is" in capsys.readouterr().out
+    assert "no trial met quality <= 0.0001 (the least is" in capsys.readouterr().err
     assert not list((mine / "results" / "tuned").iterdir())
