@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["DESCRIPTIONS"]
 
 DESCRIPTIONS = {
-    "smoke": "64 and 128 tokens, about ten seconds, to see that all works",
+    "smoke": "64 to 256 tokens, about ten seconds, to see that all works",
     "quick": "up to 16384 tokens",
     "standard": "up to 131072 tokens and all suites",
     "full": "up to 1048576 tokens",

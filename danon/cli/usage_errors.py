@@ -19,12 +19,12 @@ __all__ = ["CommandGroup", "describe"]
 class CommandGroup(TyperGroup):
     """A group of commands that ends with status 2 and one line on stderr for a wrong argument."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command that the arguments name; see :meth:`TyperGroup.main`."""
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+        if not extra.get("standalone_mode", True):
+            return super().main(*args, **extra)
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = super().main(*args, **{**extra, "standalone_mode": False})
         except TyperException as error:
             refuse(Console(stderr=True, emoji=False), describe(error))
             status = REFUSED
