@@ -38,6 +38,7 @@ class Decode(Suite):
     description = "Time of one more token after a context, and bytes of the state."
     order = 30
     grid_of = ""
+    timed = True
     metrics = (
         Metric("speedup", "times faster than dense", unit="x", better="higher", listed=False),
         Metric("time_s", "median seconds of a token", unit="s", better="lower", listed=False),

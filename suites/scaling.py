@@ -56,11 +56,6 @@ class Scaling(Suite):
         """Return the expected seconds of a case: as a rule all its figures are measured already."""
         return 0.1
 
-    def samples(self, result: CaseResult) -> list[float]:
-        """Return the seconds per call at the longest length."""
-        speed = self._results(result.case, "speed")
-        return [r for r in speed if r.status == "measured"][-1].samples["candidate_s"]
-
     def measure(self, case: Case) -> CaseResult:
         """Fit the exponents of time and memory."""
         metrics: dict[str, float] = {}

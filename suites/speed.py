@@ -45,6 +45,7 @@ class Speed(CallSuite):
     description = "Time of a call beside dense attention's, measured alternately."
     order = 10
     grid_of = ""
+    timed = True
     measured_for = ("scaling",)
     times_calls = True
     metrics = (

@@ -36,13 +36,17 @@ CLOCK = ReplayClock()
 def replay(result: CaseResult, samples: list[float], benchmark: BenchmarkFixture) -> None:
     """Hand samples to pytest-benchmark, and the metrics as its ``extra_info``.
 
+    A group has the attentions that its compare shows side by side, by their names.
+
     Args:
         result: result of the case.
         samples: seconds of each call.
         benchmark: the fixture.
     """
     case = result.case
-    benchmark.group = f"{case.suite} {case.phase} {case.dtype} N{case.length}"
+    suite = f"{case.suite} " if case.suite != case.phase else ""
+    benchmark.group = f"{suite}{case.phase} {case.dtype} N{case.length} {case.device}"
+    benchmark.name = case.attention
     benchmark.extra_info.update(
         attention=case.attention, semantics=result.semantics, check=result.check, **result.metrics
     )

@@ -100,6 +100,7 @@ class Suite(ABC):
             suite.
         measured_for: suites that need cases of this one at their own lengths.
         takes_extra_metrics: True if :func:`extra_metric` may add figures to its cases.
+        timed: True if the samples ``candidate_s`` are the times that it measures.
     """
 
     name: ClassVar[str]
@@ -109,6 +110,7 @@ class Suite(ABC):
     grid_of: ClassVar[str] = "memory"
     measured_for: ClassVar[tuple[str, ...]] = ()
     takes_extra_metrics: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
 
     def __init__(self, context: SuiteContext) -> None:
         """Create the suite for a session.
@@ -172,8 +174,12 @@ class Suite(ABC):
         """Take a result of an interrupted session; it may forecast longer cases."""
 
     def samples(self, result: CaseResult) -> list[float]:
-        """Return the seconds per call behind a result, for pytest-benchmark; empty: it has none."""
-        return result.samples.get("candidate_s", [])
+        """Return the seconds per call behind a result, for pytest-benchmark; empty: it has none.
+
+        Seconds of a check or of a training are no time of the attention, so that a suite has none
+        unless it is :attr:`timed`.
+        """
+        return result.samples.get("candidate_s", []) if self.timed else []
 
     @classmethod
     def shorter(cls, profile: Profile, case: Case) -> Case | None:

@@ -289,10 +289,9 @@ class TestSession:
     def test_samples_are_replayed_into_pytest_benchmark(self, session: Session) -> None:
         stored = session.stored()
         for result in session.results.values():
-            identifier = result.case.id.partition("/")[2]
             if result.case.suite != "speed" or result.case.id not in session.planned:
                 continue
-            entries = [b for b in stored.values() if b["name"] == f"test_suite[speed/{identifier}]"]
+            entries = [b for b in stored.values() if b["params"] == {"case": result.case.id}]
             if result.status != "measured":
                 assert not entries
                 continue
@@ -300,8 +299,13 @@ class TestSession:
             assert entry["stats"]["data"] == pytest.approx(result.samples["candidate_s"])
             assert entry["stats"]["median"] == pytest.approx(result.metrics["time_s"])
             assert entry["extra_info"]["time_ratio"] == result.metrics["time_ratio"]
-            assert entry["params"] == {"case": result.case.id}
+            assert entry["name"] == result.case.attention
+
+    def test_only_times_of_attentions_are_replayed(self, session: Session) -> None:
+        suites = {b["params"]["case"].partition("/")[0] for b in session.stored().values()}
+        assert suites == {"speed", "decode"}
 
     def test_pytest_benchmark_compares_what_it_wrote(self, session: Session) -> None:
         shown = python("-m", "pytest_benchmark", "compare", str(session.benchmark))
-        assert "test_suite[speed/Exact/N64/float32/forward/cpu]" in shown
+        assert "'speed forward float32 N64 cpu'" in shown
+        assert any(line.startswith("Exact ") for line in shown.splitlines())
