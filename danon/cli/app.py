@@ -11,6 +11,7 @@ from danon.cli import tune
 from danon.cli.bench import bench
 from danon.cli.calibrate import calibrate
 from danon.cli.choose import choose
+from danon.cli.compare import compare
 from danon.cli.doctor import doctor
 from danon.cli.explain import explain
 from danon.cli.gate import gate
@@ -57,6 +58,7 @@ def main(
         raise typer.Exit(DONE)
 
 
-for _command in (bench, report, explain, record, choose, gate, history, calibrate, doctor):
+_COMMANDS = (bench, report, compare, explain, record, choose, gate, history, calibrate, doctor)
+for _command in _COMMANDS:
     app.command()(_command)
 app.add_typer(tune.app, name="tune")
