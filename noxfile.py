@@ -252,6 +252,24 @@ studies = storage.default()
 print(store.tracking_uri(), studies, store.sqlite_file(studies), sep="\\n")
 """
 """Prints the address of MLflow's store, that of the studies, and their file."""
+PAGE = """
+from danon.tracking import store, ui_pages
+uri = store.tracking_uri()
+print(ui_pages.bench_page(store.connect(uri), uri))
+"""
+"""Prints the page of MLflow's web interface that lists benches; creates a store without one."""
+
+
+def ui_address(arguments: list[str]) -> str:
+    """Return the address that ``mlflow ui`` serves with some arguments."""
+    host, port = "127.0.0.1", "5000"
+    for name, value in zip(arguments, (*arguments[1:], ""), strict=False):
+        option, equals, given = name.partition("=")
+        if option in ("--host", "-h"):
+            host = given if equals else value
+        elif option in ("--port", "-p"):
+            port = given if equals else value
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 
 
 @nox.session(venv_backend="none")
@@ -266,12 +284,14 @@ def ui(session: nox.Session) -> None:
             serve = [str(BIN / "optuna-dashboard"), studies, "--port", DASHBOARD]
             dashboard = stack.enter_context(subprocess.Popen(serve))
             stack.callback(dashboard.terminate)
+        printed = run(session, "python", "-c", PAGE, silent=True).splitlines()
+        page = next(line for line in printed if line.startswith("#/"))
         if store.startswith("http"):
-            session.log(f"MLFLOW_TRACKING_URI is a server already: open {store}")
+            session.log(f"MLFLOW_TRACKING_URI is a server already: open {store.rstrip('/')}/{page}")
             if dashboard is not None:
                 dashboard.wait()
             return
-        run(session, "python", "-c", "from danon.tracking import store; store.prepare()")
+        session.log(f"Benches: {ui_address(session.posargs)}/{page}")
         quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         serve = ["mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]
         run(session, *serve, *session.posargs, env=quick)

@@ -45,10 +45,10 @@ def two_texts() -> list[CaseResult]:
     ]
 
 
-def runs_of(uri: str, info: RunInfo, suite: str = "speed") -> tuple[list, list]:
+def runs_of(uri: str, info: RunInfo) -> tuple[list, list]:
     """(parent runs, child runs) of an invocation."""
     client = store.connect(uri)
-    experiment = store.experiment_id(client, uri, suite)
+    experiment = store.experiment_id(client, uri, "bench")
     runs = store.runs_where(client, [experiment], f"tags.`danon.run_id` = '{info.run_id}'")
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     return [run for run in runs if run not in children], children

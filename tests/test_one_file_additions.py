@@ -87,10 +87,10 @@ class Run:
         _, _, terminal = self.said.partition("speed-up")
         assert attention in terminal and attention in self.report
         client = MlflowClient(self.uri)
+        experiment = store.experiment_id(client, self.uri, "bench")
+        runs = client.search_runs([experiment], f"params.attention = '{attention}'")
         for suite in ("speed", "memory"):
-            experiment = store.experiment_id(client, self.uri, suite)
-            runs = client.search_runs([experiment])
-            assert attention in {run.data.params.get("attention") for run in runs}
+            assert any(name.startswith(f"{suite}.") for run in runs for name in run.data.metrics)
 
 
 def bench(folder: Path, uri: str, path: tuple[Path, ...], *arguments: str) -> Run:

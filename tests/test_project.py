@@ -17,6 +17,7 @@ import torch
 from sqlalchemy import make_url
 
 import danon
+from danon.tracking import store
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {
@@ -192,6 +193,32 @@ def test_the_ui_opens_what_bench_and_tune_write(noxfile: Any, tmp_path: Path, gi
     else:
         assert file == str(place / ".mlflow" / "optuna.db")
         assert uri == given or make_url(uri).database == str(place / ".mlflow" / "mlflow.db")
+
+
+def test_the_ui_prints_the_page_that_lists_benches(
+    noxfile: Any, sqlite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(noxfile.PAGE, {})
+    client = store.connect(sqlite)
+    experiment = client.get_experiment_by_name("danon/bench").experiment_id
+    assert capsys.readouterr().out == f"#/experiments/{experiment}/runs\n"
+    client.set_experiment_tag(experiment, "mlflow.sharedViewState.danon", "{}")
+    exec(noxfile.PAGE, {})  # the columns of a recorded bench
+    said = capsys.readouterr().out
+    assert said == f"#/experiments/{experiment}/runs?viewStateShareKey=danon\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "http://127.0.0.1:5000"),
+        (["--port", "5001"], "http://127.0.0.1:5001"),
+        (["-p", "5001", "--host=0.0.0.0"], "http://127.0.0.1:5001"),
+        (["--port=5002", "--host", "lab", "--workers", "2"], "http://lab:5002"),
+    ],
+)
+def test_address_of_the_ui(noxfile: Any, arguments: list[str], expected: str) -> None:
+    assert noxfile.ui_address(arguments) == expected
 
 
 class FakeSession:

@@ -63,7 +63,7 @@ class SuiteInfo:
     """The description of one suite.
 
     Attributes:
-        name: value of ``--suites``, first part of a case's id, MLflow experiment ``danon/<name>``.
+        name: value of ``--suites``, first part of a case's id and of the metrics in MLflow.
         description: a sentence on the measurement.
         metrics: figures, in the order of the columns.
         order: position among the suites in lists; equal ones are sorted by name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from danon.runs.journal import Journal, RecordedRun, RunStatus
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Recorder", "upload"]
 
 PATIENCE = {"retries": 1, "timeout_s": 20}  # a bench must not wait minutes for a dead server
+COPY_INTERVAL_S = 60
 
 _log = logging.getLogger(__name__)
 
@@ -37,10 +39,13 @@ def _exclusive_recording(run_dir: Path) -> Iterator[None]:
 
 
 class Recorder:
-    """Records the cases of a bench in MLflow as they are measured.
+    """Records a bench in MLflow: its run from the start, its figures at the end.
 
-    The journal on disk stays complete. A store that cannot be reached stops the recording, never
-    the bench: ``danon record`` uploads the rest from the journal.
+    While the bench measures, its run has the status RUNNING and a copy of the journal, at most a
+    minute old. Figures follow at the end: only then is the rank of each attention known, and work
+    for MLflow would take cores from what is being timed. The journal on disk stays complete. A
+    store that cannot be reached stops the recording, never the bench: ``danon record`` uploads the
+    rest from the journal.
 
     Args:
         info: description of the run.
@@ -52,11 +57,11 @@ class Recorder:
         self._journal = journal
         self._uri = store.tracking_uri()
         self._tree: RunTree | None = None
-        self._recorded = 0
+        self._copied = 0.0
         self._open = contextlib.ExitStack()
 
     def start(self) -> str:
-        """Connect, mark dead runs as KILLED, and record the cases already in the journal.
+        """Connect, mark dead runs as KILLED, and begin the run or continue it.
 
         Returns:
             One line for the user: the store, or the reason for not recording.
@@ -64,12 +69,12 @@ class Recorder:
         try:
             self._open.enter_context(_exclusive_recording(self._journal.run_dir))
             self._tree = RunTree(store.connect(self._uri), self._uri, self._info)
+            run_owners.reap_stale()
         except store.StoreError as error:
+            self._tree = None
             self._open.close()
             return f"Not recording in MLflow: {error}. {self._later()}"
-        self._reap()
-        for result in self._journal.results():
-            self.log(result)
+        self._copy()
         return (
             f"Recording in MLflow: {store.redact_password(self._uri)}"
             if self._recording()
@@ -77,18 +82,13 @@ class Recorder:
         )
 
     def log(self, result: CaseResult) -> None:
-        """Record a case; without a store this does nothing.
+        """Notice that a case is in the journal; copy the journal if a minute has passed.
 
         Args:
             result: outcome of the case.
         """
-        if self._tree is None:
-            return
-        try:
-            with store.bounded_retries(**PATIENCE):
-                self._recorded += self._tree.add(result)
-        except store.failures() as error:
-            self._stop(error)
+        if time.monotonic() - self._copied > COPY_INTERVAL_S:
+            self._copy()
 
     def finish(self, status: RunStatus) -> str:
         """Set the status of the journal and of the MLflow runs, and upload the files of the run.
@@ -105,21 +105,27 @@ class Recorder:
         run_dir = self._journal.run_dir
         try:
             with store.bounded_retries(**PATIENCE):
-                self._tree.close(status, run_dir)
-                models = self._tree.register(run_dir, self._journal.results())
+                results = self._journal.results()
+                new = self._tree.record(status, run_dir, results)
+                models = self._tree.register(run_dir, results)
         except store.failures() as error:
             self._stop(error)
             return f"Recorded in part in MLflow. {self._later()}"
         self._open.close()
         address = store.redact_password(self._uri)
         refused = self._tree.refusals()
-        return f"Recorded {self._recorded} cases in MLflow: {address}{models}{refused}"
+        return f"Recorded {new} cases in MLflow: {address}{models}{refused}"
 
-    def _reap(self) -> None:
+    def _copy(self) -> None:
+        """Upload the journal; without a store this does nothing."""
+        if self._tree is None:
+            return
         try:
-            run_owners.reap_stale()
-        except store.StoreError as error:
+            with store.bounded_retries(**PATIENCE):
+                self._tree.keep_copy(self._journal.run_dir)
+        except store.failures() as error:
             self._stop(error)
+        self._copied = time.monotonic()
 
     def _recording(self) -> bool:
         return self._tree is not None
@@ -167,8 +173,7 @@ def upload(run_dir: Path) -> str:
         tree = RunTree(client, uri, run.info)
         try:
             with store.bounded_retries(**PATIENCE):
-                new = sum(tree.add(result) for result in run.results)
-                tree.close(run.status, run.run_dir)
+                new = tree.record(run.status, run.run_dir, run.results)
                 models = tree.register(run.run_dir, run.results)
         except store.failures() as error:
             raise store.StoreError(

@@ -33,7 +33,6 @@ __all__ = [
     "failures",
     "lock_prefix",
     "log_accepted",
-    "prepare",
     "redact_password",
     "root_cause",
     "runs_where",
@@ -256,15 +255,6 @@ def root_cause(error: BaseException) -> str:
             error = inner
         inner = inner.__cause__ or inner.__context__
     return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-def prepare() -> None:
-    """Create the store of :func:`tracking_uri`; experiments are created with their first run.
-
-    Raises:
-        StoreError: see :func:`connect`.
-    """
-    connect(tracking_uri())
 
 
 def experiment_id(client: MlflowClient, uri: str, suite: str) -> str:

@@ -70,14 +70,14 @@ def bench(folder: Path, suites: str) -> tuple[subprocess.CompletedProcess[str], 
     return done, run
 
 
-def recorded(uri: str, suite: str) -> set[str]:
-    """Return the names of the metrics in an experiment of a store."""
+def recorded(uri: str) -> set[str]:
+    """Return the names of the metrics of the benches in a store."""
     query = (
         "select distinct key from metrics join runs using (run_uuid) "
         "join experiments using (experiment_id) where experiments.name = ?"
     )
     with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as store:
-        return {name for (name,) in store.execute(query, (f"danon/{suite}",))}
+        return {name for (name,) in store.execute(query, ("danon/bench",))}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_suite_or_metric_of_one_file(
     page = (run / "report.html").read_text()
     assert f"<h3>{suite} " in page and f"{figures['sdpa', 128]:.3g}" in page
     # MLflow
-    assert f"forward.float32.{metric}" in recorded(sqlite, suite)
+    assert f"{suite}.forward.float32.{metric}" in recorded(sqlite)
 
 
 def test_suite_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
