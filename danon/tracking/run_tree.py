@@ -278,6 +278,8 @@ class RunTree:
             Metric(name, value, self._timestamp, found.columns[name])
             for name, value in sorted(found.values.get(attention, {}).items())
         ]
+        if {_digest(result) for result in results} <= child.recorded():
+            metrics = []  # recorded before
         # Settings of trainings come second: they are sized for their task.
         ordered = sorted(results, key=lambda result: result.case.phase == "training")
         semantics = next((result.semantics for result in ordered if result.semantics), "")
