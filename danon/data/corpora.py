@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import os
 import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
@@ -40,10 +41,11 @@ _LEFT_OUT = {
 
 
 def _code() -> Iterator[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        if not _LEFT_OUT & set(path.relative_to(root).parts):
-            yield path
+    found = list[Path]()
+    for folder, folders, names in os.walk(sysconfig.get_path("stdlib")):
+        folders[:] = (name for name in folders if name not in _LEFT_OUT)  # site-packages is large
+        found += (Path(folder, name) for name in names if name.endswith(".py"))
+    yield from sorted(found)
 
 
 def _shakespeare() -> Iterator[Path]:

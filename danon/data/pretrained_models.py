@@ -151,7 +151,10 @@ class Tiny(PretrainedModel):
 
     def encode(self, text: str) -> Tensor:
         """Return the bytes of a text, (n,) int64."""
-        return torch.tensor(list(text.encode()))
+        content = bytearray(text.encode())
+        if not content:
+            return torch.empty(0, dtype=torch.int64)
+        return torch.frombuffer(content, dtype=torch.uint8).long()
 
 
 MODELS: dict[str, type[PretrainedModel]] = {"smollm2": SmolLM2, "tiny": Tiny}

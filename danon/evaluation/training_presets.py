@@ -173,10 +173,14 @@ SMOKE: Curriculum = (
     (
         RecallPlan(
             stages=(
-                Stage(MultiQueryRecall(16, 2), batch=4, steps=2),
-                Stage(MultiQueryRecall(64, 8), batch=2, steps=2),
+                Stage(MultiQueryRecall(16, 2, 64), batch=4, steps=2),
+                Stage(MultiQueryRecall(64, 8, 64), batch=2, steps=2),
             ),
-            tests=(MultiQueryRecall(32, 4), MultiQueryRecall(64, 4), MultiQueryRecall(64, 8)),
+            tests=(
+                MultiQueryRecall(32, 4, 64),
+                MultiQueryRecall(64, 4, 64),
+                MultiQueryRecall(64, 8, 64),
+            ),
             rates=(1e-3, 1e-2),
             seeds=2,
             cap_s=30.0,

@@ -56,7 +56,7 @@ def test_every_case_has_its_metrics(attention: str) -> None:
     recall, text = found["mqar 64"].metrics, found["code 64"]
     assert {"accuracy_4_items", "accuracy_8_items"} <= set(recall) and recall["items"] == 8
     assert recall["accuracy_low"] <= recall["accuracy"] <= recall["accuracy_high"]
-    assert 1 / 4096 < recall["majority"] < 0.01  # half of 8192 tokens are values
+    assert 1 / 32 < recall["majority"] < 0.06  # half of 64 tokens are values
     assert recall["learning_rate"] in SMOKE[0][0].rates
     assert 4 < text.metrics["bits_per_byte"] < 9
     # two batches of two contexts of 32 tokens, four of 64, each judged in the middle and at the end
