@@ -18,14 +18,16 @@ from gate_workspaces import workspace_of
 from repositories import MINE, git
 from rich.console import Console
 
-from danon.gate import workspace
+from danon.gate import decision_rule, sequential_test, workspace
 from danon.gate.command import gate
-from danon.gate.decision_rule import CONFIRMING, SCREENING
+from danon.gate.decision_rule import ALPHA, CONFIRMING, SCREENING
 from danon.gate.exact_metrics import ExactMetrics, compare_exact, exact_metrics_of
 from danon.gate.result import Row
 from danon.gate.workspace import Options
 
 LONG = replace(CASE, length=1024)  # graph breaks are counted there
+Looks = tuple[tuple[int, ...], tuple[int, ...], float]
+"""Pairs at which screening and confirmation look, and the error that they share."""
 
 
 @pytest.fixture
@@ -64,12 +66,26 @@ REMEMBER = """if hasattr(self, "out"):
 class TestGate:
     """From two commits to an exit status."""
 
-    def test_twice_the_work_is_a_regression(self, small: Path) -> None:
+    @pytest.mark.parametrize(
+        "looks",
+        [
+            pytest.param(((2,), (3,), 0.125), id="few pairs"),
+            pytest.param((SCREENING, CONFIRMING, ALPHA), id="all pairs", marks=pytest.mark.slow),
+        ],
+    )
+    def test_twice_the_work_is_a_regression(
+        self, small: Path, looks: Looks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        screening, confirming, alpha = looks
+        monkeypatch.setattr(sequential_test, "SCREENING", screening)
+        for module in (sequential_test, decision_rule):
+            monkeypatch.setattr(module, "CONFIRMING", confirming)
+        monkeypatch.setattr(decision_rule, "ALPHA", alpha)
         status, said = gated()
         assert status == 1 and "regression: 1 of 1 cases" in said
         found = json.loads((small / "out" / "gate.json").read_text())
         (row,) = found["rows"]
-        assert row["finding"] == "slower and larger" and row["pairs"] in CONFIRMING
+        assert row["finding"] == "slower and larger" and row["pairs"] in confirming
         assert 1.3 < row["time_ratio"]["low"] < row["time_ratio"]["high"] < 2.6
         assert {f["name"] for f in row["facts"]} >= {"flops"}
         assert "slower" in (small / "out" / "gate.md").read_text()
@@ -198,14 +214,14 @@ class TestExactMetrics:
         base = self.of(tmp_path, gate_inputs, source)
         assert isinstance(base, dict) and base["graph_breaks"] == 0
         some = int(base["peak_bytes"] * 0.05 / 4)
-        for figure, line in {
-            "peak_bytes": f"extra = q.new_empty({some})",
-            "graph_breaks": "torch._dynamo.graph_break()",
-        }.items():
-            worse = source.replace("for _", f"{line}\n        for _")
-            for _ in range(3):
-                row = compare_exact(LONG, base, self.of(tmp_path, gate_inputs, worse))
-                assert (row.finding, [fact.name for fact in row.facts]) == ("larger", [figure])
+        lines = f"extra = q.new_empty({some}); torch._dynamo.graph_break()"
+        worse = self.of(tmp_path, gate_inputs, source.replace("for _", f"{lines}\n        for _"))
+        assert isinstance(worse, dict)
+        for figure in ("peak_bytes", "graph_breaks"):
+            row = compare_exact(LONG, base, base | {figure: worse[figure]})
+            assert (row.finding, [fact.name for fact in row.facts]) == ("larger", [figure])
+        row = compare_exact(LONG, base, worse)
+        assert [fact.name for fact in row.facts] == ["peak_bytes", "graph_breaks"]
         assert compare_exact(LONG, base, self.of(tmp_path, gate_inputs, source)) == Row(
             LONG, "same"
         )
