@@ -34,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 discover((), ())
 LENGTH = 512
 PLAN = replace(SMOKE[0], lengths=(LENGTH,))
+TASKS = ("text", "passkey", "adapted")
 
 
 def profile(*plans: PretrainedPlan) -> Profile:
@@ -41,12 +42,18 @@ def profile(*plans: PretrainedPlan) -> Profile:
     return Profile({}, seconds=0.01, width=1.0, cap_s=30.0, plans=plans)
 
 
-def results(attention: str, *plans: PretrainedPlan) -> dict[str, CaseResult]:
+def results(
+    attention: str, *plans: PretrainedPlan, tasks: tuple[str, ...] = TASKS
+) -> dict[str, CaseResult]:
     chosen = profile(*(plans or (PLAN,)))
     runner = CaseRunner(chosen, on_begin=lambda case: None, on_result=lambda result: None)
-    return {
-        f"{c.task} {c.length}": runner.result(c) for c in planned_cases(chosen, (attention,), "cpu")
-    }
+    cases = [c for c in planned_cases(chosen, (attention,), "cpu") if c.task in tasks]
+    return {f"{c.task} {c.length}": runner.result(c) for c in cases}
+
+
+def adapted(attention: str, plan: PretrainedPlan = PLAN) -> CaseResult:
+    (result,) = results(attention, plan, tasks=("adapted",)).values()
+    return result
 
 
 def tokens(count: int) -> Tensor:
@@ -122,7 +129,7 @@ def test_every_task_has_its_metrics(attention: str) -> None:
 def test_adapted_training_lowers_the_perplexity(attention: str) -> None:
     tiny = pretrained_model("tiny")
     before = {name: w.clone() for name, w in tiny.model.state_dict().items()}
-    m = results(attention)[f"adapted {LENGTH}"].metrics
+    m = adapted(attention).metrics
     assert m["perplexity"] < 0.8 * m["perplexity_before"] and m["train_s"] > 0
     after = tiny.model.state_dict()
     assert all(torch.equal(after[name], w) for name, w in before.items())
@@ -132,7 +139,7 @@ def test_adapted_training_lowers_the_perplexity(attention: str) -> None:
 
 def test_diverged_training_fails() -> None:
     wild = replace(PLAN, adaptation=Adaptation(steps=8, batch=1, rate=1e30))
-    found = results("window", wild)[f"adapted {LENGTH}"]
+    found = adapted("window", wild)
     assert found.status == "failed" and "diverged at step" in found.reason
 
 
@@ -144,29 +151,29 @@ def test_evaluated_text_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> No
         return finetune(model, attentions, text, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("danon.evaluation.pretrained_evaluator.finetune", spy)
-    assert results("sdpa")[f"adapted {LENGTH}"].status == "measured"
+    assert adapted("sdpa").status == "measured"
     assert document(*PLAN.text)[:LENGTH] not in given[0] and "import" in given[0]
     assert len(rest_of_corpus(*PLAN.text, limit=1000)) == 1000
 
 
 def test_training_over_budget_is_not_started() -> None:
-    found = results("window", replace(PLAN, cap_s=1e-4))[f"adapted {LENGTH}"]
+    found = adapted("window", replace(PLAN, cap_s=1e-4))
     assert found.status == "over budget" and "going by one pass" in found.reason
 
 
 def test_attention_without_backward_is_refused_before_training() -> None:
-    found = results("flex-window")
+    found = results("flex-window", tasks=("text", "adapted"))
     assert found[f"text {LENGTH}"].status == "measured"
     assert found[f"adapted {LENGTH}"].status == "unavailable"
 
 
 def test_training_leaves_no_model_in_memory() -> None:
-    results("window")
+    adapted("window")
     gc.collect()
     before = sum(type(x) is LlamaForCausalLM for x in gc.get_objects())
     gc.disable()
     try:
-        results("window")
+        adapted("window")
         assert sum(type(x) is LlamaForCausalLM for x in gc.get_objects()) == before
     finally:
         gc.enable()
@@ -221,12 +228,13 @@ def test_nan_perplexity_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "danon.evaluation.pretrained_evaluator.perplexity", lambda model, ids: float("nan")
     )
-    found = results("window")[f"text {LENGTH}"]
+    found = results("window", tasks=("text",))[f"text {LENGTH}"]
     assert (found.status, found.reason) == ("failed", "its perplexity is nan")
 
 
 def test_case_over_budget_is_not_measured() -> None:
-    found = results("window", replace(PLAN, lengths=(LENGTH, 2 * LENGTH), cap_s=1e-4))
+    late_plan = replace(PLAN, lengths=(LENGTH, 2 * LENGTH), cap_s=1e-4)
+    found = results("window", late_plan, tasks=("text", "passkey"))
     assert found[f"text {LENGTH}"].status == "measured"
     for task in ("text", "passkey"):
         late = found[f"{task} {2 * LENGTH}"]
@@ -309,7 +317,7 @@ def test_predicted_passkey_counts_as_found(monkeypatch: pytest.MonkeyPatch) -> N
     tiny = pretrained_model("tiny")
     text = tiny.encode(document(*PLAN.text))
     monkeypatch.setattr("danon.evaluation.pretrained_evaluator.logits_of", said)
-    found = results("sdpa")[f"passkey {LENGTH}"]
+    found = results("sdpa", tasks=("passkey",))[f"passkey {LENGTH}"]
     assert len(wrong) == 1
     assert found.curves["accuracy_by_depth"] == [[0.0, 1.0], [0.5, 0.0]]
     assert found.metrics["accuracy"] == 0.5
