@@ -23,35 +23,49 @@ from danon.training.training_recorder import record_training
 ROOT = Path(__file__).parents[2]
 
 
+KILLS = ((0, 1), (5, 1), (7, 4), (11, 5))
+"""Step that kills the process, and steps between checkpoints."""
 KILLED = """
 import os, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import small_training as t
 from danon.training import Trainer
-class Dies(Trainer):
-    def backward_step(self, loss):
-        if self.step == {at}:
-            os._exit(9)
-        super().backward_step(loss)
-c = t.settings(checkpoint_every={every}, eval_every=3)
-Dies(t.drawing(), c, directory={place!r}).fit(t.text(), t.text())
+for at, every in {kills!r}:
+    class Dies(Trainer):
+        def backward_step(self, loss):
+            if self.step == at:
+                os._exit(9)
+            super().backward_step(loss)
+    if process := os.fork():
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+        continue
+    c = t.settings(checkpoint_every=every, eval_every=3)
+    Dies(t.drawing(), c, directory={place!r} + "/" + str(at)).fit(t.text(), t.text())
+    os._exit(0)
 """
 
 
-@pytest.mark.parametrize(("at", "every"), [(0, 1), (5, 1), (7, 4), (11, 5)])
-def test_killed_run_resumes_to_the_same_weights(tmp_path: Path, at: int, every: int) -> None:
-    whole = drawing()
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the folder of each killed run, which has the name of its step."""
+    place = tmp_path_factory.mktemp("killed")
+    code = KILLED.format(
+        root=str(ROOT), tests=str(ROOT / "tests"), kills=KILLS, place=str(place)
+    )  # a process for all: it imports torch once
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return place
+
+
+@pytest.mark.parametrize(("at", "every"), KILLS)
+def test_killed_run_resumes_to_the_same_weights(killed: Path, at: int, every: int) -> None:
+    whole, place = drawing(), killed / str(at)
     c = settings(checkpoint_every=every, eval_every=3)
     want = Trainer(whole, c).fit(text(), text())
-    code = KILLED.format(
-        root=str(ROOT), tests=str(ROOT / "tests"), at=at, every=every, place=str(tmp_path)
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode == 9, done.stderr.decode()
     again = drawing(seed=5)  # its weights come from the checkpoint, or from the start
-    if not list(tmp_path.glob("step-*")):
+    if not list(place.glob("step-*")):
         again = drawing()
-    got = Trainer(again, c, directory=tmp_path).fit(text(), text())
+    got = Trainer(again, c, directory=place).fit(text(), text())
     assert torch.equal(weights(again), weights(whole))
     assert got == want
 
