@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from installed_packages import install
+from typer.testing import CliRunner
 
 from danon.bench import suite as suites
 from danon.bench.suite_selection import select_suites
+from danon.cli.app import app
 from danon.processes.interpreter import bundle, python_command, python_environment
 from danon.processes.suite_modules import GROUP, import_suites
 from danon.runs.suite_info import Metric
@@ -107,8 +109,8 @@ def test_suite_or_metric_of_one_file(
     assert metric in table and f"{figures['window', 128]:.3g}" in table
     # the report, by a process that does not have the file
     (tmp_path / "mine.py").unlink()
-    shown = danon(tmp_path, "report", str(run))
-    assert shown.returncode == 0 and metric in shown.stdout
+    shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0 and metric in shown.output
     page = (run / "report.html").read_text()
     assert f"<h3>{suite} " in page and f"{figures['sdpa', 128]:.3g}" in page
     # MLflow
