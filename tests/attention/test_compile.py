@@ -69,7 +69,7 @@ MODELS: dict[str, Callable[[], Backbone]] = {
         **SHAPE, **UCSA_SMALL, num_layers=1, vocab_size=50, task="lm"
     ),
 }
-N = 57
+N = 33
 
 
 @pytest.fixture(autouse=True)

@@ -102,8 +102,8 @@ def test_ucsa_options_match_the_oracle(fields: dict[str, object], causal: bool) 
     module = small_ucsa(causal, 2, **fields)
     for p in module.parameters():
         torch.nn.init.normal_(p, std=0.3)
-    assert_matches_oracle(module, make_inputs(module, 150, padded=True))
-    assert_matches_oracle(module, make_inputs(module, 110))
+    assert_matches_oracle(module, make_inputs(module, 103, padded=True))
+    assert_matches_oracle(module, make_inputs(module, 75))
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -74,7 +74,7 @@ def options(tmp_path: Path, **changes: Any) -> Options:
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text(MINE)
-    for name, number in (("REPEATS", 2), ("CHOOSING_REPEATS", 1), ("MAX_REPEATED", 1)):
+    for name, number in (("REPEATS", 1), ("CHOOSING_REPEATS", 1), ("MAX_REPEATED", 1)):
         monkeypatch.setattr(candidates, name, number)
     return tmp_path
 
