@@ -31,8 +31,6 @@ from danon.runs.run_info import RunInfo
 from danon.runs.saved_model import SavedModel
 
 DANON = [sys.executable, "-c", "from danon.cli.main import main; main()"]
-STOPPED = ("--suites", "speed,recall,language")
-"""A suite of calls, and those that keep a model."""
 NO_STORE = "http://127.0.0.1:9"  # refuses at once: these tests are not about MLflow
 
 
