@@ -159,9 +159,43 @@ def test_snippets_are_found() -> None:
 README = snippets((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("source", [s for _, s in README], ids=[f"line-{n}" for n, _ in README])
-def test_readme_snippet_runs(source: str) -> None:
-    python(source)
+IN_FORKS = """
+import os, sys, traceback
+import torch
+for source in {sources!r}:
+    if process := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+        continue
+    os.dup2(2, 1)
+    try:
+        exec(source, {{"__name__": "__main__"}})
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+"""
+"""Prints the exit status of each source, which runs in a fork of a process that has torch."""
+
+
+@pytest.fixture(scope="module")
+def snippet_runs() -> tuple[list[str], str]:
+    """Return the exit statuses of README's snippets and of a wrong one, and what they print."""
+    sources = [*(source for _, source in README), "a_name_that_is_not_there"]
+    done = run(sys.executable, "-u", "-c", IN_FORKS.format(sources=sources))
+    return done.stdout.split(), done.stderr
+
+
+@pytest.mark.parametrize("number", range(len(README)), ids=[f"line-{n}" for n, _ in README])
+def test_readme_snippet_runs(number: int, snippet_runs: tuple[list[str], str]) -> None:
+    statuses, said = snippet_runs
+    assert statuses[number] == "0", said
+
+
+def test_snippet_that_raises_is_noticed(snippet_runs: tuple[list[str], str]) -> None:
+    statuses, said = snippet_runs
+    assert len(statuses) == len(README) + 1 and statuses[-1] == "1"
+    assert "NameError: name 'a_name_that_is_not_there' is not defined" in said
 
 
 @pytest.fixture(scope="session")  # nox refuses two sessions of one name
