@@ -133,7 +133,7 @@ def test_profile_quick_measures_at_the_tuned_lengths() -> None:
 
     quick = lengths("quick")
     assert quick.pop("mqar") and quick.pop("code")  # rows that say why not
-    assert quick == {"speed": {16384}, "memory": {16384}, "decode": {65536}, "lookup": {16384}}
+    assert quick == {"speed": {16384}, "memory": {16384}, "decode": {16384}, "lookup": {16384}}
     assert {"scaling", "bounds"} <= lengths("standard").keys()
     assert 1024 in lengths("standard")["speed"]
 
