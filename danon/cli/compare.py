@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +9,14 @@ import typer
 from rich.console import Console
 
 from danon.cli.options import RunsFolder, refuse
+from danon.cli.recorded_run import find_run
+from danon.console import messages
+from danon.console.exit_status import DONE, NEGATIVE, NOT_WRITTEN
 
 if TYPE_CHECKING:
     from danon.report.comparison import Comparison
-    from danon.runs.journal import RecordedRun
 
 __all__ = ["compare"]
-
-MOVED, NOTHING_COMPARED = 1, 2
 
 
 def compare(
@@ -64,19 +62,18 @@ def compare(
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            print(f"danon: {error}", file=sys.stderr)
-            raise typer.Exit(os.EX_IOERR) from error
+            messages.refuse(Console(emoji=False), str(error))
+            raise typer.Exit(NOT_WRITTEN) from error
     if as_json:
         print(to_json(comparison))
     else:
-        console = Console()
+        console = Console(emoji=False)
         print_comparison(comparison, console, everything=everything)
         if html is not None:
             console.print(f"Page      {html}", soft_wrap=True, highlight=False)
     if all(figure.outcome == "untested" for figure in comparison.figures):
-        print(f"danon: nothing can be compared: {_why(comparison)}", file=sys.stderr)
-        raise typer.Exit(NOTHING_COMPARED)
-    raise typer.Exit(MOVED if comparison.moved or comparison.broken else 0)
+        refuse(f"nothing can be compared: {_why(comparison)}")
+    raise typer.Exit(NEGATIVE if comparison.moved or comparison.broken else DONE)
 
 
 def _comparison(runs: list[str], attention: str, beside: str, results: Path) -> Comparison:
@@ -89,29 +86,13 @@ def _comparison(runs: list[str], attention: str, beside: str, results: Path) -> 
         refuse("one run is given: name a second run, or two attentions: --attention A --with B")
     if len(runs) == 2 and beside:
         refuse(f"--with {beside} compares attentions of one run, and two runs are given")
-    recorded = [_recorded(run, results) for run in runs]
+    recorded = [find_run(Path(run), results, Console(emoji=False)) for run in runs]
     try:
         if len(recorded) == 1:
             return compare_attentions(recorded[0], attention, beside)
         before, after = recorded
         return compare_runs(before, after, attention)
     except ValueError as error:
-        refuse(str(error))
-
-
-def _recorded(name: str, results: Path) -> RecordedRun:
-    """Return the run in a folder, or of an id below the folder of results."""
-    from danon.runs.journal import RecordedRun
-    from danon.runs.schema import SchemaError
-
-    folder = next((x for x in (Path(name), results / name) if (x / "run.json").is_file()), None)
-    if folder is None:
-        known = sorted((file.parent.name for file in results.glob("*/run.json")), reverse=True)
-        there = f"the last there are {', '.join(known[:3])}" if known else "there is none"
-        refuse(f"run {name!r} is neither a folder of a run nor a run below {results}: {there}")
-    try:
-        return RecordedRun.read(folder)
-    except (FileNotFoundError, SchemaError) as error:
         refuse(str(error))
 
 
