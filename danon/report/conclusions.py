@@ -13,10 +13,18 @@ from danon.report.tables import REFERENCE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from danon.report.quality_tables import Task
     from danon.runs.case import CaseResult
     from danon.runs.run_info import RunInfo
 
 __all__ = ["conclude", "conclusions"]
+
+WORDS = {
+    "": "{names} {length}",
+    "<": "{names} every measured length ({length} and more)",
+    ">": "{names} none up to {length}",
+}
+"""Words for the side of the crossover that the measured lengths lie on."""
 
 
 def conclusions(results: Sequence[CaseResult], info: RunInfo) -> tuple[str, ...]:
@@ -46,7 +54,10 @@ def conclude(summary: Summary) -> tuple[str, ...]:
 
 def _fastest(summary: Summary) -> str:
     """Say which is the fastest that is as good as dense attention, and what faster ones lose."""
-    start = f"At {formatting.format_length(summary.length)} tokens"
+    assert summary.forward is not None
+    length = formatting.format_length(summary.length)
+    exact = "" if length == str(summary.length) else f" ({summary.length})"
+    start = f"On this {summary.forward.device} at {length}{exact} tokens"
     faster = [row for row in summary.rows if _faster(row) and not doubtful(row.remarks)]
     if not faster:
         return f"{start} nothing is faster than dense attention ({REFERENCE})."
@@ -56,35 +67,40 @@ def _fastest(summary: Summary) -> str:
             f"{start} the fastest is {faster[0].attention}, {_times(faster[0])} as dense "
             "attention; no quality was measured in this run."
         )
-    _, task, at = answer.judged
-    quality = f"{task.name} at {formatting.format_length(at)}"
+    task = answer.judged[1]
+    quality = _quality(answer.judged)
     scores = {row.attention: row.quality for row in summary.rows}
     dense = task.write(scores.get(REFERENCE, math.nan))
 
     def described(row: SummaryRow) -> str:
         known = math.isfinite(row.quality)
-        return (
-            f"{row.attention} is {_times(row)} with "
-            f"{task.write(row.quality) if known else 'unknown quality'}"
-        )
+        score = task.write(row.quality) if known else "unknown quality"
+        return f"{row.attention} ({_times(row)}, {score})"
 
-    best = next(
-        (row for row in faster if answer.best and row.attention == answer.best.attention), None
-    )
-    if best is None:
-        most = min(faster, key=lambda row: task.loss_of(row.quality))
-        named = dict.fromkeys((faster[0].attention, most.attention))
-        texts = [described(row) for row in faster if row.attention in named]
-        return (
-            f"{start} nothing faster than dense attention is shown to be as good "
-            f"({quality}: {dense}): {', '.join(texts)}."
+    chosen = answer.best.attention if answer.best else ""
+    best = next((row for row in faster if row.attention == chosen), None)
+    if best is not None:
+        text = (
+            f"{start} take {best.attention}: {_times(best)} as dense attention and as good, "
+            f"{task.write(best.quality)} of {quality}, dense {dense}"
         )
+        worse = faster[: faster.index(best)]
+        return f"{text}; the fastest is {described(worse[0])}." if worse else f"{text}."
+    most = min(faster, key=lambda row: task.loss_of(row.quality))
     text = (
-        f"{start} take {best.attention}: {_times(best)} as dense attention, and as good "
-        f"({quality}: {task.write(best.quality)}, dense {dense})"
+        f"{start} keep dense attention ({REFERENCE}) where quality counts: nothing faster is shown "
+        f"to be as good ({dense} of {quality}). Of the faster ones "
     )
-    worse = faster[: faster.index(best)]
-    return f"{text}; {described(worse[0])}." if worse else f"{text}."
+    if most is faster[0]:
+        return f"{text}{described(most)} is the fastest and has the best quality."
+    return f"{text}{described(faster[0])} is the fastest, {described(most)} has the best quality."
+
+
+def _quality(judged: tuple[object, Task, int]) -> str:
+    """Return the quality in words: ``lookup answers at 16k``."""
+    _, task, at = judged
+    unit = "answers " if task.metric == "accuracy" else ""
+    return f"{task.name} {unit}at {formatting.format_length(at)}"
 
 
 def _smallest(summary: Summary) -> str:
@@ -102,33 +118,28 @@ def _smallest(summary: Summary) -> str:
         return ""
     least = formatting.format_mebibytes(min(others.values()))
     names = [name for name, peak in others.items() if formatting.format_mebibytes(peak) == least]
-    group = "of those faster than dense" if names[0] in faster else "of all but dense"
-    text = f"The smallest {group}: {' and '.join(names)}, {least} MiB at {at}"
+    group = "the faster ones" if names[0] in faster else "the others"
+    text = f"Least working memory of {group}: {' and '.join(names)}, {least} MiB at {at}"
     if math.isfinite(dense):
-        text += f"; dense needs {formatting.format_mebibytes(dense)} MiB"
+        text += f"; dense attention needs {formatting.format_mebibytes(dense)} MiB"
     return f"{text}."
 
 
 def _crossovers(summary: Summary) -> str:
     """Say from which length on each of ours, and the user's, is faster than dense attention."""
-    lengths: dict[str, list[tuple[tuple[float, int], str, str]]] = {"": [], "<": [], ">": []}
-    for row in summary.rows:
-        if row.role in ("ours", "yours") and (pays := row.pays_from):
-            length = formatting.format_length(int(pays.length))
-            if not pays.side:
-                length = formatting.format_crossover(pays)
-            lengths[pays.side].append((pays.sort_key, row.attention, length))
-    parts = []
-    if between := [f"{length} ({name})" for _, name, length in sorted(lengths[""])]:
-        parts.append(f"Dense attention is faster below {', '.join(between)} tokens")
-    if always := [f"{name} from {length}" for _, name, length in sorted(lengths["<"])]:
-        parts.append(f"slower at every measured length than {', '.join(always)} tokens on")
-    if never := [f"{name} at {length}" for _, name, length in sorted(lengths[">"])]:
-        parts.append(f"still faster than {', '.join(never)} tokens")
-    if not parts:
-        return ""
-    text = "; ".join(parts)
-    return f"{text if text.startswith('Dense') else f'Dense attention is {text}'}."
+    ours = [row for row in summary.rows if row.role in ("ours", "yours") and row.pays_from]
+    ours.sort(key=lambda row: (row.pays_from.sort_key if row.pays_from else (), row.attention))
+    names: dict[tuple[str, str], list[str]] = {}
+    for row in ours:
+        assert row.pays_from is not None
+        side, length = row.pays_from.side, formatting.format_crossover(row.pays_from)
+        names.setdefault((side, length.lstrip("<>")), []).append(row.attention)
+    texts = [
+        WORDS[side].format(names=" and ".join(attentions), length=length)
+        for (side, length), attentions in names.items()
+    ]
+    start = "A forward pass is faster than dense attention's from so many tokens on"
+    return f"{start}: {', '.join(texts)}." if texts else ""
 
 
 def _faster(row: SummaryRow) -> bool:

@@ -26,7 +26,7 @@ from danon.report.remarks import remarks
 from danon.report.summary import summarize
 from danon.report.tradeoff import tradeoff
 from danon.report.tuned_settings import TunedSettingsRow, tuned_settings_rows
-from danon.report.unmeasured import unmeasured_cases
+from danon.report.unmeasured import describe_absences, unmeasured_cases
 from danon.runs import failures
 from danon.runs.files import replace_file
 
@@ -87,7 +87,7 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         _Section("provenance", "Provenance", True),
     ]
     present = [section for section in sections if section.present]
-    page = _environment().get_template("report.html")
+    page, absences = _environment().get_template("report.html"), unmeasured_cases(data)
     content = page.render(
         info=info,
         sections=present,
@@ -107,7 +107,8 @@ def write_report(results: Sequence[CaseResult], info: RunInfo, path: Path) -> No
         tuned_trouble=tuned_trouble,
         rates=rates,
         rates_trouble=rates_trouble,
-        absences=unmeasured_cases(data),
+        absences=absences,
+        absence=describe_absences(absences) if absences else "",
         failures=failures.read(path.parent, results),
         checks=tables.check_rows(data).to_dict("records"),
         counts=data["status"].value_counts().to_dict(),

@@ -81,7 +81,9 @@ class Summary:
     recommendation: Recommendation | None
 
     def best(self, column: str) -> frozenset[str]:
-        """Return the attentions with the best figure of a column; ties count, doubts do not.
+        """Return the attentions with the best figure of a column, dense attention aside.
+
+        Ties count; doubts and wide intervals do not.
 
         Args:
             column: name of a figure of :class:`SummaryRow`.
@@ -89,7 +91,9 @@ class Summary:
         keys = {
             row.attention: key
             for row in self.rows
-            if not doubtful(row.remarks) and (key := self._loss(row, column)) is not None
+            if row.role != "reference"
+            and not doubtful(row.remarks)
+            and (key := self._loss(row, column)) is not None
         }
         least = min(keys.values(), default=None)
         return frozenset(name for name, key in keys.items() if key == least)
@@ -102,7 +106,7 @@ class Summary:
         if value is None or not math.isfinite(getattr(value, "value", value)):
             return None
         if isinstance(value, Figure):
-            return (-value.value,)
+            return (-value.value,) if value.conclusive else None
         higher = column == "quality" and self.task is not None and self.task[0].higher
         return (-value if higher else value,)
 

@@ -15,7 +15,7 @@ from danon.report.formatting import format_crossover, format_interval, format_sp
 from danon.report.remarks import MARK
 from danon.report.summary import Summary, SummaryRow, summarize
 from danon.report.terminal_style import STYLES, heading_at
-from danon.report.unmeasured import Unmeasured, unmeasured_cases
+from danon.report.unmeasured import describe_absences, unmeasured_cases
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,12 +32,18 @@ LINES = 40
 """Lines of all output; the rows of the table are as many as fit."""
 PLACES = 5
 """Lines that a command prints below: report, figures, records."""
-FEWEST_ROWS = 5
+FEWEST_ROWS = 6
 MOST_REMARKS = 3
-MOST_NAMES = 3
 MOST_FAILURES = 4
 IMPORTANCE = ("reference", "yours", "ours", "baseline")
-LEGEND = f"{BEST} best of its column  ? wide interval  {MARK} remark below  (danon explain COLUMN)"
+LEGEND = "(danon explain COLUMN)"
+MARKS = {
+    BEST: "best but dense",
+    "?": "interval too wide",
+    formatting.NOTHING: "not measured",
+    MARK: "remark below",
+}
+"""Meaning of each mark; the legend has those that occur."""
 
 
 class _Column(NamedTuple):
@@ -85,10 +91,10 @@ def print_summary(results: Sequence[CaseResult], info: RunInfo, console: Console
     below = [Text(""), *map(Text, conclude(summary)), *_remarks(summary)]
     below += _failures(results)
     if absences := unmeasured_cases(tables.table(results)):
-        below.append(Text(_absence(absences)))
+        below.append(Text(f"{describe_absences(absences)} (why: danon report --unmeasured)."))
     if summary.rows:
         above.append(Text(_title(summary), style="bold"))
-        below.insert(0, Text(LEGEND, style="dim"))
+        below.insert(0, Text(_legend(summary, console.width), style="dim"))
     taken = sum(len(text.wrap(console, console.width)) for text in (*above, *below))
     room = max(FEWEST_ROWS, LINES - PLACES - taken - 2)
     shown = summary.rows if len(summary.rows) <= room else _chosen(summary.rows, room - 1)
@@ -135,7 +141,24 @@ def _name(row: SummaryRow) -> str:
 
 def _title(summary: Summary) -> str:
     view = summary.forward or summary.training or summary.decode
-    return f"{view.phase}, {view.dtype}, {view.shape}" if view else "quality"
+    if view is None:
+        return "Quality"
+    return f"Speed-ups over dense attention (sdpa): {view.phase}, {view.dtype}, {view.shape}"
+
+
+def _legend(summary: Summary, width: int) -> str:
+    """Return what the marks of the table mean."""
+    columns = _columns(summary, width, summary.rows)
+    texts = [_name(row) for row in summary.rows]
+    texts += [column.text(row) for row in summary.rows for column in columns]
+    best = any(summary.best(column.figure) for column in columns if column.figure)
+    occur = {
+        BEST: best,
+        "?": any(text.endswith("?") for text in texts),
+        formatting.NOTHING: formatting.NOTHING in texts,
+        MARK: any(text.endswith(MARK) for text in texts),
+    }
+    return "  ".join((*(f"{mark} {MARKS[mark]}" for mark in MARKS if occur[mark]), LEGEND))
 
 
 def _columns(summary: Summary, width: int, rows: Sequence[SummaryRow]) -> list[_Column]:
@@ -152,7 +175,7 @@ def _forward_columns(summary: Summary) -> list[_Column]:
     at = heading_at(summary.length)
     columns = [
         _Column("speed-up", f"speed-up{at} ", lambda r: format_speedup(r.speedup), "speedup"),
-        _Column("interval", f"95 %{at}", lambda r: format_interval(r.speedup)),
+        _Column("interval", "95 %\ninterval", lambda r: format_interval(r.speedup)),
         _Column("memory", f"MiB{at} ", lambda r: formatting.format_mebibytes(r.peak), "peak"),
     ]
     if not summary.forward:
@@ -164,11 +187,14 @@ def _forward_columns(summary: Summary) -> list[_Column]:
             _Column("quality", heading, lambda r: _written(task.write, r.quality), "quality")
         )
     if summary.forward:
-        pays = _Column(
-            "pays from", "pays\nfrom ", lambda r: format_crossover(r.pays_from), "pays_from"
-        )
+        pays = _Column("pays from", "pays\nfrom ", _pays_from, "pays_from")
         columns.append(pays)
     return columns
+
+
+def _pays_from(row: SummaryRow) -> str:
+    """Return the crossover length; nothing for dense attention, which has none."""
+    return "" if row.role == "reference" else format_crossover(row.pays_from)
 
 
 def _other_columns(summary: Summary) -> list[_Column]:
@@ -214,14 +240,3 @@ def _failures(results: Sequence[CaseResult]) -> list[Text]:
         more = len(failed) - MOST_FAILURES
         lines.append(f"failed: {more} more (danon report --unmeasured)")
     return [Text(line, style="red") for line in lines]
-
-
-def _absence(absences: Sequence[Unmeasured]) -> str:
-    """Return which attentions lack all figures, how many lack some, and where the reasons are."""
-    wholly = [cases.attention for cases in absences if cases.where == "everything"]
-    partly = {cases.attention for cases in absences} - {*wholly}
-    texts = [", ".join(wholly)] if wholly else []
-    if partly:
-        some = f"{len(partly)} others" if len(partly) > MOST_NAMES else ", ".join(sorted(partly))
-        texts.append(f"some cases of {some}")
-    return f"Not measured: {'; '.join(texts)} (why: danon report --unmeasured)."

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 
 from danon.report import formatting
 
-__all__ = ["Unmeasured", "unmeasured_cases"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Unmeasured", "describe_absences", "unmeasured_cases"]
+
+MOST_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,26 @@ def unmeasured_cases(frame: pd.DataFrame) -> list[Unmeasured]:
         where = _where(group, frame[frame["attention"] == attention])
         groups.append(Unmeasured(attention, status, group["reason"].iloc[0], where))
     return sorted(groups, key=lambda cases: (order.index(cases.status), cases.attention))
+
+
+def describe_absences(absences: Sequence[Unmeasured]) -> str:
+    """Return which attentions lack all figures, and how many lack some.
+
+    Args:
+        absences: result of :func:`unmeasured_cases`, not empty.
+    """
+    wholly: dict[str, list[str]] = {}
+    for cases in absences:
+        if cases.where == "everything":
+            wholly.setdefault(cases.status, []).append(cases.attention)
+    texts = [f"{', '.join(names)} ({status})" for status, names in wholly.items()]
+    partly = {cases.attention for cases in absences} - {
+        n for names in wholly.values() for n in names
+    }
+    if partly:
+        some = f"{len(partly)} others" if len(partly) > MOST_NAMES else ", ".join(sorted(partly))
+        texts.append(f"some cases of {some}")
+    return f"Not measured: {'; '.join(texts)}"
 
 
 def _where(group: pd.DataFrame, everything: pd.DataFrame) -> str:

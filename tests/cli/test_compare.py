@@ -99,7 +99,7 @@ def test_a_killed_run(tmp_path: Path) -> None:
         ((REFERENCE_RUN, "--with", "ucsa"), "name a second run, or two attentions"),
         ((REFERENCE_RUN, REFERENCE / "cpu-quick", "--with", "ucsa"), "two runs are given"),
         ((REFERENCE_RUN,) * 3, "3 runs are given"),
-        ((REFERENCE_RUN, "nowhere"), "nowhere is no recorded run: neither a folder nor a run under"),
+        ((REFERENCE_RUN, "nowhere"), "nowhere is no recorded run: neither a folder nor"),
         ((REFERENCE_RUN, "--attention", "ucsa", "--with", "ucsa"), "given twice"),
         (
             (REFERENCE_RUN, REFERENCE / "cpu-quick", "--attention", "nope"),

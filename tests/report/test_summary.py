@@ -109,8 +109,8 @@ class TestSummary:
         assert (row.speedup.value, row.peak, row.quality) == (2.0, 40 * 2**20, 1.0)
         assert row.decode.value == 3.0 and row.pays_from == Crossover(2048)
         assert (summary.length, summary.decode_length) == (4096, 4096)
-        assert summary.best("speedup") == {"linear"} and summary.best("peak") == {"sdpa"}
-        assert summary.best("quality") == {"sdpa", "ucsa"}
+        assert summary.best("speedup") == {"linear"} and summary.best("peak") == {"ucsa"}
+        assert summary.best("quality") == {"ucsa"}
         assert summary.best("pays_from") == {"linear"}
 
     def test_quality_of_other_settings_is_left_out(self, info: RunInfo) -> None:
@@ -128,19 +128,21 @@ class TestSummary:
 class TestConclusions:
     def test_attention_that_is_as_good(self, info: RunInfo) -> None:
         assert conclusions(run_of(), info) == (
-            "At 4k tokens take ucsa: 2.00 times as fast [1.82-2.22] as dense attention, and as "
-            "good (lookup at 4k: 100%, dense 100%); linear is 8.00 times as fast [7.27-8.89] with "
-            "<1%.",
-            "The smallest of those faster than dense: ucsa, 40.0 MiB at 4k; dense needs 2.00 MiB.",
-            "Dense attention is faster below 2k (ucsa) tokens.",
+            "On this cpu at 4k (4096) tokens take ucsa: 2.00 times as fast [1.82-2.22] as dense "
+            "attention and as good, 100% of lookup answers at 4k, dense 100%; the fastest is "
+            "linear (8.00 times as fast [7.27-8.89], <1%).",
+            "Least working memory of the faster ones: ucsa, 40.0 MiB at 4k; dense attention needs "
+            "2.00 MiB.",
+            "A forward pass is faster than dense attention's from so many tokens on: ucsa 2k.",
         )
 
     def test_nothing_is_as_good(self, info: RunInfo) -> None:
         (first, *_) = conclusions(run_of(ucsa=600), info)
         assert first == (
-            "At 4k tokens nothing faster than dense attention is shown to be as good (lookup at "
-            "4k: 100%): linear is 8.00 times as fast [7.27-8.89] with <1%, ucsa is 2.00 times as "
-            "fast [1.82-2.22] with 60%."
+            "On this cpu at 4k (4096) tokens keep dense attention (sdpa) where quality counts: "
+            "nothing faster is shown to be as good (100% of lookup answers at 4k). Of the faster "
+            "ones linear (8.00 times as fast [7.27-8.89], <1%) is the fastest, ucsa (2.00 times as "
+            "fast [1.82-2.22], 60%) has the best quality."
         )
 
     def test_run_without_quality(self, info: RunInfo) -> None:
@@ -148,13 +150,12 @@ class TestConclusions:
         assert first.endswith("no quality was measured in this run.")
 
     def test_slow_attentions(self, info: RunInfo) -> None:
-        results = [timed("sdpa", 1024, 1.0), timed("ucsa", 1024, 0.5), timed("msra", 1024, 1.5)]
+        results = [timed("sdpa", 1000, 1.0), timed("ucsa", 1000, 0.5), timed("msra", 1000, 1.5)]
         first, last = conclusions(results[:2], info)
-        assert first == "At 1k tokens nothing is faster than dense attention (sdpa)."
-        assert last == "Dense attention is still faster than ucsa at 1k tokens."
-        assert conclusions(results, info)[-1] == (
-            "Dense attention is slower at every measured length than msra from 1k tokens on; still "
-            "faster than ucsa at 1k tokens."
+        assert first == "On this cpu at 1000 tokens nothing is faster than dense attention (sdpa)."
+        assert last.endswith("from so many tokens on: ucsa none up to 1000.")
+        assert conclusions(results, info)[-1].endswith(
+            ": msra every measured length (1000 and more), ucsa none up to 1000."
         )
 
     def test_run_without_a_forward_pass(self, info: RunInfo) -> None:
@@ -179,17 +180,18 @@ def test_summary_of_a_recorded_run_fits_the_terminal(name: str, width: int) -> N
     assert len(table) == 1, "dense attention always has a row"
     names = {r.case.attention for r in run.results}
     firsts = {line.split(" ")[0] for line in lines}
-    assert {"msra", "dala", "ucsa"} & names <= firsts, "ours have whole names"
+    if width >= 80:
+        assert {"msra", "dala", "ucsa"} & names <= firsts, "ours have whole names"
 
 
 def test_narrow_terminal_has_names_and_speedups(info: RunInfo) -> None:
     lines = printed(run_of(), info, 30)
     assert "attention    at 4k" in "\n".join(lines)
-    assert any(line.split() == ["ucsa", "2.00", "40.0"] for line in lines)
+    assert any(line.split() == ["ucsa", "2.00", "40.0*"] for line in lines)
 
 
 def test_run_without_figures(info: RunInfo) -> None:
     case = Case("speed", "gla", 1024, "float32", "forward")
     lines = printed([CaseResult(case, "unavailable", "needs CUDA")], info, 80)
     assert "No case has figures." in lines
-    assert lines[-1] == "Not measured: gla (why: danon report --unmeasured)."
+    assert lines[-1] == "Not measured: gla (unavailable) (why: danon report --unmeasured)."

@@ -78,15 +78,7 @@ def test_root_without_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_default_results_folder_of_every_command(below: Path) -> None:
     found = {name: make() for name, make in results_options()}
-    assert found.keys() == {
-        "bench",
-        "report",
-        "compare",
-        "choose",
-        "gate",
-        "history",
-        "tune",
-    }
+    assert found.keys() == {"bench", "report", "compare", "choose", "gate", "history", "tune"}
     assert {place.resolve().parent for name, place in found.items() if name != "tune"} == {
         below / "results"
     }
