@@ -125,4 +125,4 @@ def test_an_older_schema(tmp_path: Path) -> None:
 def test_an_unknown_run_names_those_there_are(tmp_path: Path) -> None:
     written(tmp_path, measured_again(0, QUIET))
     done = danon("nowhere", REFERENCE_RUN, "--results", tmp_path)
-    assert "the last there are again-0" in done.stderr
+    assert "the last are again-0" in done.stderr
