@@ -119,7 +119,7 @@ def _smallest(summary: Summary) -> str:
     least = formatting.format_mebibytes(min(others.values()))
     names = [name for name, peak in others.items() if formatting.format_mebibytes(peak) == least]
     group = "the faster ones" if names[0] in faster else "the others"
-    text = f"Least working memory of {group}: {' and '.join(names)}, {least} MiB at {at}"
+    text = f"Least working memory of {group}: {_listed(names)}, {least} MiB at {at}"
     if math.isfinite(dense):
         text += f"; dense attention needs {formatting.format_mebibytes(dense)} MiB"
     return f"{text}."
@@ -135,11 +135,16 @@ def _crossovers(summary: Summary) -> str:
         side, length = row.pays_from.side, formatting.format_crossover(row.pays_from)
         names.setdefault((side, length.lstrip("<>")), []).append(row.attention)
     texts = [
-        WORDS[side].format(names=" and ".join(attentions), length=length)
+        WORDS[side].format(names=_listed(attentions), length=length)
         for (side, length), attentions in names.items()
     ]
     start = "A forward pass is faster than dense attention's from so many tokens on"
     return f"{start}: {', '.join(texts)}." if texts else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a list in words: ``msra, dala and ucsa``."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _faster(row: SummaryRow) -> bool:
