@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -54,6 +55,15 @@ def _closed_autocast() -> Iterator[None]:
     """Nothing leaves an autocast region open: every later training would read stale weights."""
     yield
     assert open_autocast_regions() == 0
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Iterator[None]:
+    """For looks at what is kept: each would go through all objects of torch, as in the suites."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

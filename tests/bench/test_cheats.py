@@ -54,7 +54,7 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def runner() -> Iterator[CaseRunner]:
+def runner(frozen: None) -> Iterator[CaseRunner]:
     discover((), ["window"])
     names = [name for name in ATTENTIONS if name not in registry.names()]
     for name in names:

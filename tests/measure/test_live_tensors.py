@@ -16,6 +16,8 @@ from danon.attention.streaming import StreamingAttention
 from danon.config import AttentionConfig
 from danon.measure.live_tensors import STATE_BYTES, LiveTensors, hidden_state
 
+pytestmark = pytest.mark.usefixtures("frozen")
+
 CPU = torch.device("cpu")
 discover((), ())
 STREAMS = [
@@ -84,18 +86,6 @@ def test_inference_tensors_count_and_other_devices_do_not() -> None:
     assert before.bytes_since() == 400
 
 
-def test_tensors_frozen_later_count() -> None:
-    gc.collect()
-    gc.freeze()
-    try:
-        before = LiveTensors(CPU)
-        Holder.kept["hidden"] = torch.zeros(2**20)
-        gc.freeze()
-        assert before.bytes_since() >= 2**22
-    finally:
-        gc.unfreeze()
-
-
 def test_hidden_state_up_to_a_tenth_or_a_small_table() -> None:
     before = LiveTensors(CPU)
     Holder.kept["table"] = torch.zeros(STATE_BYTES // 4)
@@ -138,3 +128,16 @@ def test_registered_streams_keep_only_their_state(name: str) -> None:
     gc.collect()
     # Less where an empty memory is one tensor for keys and values; more by a table of positions.
     assert 0.7 * state.nbytes < before.bytes_since() <= state.nbytes + 4096
+
+
+def test_tensors_frozen_later_count() -> None:
+    # The last test: what was frozen before it is no longer so after it.
+    gc.collect()
+    gc.freeze()
+    try:
+        before = LiveTensors(CPU)
+        Holder.kept["hidden"] = torch.zeros(2**20)
+        gc.freeze()
+        assert before.bytes_since() >= 2**22
+    finally:
+        gc.unfreeze()
