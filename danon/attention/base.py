@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from danon.attention.kernels import table
 from danon.config import AttentionConfig
 from danon.tuned.search_space import Space
 
-__all__ = ["BaseAttention", "check_inputs", "check_mask", "without_autocast"]
+__all__ = ["BaseAttention", "check_inputs", "check_mask", "made_on", "without_autocast"]
 
 _Out = TypeVar("_Out")
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -304,6 +305,18 @@ def without_autocast(forward: Callable[..., _Out]) -> Callable[..., _Out]:
             return forward(self, q, *args, **kwargs)
 
     return run
+
+
+def made_on(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context that makes new tensors on a device.
+
+    Nothing is entered where they are made on it anyway: inside a device's context, torch runs
+    Python code for every operation.
+
+    Args:
+        device: where to make them.
+    """
+    return nullcontext() if device == torch.get_default_device() else device
 
 
 def check_inputs(

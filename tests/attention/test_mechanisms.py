@@ -102,8 +102,8 @@ def test_ucsa_options_match_the_oracle(fields: dict[str, object], causal: bool) 
     module = small_ucsa(causal, 2, **fields)
     for p in module.parameters():
         torch.nn.init.normal_(p, std=0.3)
-    assert_matches_oracle(module, make_inputs(module, 103, padded=True))
-    assert_matches_oracle(module, make_inputs(module, 75))
+    assert_matches_oracle(module, make_inputs(module, 103, batch=1, padded=True))
+    assert_matches_oracle(module, make_inputs(module, 75, batch=1))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -115,6 +115,16 @@ def test_odd_head_dimensions_match_the_oracle(
         patch.setitem(SHAPE, "hidden_size", 28)
         module = make(causal, 1)
     assert_matches_oracle(module, make_inputs(module, 61))
+
+
+@pytest.mark.parametrize("make", [small_msra, small_dala, small_ucsa])
+def test_an_oracle_computes_where_its_inputs_are(make: Callable[..., BaseAttention]) -> None:
+    module = make(True)
+    x, rows = make_inputs(module, 40), torch.tensor([0, 7, 39])
+    want = module.oracle(*x, rows=rows)
+    with torch.device("meta"):  # where a tensor without a device would be made
+        assert module.oracle(*x, rows=rows).equal(want)
+    assert want.device == x.q.device
 
 
 def test_the_budget_equals_the_oracles_at_any_share() -> None:
@@ -211,15 +221,20 @@ def test_msra_is_dense_attention_where_tokens_under_each_node_are_equal(
 def test_selection_follows_no_later_query() -> None:
     """No gradient shows a leak through chosen indices: change single later tokens instead."""
     module = small_ucsa(True)
-    q, k, v, _ = make_inputs(module, 140)
+    q, k, v, _ = make_inputs(module, 140, batch=1)
     with torch.no_grad():
-        before = module(q, k, v)
-        for place in range(60, 139, 3):
-            for tensor in range(3):
-                changed = [t.clone() for t in (q, k, v)]
-                changed[tensor][:, :, place + 1] *= -7
-                after = module(*changed)
-                assert after[:, :, : place + 1].equal(before[:, :, : place + 1])
+        places = range(60, 139, 3)
+        # One batch of all changes.
+        many = [t.repeat(len(places), 1, 1, 1) for t in (q, k, v)]
+        before = module(*many)
+        for tensor in range(3):
+            changed = [t.clone() for t in many]
+            for b, place in enumerate(places):
+                changed[tensor][b, :, place + 1] *= -7
+            after = module(*changed)
+            assert not after.equal(before)
+            for b, place in enumerate(places):
+                assert after[b, :, : place + 1].equal(before[b, :, : place + 1])
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -68,7 +68,7 @@ def decided(module: StreamingAttention, x: Inputs) -> Tensor:
 
 
 @every
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_chunking_gives_the_parallel_form(name: str, data: st.DataObject) -> None:
     module = trained(name)
@@ -83,7 +83,7 @@ def test_any_chunking_gives_the_parallel_form(name: str, data: st.DataObject) ->
 
 @every
 def test_token_by_token_over_many_blocks(name: str) -> None:
-    module, length = trained(name), 400
+    module, length = trained(name), 280
     x = make_inputs(module, length, batch=1)
     rows = decided(module, x)
     got, _ = feed(module, x, list(range(1, length)))
@@ -102,7 +102,7 @@ def test_msra_levels_narrower_than_the_window_stream(cuts: set[int]) -> None:
 def test_msra_levels_narrower_than_the_window_token_by_token() -> None:
     module = trained("msra", window=32, compression_factor=8, compression_alpha=9)
     x = make_inputs(module, 1200, batch=1)
-    got, _ = feed(module, x, list(range(1, 1200)))
+    got, _ = feed(module, x, list(range(600, 1200)))  # where the third level begins
     assert relative_error(got, module(*x)) <= 1e-5
 
 
@@ -328,12 +328,12 @@ def test_streams_fork_in_many_threads(name: str) -> None:
     module = trained(name)
     prefix = make_inputs(module, 90, batch=1)
     _, state = feed(module, prefix, [41, 88, 89])
-    tails = [make_inputs(module, 40, batch=1, seed=s) for s in range(8)]
+    tails = [make_inputs(module, 24, batch=1, seed=s) for s in range(6)]
 
     def follow(tail: Inputs) -> Tensor:
-        return feed(module, tail, list(range(1, 40)), state)[0]
+        return feed(module, tail, list(range(1, 24)), state)[0]
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(6) as pool:
         got = list(pool.map(follow, tails))
     for tail, out in zip(tails, got, strict=True):
         whole = Inputs(*(torch.cat(t, 2) for t in zip(prefix[:3], tail[:3], strict=True)), None)
@@ -402,7 +402,7 @@ def bytes_after(module: StreamingAttention, lengths: list[int], chunk: int = 512
 
 
 def test_state_bytes_grow_as_promised() -> None:
-    lengths = [2048, 8192, 32768]  # equal steps of the logarithm
+    lengths = [1024, 4096, 16384]  # equal steps of the logarithm
     wide = {"hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "causal": True}
     sizes = bytes_after(DALA(DALAConfig(**wide, memory_size=64, block_size=16)), lengths)
     assert len(set(sizes)) == 1
@@ -429,10 +429,10 @@ def test_a_large_chunk_of_ucsa_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("strategy", ["lru", "lfu", "fifo"])
 def test_a_bounded_cache_does_not_depend_on_chunks(strategy: str) -> None:
     module = trained("ucsa", max_cache_size=20, cache_strategy=strategy)
-    x = make_inputs(module, 240, batch=2)
+    x = make_inputs(module, 150, batch=2)
     whole, state = feed(module, x, [])
     assert all(s.size == 10 for g in state.groups for n, s in g.parts.items() if n == "slot_k")  # type: ignore[union-attr]
-    for cuts in (list(range(1, 240)), [3, 50, 51, 180, 223]):
+    for cuts in (list(range(1, 150)), [3, 50, 51, 120, 143]):
         got, _ = feed(module, x, cuts)
         same = (got - whole).abs().amax(dim=(0, 1, 3)) <= 1e-5
         assert same[decided(module, x)].float().mean() >= 0.97  # rounding may decide a choice

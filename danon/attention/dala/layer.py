@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from danon.attention.base import without_autocast
+from danon.attention.base import made_on, without_autocast
 from danon.attention.dala.base import DALABase
 from danon.attention.dala.oracle import oracle, shares
 from danon.attention.dala.paths import Paths, paths_for_chunk, paths_for_sequence
@@ -235,7 +235,7 @@ class DALA(DALABase):
         Which tokens are remembered is decided by the importance scores as the network gives them,
         in its own precision: a choice is either the same or another, never nearly the same.
         """
-        with q.device:
+        with made_on(q.device):
             return oracle(self, q, k, v, rows)
 
     @torch.no_grad()
@@ -246,6 +246,6 @@ class DALA(DALABase):
 
         Held fixed, since they read values: the state, and what it and they do to width and router.
         """
-        with q.device:
+        with made_on(q.device):
             weights, _, seen = shares(self, q, k, v, rows)
         return EffectiveAttention(weights[..., : k.shape[2]], seen)

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from danon.attention.base import without_autocast
+from danon.attention.base import made_on, without_autocast
 from danon.attention.effective_matrix import EffectiveAttention, Level, pooling_loss
 from danon.attention.kernels.base import hide
 from danon.attention.msra import streaming
@@ -132,7 +132,7 @@ class MSRA(MSRABase):
     @rows_alone
     def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """Compute the definition, dense and in float64."""
-        with q.device:
+        with made_on(q.device):
             return oracle(self, q, k, v, rows)
 
     def effective_attention(

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from danon.attention.base import without_autocast
+from danon.attention.base import made_on, without_autocast
 from danon.attention.effective_matrix import EffectiveAttention, pooling_loss
 from danon.attention.padding import each_alone, right_padded, rows_alone
 from danon.attention.pooling import ImportancePool
@@ -314,14 +314,14 @@ class UCSA(StreamingAttention):
     @rows_alone
     def oracle(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """Compute the definition, one block of queries at a time, in float64."""
-        with q.device:
+        with made_on(q.device):
             return oracle(self, q, k, v, rows)
 
     def undecided_rows(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rows: Tensor
     ) -> Tensor:
         """Return bool (R,): rows whose selection is decided by less than rounding."""
-        with q.device:
+        with made_on(q.device):
             if mask is None:
                 return undecided(self, q, k, v, rows)
             close = torch.zeros(len(rows), dtype=torch.bool)
@@ -335,7 +335,7 @@ class UCSA(StreamingAttention):
     ) -> EffectiveAttention:
         """Return the matrix: window and refined leaves seen as themselves, the rest as nodes."""
         c = self.cfg
-        with q.device:
+        with made_on(q.device):
             exact, levels = seen(self, q, k, v, rows)
         weights = super().effective_attention(q, k, v, rows).weights
         pooled = None
