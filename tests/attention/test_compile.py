@@ -60,7 +60,7 @@ FORMS: dict[str, Callable[[], BaseAttention]] = {
 }
 MODELS: dict[str, Callable[[], Backbone]] = {
     "msra": lambda: create_msra_model(
-        **SHAPE, **MSRA_SMALL, num_layers=2, vocab_size=50, task="lm", gradient_checkpointing=True
+        **SHAPE, **MSRA_SMALL, num_layers=1, vocab_size=50, task="lm", gradient_checkpointing=True
     ),
     "dala": lambda: create_dala_model(
         **SHAPE, **DALA_SMALL, num_layers=1, vocab_size=50, task="classifier"
