@@ -134,18 +134,6 @@ def test_attentions_of_one_file_in_a_bench(run: Run) -> None:
     assert f"attention 'msra' of the installed package greedy 1.0 {taken}" in said
 
 
-def test_installed_attention_that_does_not_import_is_refused_where_it_is_asked_for(
-    tmp_path: Path, packages: Path
-) -> None:
-    status, said = danon(
-        tmp_path, "bench", "--profile", "smoke", "--only", "lost", path=(ROOT, packages)
-    )
-    assert status == 2, said
-    assert "attention 'lost' of the installed package broken 1.0 is left out" in said
-    assert "No module named 'nowhere_at_all'" in said
-    assert not (tmp_path / "results").exists()
-
-
 def test_attention_of_an_installed_package_in_the_gate(
     tmp_path: Path, repository: Path, gate_inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +195,13 @@ class TestDiscover:
             assert names == ("sdpa", "by-hand") and own == ()
         assert installed.versions() == {"by-hand": "good 1.0"}
         assert len(notes) == 4 and len(set(notes)) == 2  # the broken and the greedy package
+
+    def test_attention_that_does_not_import_is_refused_where_it_is_asked_for(
+        self, found: pytest.MonkeyPatch
+    ) -> None:
+        words = "'lost' of the installed package broken 1.0 is left out: .*'nowhere_at_all'"
+        with pytest.raises(ValueError, match=words):
+            discover((), ["lost"], note=lambda reason: None)
 
     def test_attention_whose_import_is_refused_stays_out(self, found: pytest.MonkeyPatch) -> None:
         def load(target: str, name: str) -> str:
