@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_benchmark.cli
 
 from danon.processes.suite_process import SuiteProcess
 from danon.runs.case import CONTENDED_CORES, CaseResult
@@ -116,13 +115,6 @@ BOUNDS = {
     "unexplained_output",
 }
 SCALING = {f"{what}_exponent{end}" for what in ("time", "memory") for end in ("", "_low", "_high")}
-
-
-def python(*arguments: str) -> str:
-    """Return the output of another interpreter."""
-    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @dataclass
@@ -312,7 +304,11 @@ class TestSession:
         suites = {b["params"]["case"].partition("/")[0] for b in session.stored().values()}
         assert suites == {"speed", "decode"}
 
-    def test_pytest_benchmark_compares_what_it_wrote(self, session: Session) -> None:
-        shown = python("-m", "pytest_benchmark", "compare", str(session.benchmark))
+    def test_pytest_benchmark_compares_what_it_wrote(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("sys.argv", ["pytest-benchmark", "compare", str(session.benchmark)])
+        pytest_benchmark.cli.main()
+        shown = capsys.readouterr().out
         assert "'speed forward float32 N64 cpu'" in shown
         assert any(line.startswith("Exact ") for line in shown.splitlines())
