@@ -115,6 +115,16 @@ def repository(tmp_path: Path) -> Path:
     return two_commits(tmp_path / "theirs")
 
 
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork worker processes; tests of the processes themselves start them as danon does."""
+    from forked_workers import forking_subprocess
+
+    from danon.processes import request_server
+
+    monkeypatch.setattr(request_server, "subprocess", forking_subprocess)
+
+
 @pytest.fixture(scope="session")
 def gate_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the inputs that the gate's workers read."""

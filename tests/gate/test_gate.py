@@ -32,7 +32,11 @@ Looks = tuple[tuple[int, ...], tuple[int, ...], float]
 
 @pytest.fixture
 def small(
-    monkeypatch: pytest.MonkeyPatch, repository: Path, gate_inputs: Path, sqlite: str
+    monkeypatch: pytest.MonkeyPatch,
+    repository: Path,
+    gate_inputs: Path,
+    sqlite: str,
+    forked_workers: None,
 ) -> Path:
     """Enter the repository, with a gate of one small case."""
     monkeypatch.setattr(workspace, "gate_cases", lambda names: [CASE])
@@ -208,7 +212,7 @@ class TestExactMetrics:
         return exact_metrics_of(workspace, workspace.side("head"), [LONG], models)[LONG]
 
     def test_five_percent_more_memory_and_one_graph_break_are_found(
-        self, tmp_path: Path, gate_inputs: Path
+        self, tmp_path: Path, gate_inputs: Path, forked_workers: None
     ) -> None:
         source = MINE.format(work=1)
         base = self.of(tmp_path, gate_inputs, source)

@@ -102,7 +102,13 @@ def test_direction_of_exact_metrics() -> None:
 
 
 @pytest.fixture
-def own(repository: Path, monkeypatch: pytest.MonkeyPatch, gate_inputs: Path, sqlite: str) -> Path:
+def own(
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gate_inputs: Path,
+    sqlite: str,
+    forked_workers: None,
+) -> Path:
     """Commit softmax attention to the repository, with a gate that measures recall alone."""
     monkeypatch.setattr(workspace, "gate_cases", lambda names: [CASE])
     monkeypatch.setattr(workspace, "write_inputs", lambda path: gate_inputs)

@@ -72,7 +72,7 @@ def options(tmp_path: Path, **changes: Any) -> Options:
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_workers: None) -> Path:
     (tmp_path / "mine.py").write_text(MINE)
     for name, number in (("REPEATS", 1), ("CHOOSING_REPEATS", 1), ("MAX_REPEATED", 1)):
         monkeypatch.setattr(candidates, name, number)
