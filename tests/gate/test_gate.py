@@ -73,7 +73,7 @@ class TestGate:
     @pytest.mark.parametrize(
         "looks",
         [
-            pytest.param(((2,), (3,), 0.125), id="few pairs"),
+            pytest.param(((2,), (2,), 0.25), id="few pairs"),
             pytest.param((SCREENING, CONFIRMING, ALPHA), id="all pairs", marks=pytest.mark.slow),
         ],
     )
