@@ -22,6 +22,7 @@ from danon.gate.exact_metrics import Missing, compare_exact
 from danon.gate.recall_probe import PLAN
 from danon.gate.result import RECALL_TOLERANCE_POINTS, ExactMetric
 from danon.gate.thresholds import Accepted, Threshold, Thresholds
+from danon.gate.worker_client import WorkerClient
 from danon.gate.workspace import MODELS, THRESHOLDS, Options
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +132,26 @@ def told(run: Any, *arguments: Any) -> tuple[int, str]:
     return status, " ".join(console.export_text().split())
 
 
-def test_from_calibration_to_acceptance(own: Path, sqlite: str) -> None:
+@pytest.fixture
+def stored_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answer a request to train with the weights of ucsa, without what softmax does not have.
+
+    The slow test of this file trains.
+    """
+    request = WorkerClient.request
+
+    def answer(worker: WorkerClient, do: str, **arguments: Any) -> Any:
+        if do != "train":
+            return request(worker, do, **arguments)
+        saved = torch.load(ROOT / "results" / "recall" / "ucsa.pt", weights_only=True)
+        state = {name: x for name, x in saved["state"].items() if "_pool." not in name}
+        torch.save({**saved, "state": state}, arguments["path"])
+        return None
+
+    monkeypatch.setattr(WorkerClient, "request", answer)
+
+
+def test_from_calibration_to_acceptance(own: Path, sqlite: str, stored_training: None) -> None:
     options = Options(("mine.py:MyAttention",), "", False, 10.0, Path("out"))
     status, said = told(calibrate, options, 2)
     assert status == 0 and "1 of 1 cases calibrated" in said
