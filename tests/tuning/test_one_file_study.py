@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typer.testing import CliRunner
 from danon.cli.app import app
 from danon.cli.machine_terminal import print_machine
 from danon.processes.interpreter import bundle
-from danon.tuning import target
+from danon.tuning import candidates, target
 
 BATCH_SIZE = """
 from danon.tuned.search_space import Categorical, Space
@@ -49,10 +48,6 @@ ENTRY_POINTS = {
     "broken": "a_module_that_is_not_there",
     "schedule": "batch_size_study",
 }
-FEWER_REPEATS = (
-    "from danon.tuning import candidates; candidates.REPEATS, candidates.CHOOSING_REPEATS = 1, 1; "
-)
-"""Each repeat starts a process; otherwise the command is ``python -m danon tune``."""
 
 
 @pytest.fixture
@@ -68,19 +63,20 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         target._TABLE.pop(name, None)
 
 
-@pytest.mark.timeout(300)
-def test_study_of_an_installed_kind(package: Path, tmp_path: Path, sqlite: str) -> None:
-    code = FEWER_REPEATS + "import runpy; runpy.run_module('danon', run_name='__main__')"
+def test_study_of_an_installed_kind(
+    package: Path,
+    tmp_path: Path,
+    sqlite: str,
+    forked_workers: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(candidates, "REPEATS", 1)  # each repeat starts a process
+    monkeypatch.setattr(candidates, "CHOOSING_REPEATS", 1)
+    monkeypatch.setenv("PYTHONPATH", f"{bundle()}{os.pathsep}{package}")
+    monkeypatch.chdir(tmp_path)
     options = ("--mechanism", "window", "--kind", "batch_size", "--objective", "speed")
-    done = subprocess.run(
-        [sys.executable, "-c", code, "tune", *options, "--trials", "2"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{bundle()}{os.pathsep}{package}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = CliRunner().invoke(app, ["tune", *options, "--trials", "2"])
+    assert done.exit_code == 0, done.output
     name = "batch_size-window-speed-N96-float32"
     assert f"Study     {name} in sqlite" in done.stdout
     assert "trial 1: score 1, time 0.5, memory 2; batch 2" in done.stdout
