@@ -148,7 +148,7 @@ class Decode(Suite):
             stream.device,
             budget_s=budget,
             width=width,
-            fewest_rounds_s=self.profile.fewest_rounds_s,
+            first_rounds_s=self.profile.first_rounds_s,
             seed=case.length,
         )
         samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}

@@ -50,7 +50,7 @@ PROFILES: dict[str, Profile] = {
         },
         seconds=2.5,
         width=0.075,
-        fewest_rounds_s=12.0,
+        first_rounds_s=18.0,
         cap_s=20.0,
         caps_s={"bounds": 15.0},
         plans=(*QUICK[0], *QUICK[1], *pretrained_plans.QUICK),

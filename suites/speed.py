@@ -117,7 +117,7 @@ class Speed(CallSuite):
         """Return the expected seconds of a case: its rounds, and its check."""
         check_s = super().seconds(profile, case) - 0.2  # four dense calls
         rounds_s = FEWEST_ROUNDS * DENSE_AND_OWN * check_s / 4
-        most_s = max(profile.seconds, profile.fewest_rounds_s)
+        most_s = max(profile.seconds, profile.first_rounds_s)
         return min(max(min(rounds_s, most_s), SHORTEST_S) + check_s, profile.cap(cls.name))
 
     def figures(self, workload: Workload, correctness: Correctness) -> Figures:
@@ -135,7 +135,7 @@ class Speed(CallSuite):
                 device,
                 budget_s=profile.seconds,
                 width=profile.width,
-                fewest_rounds_s=profile.fewest_rounds_s,
+                first_rounds_s=profile.first_rounds_s,
                 seed=case.length,
             )
             samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}

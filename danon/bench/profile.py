@@ -72,8 +72,7 @@ class Profile:
         grids: cases of the suites that measure calls, by name of the suite.
         seconds: time budget of a case's rounds; they end earlier once the interval is narrow.
         width: half width of a narrow interval, in logarithms.
-        fewest_rounds_s: seconds that the first eight rounds of a case may take beyond its budget:
-            fewer have no interval.
+        first_rounds_s: seconds that the first twelve rounds of a case may take beyond its budget.
         cap_s: most seconds of a case, its check included; a longer forecast is over budget.
         caps_s: other caps, by name of the suite.
         plans: plans for models, which have budgets of their own.
@@ -92,7 +91,7 @@ class Profile:
     suites: tuple[str, ...] = ()
     attentions: tuple[str, ...] = ()
     from_tuned: bool = False
-    fewest_rounds_s: float = 0.0
+    first_rounds_s: float = 0.0
 
     def cap(self, suite: str) -> float:
         """Return the seconds that a case of a suite may take."""

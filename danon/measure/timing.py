@@ -107,7 +107,7 @@ def measure_pair(
     *,
     budget_s: float,
     width: float,
-    fewest_rounds_s: float = 0.0,
+    first_rounds_s: float = 0.0,
     sample_s: float = SAMPLE_S,
     seed: int = 0,
 ) -> Paired:
@@ -120,8 +120,9 @@ def measure_pair(
         budget_s: seconds of rounds, after one call of each to warm up. At least three rounds are
             measured, two where one round alone takes longer than the budget.
         width: half width of the interval, in logarithms, that is narrow enough; 0.02 is 2 %.
-        fewest_rounds_s: seconds that the first eight rounds may take beyond the budget. Fewer
-            rounds have no interval. Where eight would take longer, the budget alone decides.
+        first_rounds_s: seconds that the first twelve rounds may take beyond the budget. Fewer than
+            eight have no interval, and that of fewer than twelve spans all of them, disturbed ones
+            too. Where they would take longer, the budget alone decides.
         sample_s: least seconds of a sample.
         seed: of the order within rounds.
 
@@ -131,9 +132,7 @@ def measure_pair(
     Raises:
         ValueError: the budget is not positive, or the device is another.
     """
-    sides = _rounds(
-        (candidate, reference), device, budget_s, sample_s, width, seed, fewest_rounds_s
-    )
+    sides = _rounds((candidate, reference), device, budget_s, sample_s, width, seed, first_rounds_s)
     middle = sides.interval
     ratio = Estimate(math.exp(middle.value), math.exp(middle.low), math.exp(middle.high))
     return Paired(tuple(sides.samples[0]), tuple(sides.samples[1]), ratio, sides.conclusive)
@@ -177,7 +176,7 @@ def _rounds(
     sample_s: float,
     width: float,
     seed: int,
-    fewest_rounds_s: float = 0.0,
+    first_rounds_s: float = 0.0,
 ) -> _Rounds:
     """Measure rounds of one or two sides; the statistic is log time, or the log ratio."""
     sides = [side if isinstance(side, TimedCall) else TimedCall(side) for side in functions]
@@ -205,7 +204,8 @@ def _rounds(
                 samples = [[] for _ in sides]
                 continue
             rounds, spent = len(samples[0]), perf_counter() - start
-            awaited = rounds < FEWEST_ROUNDS and spent / rounds * FEWEST_ROUNDS <= fewest_rounds_s
+            wanted = FEWEST_ROUNDS if rounds < FEWEST_ROUNDS else next_look(FEWEST_ROUNDS)
+            awaited = rounds < wanted and spent / rounds * wanted <= first_rounds_s
             over = spent >= budget_s and not awaited
             if rounds < (2 if spent / rounds > budget_s else 3) or not (over or rounds >= look_at):
                 continue

@@ -97,6 +97,32 @@ class TestPaired:
         assert len(found.candidate) == len(found.reference) == rounds
         assert not found.conclusive
 
+    @pytest.mark.parametrize(
+        ("seconds", "disturbed", "rounds", "conclusive"),
+        [(0.5, False, 8, True), (0.5, True, 12, True), (1.2, False, 2, False)],
+    )
+    def test_first_rounds_beyond_the_budget(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        seconds: float,
+        disturbed: bool,
+        rounds: int,
+        conclusive: bool,
+    ) -> None:
+        machine = FakeMachine(monkeypatch)
+        # The third round of both sides, beside which the candidate alone is slower.
+        machine.slowdown = lambda now: 1.5 if disturbed and 2.4 < now < 2.9 else 1.0
+        found = measure_pair(
+            machine.work("a", seconds),
+            machine.work("b", seconds),
+            CPU,
+            budget_s=1,
+            width=0.02,
+            first_rounds_s=18,
+        )
+        assert (len(found.candidate), found.conclusive) == (rounds, conclusive)
+        assert found.ratio.value == 1.0
+
     def test_noise_that_the_budget_cannot_average(self, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = FakeMachine(monkeypatch, noise=0.5)
         found = measure_pair(
