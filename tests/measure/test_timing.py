@@ -121,7 +121,7 @@ class TestPaired:
             first_rounds_s=18,
         )
         assert (len(found.candidate), found.conclusive) == (rounds, conclusive)
-        assert found.ratio.value == 1.0
+        assert found.ratio.value == pytest.approx(1.0)
 
     def test_noise_that_the_budget_cannot_average(self, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = FakeMachine(monkeypatch, noise=0.5)
