@@ -17,6 +17,7 @@ from danon.runs.journal import RecordedRun
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "results" / "reference" / "cpu-quick"
+SAMPLE = ROOT / "results" / "reference" / "cpu-quick-default"
 """The run of docs/scoreboard.png, too."""
 CASE = "speed/msra/N4096/bfloat16/forward/cpu"
 COLUMNS = 80
@@ -46,7 +47,8 @@ def without_trailing_spaces(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def test_sample_of_the_terminal_is_printed_by_report(run: RecordedRun) -> None:
+def test_sample_of_the_terminal_is_printed_by_report() -> None:
+    run = RecordedRun.read(SAMPLE)
     (sample,) = re.findall(
         r"^```text\n(.*?)^```$",
         (ROOT / "README.md").read_text(encoding="utf-8"),
