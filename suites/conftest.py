@@ -18,7 +18,7 @@ from filelock import Timeout
 
 from danon.attention import installed, registry
 from danon.attention.discovery import discover
-from danon.bench.call_suite import expected_seconds
+from danon.bench import suite as suites
 from danon.bench.contract import check_contract
 from danon.bench.isolation import Isolation
 from danon.bench.profile import Profile
@@ -194,7 +194,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     profile = config.stash[_profile]
     cases = [_case(item) for item in session.items]
-    plan = [(case.id, expected_seconds(profile, case)) for case in cases]
+    plan = [(case.id, suites.get(case.suite).seconds(profile, case)) for case in cases]
     device = torch.device(config.getoption("--danon-device"))
     answer = config.stash[_answer] = config.stash[_channel].ask(
         event="plan",

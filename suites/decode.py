@@ -9,7 +9,7 @@ from time import perf_counter
 from danon.attention import registry
 from danon.attention.registry import REFERENCE
 from danon.attention.streaming import StreamingAttention
-from danon.bench.call_suite import UNAVAILABLE_S, over_cap, refuse_if, unavailable
+from danon.bench.call_suite import over_cap, refuse_if, unavailable
 from danon.bench.decode_workload import DecodeWorkload
 from danon.bench.profile import Profile
 from danon.bench.shapes import configuration
@@ -58,8 +58,6 @@ class Decode(Suite):
     @classmethod
     def seconds(cls, profile: Profile, case: Case) -> float:
         """Return the expected seconds of a case: its rounds, and the context that is read."""
-        if not _streams(case):
-            return UNAVAILABLE_S
         rounds_s = min(profile.seconds, ROUNDS_S)
         return min(rounds_s + READ_S * case.length, profile.cap(cls.name))
 
@@ -69,7 +67,8 @@ class Decode(Suite):
             return row_without_figures(case, "unavailable", reason)
         if reason := self._too_long(case):
             return row_without_figures(case, "over budget", reason)
-        if not _streams(case):
+        attention = registry.get(case.attention)
+        if not (issubclass(attention, StreamingAttention) and attention.streams):
             return row_without_figures(case, "unavailable", "has no streaming form")
         stream = DecodeWorkload(case)
         checked = stream.checked()
@@ -153,9 +152,3 @@ class Decode(Suite):
         )
         samples = {"candidate_s": list(pair.candidate), "reference_s": list(pair.reference)}
         return pair.metrics(), samples
-
-
-def _streams(case: Case) -> bool:
-    """Return True if the attention of a case has a streaming form."""
-    attention = registry.get(case.attention)
-    return issubclass(attention, StreamingAttention) and attention.streams

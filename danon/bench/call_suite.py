@@ -13,26 +13,15 @@ from danon.attention.base import BaseAttention
 from danon.bench.cost_forecast import CHECK_CALLS, SELF_CALLS, TIMING_CALLS, UNKNOWN
 from danon.bench.profile import Profile
 from danon.bench.shapes import config_for, configuration
-from danon.bench.suite import Suite, UnmeasuredError, extra_metrics, get, row_without_figures
+from danon.bench.suite import Suite, UnmeasuredError, extra_metrics, row_without_figures
 from danon.bench.verification import Correctness
 from danon.bench.workload import Workload
 from danon.runs.case import Case, CaseResult
 
-__all__ = [
-    "UNAVAILABLE_S",
-    "CallSuite",
-    "expected_seconds",
-    "has_definition",
-    "over_cap",
-    "refuse_if",
-    "unavailable",
-]
+__all__ = ["CallSuite", "has_definition", "over_cap", "refuse_if", "unavailable"]
 
 DENSE_4096_S = 0.07
 """Dense forward pass in float32 on two cores; only the proportions between cases matter."""
-
-UNAVAILABLE_S = 0.05
-"""Expected seconds of a case that has only a reason."""
 
 Figures = tuple[dict[str, float], dict[str, list[float]]]
 """Metrics, and the samples behind them: ``candidate_s`` are the seconds of each call."""
@@ -166,18 +155,6 @@ def unavailable(case: Case, *, backward: bool, length: int | None = None) -> str
         device=torch.device(case.device),
         backward=backward,
     )
-
-
-def expected_seconds(profile: Profile, case: Case) -> float:
-    """Return the expected seconds of a case of any suite: almost none if it cannot run here.
-
-    Args:
-        profile: lengths, budgets and caps.
-        case: a planned case.
-    """
-    if unavailable(case, backward=case.phase == "forward+backward", length=1):
-        return UNAVAILABLE_S
-    return get(case.suite).seconds(profile, case)
 
 
 def over_cap(seconds: float, length: int, cap_s: float) -> str:

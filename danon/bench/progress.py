@@ -15,7 +15,7 @@ from rich.text import Text
 
 from danon.report.formatting import format_length, format_speedup
 from danon.report.tables import speedup
-from danon.runs.case import CaseResult
+from danon.runs.case import Case, CaseResult
 
 __all__ = ["Display", "describe_result"]
 
@@ -23,6 +23,8 @@ REFRESHES_PER_S = 2  # the table is drawn while others are being timed
 LINE_S = 14.0
 """Seconds between two lines where there is no terminal."""
 WAITING = "waiting for another bench or study on this machine"
+UNAVAILABLE_S = 0.05
+"""Expected seconds of a case that has only a reason."""
 TRUSTED = 0.1
 """Share of all expected seconds that counts as measured at the start: first cases are slower."""
 
@@ -57,7 +59,7 @@ class Display:
         self._lines = threading.Thread(target=self._print_lines, name="progress", daemon=True)
         self._weights: dict[str, float] = {}
         self._done = self._reused = 0.0
-        self._count = 0
+        self._finished: set[str] = set()
         self._latest = self._waiting = ""
         self._current = "preparing: importing torch and checking each attention's contract"
         self._start = self._last = time.monotonic()
@@ -111,6 +113,8 @@ class Display:
             table: function that returns the table so far; it is called on a terminal only.
         """
         self._latest = describe_result(result)
+        if result.status == "unavailable":
+            self._expect_no_more(result.case)
         if self._terminal:
             self._table = table()
 
@@ -124,7 +128,7 @@ class Display:
         weight = self._weights.get(case, 0.0)
         self._done += weight
         self._reused += weight if reused else 0.0
-        self._count += 1
+        self._finished.add(case)
         self._last = time.monotonic()
         self._bar.update(self._task, completed=self._done, count=self._counted(), left=self._left())
 
@@ -135,6 +139,18 @@ class Display:
         latest = f"last: {self._latest}" if self._latest else f"now: {self._current}"
         return f"{self._counted()}, {self._left()}; {self._waiting or latest}"
 
+    def _expect_no_more(self, case: Case) -> None:
+        """Expect next to nothing of the cases that lack figures for the reason of this one.
+
+        Nobody can be asked beforehand: that runs the code of an attention outside of its case.
+        """
+        suite, name, _ = case.id.partition(f"/{case.attention}/")
+        alike = f"/{case.dtype}/{case.phase}/"
+        for other in self._weights.keys() - self._finished:
+            if other.startswith(f"{suite}{name}") and alike in other:
+                self._weights[other] = UNAVAILABLE_S
+        self._bar.update(self._task, total=sum(self._weights.values()))
+
     def _print_lines(self) -> None:
         while not self._ended.wait(LINE_S):
             self._print(self.line())
@@ -143,7 +159,7 @@ class Display:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _counted(self) -> str:
-        return f"{self._count}/{len(self._weights)} cases"
+        return f"{len(self._finished)}/{len(self._weights)} cases"
 
     def _left(self) -> str:
         total = sum(self._weights.values()) - self._reused

@@ -215,7 +215,7 @@ class Session:
         places = {
             "Report": str(run_dir / "report.html"),
             "Figures": str(run_dir / "results.json"),
-            "MLflow": f"{recorded}; `nox -s ui` opens it",
+            "MLflow": recorded.rstrip("."),
         }
         if (run_dir / failures.FOLDER).is_dir():
             places["Failures"] = str(run_dir / failures.FOLDER)
@@ -223,6 +223,7 @@ class Session:
         for name, place in places.items():
             text = f"{name:9} {escape(place)}"
             self._console.print(text, soft_wrap=True, highlight=False)
+        self._console.print(f"{'':9} `nox -s ui` opens MLflow", highlight=False)
 
     def unwritten(self, error: OSError) -> int:
         """Report that results cannot be written, and return the exit status.

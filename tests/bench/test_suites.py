@@ -169,13 +169,36 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     return Session(status, planned, results, process.benchmark)
 
 
+HOSTILE = """
+from danon.attention.base import BaseAttention
+
+class Hostile(BaseAttention):
+    def __init__(self, config):
+        super().__init__()
+        self.setup_attention(config)
+
+    @classmethod
+    def unavailable(cls, *_, length, **__):
+        if length != 48:  # as long as the call before the plan
+            raise RuntimeError("in its case alone")
+
+    def forward(self, q, k, v, mask=None):
+        return self.compute_attention(q, k).softmax(-1) @ v
+"""
+
+
 def test_plan_of_the_quick_profile(tmp_path: Path) -> None:
-    with SuiteProcess(["--danon-profile=quick", "--danon-only=window"], tmp_path) as process:
+    """Plan without asking an attention: what it raises fails its cases, not the bench."""
+    file = tmp_path / "hostile.py"
+    file.write_text(HOSTILE)
+    options = ["--danon-only=window", f"--danon-attention={file}:Hostile"]
+    with SuiteProcess(["--danon-profile=quick", *options], tmp_path) as process:
         plan = next(event for event in reported(process) if event["event"] == "plan")
         process.abort()
     assert {identifier.partition("/")[0] for identifier, _ in plan["cases"]} == {
         *PROFILES["quick"].suites
     }
+    assert any("/Hostile/" in identifier for identifier, _ in plan["cases"])
 
 
 class TestSession:
