@@ -17,22 +17,17 @@ _REPEATED = 20
 def matmul_rate(device: torch.device, dtype: torch.dtype, *, samples: int = 4) -> float:
     """Measure the best rate among square matrix products of growing size, in FLOP/s.
 
-    The size doubles as long as the next product should take less than a fraction of a second:
-    some dtypes are a thousand times slower than others on the same processor.
+    A kernel may compute a narrow dtype in float32, which is faster on processors without units for
+    the narrow one: products of both are measured. The size doubles as long as the next product
+    should take less than a fraction of a second: some dtypes are a thousand times slower than
+    others on the same processor.
 
     Args:
         device: cpu or cuda.
-        dtype: of the factors and of the product.
+        dtype: of the tensors that a kernel reads.
         samples: products timed at each size.
     """
-    size, rate = 128, 0.0
-    while True:
-        a = torch.ones(size, size, dtype=dtype, device=device)
-        best = min(_seconds(a) for _ in range(samples))
-        rate = max(rate, 2 * size**3 / best)
-        size *= 2
-        if size > _LARGEST or 2 * size**3 / rate > _PRODUCT_S:
-            return rate
+    return max(_rate_of(device, product, samples) for product in _product_dtypes(dtype))
 
 
 def matmul_rate_of(flops: float, device: torch.device, dtype: torch.dtype) -> float:
@@ -44,8 +39,28 @@ def matmul_rate_of(flops: float, device: torch.device, dtype: torch.dtype) -> fl
     Args:
         flops: of the call that is compared.
         device: cpu or cuda.
-        dtype: of the factors and of the product.
+        dtype: of the tensors that a kernel reads; see :func:`matmul_rate`.
     """
+    return max(_short_rate(flops, device, product) for product in _product_dtypes(dtype))
+
+
+def _product_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Return the dtypes in which a kernel may multiply."""
+    return (dtype,) if dtype.itemsize >= 4 else (dtype, torch.float32)
+
+
+def _rate_of(device: torch.device, dtype: torch.dtype, samples: int) -> float:
+    size, rate = 128, 0.0
+    while True:
+        a = torch.ones(size, size, dtype=dtype, device=device)
+        best = min(_seconds(a) for _ in range(samples))
+        rate = max(rate, 2 * size**3 / best)
+        size *= 2
+        if size > _LARGEST or 2 * size**3 / rate > _PRODUCT_S:
+            return rate
+
+
+def _short_rate(flops: float, device: torch.device, dtype: torch.dtype) -> float:
     rate, size, start = 0.0, 64, time.perf_counter()
     while True:
         a = torch.ones(size, size, dtype=dtype, device=device)
