@@ -15,6 +15,7 @@ from danon.console.exit_status import DONE, NEGATIVE, NOT_WRITTEN
 
 if TYPE_CHECKING:
     from danon.report.comparison import Comparison
+    from danon.runs.journal import RecordedRun
 
 __all__ = ["compare"]
 
@@ -23,8 +24,10 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN",
-            help="One or two recorded runs, the earlier first: a folder, or an id below --results.",
+            metavar="RUN[,RUN ...]",
+            help="One or two recorded runs, the earlier first: a folder, or an id below --results. "
+            "Repeated runs of one code, separated by commas, count together: smaller changes stand "
+            "out.",
         ),
     ],
     *,
@@ -81,24 +84,37 @@ def _comparison(runs: list[str], attention: str, beside: str, results: Path) -> 
     from danon.report.comparison import compare_attentions, compare_runs
 
     if len(runs) > 2:
-        refuse(f"{len(runs)} runs are given: compare two, or two attentions of one")
+        refuse(
+            f"{len(runs)} runs are given: compare two, two attentions of one, or repeated runs "
+            "separated by commas: A,B C,D"
+        )
     if len(runs) == 1 and not (attention and beside):
         refuse("one run is given: name a second run, or two attentions: --attention A --with B")
     if len(runs) == 2 and beside:
         refuse(f"--with {beside} compares attentions of one run, and two runs are given")
-    recorded = [find_run(Path(run), results, Console(emoji=False)) for run in runs]
+    sides = [_find_runs(side, results) for side in runs]
     try:
-        if len(recorded) == 1:
-            return compare_attentions(recorded[0], attention, beside)
-        before, after = recorded
+        if len(sides) == 1:
+            if len(sides[0]) > 1:
+                refuse(f"{runs[0]} is {len(sides[0])} runs: attentions are compared within one")
+            return compare_attentions(sides[0][0], attention, beside)
+        before, after = sides
         return compare_runs(before, after, attention)
     except ValueError as error:
         refuse(str(error))
 
 
+def _find_runs(names: str, results: Path) -> list[RecordedRun]:
+    """Return the runs of one side, whose names are separated by commas."""
+    console = Console(emoji=False)
+    if Path(names).is_dir():  # a folder's name may have a comma
+        return [find_run(Path(names), results, console)]
+    return [find_run(Path(name.strip()), results, console) for name in names.split(",")]
+
+
 def _why(comparison: Comparison) -> str:
     """Return the reasons why nothing can be compared, the most frequent first."""
-    one, other = (run.info.fingerprint for run in (comparison.before, comparison.after))
+    one, other = (side[0].info.fingerprint for side in comparison.runs)
     if one.get("device", "cpu") != other.get("device", "cpu"):
         return f"the runs are of two devices, {one.get('device')} and {other.get('device')}"
     reasons = [f"{count} {reason}" for reason, count in comparison.reasons.items()]

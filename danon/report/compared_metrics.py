@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from danon.report import configuration
 from danon.report.figure import Figure
 from danon.report.remarks import HARMLESS
 from danon.report.run_noise import Judged, standard_error
+from danon.report.run_pool import rounds_of
 from danon.report.tables import figure, speedup
 from danon.runs.case import CONTENDED_CORES as CONTENDED
 from danon.runs.case import REFERENCE, CaseResult
@@ -47,6 +48,7 @@ class Pair:
         first_machine: fingerprint of the machine of the first.
         second_machine: fingerprint of the machine of the second.
         one_run: True for two attentions of one run.
+        members: results that each of both is the mean of.
     """
 
     before: CaseResult
@@ -54,6 +56,7 @@ class Pair:
     first_machine: Mapping[str, Any]
     second_machine: Mapping[str, Any]
     one_run: bool = False
+    members: tuple[Sequence[CaseResult], Sequence[CaseResult]] = ((), ())
 
     def obstacle(self, metric: Metric, before: Figure, after: Figure, same_seed: bool) -> str:
         """Return the reason why a figure cannot be compared; empty if it can.
@@ -141,12 +144,20 @@ class Pair:
         """Samples behind both figures: rounds, or trainings."""
         return sum(self._rounds)
 
+    def repeated(self, metric: Metric) -> tuple[list[float], list[float]]:
+        """Return the logarithms of a figure in the repeated runs of each side.
+
+        Args:
+            metric: of the figure, which is positive.
+        """
+        first, second = (
+            [math.log(read_figure(x, metric).value) for x in side] for side in self.members
+        )
+        return first, second
+
     @property
     def _rounds(self) -> list[int]:
-        return [
-            round(x.metrics.get("seeds", len(x.samples.get("candidate_s", ()))))
-            for x in self._sides
-        ]
+        return [rounds_of(x) for x in self._sides]
 
     @functools.cached_property
     def _same_machine(self) -> bool:

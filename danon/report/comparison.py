@@ -1,6 +1,6 @@
 """Comparison of two runs, or of two attentions of one run, case by case.
 
-    comparison = compare_runs(RecordedRun.read(a), RecordedRun.read(b))
+    comparison = compare_runs([RecordedRun.read(a)], [RecordedRun.read(b)])
     [(figure.case.id, figure.change.value) for figure in comparison.moved]
 
 Speed-ups are tested beside the noise of the comparison (:mod:`danon.report.run_noise`). Figures
@@ -21,6 +21,7 @@ from danon.config.mechanism import mechanisms
 from danon.report import run_noise
 from danon.report.compared_metrics import CONTENDED, Pair, compared_metrics, read_figure
 from danon.report.figure import NO_FIGURE, Figure
+from danon.report.run_pool import Pooled, pool_runs
 from danon.report.suite_infos import suite_infos
 from danon.report.tables import mechanism
 from danon.runs.case import REFERENCE, Case
@@ -103,8 +104,7 @@ class Comparison:
 
     Attributes:
         names: headings of the two sides.
-        before: the first run.
-        after: the second run; of two attentions, the same run.
+        runs: runs of both sides; of two attentions, the same one.
         differences: what else differs between the runs, a phrase each.
         figures: compared figures, in the order of measurement.
         unpaired: cases with figures on one side.
@@ -114,14 +114,25 @@ class Comparison:
     """
 
     names: tuple[str, str]
-    before: RecordedRun
-    after: RecordedRun
+    runs: tuple[tuple[RecordedRun, ...], tuple[RecordedRun, ...]]
     differences: tuple[str, ...]
     figures: tuple[Compared, ...]
     unpaired: tuple[Unpaired, ...]
     unmeasured: tuple[Case, ...]
     doubtful: frozenset[str]
     dense_change: float
+
+    @property
+    def one_run(self) -> bool:
+        """True for two attentions of one run."""
+        return self.runs[0] is self.runs[1]
+
+    @property
+    def runs_by_name(self) -> list[tuple[str, tuple[RecordedRun, ...]]]:
+        """The runs of each side by its heading; a single run is called so."""
+        if self.one_run:
+            return [("run", self.runs[0])]
+        return list(zip(self.names, self.runs, strict=True))
 
     @property
     def moved(self) -> list[Compared]:
@@ -173,23 +184,27 @@ class Comparison:
         return sorted(chosen, key=lambda x: (not math.isnan(x.p), x.size), reverse=True)
 
 
-def compare_runs(before: RecordedRun, after: RecordedRun, attention: str = "") -> Comparison:
-    """Compare two runs.
+def compare_runs(
+    before: Sequence[RecordedRun], after: Sequence[RecordedRun], attention: str = ""
+) -> Comparison:
+    """Compare two runs, or two groups of repeated runs.
 
     Args:
-        before: the first run.
-        after: the second run.
+        before: the first run, or several of the same code and machine.
+        after: the second run, or several.
         attention: registered name to keep; empty: all. Noise is learned from all.
 
     Raises:
-        ValueError: both are the same run, or neither has an attention of that name.
+        ValueError: a run is given twice, or none has an attention of that name.
     """
-    if before.info.run_id == after.info.run_id:
-        raise ValueError(f"run {before.info.run_id} is given twice: name two different runs")
-    sides = [{x.case: x for x in run.results} for run in (before, after)]
+    runs = (*before, *after)
+    ids = [run.info.run_id for run in runs]
+    if twice := next((run for run in ids if ids.count(run) > 1), ""):
+        raise ValueError(f"run {twice} is given twice: name two different runs")
+    sides = [pool_runs(side) for side in (before, after)]
     if attention and not any(case.attention == attention for side in sides for case in side):
-        raise _unknown(attention, before, after)
-    comparison = _compare(("before", "after"), before, after, sides[0], sides[1])
+        raise _unknown(attention, *runs)
+    comparison = _compare(("before", "after"), (tuple(before), tuple(after)), sides[0], sides[1])
     return comparison.of(attention) if attention else comparison
 
 
@@ -207,13 +222,15 @@ def compare_attentions(run: RecordedRun, first: str, second: str) -> Comparison:
     if first == second:
         raise ValueError(f"attention {first} is given twice: name two different attentions")
     sides = [
-        {x.case: x for x in run.results if x.case.attention == name} for name in (first, second)
+        {x.case: Pooled(x, (x,)) for x in run.results if x.case.attention == name}
+        for name in (first, second)
     ]
     for name, side in zip((first, second), sides, strict=True):
         if not side:
             raise _unknown(name, run)
     beside = {dataclasses.replace(case, attention=first): x for case, x in sides[1].items()}
-    return _compare((first, second), run, run, sides[0], beside)
+    runs = (run,)
+    return _compare((first, second), (runs, runs), sides[0], beside)
 
 
 def _unknown(name: str, *runs: RecordedRun) -> ValueError:
@@ -223,45 +240,49 @@ def _unknown(name: str, *runs: RecordedRun) -> ValueError:
 
 def _compare(
     names: tuple[str, str],
-    before: RecordedRun,
-    after: RecordedRun,
-    first: Mapping[Case, CaseResult],
-    second: Mapping[Case, CaseResult],
+    runs: tuple[tuple[RecordedRun, ...], tuple[RecordedRun, ...]],
+    first: Mapping[Case, Pooled],
+    second: Mapping[Case, Pooled],
 ) -> Comparison:
+    one_run = runs[0] is runs[1]
+    both = (*runs[0], *runs[1])
     infos = suite_infos(
-        [*first.values(), *second.values()], {**before.info.suites, **after.info.suites}
+        [x.result for side in (first, second) for x in side.values()],
+        {name: suite for run in both for name, suite in run.info.suites.items()},
     )
-    one_run = before is after
     places = names if one_run else (FIRST, SECOND)
+    same_seed = len({run.info.seed for run in both}) == 1
     figures, pairs = list[Compared](), list[Pair]()
     unpaired, unmeasured = list[Unpaired](), list[Case]()
     for case in dict.fromkeys((*first, *second)):
-        one, other = first.get(case), second.get(case)
+        found = first.get(case), second.get(case)
+        one, other = (None if x is None else x.result for x in found)
+        members = [() if x is None else x.members for x in found]
         if one is None or other is None or "measured" != one.status or "measured" != other.status:
             if lonely := _unpaired(case, (one, other), places):
                 unpaired.append(lonely)
             else:
                 unmeasured.append(case)
             continue
-        pair = Pair(one, other, _machine(one, before), _machine(other, after), one_run)
+        machines = [_machine(x, side[0]) for x, side in zip((one, other), runs, strict=True)]
+        pair = Pair(one, other, machines[0], machines[1], one_run, (members[0], members[1]))
         for metric in compared_metrics(infos[case.suite], pair):
-            figures.append(_figure(pair, metric, before.info.seed == after.info.seed))
+            figures.append(_figure(pair, metric, same_seed))
             pairs.append(pair)
     return Comparison(
         names,
-        before,
-        after,
-        () if one_run else tuple(_differences(before, after)),
+        runs,
+        () if one_run else tuple(_differences(runs)),
         tuple(_tested(figures, pairs, learn_noise=not one_run)),
         tuple(unpaired),
         tuple(unmeasured),
         frozenset(
-            x.case.attention
+            case.attention
             for side in (first, second)
-            for x in side.values()
-            if CONTENDED in x.metrics
+            for case, x in side.items()
+            if CONTENDED in x.result.metrics
         ),
-        math.nan if one_run else _dense_change(before, after),
+        math.nan if one_run else _dense_change(runs),
     )
 
 
@@ -316,6 +337,7 @@ def _tested(
             (figure.case.suite, figure.metric.name),
             _family(figure.case.attention, names),
             pair.rounds,
+            pair.repeated(figure.metric),
         )
         for _, figure, pair in noisy
     ]
@@ -351,39 +373,40 @@ def _family(attention: str, names: set[str]) -> str:
     return min(n for n in names if f"{attention}-".startswith(f"{n}-"))
 
 
-def _dense_change(before: RecordedRun, after: RecordedRun) -> float:
+def _dense_change(runs: Sequence[Sequence[RecordedRun]]) -> float:
     """Return the median relative change of dense attention's time on one machine."""
-    times = [
-        {
-            x.case: (x.metrics["time_s"], _machine(x, run).get("id"))
-            for x in run.results
-            if x.case.attention == REFERENCE and "time_s" in x.metrics and not x.case.task
-        }
-        for run in (before, after)
-    ]
+    times: list[dict[tuple[Case, Any], list[float]]] = [{}, {}]
+    for known, side in zip(times, runs, strict=True):
+        for run in side:
+            for x in run.results:
+                machine = _machine(x, run).get("id")
+                if x.case.attention == REFERENCE and "time_s" in x.metrics and not x.case.task:
+                    known.setdefault((x.case, machine), []).append(x.metrics["time_s"])
     changes = [
-        times[1][case][0] / seconds - 1
-        for case, (seconds, machine) in times[0].items()
-        if case in times[1] and machine is not None and machine == times[1][case][1]
+        median(times[1][place]) / median(seconds) - 1
+        for place, seconds in times[0].items()
+        if place in times[1] and place[1] is not None
     ]
     return median(changes) if changes else math.nan
 
 
-def _differences(before: RecordedRun, after: RecordedRun) -> Iterator[str]:
-    """Yield what differs between two runs beside their figures."""
-    one, other = before.info, after.info
-    for name in ("profile", "seed"):
-        values = getattr(one, name), getattr(other, name)
-        if values[0] != values[1]:
-            yield f"{name} {values[0]} and {values[1]}"
-    for kind, facts in (
-        ("", (one.fingerprint, other.fingerprint)),
-        ("package ", (one.versions, other.versions)),
-    ):
-        for name in dict.fromkeys((*facts[0], *facts[1])):
-            values = facts[0].get(name, "none"), facts[1].get(name, "none")
-            if values[0] != values[1] and name != "id":
-                yield f"{kind}{name} {values[0]} and {values[1]}"
-    for place, run in ((FIRST, before), (SECOND, after)):
-        if run.status in UNFINISHED:
-            yield f"{place} is {run.status}: it may lack cases"
+def _differences(runs: Sequence[Sequence[RecordedRun]]) -> Iterator[str]:
+    """Yield what differs between the first run and any other, beside their figures."""
+    both = [run for side in runs for run in side]
+    one, said = both[0].info, set[str]()
+    for other in (run.info for run in both[1:]):
+        facts = [(name, getattr(one, name), getattr(other, name)) for name in ("profile", "seed")]
+        for kind, here, there in (
+            ("", one.fingerprint, other.fingerprint),
+            ("package ", one.versions, other.versions),
+        ):
+            names = dict.fromkeys((*here, *there))
+            facts += [(kind + n, here.get(n, "none"), there.get(n, "none")) for n in names]
+        differ = [f"{n} {x} and {y}" for n, x, y in facts if x != y and n != "id"]
+        yield from (text for text in differ if text not in said)
+        said |= set(differ)
+    for place, side in zip((FIRST, SECOND), runs, strict=True):
+        for run in side:
+            if run.status in UNFINISHED:
+                name = place if len(side) == 1 else f"{run.info.run_id}, of {place}s,"
+                yield f"{name} is {run.status}: it may lack cases"

@@ -32,7 +32,7 @@ def to_json(comparison: Comparison) -> str:
     """Return every figure of a comparison as JSON; what is not finite is null."""
     values = {
         "names": comparison.names,
-        "runs": [run.info.run_id for run in (comparison.before, comparison.after)],
+        "runs": [[run.info.run_id for run in side] for side in comparison.runs],
         "differences": comparison.differences,
         "dense_change": _number(comparison.dense_change),
         "figures": [_figure(figure) for figure in comparison.figures],

@@ -79,7 +79,7 @@ def verdict(comparison: Comparison) -> str:
     if not settled:
         return "Nothing can be compared."
     exact = len(settled) - len(tested)
-    verb = "differ" if comparison.before is comparison.after else "moved"
+    verb = "differ" if comparison.one_run else "moved"
     text = (
         f"{noisy} of {len(tested)} figures with noise {verb}, "
         f"{len(moved) - noisy} of {exact} exact figures"
@@ -119,15 +119,13 @@ def format_change(value: float) -> str:
 
 
 def _print_origin(comparison: Comparison, console: Console) -> None:
-    runs = [comparison.before]
-    runs += [comparison.after] if comparison.after is not comparison.before else []
     console.rule("[bold]danon compare[/]", align="left")
-    for name, run in zip(comparison.names, runs, strict=False):
-        label = f"{name:<7}" if len(runs) > 1 else "run"
-        dirty = " with uncommitted changes" if run.info.dirty else ""
-        commit = f"commit {run.info.commit[:10]}{dirty}"
-        text = f"{label} {run.info.run_id}: profile {run.info.profile}, {commit}"
-        console.print(Text(text, style="dim"))
+    for name, side in comparison.runs_by_name:
+        for run in side:
+            dirty = " with uncommitted changes" if run.info.dirty else ""
+            commit = f"commit {run.info.commit[:10]}{dirty}"
+            text = f"{name:<7} {run.info.run_id}: profile {run.info.profile}, {commit}"
+            console.print(Text(text, style="dim"))
     differences = list(comparison.differences)
     if len(differences) > MOST_DIFFERENCES:
         rest = len(differences) - MOST_DIFFERENCES
@@ -154,10 +152,9 @@ def _print_figures(
 ) -> None:
     if not figures:
         return
-    one_run = comparison.before is comparison.after
     headings = ["attention", "case", "figure", *comparison.names, "change", "95 %"]
     rows = [_cells(figure, comparison.doubtful) for figure in figures[:limit]]
-    shown = list(range(1 if one_run else 0, len(headings)))
+    shown = list(range(1 if comparison.one_run else 0, len(headings)))
     for dropped in (INTERVAL, BEFORE):
         widths = (max(len(cells[i]) for cells in (headings, *rows)) + 1 for i in shown)
         if sum(widths) > console.width:
@@ -206,7 +203,7 @@ def _print_counts(comparison: Comparison, console: Console, everything: bool) ->
     console.print()
     least = [x.least for x in comparison.tested if math.isfinite(x.least)]
     lines = []
-    if least and comparison.before is not comparison.after:
+    if least and not comparison.one_run:
         lines.append(
             "To stand out from the noise between these runs a figure must change by "
             f"{_percent(median(least))} in the median case, by {_percent(min(least))} in the "

@@ -16,14 +16,14 @@ from simulated_runs import QUIET, again, measured_again, slower, stored
 from danon.report.comparison import Comparison, compare_attentions, compare_runs
 from danon.report.comparison_output import to_json, write_page
 from danon.report.terminal_comparison import format_change, print_comparison
-from danon.runs.case import CONTENDED_CORES, CaseResult
+from danon.runs.case import CONTENDED_CORES, Case, CaseResult
 from danon.runs.journal import RecordedRun
 
 SEEDS = range(12)
 
 
 def changed(change: Callable[[CaseResult], CaseResult | None]) -> Comparison:
-    return compare_runs(stored(), again(stored(), change))
+    return compare_runs([stored()], [again(stored(), change)])
 
 
 def with_metrics(result: CaseResult, **metrics: float) -> CaseResult:
@@ -56,7 +56,7 @@ class TestNoise:
 
     def test_the_same_code_measured_again(self) -> None:
         alarms = [
-            seed for seed in SEEDS if compare_runs(stored(), measured_again(seed, QUIET)).moved
+            seed for seed in SEEDS if compare_runs([stored()], [measured_again(seed, QUIET)]).moved
         ]
         assert len(alarms) <= 1
 
@@ -66,7 +66,7 @@ class TestNoise:
         for seed in SEEDS:
             case = cases[seed % len(cases)].case
             again = measured_again(100 + seed, QUIET, planted=case)
-            moved = compare_runs(stored(), again).moved
+            moved = compare_runs([stored()], [again]).moved
             assert {figure.case for figure in moved} <= {case}
             exact += [figure.case for figure in moved] == [case]
             assert not any(figure.better for figure in moved)
@@ -82,10 +82,63 @@ class TestNoise:
 
     def test_noise_of_one_attention_is_that_of_all(self) -> None:
         noisy = measured_again(0, 6 * QUIET)
-        whole, part = compare_runs(stored(), noisy), compare_runs(stored(), noisy, "window")
+        whole, part = compare_runs([stored()], [noisy]), compare_runs([stored()], [noisy], "window")
         assert part.figures
         figures = [f for f in whole.figures if f.case.attention == "window"]
         assert repr(figures) == repr([*part.figures])  # NaN equals nothing
+
+
+class TestRepeatedRuns:
+    """Five runs a side, where equal runs differ by five percent."""
+
+    NOISE = 0.05
+
+    def runs(self, seed: int, planted: Case | None = None) -> list[RecordedRun]:
+        return [measured_again(1000 * seed + i, self.NOISE, planted=planted) for i in range(5)]
+
+    def test_the_same_code(self) -> None:
+        alarms = [s for s in SEEDS[:6] if compare_runs(self.runs(s), self.runs(100 + s)).moved]
+        assert len(alarms) <= 1
+
+    def test_one_case_20_percent_slower(self) -> None:
+        cases, found, alone = narrow_cases(), 0, 0
+        for seed in SEEDS[:6]:
+            case = cases[seed % len(cases)].case
+            before, after = self.runs(seed), self.runs(100 + seed, planted=case)
+            moved = compare_runs(before, after).moved
+            assert {figure.case for figure in moved} <= {case}
+            found += [figure.case for figure in moved] == [case]
+            alone += bool(compare_runs(before[:1], after[:1]).moved)
+        assert found >= 5 > 2 * alone
+
+    def test_one_disturbed_run(self) -> None:
+        case = narrow_cases()[0].case
+        before, after = self.runs(0), self.runs(100)
+        after[1] = again(after[1], lambda x: slower(x, 1.6) if x.case == case else x, "disturbed")
+        assert not compare_runs(before, after).moved
+
+    def test_a_run_beside_other_programs_does_not_count(self) -> None:
+        case = narrow_cases()[0].case
+
+        def contended(result: CaseResult) -> CaseResult:
+            if result.case != case:
+                return result
+            return with_metrics(slower(result, 3.0), **{CONTENDED_CORES: 1.0})
+
+        before, after = self.runs(0), self.runs(100)
+        quiet = compare_runs(before, after[:2] + after[3:])
+        after[2] = again(after[2], contended, "contended")
+        comparison = compare_runs(before, after)
+        figures = [next(f for f in c.figures if f.case == case) for c in (quiet, comparison)]
+        assert figures[0].after.value == pytest.approx(figures[1].after.value)
+        assert case.attention not in comparison.doubtful
+
+    def test_a_case_that_one_run_lacks(self) -> None:
+        case = narrow_cases()[0].case
+        before, after = self.runs(0), self.runs(100)
+        after[0] = again(after[0], lambda x: None if x.case == case else x, "without")
+        comparison = compare_runs(before, after)
+        assert case in {figure.case for figure in comparison.tested}
 
 
 class TestExactFigures:
@@ -120,7 +173,7 @@ class TestExactFigures:
             right = result.metrics.get("accuracy", 0.0)
             return with_metrics(result, accuracy=right / 2) if wrong and right else result
 
-        moved = compare_runs(full, again(full, fewer)).moved
+        moved = compare_runs([full], [again(full, fewer)]).moved
         assert {(f.case.attention, f.metric.name) for f in moved} == {("msra", "accuracy")}
         assert all(f.change.low < f.change.value < f.change.high < 0 for f in moved)
 
@@ -189,7 +242,7 @@ class TestNotCompared:
     def test_another_seed(self) -> None:
         other = again(stored(), lambda x: x)
         other = dataclasses.replace(other, info=dataclasses.replace(other.info, seed=1))
-        comparison = compare_runs(stored(), other)
+        comparison = compare_runs([stored()], [other])
         assert "measured with another seed" in comparison.reasons
         assert len(comparison.tested) > 100  # times hardly depend on it
         assert "seed 0 and 1" in comparison.differences
@@ -242,7 +295,7 @@ def crowded() -> Comparison:
     facts = {**other.info.fingerprint, "memory_gib": "1", "os": "Linux " * 20, "python": "3.99"}
     versions = {**other.info.versions, "numpy": "99", "torch": "99"}
     info = dataclasses.replace(other.info, fingerprint=facts, versions=versions, profile="full")
-    return compare_runs(stored(), dataclasses.replace(other, info=info, status="KILLED"))
+    return compare_runs([stored()], [dataclasses.replace(other, info=info, status="KILLED")])
 
 
 class TestOutput:
@@ -273,7 +326,7 @@ class TestOutput:
     def test_json(self) -> None:
         values = json.loads(to_json(crowded()))
         assert {x["outcome"] for x in values["figures"]} == {"moved", "same", "untested"}
-        assert values["runs"] == [stored().info.run_id, "again"]
+        assert values["runs"] == [[stored().info.run_id], ["again"]]
         assert "NaN" not in to_json(crowded())
 
     def test_page(self, tmp_path: Path) -> None:
