@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -106,12 +106,17 @@ def check_folder(option: str, folder: Path, *, write: bool = True) -> None:
         write: the command is going to write there.
     """
     existing = next((part for part in (folder, *folder.parents) if part.exists()), Path())
-    if not existing.is_dir():
-        reason = f"{existing} is a file, not a folder"
-    elif write and not os.access(existing, os.W_OK | os.X_OK):
-        reason = f"no permission to write to {existing}"
-    else:
-        return
+    reason = f"{existing} is a file, not a folder"
+    if existing.is_dir():
+        if not write:
+            return
+        try:  # permissions alone do not tell of a filesystem that takes no files
+            with tempfile.TemporaryDirectory(dir=existing, prefix=".danon-"):
+                return
+        except PermissionError:
+            reason = f"no permission to write to {existing}"
+        except OSError as error:
+            reason = f"nothing can be written to {existing} ({error.strerror})"
     refuse(f"{option} {folder}: {reason}; {option} FOLDER takes another")
 
 

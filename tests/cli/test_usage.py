@@ -210,10 +210,20 @@ class TestFolders:
     def test_results_without_permission(
         self, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(options.os, "access", lambda path, mode: path != tmp_path)
+        def refused(dir: Path, **_: object) -> None:  # noqa: A002  as tempfile has it
+            raise PermissionError(13, "Permission denied", str(dir))
+
+        monkeypatch.setattr(options.tempfile, "TemporaryDirectory", refused)
         others = ["--mechanism", "msra"] if command == "tune" else []
         done = run(command, *others, "--results", str(tmp_path / "runs"))
         check_refused(done, f"no permission to write to {tmp_path}", "--results FOLDER")
+
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs the filesystem /proc")
+    @pytest.mark.parametrize("command", ["bench", "gate", "tune"])
+    def test_results_in_a_filesystem_that_takes_no_files(self, command: str) -> None:
+        others = ["--mechanism", "msra"] if command == "tune" else []
+        done = run(command, *others, "--results", "/proc/danon-runs")
+        check_refused(done, "nothing can be written to /proc", "--results FOLDER takes another")
 
     def test_run_of_an_older_version(self, run_dir: Path) -> None:
         file = run_dir / "run.json"
