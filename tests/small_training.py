@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -85,8 +83,7 @@ def unequal(kind: str) -> TensorDataset:
 
 
 class InOrder(BatchOrder):
-    def __iter__(self) -> Any:
-        at = self.first * self.batch_size
-        while True:
-            yield [i % self.examples for i in range(at, at + self.batch_size)]
-            at += self.batch_size
+    """Batches of the examples in their order."""
+
+    def _permutation(self, epoch: int, distance: int = 0) -> Tensor:
+        return torch.arange(self.examples)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from danon.attention.effective_matrix import EffectiveAttention, value_weights
 from danon.attention.kernels import table
+from danon.attention.keyed_draws import DrawKey
 from danon.config import AttentionConfig
 from danon.tuned.search_space import Space
 
@@ -63,6 +64,9 @@ class BaseAttention(nn.Module):
             which tokens were read.
         tuned_length: tokens that its settings were tuned for; 0: they are for any length.
         config: the configuration, once :meth:`setup_attention` has run.
+        draw_key: key of the random numbers of a training step
+            (:mod:`danon.attention.keyed_draws`); None: they come from torch's generator.
+        draw_stream: number of the attention in its model, once a key was set.
     """
 
     description: str = "not stated"
@@ -72,6 +76,8 @@ class BaseAttention(nn.Module):
     tuned_length: ClassVar[int] = 0
 
     config: AttentionConfig
+    draw_key: DrawKey | None = None
+    draw_stream: int | None = None
     _auxiliary: Tensor | None = None
 
     def setup_attention(self, config: AttentionConfig) -> None:
@@ -133,7 +139,9 @@ class BaseAttention(nn.Module):
         """
         if self._auxiliary is not None:
             return self._auxiliary
-        return next(self.parameters(), torch.zeros((), dtype=torch.float32)).new_zeros(())
+        # Not new_zeros of a parameter: sharded, it would make a sharded scalar.
+        parameter = next(self.parameters(), torch.zeros((), dtype=torch.float32))
+        return torch.zeros((), dtype=parameter.dtype, device=parameter.device)
 
     @property
     def wants_auxiliary(self) -> bool:
@@ -152,8 +160,8 @@ class BaseAttention(nn.Module):
             self._auxiliary = loss
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the graph of the last forward pass, which can be neither copied nor saved."""
-        return {name: x for name, x in self.__dict__.items() if name != "_auxiliary"}
+        """Leave out the last forward pass: a graph can be neither copied nor saved."""
+        return {n: x for n, x in self.__dict__.items() if n not in ("_auxiliary", "draw_key")}
 
     @classmethod
     def build(cls, shape: AttentionConfig, **settings: Any) -> Self:

@@ -18,6 +18,7 @@ from danon.cli.gate import gate
 from danon.cli.history import history
 from danon.cli.record import record
 from danon.cli.report import report
+from danon.cli.train import train
 from danon.cli.usage_errors import CommandGroup
 from danon.cli.version import print_version
 from danon.console.exit_status import DONE
@@ -58,7 +59,19 @@ def main(
         raise typer.Exit(DONE)
 
 
-_COMMANDS = (bench, report, compare, explain, record, choose, gate, history, calibrate, doctor)
+_COMMANDS = (
+    bench,
+    report,
+    compare,
+    explain,
+    record,
+    choose,
+    gate,
+    history,
+    calibrate,
+    train,
+    doctor,
+)
 for _command in _COMMANDS:
     app.command()(_command)
 app.add_typer(tune.app, name="tune")

@@ -11,7 +11,6 @@ from danon.console.exit_status import REFUSED
 __all__ = ["main"]
 
 NEEDED = (
-    "accelerate",
     "filelock",
     "pandas",
     "psutil",

@@ -157,14 +157,13 @@ class AnswerTrainer(Trainer):
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return the logits and the answers of a batch, whose items may be batches themselves."""
         ids, answers = (x.flatten(0, -2) for x in batch)
-        return answer_logits(self.accelerator.unwrap_model(self.model), ids, answers)
+        assert isinstance(self.unwrapped, Backbone)
+        return answer_logits(self.unwrapped, ids, answers)
 
     def compute_loss(self, outputs: Any) -> Tensor:
-        """Return the mean cross entropy, with the auxiliary loss while training."""
+        """Return the mean cross entropy of the answers."""
         logits, answers = outputs
-        loss = F.cross_entropy(logits.float(), answers)
-        extra: Tensor = self.accelerator.unwrap_model(self.model).auxiliary_loss()
-        return loss + extra if self.model.training else loss
+        return F.cross_entropy(logits.float(), answers)
 
     def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
         """Return the mean loss over a dataset, in batches of EVAL_TOKENS."""

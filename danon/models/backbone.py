@@ -144,7 +144,8 @@ class Backbone(nn.Module):
             A scalar, the sum of :meth:`BaseAttention.auxiliary_loss`, weighted as configured; zero
             where there is none.
         """
-        total = self.embed.weight.new_zeros(())
+        weight = self.embed.weight  # sharded, its new_zeros would make a sharded scalar
+        total = torch.zeros((), dtype=weight.dtype, device=weight.device)
         for layer in self._blocks():
             total = total + layer.mixer.auxiliary_loss().to(total)
         return total
@@ -297,10 +298,7 @@ class Backbone(nn.Module):
         rotary = rotary_angles(seen + real.cumsum(1) - 1, self.config, x)
         states = []
         for layer, old in zip(self._blocks(), state.layers, strict=True):
-            # Under autocast they are narrower than the state, which goes on outside of it as well.
-            q, k, v = (y.to(old.dtype) for y in layer.project(x, rotary))
-            mixed, new = layer.streaming().step(q, k, v, old, attention_mask)
-            x = layer.mix(x, mixed)
+            x, new = layer.step(x, rotary, old, attention_mask)
             states.append(new)
         return self.norm(x), ModelState(tuple(states))
 

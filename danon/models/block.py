@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danon.attention.base import BaseAttention
+from danon.attention.stream_state import StreamState
 from danon.attention.streaming import StreamingAttention
 from danon.config import AttentionConfig
 
@@ -47,6 +48,25 @@ class Block(nn.Module):
         """
         q, k, v = self.project(x, rotary)
         return self.mix(x, self.mixer(q, k, v, mask))
+
+    def step(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], state: StreamState, mask: Tensor | None
+    ) -> tuple[Tensor, StreamState]:
+        """Run attention and feed-forward on the next tokens.
+
+        Args:
+            x: residual stream (B, n, width).
+            rotary: cosines and sines of :func:`rotary_angles`.
+            state: of the attention.
+            mask: real tokens (B, n), or None.
+
+        Returns:
+            Residual stream (B, n, width), and the new state.
+        """
+        # Under autocast they are narrower than the state, which goes on outside of it as well.
+        q, k, v = (y.to(state.dtype) for y in self.project(x, rotary))
+        mixed, new = self.streaming().step(q, k, v, state, mask)
+        return self.mix(x, mixed), new
 
     def streaming(self) -> StreamingAttention:
         """Return the mixer, if it can stream.

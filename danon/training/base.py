@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import os
+import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,6 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danon.training.config import TrainingConfig
+from danon.training.mixup import Partners
+from danon.training.optimizers import centralize_gradients, make_optimizer
+from danon.training.ranks import Ranks
+from danon.training.strategies import strategy_registry
 
 __all__ = ["IGNORED", "BaseTrainer", "DivergenceError", "needed"]
 
@@ -24,15 +30,6 @@ CHECKPOINTING = (
     "gradient_checkpointing_enable",
 )
 """Methods of models that recompute their blocks in the backward pass."""
-
-
-BACKENDS = (
-    "ACCELERATE_USE_DEEPSPEED",
-    "ACCELERATE_USE_FSDP",
-    "ACCELERATE_USE_MEGATRON_LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG",
-)
-"""Variables that make accelerate replace the optimizer or shard the weights."""
 
 
 class DivergenceError(ArithmeticError):
@@ -58,7 +55,7 @@ def needed(name: str) -> Any:
 
 
 class BaseTrainer:
-    """Model, optimizer and accelerator of a training; a subclass overrides single steps.
+    """Model, optimizer and strategy of a training; a subclass overrides single steps.
 
     ``setup_training`` makes the optimizer, ``train_step`` runs one batch, ``compute_loss`` returns
     its loss, ``backward_step`` computes gradients and moves the weights.
@@ -68,54 +65,62 @@ class BaseTrainer:
         config: settings, or a dictionary of them, flat or in the specification's nested form.
 
     Attributes:
-        model: the model as prepared by accelerate.
-        batch: the batch of the current step, on the device.
-        label_share: labels of that batch over the mean of its optimizer step's batches. Gradients
-            are weighted by it.
+        model: module to call, as the strategy made it of the model.
+        unwrapped: the model itself.
+        ranks: processes of the training.
+        batch: the batch of the current pass, on the device.
+        label_share: labels of that batch over those of its optimizer step, times the number of
+            processes. Gradients of its loss are weighted by it.
+        example_share: the same of examples; gradients of the auxiliary loss are weighted by it.
+        partners: partners of the batch's examples in mixup; None without it.
+        last_pass: True if the optimizer step ends with the current pass.
         step: number of optimizer steps done.
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig | Mapping[str, Any]) -> None:
         if not isinstance(config, TrainingConfig):
             config = TrainingConfig.from_dict(config)
-        self.model, self.config = model, config
+        self.model = self.unwrapped = model
+        self.config = config
         self.batch: Any = None
-        self.label_share = 1.0
+        self.label_share = self.example_share = 1.0
+        self.partners: Partners | None = None
+        self.last_pass = True
         self.step = 0
 
     def setup_training(self) -> None:
-        """Make accelerator and optimizer; ``fit`` calls it.
+        """Join the other processes, spread the model and make the optimizer; ``fit`` calls it.
 
         Raises:
-            ImportError: accelerate is not installed.
-            ValueError: ``gradient_checkpointing`` of a model that has no method for it, or a
-                variable ACCELERATE_* that contradicts the configuration.
+            ValueError: the strategy is unknown or cannot train this model,
+                ``gradient_checkpointing`` of a model that has no method for it, or ranks whose
+                configurations differ.
+            ImportError: a package of the strategy is not installed.
         """
-        accelerate, c = needed("accelerate"), self.config
-        _refuse_environment(c)
-        # accelerate keeps one precision for the whole process; a trainer has its own.
-        accelerate.state.AcceleratorState._reset_state()
-        self.accelerator = accelerate.Accelerator(
-            mixed_precision=c.mixed_precision,
-            # Given a mere number, accelerate would let the environment override it.
-            gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(
-                num_steps=c.gradient_accumulation_steps
-            ),
-        )
-        if c.gradient_checkpointing:
-            _checkpoint_blocks(self.model)
-        self.optimizer = self.make_optimizer()
-        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        c = self.config
+        self.ranks = Ranks.join(c.rank_timeout_s)
+        settings = c.to_dict()
+        with self.ranks.together():
+            strategy = strategy_registry.get(c.strategy)(self.ranks, c)
+            if c.gradient_checkpointing:
+                _checkpoint_blocks(self.unwrapped)
+        for name, value in settings.items():
+            self.ranks.require_equal(name, value)
+        self.strategy = strategy
+        strategy.prepare(self.unwrapped, self.make_optimizer)
+        self.model, self.optimizer = strategy.model, strategy.optimizer
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW with weight decay on matrices only."""
-        matrices = [p for p in self.model.parameters() if p.requires_grad and p.dim() >= 2]
-        others = [p for p in self.model.parameters() if p.requires_grad and p.dim() < 2]
-        groups = [
-            {"params": matrices, "weight_decay": self.config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.config.learning_rate)
+        """Return the optimizer of the configuration over the parameters of ``self.unwrapped``."""
+        return make_optimizer(self.unwrapped, self.config)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return a context that computes in the precision of the configuration."""
+        precision = self.config.mixed_precision
+        if precision == "no":
+            return contextlib.nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        return torch.autocast(self.ranks.device.type, dtype)
 
     def train_step(self, batch: Any) -> Tensor:
         """Run the model on a batch and add its gradient.
@@ -126,8 +131,12 @@ class BaseTrainer:
         Returns:
             The loss, a scalar without gradient.
         """
-        with self.accelerator.autocast():
-            loss = self.compute_loss(self.forward(batch))
+        with self.autocast():
+            outputs = self.forward(batch)
+            loss = self.compute_loss(outputs)
+            if self.partners is not None:
+                self.batch = self.partners.batch
+                loss = self.partners.mean(loss, self.compute_loss(outputs))
         self.backward_step(loss)
         return loss.detach()
 
@@ -144,7 +153,8 @@ class BaseTrainer:
     def compute_loss(self, outputs: Any) -> Tensor:
         """Return the cross entropy of logits against the labels of ``self.batch``.
 
-        While training, the ``auxiliary_loss`` of the model's attentions is added.
+        While training, labels are smoothed as configured. The auxiliary loss of the model's
+        attentions is not in it: :meth:`backward_step` adds that.
 
         Args:
             outputs: logits (..., classes), or an object with ``logits``. Labels are (...) int64,
@@ -157,64 +167,54 @@ class BaseTrainer:
         logits = outputs.logits if hasattr(outputs, "logits") else outputs
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = F.cross_entropy(
-            logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+            logits.flatten(0, -2),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=self.config.label_smoothing if self.unwrapped.training else 0.0,
         )
         loss: Tensor = total / (labels != IGNORED).sum().clamp(min=1)
-        extra = getattr(self.accelerator.unwrap_model(self.model), "auxiliary_loss", None)
-        return loss + extra() if extra is not None and self.model.training else loss
+        return loss
 
     def backward_step(self, loss: Tensor) -> None:
-        """Add the gradient; after the last batch of a step clip it and move the weights.
+        """Add the gradient; after the last pass of a step clip it and move the weights.
+
+        The auxiliary loss of the model's attentions is added, a mean over examples.
 
         Args:
             loss: mean over the labels of the batch, a scalar; weighted by ``label_share``.
 
         Raises:
-            DivergenceError: the loss, or the gradient that is to be clipped, is not finite. The
-                weights are those of the step before.
+            DivergenceError: the loss, or the gradient, is not finite. The weights are those of the
+                step before.
         """
-        c, a = self.config, self.accelerator
-        if self.label_share > 0 and not torch.isfinite(loss):
-            raise DivergenceError(f"the loss is {loss.item()}")
-        # Every process takes part in the sum of gradients, with zero if it has no label.
-        if self.label_share > 0 or a.num_processes > 1:
-            a.backward(loss * self.label_share)
-        if not a.sync_gradients:
+        c, alone = self.config, self.ranks.world_size == 1
+        extra = self.strategy.auxiliary_loss() if self.unwrapped.training else None
+        # Every process takes part in the mean of gradients, with zero if it has no label.
+        parts = [loss * self.label_share] if self.label_share > 0 or not alone else []
+        if extra is not None and extra.requires_grad:
+            parts.append(extra * self.example_share)
+        if parts:
+            total = torch.stack([part.to(loss) for part in parts]).sum()
+            # One of several must not stop here alone: the others wait for its gradients.
+            checked = alone or not self.strategy.measures_norm
+            if checked and not math.isfinite(worst := self.ranks.totals(float(total.detach()))[0]):
+                raise DivergenceError(f"the loss is {worst}")
+            self.strategy.backward(total)
+        if not self.last_pass:
             return
-        if c.gradient_clipping is not None:
-            norm = a.clip_grad_norm_(self.model.parameters(), c.gradient_clipping)
+        if c.gradient_centralization:
+            centralize_gradients(self.unwrapped)
+        if c.gradient_clipping is not None or not alone:  # the norm says if another's loss is odd
+            most = math.inf if c.gradient_clipping is None else c.gradient_clipping
+            norm = self.strategy.clip(most)
             # The scaler of fp16 finds its scale by gradients that overflow; it skips those steps.
-            if a.scaler is None and not torch.isfinite(norm):
+            if self.strategy.scaler is None and not torch.isfinite(norm):
+                self.optimizer.zero_grad()
                 raise DivergenceError(f"the norm of the gradient is {norm.item()}")
         for group in self.optimizer.param_groups:
             group["lr"] = c.learning_rate * c.rate(self.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
-def _refuse_environment(config: TrainingConfig) -> None:
-    """Refuse environment variables that make accelerate contradict the configuration.
-
-    Variables for the device (ACCELERATE_USE_CPU, ACCELERATE_TORCH_DEVICE) and for logging are
-    allowed, and so are the values that ``accelerate launch`` sets by itself.
-
-    Raises:
-        ValueError: names the variable, its value and what is allowed.
-    """
-    allowed = {
-        "ACCELERATE_MIXED_PRECISION": ("no", config.mixed_precision),
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", str(config.gradient_accumulation_steps)),
-        "ACCELERATE_DYNAMO_BACKEND": ("no",),
-        **dict.fromkeys(BACKENDS, ("0", "false", "f", "n", "no", "off")),
-    }
-    for name, values in allowed.items():
-        value = os.environ.get(name)
-        if value is not None and value.lower() not in values:
-            allowed_values = " or ".join(dict.fromkeys(map(repr, values[-2:])))
-            raise ValueError(
-                f"{name} = {value!r} in the environment: must not be set, or be {allowed_values}, "
-                "as the configuration has it"
-            )
+        self.strategy.step()
 
 
 def _checkpoint_blocks(model: nn.Module) -> None:

@@ -2,56 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 __all__ = ["BatchOrder"]
 
+NEXT_EPOCH, PARTNERS = 1_000_003, 500_009
+"""Distances of the seeds of two permutations."""
 
-class BatchOrder(Sampler[list[int]]):
+
+class BatchOrder(Sampler[list[Any]]):
     """Endless batches: one permutation of all examples after the other, without a gap.
 
-    A run that resumes at batch b sees the batches of an uninterrupted one. With several processes
-    each gets its share of every batch.
+    A run that resumes after so many examples sees the batches of an uninterrupted one. With several
+    processes each gets its share of every batch, which is the same for any number of them.
 
     Args:
         examples: number of examples, at least one.
-        batch_size: examples of a batch of all processes together.
+        batch_size: examples of a batch of all processes together, or a function of the number of
+            passes over all examples that lie behind its first one.
         seed: seed of the permutations.
-        first: number of the first batch.
+        first: examples of all processes before the first batch.
         rank: number of this process.
         world: number of processes.
+        pairs: True to yield pairs of an index and that of a partner for :mod:`.mixup`.
 
     Raises:
-        ValueError: the processes cannot share a batch equally.
+        ValueError: a batch has fewer examples than there are processes.
     """
 
     def __init__(
         self,
         examples: int,
-        batch_size: int,
+        batch_size: int | Callable[[int], int],
         seed: int,
         first: int = 0,
         rank: int = 0,
         world: int = 1,
+        *,
+        pairs: bool = False,
     ) -> None:
-        if batch_size % world:
-            raise ValueError(f"batch_size = {batch_size}: must be a multiple of {world} processes")
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
-        self.first, self.rank, self.world = first, rank, world
+        self._size = batch_size if callable(batch_size) else lambda _: batch_size
+        if self._size(0) < world:
+            raise ValueError(
+                f"batch_size = {self._size(0)}: must be at least {world}, an example a process"
+            )
+        self.examples, self.seed, self.first = examples, seed, first
+        self.rank, self.world, self.pairs = rank, world, pairs
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         """Yield the indices of this process's examples, batch after batch, without end."""
-        at, epoch, order = self.first * self.batch_size, -1, torch.empty(0, dtype=torch.int64)
+        at, epoch = self.first, -1
+        order = partners = torch.empty(0, dtype=torch.int64)
         while True:
-            batch = []
-            for position in range(at, at + self.batch_size):
+            batch: list[Any] = []
+            size = self._size(at // self.examples)
+            for position in range(at, at + size):
                 if position // self.examples != epoch:
                     epoch = position // self.examples
-                    g = torch.Generator().manual_seed(self.seed + 1_000_003 * epoch)
-                    order = torch.randperm(self.examples, generator=g)
-                batch.append(int(order[position % self.examples]))
-            at += self.batch_size
+                    order = self._permutation(epoch)
+                    partners = self._permutation(epoch, PARTNERS) if self.pairs else order
+                index = position % self.examples
+                one = int(order[index])
+                batch.append((one, int(partners[index])) if self.pairs else one)
+            at += size
             yield batch[self.rank :: self.world]
+
+    def _permutation(self, epoch: int, distance: int = 0) -> Tensor:
+        g = torch.Generator().manual_seed(self.seed + NEXT_EPOCH * epoch + distance)
+        return torch.randperm(self.examples, generator=g)

@@ -12,6 +12,7 @@ from danon.config import Config, ConfigError, require
 __all__ = ["TrainingConfig"]
 
 NESTED_FIELDS = {
+    ("optimizer", "type"): "optimizer",
     ("optimizer", "lr"): "learning_rate",
     ("optimizer", "weight_decay"): "weight_decay",
     ("scheduler", "type"): "schedule",
@@ -26,10 +27,15 @@ class TrainingConfig(Config):
 
     Attributes:
         steps: optimizer steps of the whole run.
-        batch_size: examples of one forward pass.
+        batch_size: examples of one forward pass of all processes together.
         gradient_accumulation_steps: forward passes of one optimizer step.
+        strategy: how several processes share the model: a name of
+            :func:`danon.training.strategies.strategy_registry.names`. One process has all of it.
+        zero_stage: of strategy ``deepspeed``: 1 splits the optimizer, 2 also the gradients, 3 also
+            the parameters.
+        optimizer: ``adamw``; or ``muon`` for the matrices of the blocks and AdamW for the rest.
         learning_rate: highest learning rate, eta_0.
-        weight_decay: of AdamW, on matrices only; biases, gains and other vectors have none.
+        weight_decay: on matrices only; biases, gains and other vectors have none.
         warmup_steps: steps of linear growth from zero.
         schedule: learning rate after the warm-up. ``cosine`` falls to ``final_ratio`` of it,
             ``adaptive`` is eta_0 * min(1, sqrt(t_0 / t)) with t_0 the warm-up (section 6 of the
@@ -37,6 +43,17 @@ class TrainingConfig(Config):
         final_ratio: last learning rate of the cosine over the highest.
         gradient_clipping: largest norm of the gradient; None: not clipped.
         mixed_precision: ``bf16`` and ``fp16`` compute in that type, weights stay as they are.
+        label_smoothing: share of a label's probability that all classes get, 0 to below 1.
+        mixup_alpha: of mixup's Beta(alpha, alpha) (:mod:`danon.training.mixup`); 0: no mixup.
+        gradient_centralization: subtract from gradients of matrices their means
+            (:func:`danon.training.optimizers.centralize_gradients`).
+        start_size: share of each example's tokens that the first pass over the data reads.
+        size_growth: factor by which that share grows with each pass over the data, >= 1.
+        max_size: largest share.
+        max_batch_size: largest batch; it grows by half with each pass over the data. None: the
+            batch stays at ``batch_size``.
+        optimization_level: precision of weights and computation together
+            (:mod:`danon.training.precision`); with ``O0`` ``mixed_precision`` decides alone.
         gradient_checkpointing: recompute each block in the backward pass.
         seed: seed of the order of the examples and of the random numbers of training.
         eval_every: steps between evaluations; None: only after the last step.
@@ -45,11 +62,15 @@ class TrainingConfig(Config):
             better than all before writes one too.
         keep_checkpoints: checkpoints that stay on disk, beside the one of the best evaluation.
         log_every: steps between logged metrics.
+        rank_timeout_s: seconds after which a process that waits for another one gives up.
     """
 
     steps: int = 1000
     batch_size: int = 32
     gradient_accumulation_steps: int = 1
+    strategy: str = "ddp"
+    zero_stage: Literal[1, 2, 3] = 2
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_steps: int = 0
@@ -57,6 +78,14 @@ class TrainingConfig(Config):
     final_ratio: float = 0.1
     gradient_clipping: float | None = 1.0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    optimization_level: Literal["O0", "O1", "O2", "O3"] = "O0"
+    label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0
+    gradient_centralization: bool = False
+    start_size: float = 1.0
+    size_growth: float = 1.2
+    max_size: float = 1.0
+    max_batch_size: int | None = None
     gradient_checkpointing: bool = False
     seed: int = 0
     eval_every: int | None = None
@@ -64,6 +93,7 @@ class TrainingConfig(Config):
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
     log_every: int = 10
+    rank_timeout_s: float = 1800.0
 
     def __post_init__(self) -> None:
         """Refuse values that no training can have."""
@@ -94,6 +124,23 @@ class TrainingConfig(Config):
             ">= 1 with schedule = 'adaptive': it is t_0",
         )
         require(0 <= self.final_ratio <= 1, self, "final_ratio", "in [0, 1]")
+        require(0 <= self.label_smoothing < 1, self, "label_smoothing", "in [0, 1)")
+        require(0 <= self.mixup_alpha < math.inf, self, "mixup_alpha", "a number >= 0")
+        require(0 < self.max_size <= 1, self, "max_size", "in (0, 1]")
+        require(
+            0 < self.start_size <= self.max_size,
+            self,
+            "start_size",
+            f"in (0, max_size = {self.max_size}]",
+        )
+        require(1 <= self.size_growth < math.inf, self, "size_growth", "a number >= 1")
+        require(
+            self.max_batch_size is None or self.max_batch_size >= self.batch_size,
+            self,
+            "max_batch_size",
+            f">= batch_size = {self.batch_size}, or None",
+        )
+        require(self.rank_timeout_s > 0, self, "rank_timeout_s", "> 0")
         require(
             self.gradient_clipping is None or self.gradient_clipping > 0,
             self,
@@ -148,12 +195,9 @@ def _flat(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
     fields = {key: field for (name, key), field in NESTED_FIELDS.items() if name == part}
     flat = {}
     for key, value in values.items():
-        if (part, key) == ("optimizer", "type"):
-            if value != "adamw":
-                raise ConfigError(f"optimizer.type = {value!r}: must be 'adamw'")
-        elif key in fields:
+        if key in fields:
             flat[fields[key]] = value
         else:
-            allowed = sorted({"type", *fields})
+            allowed = sorted(fields)
             raise ConfigError(f"{part}.{key}: must be one of {', '.join(allowed)}")
     return flat

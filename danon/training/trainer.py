@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
+import random
+import sys
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +18,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from danon.attention.keyed_draws import clear_draw_key, set_draw_key
 from danon.attention.ucsa.layer import anneal
 from danon.training import checkpoint
 from danon.training.base import IGNORED, BaseTrainer, DivergenceError, needed
 from danon.training.batch_order import BatchOrder
 from danon.training.config import TrainingConfig
+from danon.training.mixup import PairedExamples, Partners, mix_embeddings, mix_inputs, mixing_share
+from danon.training.progressive import crop, size_in_epoch
 
-__all__ = ["Listener", "Trainer", "TrainingResult"]
+__all__ = ["Listener", "Trainer", "TrainingResult", "grown_batch_size", "require_examples"]
 
 Outcome = Literal["finished", "stopped early", "diverged"]
+BATCH_GROWTH = 1.5
+"""Factor by which a growing batch becomes larger with each pass over the data."""
+RANK_SEEDS = 1_000_003
+"""Distance of the random seeds of two processes, which must not drop the same activations."""
+FREE = frozenset({"strategy", "rank_timeout_s"})
+"""Settings that a resumed run may have otherwise."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +62,8 @@ class TrainingResult:
         outcome: ``finished``, ``stopped early`` or ``diverged``. Diverged: loss or gradient was not
             finite in step ``step``, and the weights are those of the step before.
         history: metrics by step. ``loss`` is the mean over the labels of the step, if it has any;
-            ``learning_rate`` beside it. An evaluation adds ``eval_loss`` and the other metrics that
+            ``learning_rate`` beside it, and ``auxiliary_loss`` of attentions that have one, a mean
+            over the examples. An evaluation adds ``eval_loss`` and the other metrics that
             ``evaluate`` returns.
         best: lowest ``eval_loss``, in nats a label; None without an evaluation.
         best_step: step of that evaluation.
@@ -65,6 +78,10 @@ class TrainingResult:
 
 class Trainer(BaseTrainer):
     """Trainer of a model, which resumes a killed run of the same directory.
+
+    Under torchrun it trains with all processes, as the configuration's strategy says, on the
+    numbers of one: every process gets its share of each batch, and what a model draws is keyed by
+    step and position (:mod:`danon.attention.keyed_draws`).
 
     Batches of one optimizer step count by their labels other than ``-100``, so accumulated
     gradients equal those of one large batch. A step without any label leaves the weights as they
@@ -89,7 +106,7 @@ class Trainer(BaseTrainer):
         model: module that is called with the inputs of a batch.
         config: settings, or a dictionary of them.
         directory: folder of the checkpoints; None writes none.
-        listeners: called with the metrics of a step as they come.
+        listeners: called with the metrics of a step as they come, by the main process alone.
         progress: True shows a bar on stderr, False none; None shows it on a terminal.
     """
 
@@ -107,6 +124,7 @@ class Trainer(BaseTrainer):
         self.listeners, self.progress = listeners, progress
         self.result = TrainingResult()
         self.waited = 0
+        self.examples_seen = 0  # of all processes, over all passes
         self._num_examples = 0  # of the dataset
         self._unlabelled = 0  # examples since the last label
         self._saw_label = self._warned = False
@@ -124,20 +142,34 @@ class Trainer(BaseTrainer):
             Outcome, metrics by step, and the best evaluation.
 
         Raises:
-            ImportError: accelerate is not installed.
-            ValueError: an empty dataset, or one without a label; a directory in use, only damaged
-                checkpoints in it, or one of another configuration or model.
+            ImportError: a package is not installed; names the extra.
+            ValueError: an empty dataset, one without a label, or one with fewer examples than
+                processes; processes whose configurations or datasets differ; a directory in use,
+                only damaged checkpoints in it, or one of another configuration or model.
         """
-        torch.manual_seed(self.config.seed)
         self.setup_training()
+        ranks = self.ranks
+        torch.manual_seed(self.config.seed + RANK_SEEDS * ranks.rank)
         with contextlib.ExitStack() as held:
-            if self.directory is not None:
-                if self.accelerator.is_main_process:
+            with ranks.together():
+                self._num_examples = require_examples(train_dataset)
+                if self._num_examples < ranks.world_size:
+                    raise ValueError(
+                        f"the dataset has {self._num_examples} examples: must have at least one "
+                        f"for each of {ranks.world_size} processes"
+                    )
+                if eval_dataset is not None:
+                    require_examples(eval_dataset)
+                self._require_own_steps()
+                if self.directory is not None and ranks.is_main:
                     held.enter_context(checkpoint.alone(self.directory))
-                self.accelerator.wait_for_everyone()  # the main one removes what a killed run left
+            ranks.require_equal("the number of examples", self._num_examples)
+            if self.directory is not None:
                 self._resume(self.directory)
-            batches = self._batches(train_dataset)
+            with ranks.together():
+                batches = self._batches(train_dataset)
             bar = held.enter_context(self._bar())
+            held.callback(clear_draw_key, self.unwrapped)
             self.model.train()
             while self.result.outcome == "finished" and self.step < self.config.steps:
                 try:
@@ -154,7 +186,7 @@ class Trainer(BaseTrainer):
         return self.result
 
     def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
-        """Return the mean loss over a dataset.
+        """Return the mean loss over a dataset, of which each process takes its share.
 
         A batch counts by its labels other than ``-100``, or by its examples if it has no labels.
         The random numbers of training stay the same.
@@ -168,23 +200,37 @@ class Trainer(BaseTrainer):
         Raises:
             ValueError: an empty dataset, or one whose labels are all ``-100``.
         """
-        _size(dataset)
-        total, seen = 0.0, 0
-        loader = DataLoader(dataset, batch_size=self.config.batch_size)
+        self._set_up_once()
+        total = seen = 0.0
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng():
-            for batch in loader:
-                weight = _weight(batch)
-                if weight == 0:
+            for batch, counts in self._evaluation_batches(dataset):
+                weight = _weight(batch) if counts else 0
+                if weight == 0 and self.ranks.world_size == 1:
                     continue  # the mean over nothing is not a number
                 self.batch = self._to_device(batch)
-                with self.accelerator.autocast():
+                with self.autocast():
                     loss = self.compute_loss(self.forward(self.batch))
-                total, seen = total + weight * float(loss), seen + weight
+                if weight > 0:
+                    total, seen = total + weight * float(loss), seen + weight
         self.model.train()
+        # Sums in the order of the ranks, which are the same on all of them.
+        parts = self.ranks.gather((total, seen))
+        total, seen = sum(part[0] for part in parts), sum(part[1] for part in parts)
         if seen == 0:
             raise ValueError(f"every label of the dataset is {IGNORED}: at least one must not be")
         return {"eval_loss": total / seen}
+
+    def _evaluation_batches(self, dataset: Dataset[Any]) -> Iterator[tuple[Any, bool]]:
+        """Yield this process's batches, and False for one that only keeps the others company."""
+        ranks, size = self.ranks, require_examples(dataset)
+        share = max(1, self.config.batch_size // ranks.world_size)
+        places = list(range(ranks.rank, size, ranks.world_size))
+        batches = [places[i : i + share] for i in range(0, len(places), share)]
+        most = math.ceil(math.ceil(size / ranks.world_size) / share)
+        padded = [*batches, *([[0]] * (most - len(batches)))]
+        for number, batch in enumerate(DataLoader(dataset, batch_sampler=padded)):
+            yield batch, number < len(batches)
 
     def load_best(self) -> None:
         """Load the weights of the best evaluation into the model; nothing else changes.
@@ -200,11 +246,25 @@ class Trainer(BaseTrainer):
             )
         path = checkpoint.folder(last[0].parent, best)
         self._require_same_shapes(path, checkpoint.read(path)[1])
-        needed("safetensors.torch").load_model(self.model, path / "model.safetensors")
+        self._set_up_once()
+        self.strategy.load_weights(path)
+
+    def _set_up_once(self) -> None:
+        """Set up what a training would have set up, if there was none."""
+        if not hasattr(self, "strategy"):
+            self.setup_training()
+
+    def _require_own_steps(self) -> None:
+        """Refuse settings that a step of one's own would leave without effect."""
+        if self.config.mixup_alpha > 0 and type(self).train_step is not BaseTrainer.train_step:
+            raise ValueError(
+                f"mixup_alpha = {self.config.mixup_alpha}: must be 0 with a train_step of one's "
+                f"own, as {type(self).__name__} has it, which does not mix losses"
+            )
 
     def _bar(self) -> Any:
         hidden = None if self.progress is None else not self.progress  # None: tqdm asks the stream
-        if not self.accelerator.is_main_process:
+        if not self.ranks.is_main:
             hidden = True
         return needed("tqdm").tqdm(
             total=self.config.steps, initial=self.step, unit="step", disable=hidden
@@ -212,35 +272,60 @@ class Trainer(BaseTrainer):
 
     def _one_step(self, batches: Iterator[Any]) -> float | None:
         """Take one optimizer step and return the mean loss over its labels, None without one."""
-        c, a = self.config, self.accelerator
-        accumulated = [next(batches) for _ in range(c.gradient_accumulation_steps)]
-        labels = [_weight(batch) for batch in accumulated]
-        in_all = int(self._over_processes(sum(labels), "sum"))
+        c, ranks = self.config, self.ranks
+        size = size_in_epoch(c, self.examples_seen // self._num_examples)
+        passes = [next(batches) for _ in range(c.gradient_accumulation_steps)]
+        if c.mixup_alpha:
+            passes = [[crop(part, size) for part in pair] for pair in passes]
+        else:
+            passes = [crop(batch, size) for batch in passes]
+        share = mixing_share(c.mixup_alpha, c.seed, self.step) if c.mixup_alpha else None
+        labels = [_labels(batch, share) for batch in passes]
+        examples = [_examples(batch[0] if share is not None else batch) for batch in passes]
+        in_all, *sizes = ranks.totals(sum(labels), *examples)
+        starts = list(itertools.accumulate(map(round, sizes), initial=0))
+        self.examples_seen += round(sum(sizes))
         if in_all == 0:
             self._pass_over()
             mean = None
         else:
             self._unlabelled, self._saw_label = 0, True
-            a.gradient_accumulation_steps = len(
-                accumulated
-            )  # accelerate keeps one for the whole process
-            loss = torch.zeros((), device=a.device)
-            for batch, count in zip(accumulated, labels, strict=True):
-                self.label_share = count * len(accumulated) * a.num_processes / in_all
-                self.batch = self._to_device(batch)
-                with a.accumulate(self.model):
-                    batch_loss = self.train_step(self.batch)
+            loss: Tensor | float = 0.0
+            for number, (batch, count) in enumerate(zip(passes, labels, strict=True)):
+                self.label_share = count * ranks.world_size / in_all
+                self.example_share = examples[number] * ranks.world_size / sum(sizes)
+                self.last_pass = number + 1 == len(passes)
+                rows = range(starts[number], starts[number + 1])[ranks.rank :: ranks.world_size]
+                set_draw_key(self.unwrapped, c.seed, self.step, rows)
+                with self.strategy.synchronize(self.last_pass):
+                    batch_loss = self._one_pass(batch, share)
                 if count > 0:  # the mean over nothing need not be a number
-                    loss += batch_loss * self.label_share
-            mean = self._over_processes(float(loss) / len(accumulated), "mean")
+                    loss = loss + batch_loss * self.label_share
+            mean = ranks.totals(float(loss))[0] / ranks.world_size
             if not math.isfinite(mean):
                 raise DivergenceError(
                     f"the loss is {mean}"
                 )  # an overridden train_step need not notice
         self.step += 1
         self.result.step = self.step
-        anneal(self.model, self.step)
+        anneal(self.unwrapped, self.step)
         return mean
+
+    def _one_pass(self, batch: Any, share: float | None) -> Tensor:
+        """Run one batch forward and backward, mixed with its partners if there is a share."""
+        if share is None:
+            self.batch = self._to_device(batch)
+            return self.train_step(self.batch)
+        first, second = (self._to_device(part) for part in batch)
+        self.batch, tokens = mix_inputs(first, second, share)
+        self.partners = Partners(second, share, *(_weight(part) for part in batch))
+        try:
+            with contextlib.ExitStack() as held:
+                if tokens is not None:
+                    held.enter_context(mix_embeddings(self.unwrapped, tokens, share))
+                return self.train_step(self.batch)
+        finally:
+            self.partners = None
 
     def _pass_over(self) -> None:
         """Count a step without a label, and warn at the first.
@@ -264,12 +349,6 @@ class Trainer(BaseTrainer):
                 f"every label of the training's examples is {IGNORED}: at least one must not be"
             )
 
-    def _over_processes(self, value: float, how: Literal["sum", "mean"]) -> float:
-        if self.accelerator.num_processes == 1:
-            return value
-        local = torch.tensor(value, device=self.accelerator.device)
-        return float(self.accelerator.reduce(local, how))
-
     def _after_step(self, loss: float | None, eval_dataset: Dataset[Any] | None) -> None:
         """Log, evaluate and save what is due; save last, so that the checkpoint has the rest."""
         c = self.config
@@ -289,23 +368,27 @@ class Trainer(BaseTrainer):
             self._save(self.directory)
 
     def _batches(self, dataset: Dataset[Any]) -> Iterator[Any]:
-        c, a = self.config, self.accelerator
-        self._num_examples, first = _size(dataset), self.step * c.gradient_accumulation_steps
+        c, ranks = self.config, self.ranks
         self._saw_label = self.step > 0
         order = BatchOrder(
-            self._num_examples, c.batch_size, c.seed, first, a.process_index, a.num_processes
+            self._num_examples,
+            lambda epoch: grown_batch_size(c, epoch),
+            c.seed,
+            self.examples_seen,
+            ranks.rank,
+            ranks.world_size,
+            pairs=c.mixup_alpha > 0,
         )
         # A loader draws a number as it begins. From a generator of its own, so resuming is exact.
-        return iter(DataLoader(dataset, batch_sampler=order, generator=torch.Generator()))
+        source = PairedExamples(dataset) if c.mixup_alpha > 0 else dataset
+        return iter(DataLoader(source, batch_sampler=order, generator=torch.Generator()))
 
     def _to_device(self, batch: Any) -> Any:
-        from accelerate.utils import send_to_device
-
-        return send_to_device(batch, self.accelerator.device)
+        return _moved(batch, self.ranks.device)
 
     def _log_metrics(self, metrics: dict[str, float]) -> None:
         self.result.history.setdefault(self.step, {}).update(metrics)
-        for listener in self.listeners:
+        for listener in self.listeners if self.ranks.is_main else ():
             listener(self.step, metrics)
 
     def _run_evaluation(self, dataset: Dataset[Any]) -> None:
@@ -321,31 +404,31 @@ class Trainer(BaseTrainer):
             result.outcome = "stopped early"
 
     def _save(self, directory: Path) -> None:
-        """Write one checkpoint, to which every process adds its random state."""
-        from accelerate.utils import broadcast_object_list
-
-        a = self.accelerator
+        """Write one checkpoint, to which every process adds its part and its random state."""
+        ranks = self.ranks
 
         def write(folder: Path | None) -> None:
-            (shared,) = broadcast_object_list([folder])
-            a.save_state(str(shared), safe_serialization=True)
-            a.wait_for_everyone()
+            shared = ranks.gather(folder)[0]
+            self.strategy.save(shared)
+            torch.save(_random_state(), shared / f"random-{ranks.rank}.pt")
+            ranks.barrier()
 
         state = {
             "config": self.config.to_dict(),
             "waited": self.waited,
+            "examples_seen": self.examples_seen,
             "result": dataclasses.asdict(self.result),
             "shapes": self._shapes(),
         }
-        if a.is_main_process:
+        if ranks.is_main:
             keep, best = self.config.keep_checkpoints, self.result.best_step
             checkpoint.save(directory, self.step, write, state, keep, best)
         else:
             write(None)
-        a.wait_for_everyone()
+        ranks.barrier()
 
     def _shapes(self) -> dict[str, list[int]]:
-        return {name: list(p.shape) for name, p in self.model.named_parameters()}
+        return {name: list(p.shape) for name, p in self.unwrapped.named_parameters()}
 
     def _require_same_shapes(self, path: Path, state: Mapping[str, Any]) -> None:
         theirs, ours = state["shapes"], self._shapes()
@@ -357,12 +440,26 @@ class Trainer(BaseTrainer):
                 )
 
     def _resume(self, directory: Path) -> None:
-        last = checkpoint.newest(directory)
+        with self.ranks.together():
+            last = checkpoint.newest(directory)
+            if last is not None:
+                self._require_same_run(*last)
         if last is None:
             return
         path, step, state = last
+        self.strategy.load(path)
+        random_state = path / f"random-{self.ranks.rank}.pt"
+        if random_state.exists():  # of more processes than wrote it, the last have none
+            _set_random_state(torch.load(random_state, weights_only=True))
+        self.step, self.waited = step, state["waited"]
+        self.examples_seen = state["examples_seen"]
+        self.result = TrainingResult(**state["result"])
+        self.result.history = {int(k): v for k, v in state["result"]["history"].items()}
+
+    def _require_same_run(self, path: Path, step: int, state: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of another configuration or model."""
         theirs, ours = state["config"], self.config.to_dict()
-        differ = [name for name in ours if theirs.get(name) != ours[name]]
+        differ = [name for name in ours if theirs.get(name) != ours[name] and name not in FREE]
         if differ:
             raise ValueError(
                 f"{path} is of a run with "
@@ -372,17 +469,33 @@ class Trainer(BaseTrainer):
                 + ", or train in another directory"
             )
         self._require_same_shapes(path, state)
-        self.accelerator.load_state(str(path))
-        self.step, self.waited = step, state["waited"]
-        self.result = TrainingResult(**state["result"])
-        self.result.history = {int(k): v for k, v in state["result"]["history"].items()}
+
+
+def grown_batch_size(config: TrainingConfig, epoch: int) -> int:
+    """Return the examples of a forward pass of all processes.
+
+    Args:
+        config: first and largest size.
+        epoch: passes over the data that are done.
+    """
+    if config.max_batch_size is None or epoch == 0:
+        return config.batch_size
+    return min(config.max_batch_size, int(config.batch_size * BATCH_GROWTH ** min(epoch, 1000)))
 
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _size(dataset: Dataset[Any]) -> int:
+def require_examples(dataset: Dataset[Any]) -> int:
+    """Return the number of examples of a dataset.
+
+    Args:
+        dataset: map-style dataset.
+
+    Raises:
+        ValueError: it has no length, or no example.
+    """
     if not isinstance(dataset, Sized):
         raise ValueError(f"{type(dataset).__name__} has no length: a map-style dataset is needed")
     if len(dataset) == 0:
@@ -391,16 +504,63 @@ def _size(dataset: Dataset[Any]) -> int:
 
 
 def _weight(batch: Any) -> int:
-    """Count the labels of a batch, else its examples; 1 where neither can be counted."""
+    """Count the labels of a batch, else its examples."""
     if isinstance(batch, Mapping):
-        labels, first = batch.get("labels"), next(iter(batch.values()), None)
-    elif isinstance(batch, list | tuple):
-        labels, first = batch[1] if len(batch) > 1 else None, batch[0]
+        labels = batch.get("labels")
     else:
-        labels, first = None, batch
+        labels = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
     if isinstance(labels, Tensor):
         return int((labels != IGNORED).sum())
+    return _examples(batch)
+
+
+def _labels(batch: Any, share: float | None) -> float:
+    """Count the labels of a batch; of a mixed one, those of both examples by their shares."""
+    if share is None:
+        return _weight(batch)
+    return share * _weight(batch[0]) + (1 - share) * _weight(batch[1])
+
+
+def _examples(batch: Any) -> int:
+    """Count the examples of a batch; 1 where they cannot be counted."""
+    if isinstance(batch, Mapping):
+        first = next(iter(batch.values()), None)
+    else:
+        first = batch[0] if isinstance(batch, list | tuple) else batch
     return len(first) if isinstance(first, list | tuple | Tensor) else 1
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    """Return a batch on a device: a tensor, or a mapping, list or tuple of batches."""
+    if hasattr(batch, "to"):  # Hugging Face's batches move themselves
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: _moved(x, device) for name, x in batch.items()}
+    if isinstance(batch, list | tuple):
+        moved = [_moved(x, device) for x in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    return batch
+
+
+def _random_state() -> dict[str, Any]:
+    """Return the states of the generators that a training may draw from."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    if "numpy" in sys.modules:
+        name, keys, *rest = sys.modules["numpy"].random.get_state()
+        state["numpy"] = (name, torch.from_numpy(keys.astype("int64")), *rest)
+    return state
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    if "numpy" in state and "numpy" in sys.modules:
+        name, keys, *rest = state["numpy"]
+        sys.modules["numpy"].random.set_state((name, keys.numpy().astype("uint32"), *rest))
 
 
 def _shape(sizes: list[int] | None) -> str:

@@ -247,8 +247,9 @@ def test_the_load_balance_loss_equals_its_formula(
     if not causal:
         counts = counts | (period + 2 <= period[:, -1:])
     counts = counts & real
-    p = x.q[..., :3].softmax(-1).flatten(0, 1)
-    want = 0.5 * balance_of(p, counts.repeat_interleave(4, 0)) if counts.any() else 0.0
+    p = x.q[..., :3].softmax(-1)  # (examples, heads, queries, paths)
+    each = [balance_of(p[i], counts[i].expand(4, -1)) if counts[i].any() else 0.0 for i in range(2)]
+    want = 0.5 * sum(each) / 2
     assert module.auxiliary_loss().item() == pytest.approx(want, rel=1e-4)
 
 

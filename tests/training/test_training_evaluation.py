@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from small_training import settings, small, text
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
@@ -37,7 +36,6 @@ def test_evaluation_without_labels_counts_batches_by_examples() -> None:
             return outputs.mean()
 
     trainer = Mean(nn.Identity(), settings())
-    trainer.accelerator = Accelerator()
     got = trainer.evaluate(TensorDataset(torch.arange(6.0)[:, None]))
     assert got == {"eval_loss": 2.5}
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from rank_pool import rank_pool
 from small_training import Double, InOrder, settings, small, text, unequal, weights
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -133,51 +131,26 @@ def test_alternating_trainers_keep_their_accumulation() -> None:
     assert torch.equal(weights(models[0]), weights(models[1]))
 
 
-PROCESS = """
-import sys, torch
-sys.path[:0] = [{root!r}, {tests!r}]
-import small_training as t, danon.training.trainer
-from accelerate import Accelerator
-from danon.training import Trainer
-danon.training.trainer.BatchOrder = t.InOrder
-model = t.Double()
-c = t.settings(steps=3, batch_size=4, gradient_accumulation_steps=3, log_every=1,
-               checkpoint_every=1)
-result = Trainer(model, c, progress=False, directory={place!r}).fit(t.unequal("batches without"))
-loss = [metrics["loss"] for metrics in result.history.values()]
-if Accelerator().is_main_process:
-    torch.save((t.weights(model), loss), {place!r} + "/it")
-torch.distributed.destroy_process_group()
-"""
+def shared_labels(directory: str) -> tuple[Tensor, list[float]]:
+    """Train with batches of unequal labels, some without any."""
+    with mock.patch.object(danon.training.trainer, "BatchOrder", InOrder):
+        model = Double()
+        c = settings(
+            steps=3, batch_size=4, gradient_accumulation_steps=3, log_every=1, checkpoint_every=1
+        )
+        trainer = Trainer(model, c, progress=False, directory=directory)
+        result = trainer.fit(unequal("batches without"))
+    return weights(model), [metrics["loss"] for metrics in result.history.values()]
 
 
-@pytest.mark.slow
 def test_processes_share_the_labels_of_a_step_and_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tests = Path(__file__).parents[1]
-    code = PROCESS.format(root=str(tests.parent), tests=str(tests), place=str(tmp_path))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    known = os.environ | {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_PORT": port,
-        "MASTER_ADDR": "127.0.0.1",
-        "ACCELERATE_USE_CPU": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    both = [
-        subprocess.Popen([sys.executable, "-c", code], env={**known, "RANK": r, "LOCAL_RANK": r})
-        for r in "01"
-    ]
-    assert [one.wait(timeout=120) for one in both] == [0, 0]
+    got, losses = rank_pool(2).run(shared_labels, str(tmp_path))[0]
     for step in (2, 3):
-        states = (tmp_path / f"step-{step:08d}").glob("random_states*")
-        assert {file.name for file in states} == {"random_states_0.pkl", "random_states_1.pkl"}
+        states = (tmp_path / f"step-{step:08d}").glob("random-*")
+        assert {file.name for file in states} == {"random-0.pt", "random-1.pt"}
     assert not list(tmp_path.glob(".step-*"))
-    got, losses = torch.load(tmp_path / "it")
     monkeypatch.setattr(danon.training.trainer, "BatchOrder", InOrder)
     model = Double()
     c = settings(steps=3, batch_size=12, log_every=1)

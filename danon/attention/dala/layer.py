@@ -14,6 +14,7 @@ from danon.attention.dala.base import DALABase
 from danon.attention.dala.oracle import oracle, shares
 from danon.attention.dala.paths import Paths, paths_for_chunk, paths_for_sequence
 from danon.attention.effective_matrix import EffectiveAttention
+from danon.attention.keyed_draws import draw_by_example
 from danon.attention.padding import right_padded, rows_alone
 from danon.attention.registry import register
 from danon.attention.sizing import SINKS, largest_within_budget
@@ -128,7 +129,8 @@ class DALA(DALABase):
         real = None if mask is None else mask.repeat_interleave(c.kv_heads, 0)
         seen = None if c.is_causal else real  # causal queries do not see the padding behind them
         if self.training and c.attention_dropout:
-            keep = torch.rand(B, N, dtype=torch.float32, device=q.device) >= c.attention_dropout
+            drawn = draw_by_example(self.draw_key, B, N, q.device)
+            keep = drawn >= c.attention_dropout
             keep = keep.repeat_interleave(c.kv_heads, 0)
             seen = keep if seen is None else keep & seen
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))

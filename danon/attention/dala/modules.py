@@ -172,19 +172,21 @@ def _squash(x: Tensor) -> Tensor:
 
 
 def load_balance(p: Tensor, counts: Tensor) -> Tensor:
-    """Return J sum_j (P_j - 1/J)^2, the squared coefficient of variation of P = mean of p.
+    """Return the mean over examples of J sum_j (P_j - 1/J)^2, P the mean of an example's p.
 
     Zero where all paths get the same share, J - 1 where one gets everything. It is the importance
     loss of Shazeer et al. 2017 (arXiv 1701.06538, section 4), and up to a constant that of the
     Switch Transformer (arXiv 2101.03961, J sum_j f_j P_j) for a router that drops nothing: f = P.
+    By example, so that the loss of a batch is the mean of its examples' losses, wherever they are
+    computed; a square of a mean over the batch is not.
 
     Args:
-        p: distributions of queries over J paths (X, n, J).
-        counts: (X, n) bool, the queries that count; none of them gives zero.
+        p: distributions of the queries of B examples over J paths (B, n, J).
+        counts: (B, n) bool, the queries that count; an example without any has a loss of zero.
     """
     weight = counts.to(p)[..., None]
-    mean = (p * weight).sum((0, 1)) / weight.sum().clamp_min(1)
-    return len(mean) * (mean - mean.mean()).square().sum()
+    mean = (p * weight).sum(1) / weight.sum(1).clamp_min(1)
+    return p.shape[-1] * (mean - mean.mean(-1, keepdim=True)).square().sum(-1).mean()
 
 
 def period_means(x: Tensor, seen: Tensor | None, period: int) -> tuple[Tensor, Tensor]:

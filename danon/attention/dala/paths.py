@@ -106,8 +106,10 @@ class Paths:
         if not c.is_causal:
             last = (real.sum(1, keepdim=True) - 1 - c.global_tokens) // c.period
             counts = counts | (period_of + 2 <= last)
+        shares = F.pad(torch.stack(self.shifts, -1), (1, 0)).softmax(-1)  # (X, n, paths)
         counts = (counts & real).repeat_interleave(X // len(real), 0)
-        return load_balance(F.pad(torch.stack(self.shifts, -1), (1, 0)).softmax(-1), counts)
+        examples = X // c.num_heads
+        return load_balance(shares.view(examples, -1, shares.shape[-1]), counts.view(examples, -1))
 
     def inverse_squares(self) -> Tensor:
         """Return 1 / w^2 of each query (X, n), w the width of its head and period."""

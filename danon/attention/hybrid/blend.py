@@ -17,7 +17,10 @@ __all__ = ["label_branches", "loss_terms", "weighted_sum"]
 def loss_terms(
     beta: Tensor, w: Tensor, start: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return L_div and L_reg (specification 4.2) over the queries that there are.
+    """Return L_div and L_reg (specification 4.2), means over examples of their real queries.
+
+    By example, so that the loss of a batch is the mean of its examples' losses, wherever they are
+    computed; the entropy of a mean over the batch is not.
 
     Args:
         beta: (B, H, N, M) of M mechanisms.
@@ -27,11 +30,13 @@ def loss_terms(
     """
     real = torch.ones_like(w[:, :, :, 0]) if mask is None else mask.to(w)[:, None]
     real = real.expand(w.shape[:3])[..., None]
-    count = real.sum().clamp_min(1)
-    mean = (w * real).sum((0, 1, 2)) / count
-    entropy = -torch.special.xlogy(mean, mean).sum()
-    away = ((beta - start.to(beta)).square() * real).sum() / (count * len(mean))
-    return math.log(len(mean)) - entropy, away
+    count = real.sum((1, 2)).clamp_min(1)  # (B, 1)
+    mean = (w * real).sum((1, 2)) / count  # (B, M)
+    entropy = -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum(-1)
+    # An example without a query has no weights, and nothing to keep in use.
+    missing = math.log(w.shape[-1]) - entropy.where(mean.sum(-1) > 0, math.log(w.shape[-1]))
+    away = (beta - start.to(beta)).square() * real
+    return missing.mean(), (away.sum((1, 2, 3)) / (count[:, 0] * w.shape[-1])).mean()
 
 
 def weighted_sum(parts: list[Tensor], w: Tensor) -> Tensor:

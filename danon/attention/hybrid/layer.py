@@ -66,7 +66,7 @@ class SuperHybrid(StreamingAttention):
       ``select_length`` chooses for the length of the input, padding included.
     - blend: o = sum_i w_i o_i with w = softmax(beta / T) and beta_i = b_i + g_i . q per query. b
       starts where w is the configured shares, g at zero. Loss terms (specification 4.2):
-      L_div = log M - H(mean of w over all queries), which keeps every mechanism in use and still
+      L_div = log M - H(mean of w over an example), which keeps every mechanism in use and still
       lets each query decide; L_reg = mean of (beta - starting beta)^2, which keeps the weights from
       hardening. A blend of one is that mechanism, without weights.
 
@@ -283,7 +283,8 @@ class SuperHybrid(StreamingAttention):
         Raises:
             ValueError: a blend that has had no forward pass with gradients.
         """
-        total = next(self.parameters()).new_zeros(())
+        parameter = next(self.parameters())
+        total = torch.zeros((), dtype=parameter.dtype, device=parameter.device)
         for name in self.members:
             total = total + self._member(name).auxiliary_loss().to(total)
         if not hasattr(self, "beta"):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from danon.attention.kernels.base import HIDDEN
+from danon.attention.keyed_draws import DrawKey, draw
 from danon.attention.ucsa.tree import Tree
 from danon.config import UCSAConfig
 
@@ -25,6 +26,7 @@ def information_loss(
     seen: Tensor | None,
     tree: Tree,
     values: Sequence[Tensor],
+    key: DrawKey | None = None,
 ) -> Tensor:
     """Return L_info = ||X - X^||^2 + lambda KL(p_X || p_X^), the mean over the tree's levels.
 
@@ -50,29 +52,30 @@ def information_loss(
         seen: which tokens are real (G, N); None if all.
         tree: nodes past the global tokens.
         values: (G, n, D) of each level.
+        key: of what is drawn, the same for all examples of a training step.
 
     Returns:
         A scalar, float32 or wider, at least 0; 0 where every node equals its tokens.
     """
     (G, N, D), g, wide = k.shape, c.global_tokens, tree.key[0].dtype
     n = tree.key[0].shape[1]
-    leaf = _drawn(n, LEAVES, k.device)
+    leaf = _drawn(n, LEAVES, k.device, key, 0)
     token = (leaf[:, None] * c.leaf + torch.arange(c.leaf, device=k.device)).flatten() + g
     real = (token < N).expand(G, -1)
     token = token.clamp_max(N - 1)
     if seen is not None:
         real = real & seen[:, token]
-    position = _drawn(N, QUERIES, k.device)
+    position = _drawn(N, QUERIES, k.device, key, 1)
     ask = q[:, position].detach().to(wide).view(G, -1, D)  # (G, heads of the group * queries, D)
     asked = torch.ones_like(position, dtype=torch.bool).expand(G, -1)
     asked = (asked if seen is None else seen[:, position]).repeat(1, ask.shape[1] // len(position))
     tokens = [x[:, token].to(wide) for x in (k, v)]
     exact = (ask @ tokens[0].detach().transpose(1, 2)) * D**-0.5
     total = k.new_zeros((), dtype=wide)
-    for level, (key, value) in enumerate(zip(tree.key, values, strict=True)):
+    for level, (node_k, node_v) in enumerate(zip(tree.key, values, strict=True)):
         span = c.leaf * c.fanout**level
         above = (token - g) // span
-        nodes = [x[:, above] for x in (key, value)]
+        nodes = [x[:, above] for x in (node_k, node_v)]
         lost = [_lost(x, y, real) for x, y in zip(tokens, nodes, strict=True)]
         shown = real[:, None]
         if c.is_causal:
@@ -89,17 +92,17 @@ def information_loss(
     return total / len(tree.key)
 
 
-def _drawn(n: int, most: int, device: torch.device) -> Tensor:
+def _drawn(n: int, most: int, device: torch.device, key: DrawKey | None, kind: int) -> Tensor:
     """Draw one index from each of at most so many equal stretches of n, anew at each call.
 
     Fixed ones an even distance apart would never meet what happens at odd ones.
-    Drawn from torch's own generator: what repeats a forward pass has to restore that, as
-    gradient checkpointing does.
+    Without a key they come from torch's own generator: what repeats a forward pass has to restore
+    that, as gradient checkpointing does.
     """
     count = min(n, most)
     edge = torch.arange(count + 1, device=device) * n // count
     first, last = edge[:-1], edge[1:] - 1
-    share = torch.rand(count, dtype=torch.float32, device=device)
+    share = draw(key, count, device, kind)
     return (first + share * (last + 1 - first)).long().minimum(last)
 
 
@@ -117,7 +120,7 @@ def _lost(x: Tensor, node: Tensor, real: Tensor) -> Tensor:
 def _divergence(
     exact: Tensor, coarse: Tensor, shown: Tensor, asked: Tensor, together: int
 ) -> Tensor:
-    """Return the mean KL of softmaxes (G, Q, M) over what is shown, over queries asked (G, Q).
+    """Return the mean over G of the mean KL of softmaxes (G, Q, M), of queries asked (G, Q).
 
     Args:
         exact: logits of tokens.
@@ -132,4 +135,5 @@ def _divergence(
         shown = shown.unflatten(-1, (-1, together)).any(-1)
     each = (log_p.exp() * (log_p - log_q)).masked_fill(~shown, 0.0).sum(-1).clamp_min(0)
     asked = asked & shown.any(-1)
-    return (each * asked).sum() / asked.sum().clamp_min(1)
+    # The mean of means: a batch has the mean loss of its examples, however many queries they have.
+    return ((each * asked).sum(-1) / asked.sum(-1).clamp_min(1)).mean()

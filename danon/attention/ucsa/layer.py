@@ -246,7 +246,8 @@ class UCSA(StreamingAttention):
             out, count = recover((q, k, v), mask, out, again, self.oracle, causal=c.is_causal)
             self.recovered += count
         elif tree is not None and c.information_weight and self.wants_auxiliary:
-            lost = c.information_weight * information_loss(c, q_, k_, v_, real, *tree)
+            lost = information_loss(c, q_, k_, v_, real, *tree, key=self.draw_key)
+            lost = c.information_weight * lost
         self.set_auxiliary_loss(lost)
         return out
 
