@@ -19,7 +19,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["CallMemory", "hidden_memory", "peak_bytes", "saved_bytes", "traced_peak"]
+__all__ = [
+    "CallMemory",
+    "hidden_memory",
+    "peak_bytes",
+    "saved_bytes",
+    "traced_bytes",
+    "traced_peak",
+]
 
 Call = Callable[[], object]
 CPU = torch.device("cpu")
@@ -291,6 +298,16 @@ def traced_peak(trace: profile) -> int:
         trace: made with ``profile_memory=True``.
     """
     return _peak(_memory_events(trace), set())
+
+
+def traced_bytes(trace: profile) -> tuple[int, int]:
+    """Return the most bytes live at once in a finished trace of the CPU, and those live at its end.
+
+    Args:
+        trace: made with ``profile_memory=True``.
+    """
+    events = _memory_events(trace)
+    return _peak(events, set()), sum(_live(events).values())
 
 
 def _memory_events(trace: profile) -> list[dict[str, Any]]:

@@ -10,9 +10,10 @@ import torch
 
 from danon.console.reasons import message
 
-__all__ = ["limit_memory", "out_of_memory"]
+__all__ = ["SHARE", "free_bytes", "limit_memory", "out_of_memory"]
 
 SHARE = 0.8
+"""Share of the free memory that a measurement or a training may take."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -26,9 +27,35 @@ def limit_memory() -> int | None:
         return None
     import resource
 
-    import psutil
+    share = int(SHARE * free_bytes())
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        share = min(share, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (share, hard))
+    return share
 
-    free = int(psutil.virtual_memory().available)
+
+def free_bytes() -> int:
+    """Return the bytes of memory that this process could still get.
+
+    Raises:
+        ImportError: the system has no /proc/meminfo, and psutil is not installed.
+    """
+    table = Path("/proc/meminfo")
+    if table.is_file():
+        found = re.search(
+            r"^MemAvailable:\s+(\d+) kB$", table.read_text(encoding="ascii"), re.MULTILINE
+        )
+        assert found is not None
+        free = int(found[1]) * 1024
+    else:
+        try:
+            import psutil
+        except ImportError as error:
+            raise ImportError(
+                "the free memory of this system needs psutil: pip install 'danon[bench]'"
+            ) from error
+        free = int(psutil.virtual_memory().available)
     limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if (
         limit.is_file()
@@ -36,12 +63,7 @@ def limit_memory() -> int | None:
         and (most := limit.read_text(encoding="utf-8").strip()) != "max"
     ):
         free = min(free, int(most) - int(used.read_text(encoding="utf-8")))
-    share = int(SHARE * free)
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard != resource.RLIM_INFINITY:
-        share = min(share, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (share, hard))
-    return share
+    return free
 
 
 def out_of_memory(error: BaseException) -> str:

@@ -1,0 +1,5 @@
+"""Functions for single tasks around a model."""
+
+from danon.training.precision import enable_mixed_precision
+
+__all__ = ["enable_mixed_precision"]
