@@ -1,7 +1,8 @@
-"""Training: a trainer on accelerate, its settings, and the base class of your own trainer."""
+"""Training: a trainer, its settings, a loader, and the base class of your own trainer."""
 
 from danon.training.base import IGNORED, BaseTrainer
 from danon.training.config import TrainingConfig
+from danon.training.data_loader import DataLoader
 from danon.training.trainer import Trainer, TrainingResult
 
-__all__ = ["IGNORED", "BaseTrainer", "Trainer", "TrainingConfig", "TrainingResult"]
+__all__ = ["IGNORED", "BaseTrainer", "DataLoader", "Trainer", "TrainingConfig", "TrainingResult"]

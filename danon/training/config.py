@@ -30,7 +30,7 @@ class TrainingConfig(Config):
         batch_size: examples of one forward pass of all processes together.
         gradient_accumulation_steps: forward passes of one optimizer step.
         strategy: how several processes share the model: a name of
-            :func:`danon.training.strategies.strategy_registry.names`. One process has all of it.
+            :func:`danon.training.strategies.names`. One process has all of it.
         zero_stage: of strategy ``deepspeed``: 1 splits the optimizer, 2 also the gradients, 3 also
             the parameters.
         optimizer: ``adamw``; or ``muon`` for the matrices of the blocks and AdamW for the rest.

@@ -150,8 +150,10 @@ class _Buffer:
             return not self._closed
 
     def put(self, batch: Any, error: BaseException | None = None) -> None:
-        """Add a batch, or an error in its place."""
+        """Add a batch, or an error in its place; a closed buffer drops it."""
         with self._changed:
+            if self._closed:
+                return
             self._items.append((batch, error))
             self._changed.notify_all()
 

@@ -110,7 +110,7 @@ class _Muon(torch.optim.Muon):
             whole.append({**group, "params": rest})
         self.param_groups = whole
         try:
-            loss: float | None = super().step(closure)
+            loss: float | None = super().step(closure)  # type: ignore[no-untyped-call]
         finally:
             self.param_groups = groups
         return loss
@@ -124,13 +124,20 @@ class _Muon(torch.optim.Muon):
         momenta.lerp_(gradient, 1 - momentum)
         update = gradient.lerp(momenta, momentum) if group["nesterov"] else momenta
         change = distribute_tensor(
-            _orthogonal_step(update.full_tensor(), group),
+            _orthogonal_step(_whole(update), group),
             parameter.device_mesh,
             parameter.placements,
             src_data_rank=None,  # every rank has it
         )
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(change)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor on every rank; all ranks have to call it."""
+    assert isinstance(tensor, DTensor)
+    whole: Tensor = tensor.full_tensor()
+    return whole
 
 
 def _orthogonal_step(update: Tensor, group: dict[str, Any]) -> Tensor:
