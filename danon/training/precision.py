@@ -35,6 +35,8 @@ __all__ = ["Level", "Precision", "apply_level", "enable_mixed_precision", "narro
 
 Level = Literal["O0", "O1", "O2", "O3"]
 NARROW = (torch.bfloat16, torch.float16)
+LEAST_EPS = 1e-4
+"""Adam's eps in float16: squares of gradients below 2.4e-4 are zero."""
 
 
 def narrow_dtype(device_type: str | None = None) -> torch.dtype:
@@ -101,10 +103,16 @@ class Precision:
     ) -> torch.optim.Optimizer:
         """Return the optimizer of the training: in O2 one that moves float32 copies.
 
+        In O3 with float16, where Adam's ``eps`` of 1e-8 would be zero, it is 1e-4 or more.
+
         Args:
             make_optimizer: returns an optimizer over the parameters that the model has now.
         """
         made = make_optimizer()
+        if self.level == "O3" and self.dtype == torch.float16:
+            for group in made.param_groups:
+                if "betas" in group:
+                    group["eps"] = max(group["eps"], LEAST_EPS)
         if self.level != "O2":
             return made
         made = MasterWeights(made, self.originals)
