@@ -80,8 +80,14 @@ class BatchSizer:
         """Bytes of one example more; None before two sizes are measured."""
         if len(self._high) < 2:
             return None
-        small, large = sorted(self._high)[-2:]
-        return max(0.0, self._high[large] - self._low[small]) / (large - small)
+        large = max(self._high)
+        # Each smaller size gives an upper bound of the slope, as its bytes may have been the low
+        # ones and those of the largest the high ones.
+        return min(
+            max(0.0, self._high[large] - low) / (large - small)
+            for small, low in self._low.items()
+            if small < large
+        )
 
     @property
     def fixed_bytes(self) -> float | None:
