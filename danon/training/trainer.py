@@ -290,7 +290,7 @@ class Trainer(BaseTrainer):
             mean = None
         else:
             self._unlabelled, self._saw_label = 0, True
-            loss = torch.zeros((), device=ranks.device)
+            loss: Tensor | float = 0.0
             for number, (batch, count) in enumerate(zip(passes, labels, strict=True)):
                 self.label_share = count * ranks.world_size / in_all
                 self.example_share = examples[number] * ranks.world_size / sum(sizes)
