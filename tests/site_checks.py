@@ -42,26 +42,29 @@ DOCUMENTED = {
     "Backbone.get_performance_stats",
     "danon.models.performance_monitor": "PerformanceStats.computation_time "
     "PerformanceStats.memory_usage PerformanceStats.attention_distribution",
-    "danon.training": "BaseTrainer Trainer TrainingConfig BaseTrainer.setup_training "
+    "danon.training": "BaseTrainer Trainer TrainingConfig DataLoader DataLoader.set_prefetch "
+    "BaseTrainer.setup_training "
     "BaseTrainer.train_step BaseTrainer.compute_loss BaseTrainer.backward_step "
     "TrainingConfig.from_dict TrainingConfig.gradient_accumulation_steps "
     "TrainingConfig.mixed_precision TrainingConfig.gradient_clipping TrainingConfig.warmup_steps",
+    "danon.optimization": "DynamicBatchProcessor MixedPrecisionTrainer MixedPrecisionTrainer.train "
+    "BaseOptimizer BaseOptimizer.setup_optimizer BaseOptimizer.update_param",
     "danon.quantization": "quantize_dynamic",
+    "danon.utils": "enable_mixed_precision",
 }
 """Names of the project's description that exist: module, then names with their class."""
 MISSING = {
     "danon": "SystemConfig",
     "danon.config": "SystemConfig",
     "danon.models": "Backbone.optimize_attention",
-    "danon.training": "DataLoader DataLoader.set_prefetch Trainer.set_gradient_accumulation_steps "
+    "danon.training": "Trainer.set_gradient_accumulation_steps "
     "Trainer.enable_advanced_training Trainer.enable_progressive_training "
     "Trainer.enable_dynamic_batching",
     "danon.distributed": "DistributedTrainer AdvancedDistributedTrainer "
     "AdvancedDistributedTrainer.set_advanced_options DynamicSharding",
     "danon.optimization": "MemoryOptimizer MemoryOptimizer.apply_optimizations ComputeOptimizer "
-    "AutoOptimizer AutoOptimizer.auto_optimize jit_compile DynamicBatchProcessor "
-    "MixedPrecisionTrainer DynamicBatchInferencer InferenceOptimizer BaseOptimizer "
-    "BaseOptimizer.setup_optimizer BaseOptimizer.update_param",
+    "AutoOptimizer AutoOptimizer.auto_optimize jit_compile "
+    "DynamicBatchInferencer InferenceOptimizer",
     "danon.monitoring": "PerformanceMonitor",
     "danon.debugging": "PerformanceProfiler PerformanceProfiler.get_statistics MemoryAnalyzer "
     "MemoryAnalyzer.get_report MemoryAnalyzer.get_memory_peaks MemoryAnalyzer.analyze_memory "
@@ -74,7 +77,7 @@ MISSING = {
     "ExperimentManager.log_metrics ModelVersioning ModelVersioning.save_version "
     "ModelVersioning.load_version",
     "danon.deployment": "ModelExporter ModelServer",
-    "danon.utils": "enable_mixed_precision analyze_performance optimize_memory debug_gradients "
+    "danon.utils": "analyze_performance optimize_memory debug_gradients "
     "debug_memory visualize_attention plot_training_metrics",
 }
 """Names of the description that do not exist yet; one that is written moves to the names above."""

@@ -20,7 +20,14 @@ MODULES = (
     "danon.models.backbone",
     "danon.models.factories",
     "danon.models.hybrid_model",
+    "danon.optimization.base_optimizer",
+    "danon.optimization.dynamic_batches",
+    "danon.optimization.mixed_precision",
     "danon.runs.task_registry",
+    "danon.training.batch_sizer",
+    "danon.training.data_loader",
+    "danon.training.master_weights",
+    "danon.training.precision",
     "danon.training.trainer",
 )
 
