@@ -27,6 +27,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils._pytree import tree_map_only
 
 from danon.training.master_weights import MasterWeights
@@ -61,6 +62,7 @@ class Precision:
         dtype: the narrow type.
         keeps_norms: True if layers of normalization stay in float32.
         wide_gradients: True if narrow weights have float32 gradients.
+        sharded: True if FSDP makes the weights narrow, see :meth:`shard_policy`.
         originals: float32 weights before they were made narrow, until :meth:`optimizer` takes them.
     """
 
@@ -68,6 +70,7 @@ class Precision:
     dtype: torch.dtype
     keeps_norms: bool
     wide_gradients: bool
+    sharded: bool
     originals: dict[nn.Parameter, Tensor]
 
     def autocast(self, device_type: str) -> AbstractContextManager[object]:
@@ -113,11 +116,23 @@ class Precision:
             for group in made.param_groups:
                 if "betas" in group:
                     group["eps"] = max(group["eps"], LEAST_EPS)
-        if self.level != "O2":
+        if self.level != "O2" or self.sharded:  # shards are float32 themselves
             return made
         made = MasterWeights(made, self.originals)
         self.originals.clear()  # its copies are those of the optimizer now
         return made
+
+    def shard_policy(self, norm: bool = False) -> MixedPrecisionPolicy:
+        """Return the policy with which ``fully_shard`` computes in this level.
+
+        In O2 a rank keeps float32 shards, gathers them narrow, and sums gradients in float32.
+
+        Args:
+            norm: for one of :func:`norms`, which in O2 has to be sharded on its own.
+        """
+        if self.level != "O2" or (norm and self.keeps_norms):
+            return MixedPrecisionPolicy(cast_forward_inputs=False)
+        return MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
 
 
 def apply_level(
@@ -127,11 +142,11 @@ def apply_level(
     *,
     dtype: torch.dtype | None = None,
     wide_gradients: bool = True,
+    sharded: bool = False,
 ) -> Precision:
     """Make the weights of a model as narrow as a level says, in place.
 
-    With several ranks call it when their weights are equal and before the model is wrapped. Shards
-    of FSDP are float32 copies already: use its ``MixedPrecisionPolicy`` in place of O2.
+    With several ranks call it when their weights are equal and before the model is wrapped.
 
     Args:
         model: its parameters are float32 or wider.
@@ -142,6 +157,8 @@ def apply_level(
         dtype: bfloat16 or float16; None: :func:`narrow_dtype`.
         wide_gradients: narrow weights of O2 get float32 gradients, whose sums lose nothing.
             ``DistributedDataParallel`` cannot have them.
+        sharded: the model will be sharded by FSDP with :meth:`Precision.shard_policy`. Its weights
+            stay in float32 in O2.
 
     Returns:
         What the training has to do.
@@ -166,15 +183,19 @@ def apply_level(
     keeps = level != "O3" if keep_batchnorm_fp32 is None else keep_batchnorm_fp32
     dtype = narrow_dtype() if dtype is None else dtype
     originals: dict[nn.Parameter, Tensor] = {}
-    wide = wide_gradients and level == "O2"
+    wide = level == "O2" and (wide_gradients or sharded)
     if narrows:
-        originals = _narrow(model, dtype, norms(model) if keeps else [])
-        if wide:
-            for parameter in originals:
-                parameter.grad_dtype = torch.float32
+        kept = norms(model) if keeps else []
+        _cast_buffers(model, dtype, kept)
+        _cast_calls(model, dtype, kept)
+        if not (sharded and level == "O2"):
+            originals = _cast_weights(model, dtype, kept)
+            if wide:
+                for parameter in originals:
+                    parameter.grad_dtype = torch.float32
         if level == "O3":
             originals = {}
-    return Precision(level, dtype, keeps, wide, originals)
+    return Precision(level, dtype, keeps, wide, sharded, originals)
 
 
 def norms(model: nn.Module) -> list[nn.Module]:
@@ -253,21 +274,30 @@ class _UnderAutocast:
             return self.__wrapped__(*args, **kwargs)
 
 
-def _narrow(
+def _cast_weights(
     model: nn.Module, dtype: torch.dtype, kept: list[nn.Module]
 ) -> dict[nn.Parameter, Tensor]:
-    """Cast weights and buffers but those of some layers; return the weights as they were."""
-    wide = {id(x) for m in kept for x in (*m.parameters(), *m.buffers())}
+    """Cast the weights but those of some layers, and return them as they were."""
+    wide = {id(x) for m in kept for x in m.parameters()}
     originals: dict[nn.Parameter, Tensor] = {}
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and id(parameter) not in wide:
-                originals[parameter] = parameter.detach().float()
-                parameter.data = parameter.to(dtype)
-        for module in model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                if buffer.is_floating_point() and id(buffer) not in wide:
-                    setattr(module, name, buffer.to(dtype))
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and id(parameter) not in wide:
+            originals[parameter] = parameter.detach().float()
+            parameter.data = parameter.detach().to(dtype)
+    return originals
+
+
+def _cast_buffers(model: nn.Module, dtype: torch.dtype, kept: list[nn.Module]) -> None:
+    """Cast the buffers but those of some layers."""
+    wide = {id(x) for m in kept for x in m.buffers()}
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and id(buffer) not in wide:
+                setattr(module, name, buffer.to(dtype))
+
+
+def _cast_calls(model: nn.Module, dtype: torch.dtype, kept: list[nn.Module]) -> None:
+    """Cast what the model gets and returns, and what the layers in float32 do."""
     for norm in kept:
         norm.register_forward_pre_hook(functools.partial(_cast_inputs, torch.float32))
         norm.register_forward_hook(functools.partial(_cast_output, dtype))
@@ -275,7 +305,6 @@ def _narrow(
         functools.partial(_cast_arguments, dtype), with_kwargs=True, prepend=True
     )
     model.register_forward_hook(functools.partial(_cast_output, torch.float32))
-    return originals
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
