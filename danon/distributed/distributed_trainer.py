@@ -12,16 +12,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from danon.config import ConfigError
+from danon.training.batch_growth import wanted_size
 from danon.training.config import TrainingConfig
 from danon.training.ranks import Ranks
 from danon.training.strategies import strategy_registry
-from danon.training.trainer import (
-    Listener,
-    Trainer,
-    TrainingResult,
-    grown_batch_size,
-    require_examples,
-)
+from danon.training.trainer import Listener, Trainer, TrainingResult, require_examples
 
 __all__ = ["DistributedTrainer", "Level"]
 
@@ -255,7 +250,7 @@ def _steps(config: TrainingConfig, examples: int, epochs: int) -> tuple[int, int
     seen = steps = first = 0
     while seen < epochs * examples:
         for _ in range(config.gradient_accumulation_steps):
-            seen += grown_batch_size(config, seen // examples)
+            seen += wanted_size(config, seen // examples)
         steps += 1
         first = first or (steps if seen >= examples else 0)
     return steps, first

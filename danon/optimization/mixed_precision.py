@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from danon.attention.ucsa.layer import anneal
-from danon.training.base import IGNORED, BaseTrainer
+from danon.training.base import BaseTrainer
 from danon.training.batch_examples import count_examples, move_batch
 from danon.training.config import TrainingConfig
+from danon.training.labels import count_labels, labels_of
 from danon.training.precision import Level, apply_level
 
 __all__ = ["MixedPrecisionResult", "MixedPrecisionTrainer"]
@@ -159,7 +160,7 @@ class MixedPrecisionTrainer(BaseTrainer):
             own = outputs
         if isinstance(own, Tensor):
             return own.to(torch.promote_types(own.dtype, torch.float32))
-        if _labels(self.batch) is None:
+        if labels_of(self.batch) is None:
             raise ValueError(
                 f"the batch is a {type(self.batch).__name__} without labels: must be (inputs, "
                 "labels) or have 'labels', or the model must return its loss"
@@ -201,7 +202,7 @@ class MixedPrecisionTrainer(BaseTrainer):
 
     def _one_step(self, passes: list[Any], result: MixedPrecisionResult) -> float | None:
         """Take one optimizer step; return the mean loss over its labels, None without one."""
-        weights = [_weight(batch) for batch in passes]
+        weights = [count_labels(batch) for batch in passes]
         examples = [count_examples(batch) for batch in passes]
         if sum(weights) == 0:
             return None
@@ -236,16 +237,3 @@ def _grouped(loader: Iterable[Any], size: int) -> Iterator[list[Any]]:
             group = []
     if group:
         yield group
-
-
-def _labels(batch: Any) -> Any:
-    """Return the labels of a batch, None without any."""
-    if isinstance(batch, Mapping):
-        return batch.get("labels")
-    return batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
-
-
-def _weight(batch: Any) -> int:
-    """Count the labels of a batch, without labels its examples."""
-    labels = _labels(batch)
-    return int((labels != IGNORED).sum()) if isinstance(labels, Tensor) else count_examples(batch)

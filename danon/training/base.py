@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danon.training.config import TrainingConfig
+from danon.training.labels import IGNORED, labels_of
 from danon.training.mixup import Partners
 from danon.training.optimizers import centralize_gradients, make_optimizer
 from danon.training.ranks import Ranks
 from danon.training.strategies import strategy_registry
 
 __all__ = ["IGNORED", "BaseTrainer", "DivergenceError", "needed"]
-
-IGNORED = -100
-"""Label of a token without a target."""
 
 CHECKPOINTING = (
     "enable_gradient_checkpointing",
@@ -73,6 +71,8 @@ class BaseTrainer:
             processes. Gradients of its loss are weighted by it.
         example_share: the same of examples; gradients of the auxiliary loss are weighted by it.
         partners: partners of the batch's examples in mixup; None without it.
+        auxiliary: auxiliary loss of the current step so far, over its examples, times the number of
+            processes; None for a model without one.
         last_pass: True if the optimizer step ends with the current pass.
         step: number of optimizer steps done.
     """
@@ -85,6 +85,7 @@ class BaseTrainer:
         self.batch: Any = None
         self.label_share = self.example_share = 1.0
         self.partners: Partners | None = None
+        self.auxiliary: Tensor | float | None = None
         self.last_pass = True
         self.step = 0
 
@@ -116,11 +117,13 @@ class BaseTrainer:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return a context that computes in the precision of the configuration."""
-        precision = self.config.mixed_precision
+        device, precision = self.ranks.device.type, self.config.mixed_precision
+        if self.strategy.precision is not None:
+            return self.strategy.precision.autocast(device)
         if precision == "no":
             return contextlib.nullcontext()
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        return torch.autocast(self.ranks.device.type, dtype)
+        return torch.autocast(device, dtype)
 
     def train_step(self, batch: Any) -> Tensor:
         """Run the model on a batch and add its gradient.
@@ -163,7 +166,7 @@ class BaseTrainer:
         Returns:
             The mean over the labels, a scalar; zero without a label.
         """
-        labels = self.batch["labels"] if isinstance(self.batch, Mapping) else self.batch[1]
+        labels = labels_of(self.batch)
         logits = outputs.logits if hasattr(outputs, "logits") else outputs
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = F.cross_entropy(
@@ -194,6 +197,7 @@ class BaseTrainer:
         parts = [loss * self.label_share] if self.label_share > 0 or not alone else []
         if extra is not None and extra.requires_grad:
             parts.append(extra * self.example_share)
+            self.auxiliary = (self.auxiliary or 0.0) + extra.detach() * self.example_share
         if parts:
             total = torch.stack([part.to(loss) for part in parts]).sum()
             # One of several must not stop here alone: the others wait for its gradients.

@@ -147,7 +147,7 @@ class BatchSizer:
         wanted = self.size
         if self._growth > 1:
             wanted = min(self._most, max(self.size + 1, int(self.size * self._growth)))
-        self.size = self._fitting(wanted)
+        self.size = self.largest_size(wanted)
         return self.size
 
     def failed(self, size: int) -> int:
@@ -166,8 +166,12 @@ class BatchSizer:
         self.size = max(1, min(size // FAILED_SHARE, self._most))
         return self.size
 
-    def _fitting(self, wanted: int) -> int:
-        """Return the largest size up to the wanted one whose prediction is below the limit."""
+    def largest_size(self, wanted: int) -> int:
+        """Return the largest size up to the wanted one whose prediction is below the limit.
+
+        Args:
+            wanted: examples, at least 1; a size was measured.
+        """
         limit = self.limit_bytes
         low, high = 1, wanted  # predictions never fall with the size
         while low < high:

@@ -142,6 +142,12 @@ class TrainingConfig(Config):
         )
         require(self.rank_timeout_s > 0, self, "rank_timeout_s", "> 0")
         require(
+            self.mixed_precision == "no" or self.optimization_level == "O0",
+            self,
+            "mixed_precision",
+            f"'no' with optimization_level = {self.optimization_level!r}, which says the precision",
+        )
+        require(
             self.gradient_clipping is None or self.gradient_clipping > 0,
             self,
             "gradient_clipping",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from danon.training.blocks import repeated_blocks
 from danon.training.config import TrainingConfig
 from danon.training.muon import MuonWithAdamW, block_matrices
-from danon.training.strategies.fsdp import repeated_blocks
 
 __all__ = ["centralize_gradients", "make_optimizer"]
 

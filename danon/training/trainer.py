@@ -21,17 +21,18 @@ from torch.utils.data import DataLoader, Dataset
 from danon.attention.keyed_draws import clear_draw_key, set_draw_key
 from danon.attention.ucsa.layer import anneal
 from danon.training import checkpoint
-from danon.training.base import IGNORED, BaseTrainer, DivergenceError, needed
+from danon.training.base import BaseTrainer, DivergenceError, needed
+from danon.training.batch_examples import count_examples, move_batch
+from danon.training.batch_growth import BatchGrowth
 from danon.training.batch_order import BatchOrder
 from danon.training.config import TrainingConfig
+from danon.training.labels import IGNORED, count_labels
 from danon.training.mixup import PairedExamples, Partners, mix_embeddings, mix_inputs, mixing_share
 from danon.training.progressive import crop, size_in_epoch
 
-__all__ = ["Listener", "Trainer", "TrainingResult", "grown_batch_size", "require_examples"]
+__all__ = ["Listener", "Trainer", "TrainingResult", "require_examples"]
 
 Outcome = Literal["finished", "stopped early", "diverged"]
-BATCH_GROWTH = 1.5
-"""Factor by which a growing batch becomes larger with each pass over the data."""
 RANK_SEEDS = 1_000_003
 """Distance of the random seeds of two processes, which must not drop the same activations."""
 FREE = frozenset({"strategy", "rank_timeout_s"})
@@ -164,6 +165,7 @@ class Trainer(BaseTrainer):
                 if self.directory is not None and ranks.is_main:
                     held.enter_context(checkpoint.alone(self.directory))
             ranks.require_equal("the number of examples", self._num_examples)
+            self._growth = BatchGrowth(self.config, ranks)
             if self.directory is not None:
                 self._resume(self.directory)
             with ranks.together():
@@ -205,7 +207,7 @@ class Trainer(BaseTrainer):
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng():
             for batch, counts in self._evaluation_batches(dataset):
-                weight = _weight(batch) if counts else 0
+                weight = count_labels(batch) if counts else 0
                 if weight == 0 and self.ranks.world_size == 1:
                     continue  # the mean over nothing is not a number
                 self.batch = self._to_device(batch)
@@ -281,7 +283,7 @@ class Trainer(BaseTrainer):
             passes = [crop(batch, size) for batch in passes]
         share = mixing_share(c.mixup_alpha, c.seed, self.step) if c.mixup_alpha else None
         labels = [_labels(batch, share) for batch in passes]
-        examples = [_examples(batch[0] if share is not None else batch) for batch in passes]
+        examples = [count_examples(batch[0] if share is not None else batch) for batch in passes]
         in_all, *sizes = ranks.totals(sum(labels), *examples)
         starts = list(itertools.accumulate(map(round, sizes), initial=0))
         self.examples_seen += round(sum(sizes))
@@ -291,13 +293,15 @@ class Trainer(BaseTrainer):
         else:
             self._unlabelled, self._saw_label = 0, True
             loss: Tensor | float = 0.0
+            self.auxiliary = None
             for number, (batch, count) in enumerate(zip(passes, labels, strict=True)):
                 self.label_share = count * ranks.world_size / in_all
                 self.example_share = examples[number] * ranks.world_size / sum(sizes)
                 self.last_pass = number + 1 == len(passes)
                 rows = range(starts[number], starts[number + 1])[ranks.rank :: ranks.world_size]
                 set_draw_key(self.unwrapped, c.seed, self.step, rows)
-                with self.strategy.synchronize(self.last_pass):
+                measured = self._growth.measure(round(sizes[number]))
+                with self.strategy.synchronize(self.last_pass), measured:
                     batch_loss = self._one_pass(batch, share)
                 if count > 0:  # the mean over nothing need not be a number
                     loss = loss + batch_loss * self.label_share
@@ -318,7 +322,7 @@ class Trainer(BaseTrainer):
             return self.train_step(self.batch)
         first, second = (self._to_device(part) for part in batch)
         self.batch, tokens = mix_inputs(first, second, share)
-        self.partners = Partners(second, share, *(_weight(part) for part in batch))
+        self.partners = Partners(second, share, *(count_labels(part) for part in batch))
         try:
             with contextlib.ExitStack() as held:
                 if tokens is not None:
@@ -356,6 +360,9 @@ class Trainer(BaseTrainer):
         if self.step % c.log_every == 0 or last:
             rate = c.learning_rate * c.rate(self.step - 1)
             losses = {} if loss is None else {"loss": loss}
+            if self.auxiliary is not None:
+                world = self.ranks.world_size
+                losses["auxiliary_loss"] = self.ranks.totals(float(self.auxiliary))[0] / world
             self._log_metrics({**losses, "learning_rate": rate})
         if eval_dataset is not None and (last or _due(self.step, c.eval_every)):
             self._run_evaluation(eval_dataset)
@@ -372,7 +379,7 @@ class Trainer(BaseTrainer):
         self._saw_label = self.step > 0
         order = BatchOrder(
             self._num_examples,
-            lambda epoch: grown_batch_size(c, epoch),
+            self._growth.size,
             c.seed,
             self.examples_seen,
             ranks.rank,
@@ -384,7 +391,7 @@ class Trainer(BaseTrainer):
         return iter(DataLoader(source, batch_sampler=order, generator=torch.Generator()))
 
     def _to_device(self, batch: Any) -> Any:
-        return _moved(batch, self.ranks.device)
+        return move_batch(batch, self.ranks.device)
 
     def _log_metrics(self, metrics: dict[str, float]) -> None:
         self.result.history.setdefault(self.step, {}).update(metrics)
@@ -417,6 +424,7 @@ class Trainer(BaseTrainer):
             "config": self.config.to_dict(),
             "waited": self.waited,
             "examples_seen": self.examples_seen,
+            "allowed_batch": self._growth.allowed,
             "result": dataclasses.asdict(self.result),
             "shapes": self._shapes(),
         }
@@ -453,6 +461,7 @@ class Trainer(BaseTrainer):
             _set_random_state(torch.load(random_state, weights_only=True))
         self.step, self.waited = step, state["waited"]
         self.examples_seen = state["examples_seen"]
+        self._growth.allowed = state["allowed_batch"]
         self.result = TrainingResult(**state["result"])
         self.result.history = {int(k): v for k, v in state["result"]["history"].items()}
 
@@ -469,18 +478,6 @@ class Trainer(BaseTrainer):
                 + ", or train in another directory"
             )
         self._require_same_shapes(path, state)
-
-
-def grown_batch_size(config: TrainingConfig, epoch: int) -> int:
-    """Return the examples of a forward pass of all processes.
-
-    Args:
-        config: first and largest size.
-        epoch: passes over the data that are done.
-    """
-    if config.max_batch_size is None or epoch == 0:
-        return config.batch_size
-    return min(config.max_batch_size, int(config.batch_size * BATCH_GROWTH ** min(epoch, 1000)))
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -503,43 +500,11 @@ def require_examples(dataset: Dataset[Any]) -> int:
     return len(dataset)
 
 
-def _weight(batch: Any) -> int:
-    """Count the labels of a batch, else its examples."""
-    if isinstance(batch, Mapping):
-        labels = batch.get("labels")
-    else:
-        labels = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
-    if isinstance(labels, Tensor):
-        return int((labels != IGNORED).sum())
-    return _examples(batch)
-
-
 def _labels(batch: Any, share: float | None) -> float:
     """Count the labels of a batch; of a mixed one, those of both examples by their shares."""
     if share is None:
-        return _weight(batch)
-    return share * _weight(batch[0]) + (1 - share) * _weight(batch[1])
-
-
-def _examples(batch: Any) -> int:
-    """Count the examples of a batch; 1 where they cannot be counted."""
-    if isinstance(batch, Mapping):
-        first = next(iter(batch.values()), None)
-    else:
-        first = batch[0] if isinstance(batch, list | tuple) else batch
-    return len(first) if isinstance(first, list | tuple | Tensor) else 1
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    """Return a batch on a device: a tensor, or a mapping, list or tuple of batches."""
-    if hasattr(batch, "to"):  # Hugging Face's batches move themselves
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {name: _moved(x, device) for name, x in batch.items()}
-    if isinstance(batch, list | tuple):
-        moved = [_moved(x, device) for x in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch
+        return count_labels(batch)
+    return share * count_labels(batch[0]) + (1 - share) * count_labels(batch[1])
 
 
 def _random_state() -> dict[str, Any]:

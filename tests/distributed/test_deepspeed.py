@@ -33,7 +33,7 @@ def test_two_processes_train_as_one(stage: int, kind: str, length: str) -> None:
     both = rank_pool(2).run(train_with, kind, LENGTHS[length], settings)
     one = train(kind, LENGTHS[length], wide=False, learning_rate=1e-4)
     for rank in both:
-        assert rank["losses"] == pytest.approx(one["losses"], abs=1e-6)
+        assert rank["losses"] == pytest.approx(one["losses"], abs=5e-6)
         assert stage == 3 or distance(one, rank) < 1e-6  # at stage 3 a rank has parts of weights
 
 
@@ -43,7 +43,7 @@ def test_accumulated_passes(stage: int) -> None:
     more = {**settings, "batch_size": 4, "gradient_accumulation_steps": 2}
     both = rank_pool(2).run(train_with, "dala", 90, more)
     one = train("dala", 90, wide=False, batch_size=8, learning_rate=1e-4)
-    assert both[0]["losses"] == pytest.approx(one["losses"], abs=1e-6)
+    assert both[0]["losses"] == pytest.approx(one["losses"], abs=5e-6)
 
 
 def resume(directory: str, world: int, steps: int) -> str:

@@ -87,6 +87,7 @@ def test_losses_of_twenty_steps(strategy: str, alone: Any) -> None:
     "settings",
     [
         {"mixed_precision": "bf16"},
+        {"optimization_level": "O1"},
         {"gradient_checkpointing": True},
         {"gradient_centralization": True, "label_smoothing": 0.1},
         {"mixup_alpha": 0.4},
@@ -97,7 +98,9 @@ def test_losses_of_twenty_steps(strategy: str, alone: Any) -> None:
 def test_settings_of_two_processes(strategy: str, settings: dict[str, Any], alone: Any) -> None:
     both = rank_pool(2).run(train_with, "dala", 90, {"strategy": strategy, **settings})
     one = alone("dala", 90, **settings)
-    narrow = "mixed_precision" in settings  # sums in bfloat16 depend on their order
+    narrow = bool(
+        {"mixed_precision", "optimization_level"} & settings.keys()
+    )  # sums in bfloat16 depend on their order
     assert distance(one, both[0]) < (4e-3 if narrow else EXACT)
     assert both[0]["losses"] == pytest.approx(one["losses"], abs=2e-2 if narrow else EXACT)
 

@@ -12,7 +12,7 @@ from danon.training import TrainingConfig, state_files
 from danon.training.muon import MuonWithAdamW
 from danon.training.optimizers import make_optimizer
 from danon.training.ranks import Ranks
-from danon.training.strategies import get
+from danon.training.strategies.strategy_registry import get
 
 CONFIG = TrainingConfig(optimizer="muon", learning_rate=1e-2, weight_decay=0.1, strategy="fsdp")
 

@@ -12,11 +12,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from danon.training import TrainingConfig
+from danon.training.blocks import repeated_blocks
 from danon.training.precision import Precision, apply_level, norms
 from danon.training.ranks import Ranks
-from danon.training.strategies import get
 from danon.training.strategies.base import copy_from_main
-from danon.training.strategies.fsdp import repeated_blocks
+from danon.training.strategies.strategy_registry import get
 
 
 def trained(level: Any, strategy: str, steps: int = 5) -> dict[str, Tensor]:

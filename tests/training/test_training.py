@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import settings, small, text, weights
+from small_training import drawing, settings, small, text, weights
 from torch import Tensor, nn
 
 from danon import create_ucsa_model
@@ -130,6 +130,12 @@ def test_dictionary_of_the_specification() -> None:
         TrainingConfig.from_dict({"optimizer": {"type": "sgd"}})
     with pytest.raises(ConfigError, match=r"scheduler.speed: must be one of type, warmup_steps"):
         TrainingConfig.from_dict({"scheduler": {"speed": 1}})
+
+
+def test_the_auxiliary_loss_is_logged_beside_the_loss() -> None:
+    result = Trainer(drawing(), settings(steps=2, log_every=1)).fit(text())
+    for metrics in result.history.values():
+        assert metrics["auxiliary_loss"] > 0
 
 
 def test_learning_rate_by_schedule() -> None:

@@ -14,6 +14,7 @@ from torch import distributed as dist
 
 from danon.training import state_files
 from danon.training.config import TrainingConfig
+from danon.training.precision import Precision, apply_level, narrow_dtype
 from danon.training.ranks import Ranks
 
 __all__ = ["REGISTERED", "Strategy", "register"]
@@ -41,14 +42,18 @@ class Strategy:
 
     Attributes:
         name: name in the configuration.
+        shards_weights: True if each of several ranks has a part of every weight.
         model: module to call; set by :meth:`prepare`.
         unwrapped: the model itself, with the names of its parameters.
         optimizer: optimizer over the parameters as they are placed.
         scaler: scales losses of fp16 so that gradients do not vanish; None in other precisions.
+        precision: level of precision that was applied; None for O0.
         measures_norm: True if :meth:`clip` returns the norm of the gradient.
     """
 
     name: ClassVar[str]
+    shards_weights: ClassVar[bool] = False
+    precision: Precision | None = None
     measures_norm = True
     model: nn.Module
     unwrapped: nn.Module
@@ -77,8 +82,21 @@ class Strategy:
         self.unwrapped = model.to(self.ranks.device)
         if self.ranks.world_size > 1:
             copy_from_main(model)
+        level = self.config.optimization_level
+        if level != "O0":
+            sharded, several = self.shards_weights, self.ranks.world_size > 1
+            self.precision = apply_level(
+                model,
+                level,
+                dtype=narrow_dtype(self.ranks.device.type),
+                wide_gradients=not several or sharded,  # DDP has gradients as wide as the weights
+                sharded=sharded and several,
+            )
+            self.scaler = self.precision.scaler(self.ranks.device.type)
         self.model = self.place(model)
-        self.optimizer = make_optimizer()
+        self.optimizer = (
+            make_optimizer() if self.precision is None else self.precision.optimizer(make_optimizer)
+        )
 
     def place(self, model: nn.Module) -> nn.Module:
         """Return the module to call in place of the model; several ranks need more than itself.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from danon.training.precision import apply_level, narrow_dtype
 from danon.training.strategies.base import Strategy, register
 
 __all__ = ["ZeRO"]
@@ -50,10 +51,19 @@ class ZeRO(Strategy):
                 "gradient_centralization = True: must be False with strategy = 'deepspeed', which "
                 "keeps gradients to itself"
             )
+        if c.optimization_level not in ("O0", "O1"):
+            raise ValueError(
+                f"optimization_level = {c.optimization_level!r}: must be 'O0' or 'O1' with "
+                "strategy = 'deepspeed'"
+            )
         self.unwrapped = model.to(self.ranks.device)
         self.measures_norm = False
         precision: dict[str, Any] = {}
-        if c.mixed_precision != "no":
+        if c.optimization_level == "O1":
+            self.precision = apply_level(model, "O1", dtype=narrow_dtype(self.ranks.device.type))
+            dtype = str(self.precision.dtype).removeprefix("torch.")
+            precision["torch_autocast"] = {"enabled": True, "dtype": dtype}
+        elif c.mixed_precision != "no":
             dtype = {"bf16": "bfloat16", "fp16": "float16"}[c.mixed_precision]
             precision["torch_autocast"] = {"enabled": True, "dtype": dtype}
         self.model, self.optimizer, _, _ = deepspeed.initialize(
