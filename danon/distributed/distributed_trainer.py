@@ -172,21 +172,17 @@ class DistributedTrainer:
         """
         if num_epochs < 1:
             raise ValueError(f"num_epochs = {num_epochs}: must be at least 1")
+        self.prepare_processes()
         ranks = Ranks.join(TrainingConfig.from_dict(self._settings).rank_timeout_s)
         with ranks.together():
+            self.check_processes(ranks.world_size)
             config = self._config(train_dataset, eval_dataset, batch_size, num_epochs)
-        if ranks.world_size == 1:
-            _log.info(
-                "one process trains; `torchrun --nproc-per-node 8 SCRIPT` starts eight that share "
-                "the work by strategy %s",
-                config.strategy,
-            )
         with contextlib.ExitStack() as held:
             listeners = tuple(self.listeners)
             if self.experiment is not None and ranks.is_main:
                 from danon.training.training_recorder import record_training
 
-                name = f"{type(self.model).__name__} {config.strategy} x {ranks.world_size}"
+                name = f"{type(self.model).__name__} {self.strategy_name} x {ranks.world_size}"
                 recorder = record_training(
                     name,
                     config.to_dict(),
@@ -194,14 +190,50 @@ class DistributedTrainer:
                     directory=None if self.directory is None else Path(self.directory),
                 )
                 listeners = (*listeners, held.enter_context(recorder))
-            self.trainer = Trainer(
-                self.model,
-                config,
-                directory=self.directory,
-                listeners=listeners,
-                progress=self.progress,
-            )
+            self.trainer = self.make_trainer(config, ranks.world_size, listeners)
             return self.trainer.fit(train_dataset, eval_dataset)
+
+    @property
+    def strategy_name(self) -> str:
+        """Name of the strategy, for records."""
+        return str(self._settings["strategy"])
+
+    def prepare_processes(self) -> None:
+        """Do what has to be done before the processes join; here nothing."""
+
+    def check_processes(self, processes: int) -> None:
+        """Refuse a number of processes, and say how to start more of them.
+
+        Args:
+            processes: those that joined.
+
+        Raises:
+            ValueError: there must be another number.
+        """
+        if processes == 1:
+            _log.info(
+                "one process trains; `torchrun --nproc-per-node 8 SCRIPT` starts eight that share "
+                "the work by strategy %s",
+                self.strategy_name,
+            )
+
+    def make_trainer(
+        self, config: TrainingConfig, processes: int, listeners: tuple[Listener, ...]
+    ) -> Trainer:
+        """Return the trainer of this process.
+
+        Args:
+            config: its settings.
+            processes: number of processes.
+            listeners: receivers of metrics.
+        """
+        return Trainer(
+            self.model,
+            config,
+            directory=self.directory,
+            listeners=listeners,
+            progress=self.progress,
+        )
 
     def load_best(self) -> None:
         """Load the weights of the best evaluation into the model; see :meth:`Trainer.load_best`.

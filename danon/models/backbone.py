@@ -114,7 +114,7 @@ class Backbone(nn.Module):
             encoder: (B, N, hidden_size); lm: (B, N, vocab_size); classifier: (B, num_classes).
             Hidden states and logits of padding are zeros.
         """
-        self._check(input_ids, attention_mask)
+        self.check_inputs(input_ids, attention_mask)
         x, real = self.embed(input_ids), None
         moved = None if attention_mask is None else Compaction.of(attention_mask)
         if moved is not None:  # once here rather than in every layer
@@ -233,7 +233,7 @@ class Backbone(nn.Module):
             (drawn, "generator", generator, f"a torch.Generator on {device} or None"),
         ):
             _require(ok, name, value, allowed)
-        self._check(input_ids, attention_mask)
+        self.check_inputs(input_ids, attention_mask)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
         if not bool(real.any(1).all()):
             raise ValueError("attention_mask has a row without a token: nothing to go on from")
@@ -278,7 +278,7 @@ class Backbone(nn.Module):
         """Return normalised hidden states (B, n, width) of the next tokens."""
         if self.task == "classifier":
             raise ValueError("task = 'classifier': it reads whole sequences, call the model")
-        self._check(input_ids, attention_mask)
+        self.check_inputs(input_ids, attention_mask)
         if not isinstance(state, ModelState):
             raise ValueError(f"state is a {type(state).__name__}: must be what init_state returns")
         if len(state.layers) != len(self.layers):
@@ -308,8 +308,16 @@ class Backbone(nn.Module):
             assert isinstance(layer, Block)
             yield layer
 
-    def _check(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-        """Reject wrong input with an error that names what is allowed."""
+    def check_inputs(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """Refuse wrong inputs.
+
+        Args:
+            input_ids: as in :meth:`forward`.
+            attention_mask: as in :meth:`forward`.
+
+        Raises:
+            ValueError: names the tensor, what it is and what is allowed.
+        """
         if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(input_ids):
             refuse_transforms()  # its values cannot be checked
         refuse_meta("input_ids", input_ids)

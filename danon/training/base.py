@@ -13,21 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from danon.training.blocks import checkpoint_blocks
 from danon.training.config import TrainingConfig
 from danon.training.labels import IGNORED, labels_of
 from danon.training.mixup import Partners
 from danon.training.optimizers import centralize_gradients, make_optimizer
 from danon.training.ranks import Ranks
 from danon.training.strategies import strategy_registry
+from danon.training.strategies.base import Strategy
 
 __all__ = ["IGNORED", "BaseTrainer", "DivergenceError", "needed"]
-
-CHECKPOINTING = (
-    "enable_gradient_checkpointing",
-    "activation_checkpointing_enable",  # Hugging Face, and its name before transformers 5
-    "gradient_checkpointing_enable",
-)
-"""Methods of models that recompute their blocks in the backward pass."""
 
 
 class DivergenceError(ArithmeticError):
@@ -98,18 +93,27 @@ class BaseTrainer:
                 configurations differ.
             ImportError: a package of the strategy is not installed.
         """
-        c = self.config
-        self.ranks = Ranks.join(c.rank_timeout_s)
-        settings = c.to_dict()
+        self.ranks = Ranks.join(self.config.rank_timeout_s)
         with self.ranks.together():
-            strategy = strategy_registry.get(c.strategy)(self.ranks, c)
-            if c.gradient_checkpointing:
-                _checkpoint_blocks(self.unwrapped)
-        for name, value in settings.items():
+            self.strategy = self.make_strategy()
+            if self.config.gradient_checkpointing:
+                checkpoint_blocks(self.unwrapped)
+        for name, value in self.shared_settings().items():
             self.ranks.require_equal(name, value)
-        self.strategy = strategy
-        strategy.prepare(self.unwrapped, self.make_optimizer)
-        self.model, self.optimizer = strategy.model, strategy.optimizer
+        self.strategy.prepare(self.unwrapped, self.make_optimizer)
+        self.model, self.optimizer = self.strategy.model, self.strategy.optimizer
+
+    def make_strategy(self) -> Strategy:
+        """Return the strategy of the configuration for ``self.ranks``.
+
+        Raises:
+            ValueError: an unknown strategy; lists those there are.
+        """
+        return strategy_registry.get(self.config.strategy)(self.ranks, self.config)
+
+    def shared_settings(self) -> dict[str, Any]:
+        """Return settings by name that must be equal on all ranks."""
+        return self.config.to_dict()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of the configuration over the parameters of ``self.unwrapped``."""
@@ -219,15 +223,3 @@ class BaseTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = c.learning_rate * c.rate(self.step)
         self.strategy.step()
-
-
-def _checkpoint_blocks(model: nn.Module) -> None:
-    for name in CHECKPOINTING:
-        enable = getattr(model, name, None)
-        if enable is not None:
-            enable()
-            return
-    raise ValueError(
-        f"gradient_checkpointing = True: {type(model).__name__} must have a method "
-        f"{CHECKPOINTING[0]}, or Hugging Face's {CHECKPOINTING[-1]}"
-    )

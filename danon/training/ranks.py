@@ -86,6 +86,11 @@ class Ranks:
             dist.destroy_process_group()
 
     @property
+    def everyone(self) -> Ranks:
+        """All processes of the training, where these are one replica's."""
+        return self
+
+    @property
     def is_main(self) -> bool:
         """True on the rank that writes files and shows progress."""
         return self.rank == 0

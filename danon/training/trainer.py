@@ -7,8 +7,6 @@ import dataclasses
 import itertools
 import logging
 import math
-import random
-import sys
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +27,7 @@ from danon.training.config import TrainingConfig
 from danon.training.labels import IGNORED, count_labels
 from danon.training.mixup import PairedExamples, Partners, mix_embeddings, mix_inputs, mixing_share
 from danon.training.progressive import crop, size_in_epoch
+from danon.training.random_state import random_state, set_random_state
 
 __all__ = ["Listener", "Trainer", "TrainingResult", "require_examples"]
 
@@ -412,13 +411,13 @@ class Trainer(BaseTrainer):
 
     def _save(self, directory: Path) -> None:
         """Write one checkpoint, to which every process adds its part and its random state."""
-        ranks = self.ranks
+        everyone = self.ranks.everyone
 
         def write(folder: Path | None) -> None:
-            shared = ranks.gather(folder)[0]
+            shared = everyone.gather(folder)[0]
             self.strategy.save(shared)
-            torch.save(_random_state(), shared / f"random-{ranks.rank}.pt")
-            ranks.barrier()
+            torch.save(random_state(), shared / f"random-{everyone.rank}.pt")
+            everyone.barrier()
 
         state = {
             "config": self.config.to_dict(),
@@ -428,12 +427,12 @@ class Trainer(BaseTrainer):
             "result": dataclasses.asdict(self.result),
             "shapes": self._shapes(),
         }
-        if ranks.is_main:
+        if everyone.is_main:
             keep, best = self.config.keep_checkpoints, self.result.best_step
             checkpoint.save(directory, self.step, write, state, keep, best)
         else:
             write(None)
-        ranks.barrier()
+        everyone.barrier()
 
     def _shapes(self) -> dict[str, list[int]]:
         return {name: list(p.shape) for name, p in self.unwrapped.named_parameters()}
@@ -456,9 +455,9 @@ class Trainer(BaseTrainer):
             return
         path, step, state = last
         self.strategy.load(path)
-        random_state = path / f"random-{self.ranks.rank}.pt"
-        if random_state.exists():  # of more processes than wrote it, the last have none
-            _set_random_state(torch.load(random_state, weights_only=True))
+        drawn = path / f"random-{self.ranks.everyone.rank}.pt"
+        if drawn.exists():  # of more processes than wrote it, the last have none
+            set_random_state(torch.load(drawn, weights_only=True))
         self.step, self.waited = step, state["waited"]
         self.examples_seen = state["examples_seen"]
         self._growth.allowed = state["allowed_batch"]
@@ -505,27 +504,6 @@ def _labels(batch: Any, share: float | None) -> float:
     if share is None:
         return count_labels(batch)
     return share * count_labels(batch[0]) + (1 - share) * count_labels(batch[1])
-
-
-def _random_state() -> dict[str, Any]:
-    """Return the states of the generators that a training may draw from."""
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    if "numpy" in sys.modules:
-        name, keys, *rest = sys.modules["numpy"].random.get_state()
-        state["numpy"] = (name, torch.from_numpy(keys.astype("int64")), *rest)
-    return state
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    if "numpy" in state and "numpy" in sys.modules:
-        name, keys, *rest = state["numpy"]
-        sys.modules["numpy"].random.set_state((name, keys.numpy().astype("uint32"), *rest))
 
 
 def _shape(sizes: list[int] | None) -> str:

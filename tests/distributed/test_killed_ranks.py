@@ -15,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 KILLS = 10
+SETTINGS = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 SCRIPT = """
 import os, sys, time
 sys.path[:0] = [{root!r}, {tests!r}, {here!r}]
@@ -58,7 +59,7 @@ def launch(strategy: str, place: Path, pause: float) -> subprocess.Popen[bytes]:
         *("--max-restarts", str(KILLS + 2), "--monitor-interval", "0.1"),
         *(str(script), str(place), str(pause)),
     ]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(command, env={**os.environ, **SETTINGS})
 
 
 @pytest.mark.slow
