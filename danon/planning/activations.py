@@ -19,11 +19,12 @@ from torch.utils.checkpoint import checkpoint
 
 from danon.attention.base import BaseAttention
 from danon.models.block import Block, rotary_angles
+from danon.planning.buffers import Buffers
 from danon.planning.live_bytes import LiveBytes, fake_devices
 from danon.planning.model_shape import ModelShape
 from danon.planning.sequence_rows import attend_rows
 
-__all__ = ["Buffers", "PartialModel", "StageMemory", "run_stage"]
+__all__ = ["PartialModel", "StageMemory", "run_stage"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,29 +59,6 @@ class PartialModel:
     def tokens(self) -> int:
         """Tokens of each sequence on this rank."""
         return self.shape.length // self.sequence
-
-
-@dataclass(frozen=True)
-class Buffers:
-    """Bytes beside parameters, gradients, optimizer and activations, by the phase of a step.
-
-    Attributes:
-        forward: while a block runs forward.
-        head: in the loss.
-        first_backward: in the backward pass of the last block, which comes first.
-        backward: in that of the others.
-        reduce: when a block's gradients leave it.
-        tail: after the blocks.
-        step: in the optimizer.
-    """
-
-    forward: int = 0
-    head: int = 0
-    first_backward: int = 0
-    backward: int = 0
-    reduce: int = 0
-    tail: int = 0
-    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,6 +156,7 @@ class _Run:
             rotary = rotary_angles(positions, part.shape.config(), x)
             live.restart()
             entry = live.now - base
+            live.plans = "kept" if part.checkpointing else "saved"
             y = self._block(x, rotary)
             forward, held = live.restart() - base - entry, live.now - base - entry
             extra = self.block.mixer.auxiliary_loss()
@@ -251,8 +230,10 @@ class _Run:
 
     def _begin_backward(self, _: Tensor) -> None:
         self.backward_began = self.live.restart()
+        self.live.plans = "dropped" if self.part.checkpointing else "saved"
 
     def _end_backward(self, _: Tensor) -> None:
+        self.live.kept.clear()
         self.backward_ended, self.tail_began = self.live.restart(), self.live.now
         if self.part.sharded:
             for parameter in self.block.parameters():

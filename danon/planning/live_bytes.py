@@ -11,7 +11,7 @@ import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -50,11 +50,18 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         now: bytes that live now.
         peak: most bytes that lived at once since the last :meth:`restart`.
+        plans: what becomes of the plans of unions, row numbers and biases. ``saved``: they are saved
+            for the backward pass, as by compiled code. Uncompiled code does otherwise under
+            checkpointing: the first forward pass keeps them (``kept``), and the repeated one lets
+            them go (``dropped``).
+        kept: the plans that a first forward pass keeps.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
+        self.plans: Literal["saved", "kept", "dropped"] = "saved"
+        self.kept: list[Tensor] = []
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __enter__(self) -> Self:
@@ -77,7 +84,18 @@ class LiveBytes(TorchDispatchMode):
                 self._follow(leaf.untyped_storage())
         inside = _inside(func, args)
         self.peak = max(self.peak, self.now + inside)
+        if self.plans != "saved" and str(func).startswith("danon.union."):
+            plan = args[1]
+            if self.plans == "kept":
+                self.kept += plan
+            else:
+                for tensor in plan:
+                    self._forget(tensor.untyped_storage())
         return out
+
+    def _forget(self, storage: torch.UntypedStorage) -> None:
+        if self._known.pop(storage._cdata, None) is not None:
+            self.now -= storage.nbytes()
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
         at, size = storage._cdata, storage.nbytes()
@@ -87,8 +105,8 @@ class LiveBytes(TorchDispatchMode):
         self._known[at] = weakref.ref(storage, partial(self._released, at, size))
 
     def _released(self, at: int, size: int, _: object) -> None:
-        self._known.pop(at, None)
-        self.now -= size
+        if self._known.pop(at, None) is not None:
+            self.now -= size
 
 
 def _inside(func: Any, args: tuple[Any, ...]) -> int:

@@ -1,0 +1,150 @@
+"""The search for the fastest layout that fits: all meshes, sizes of micro-batches, checkpointing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from danon.planning.activations import PartialModel, StageMemory, run_stage
+from danon.planning.communication import collectives
+from danon.planning.mesh import Mesh, all_meshes
+from danon.planning.plan import Layout, Plan, Task, make_plan, rank_memory
+from danon.planning.stages import distinct_stages
+from danon.planning.step_time import step_time
+
+__all__ = ["find_layout", "find_rows"]
+
+SAMPLED = (4096, 8192)
+"""Tokens of the two runs that the bytes of other numbers of tokens are estimated from."""
+LARGEST = 65536
+"""Tokens of a micro-batch of several sequences, at most; more gains no speed."""
+SLACK = 1.02
+"""An estimate may exceed the device by this factor and still be computed exactly."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    layout: Layout
+    seconds: float
+
+
+def find_layout(task: Task, meshes: Sequence[Mesh] | None, checkpointing: bool | None) -> Plan:
+    """Return the plan with the shortest step that fits, or else the one that needs least memory.
+
+    Of equally long steps the one with fewer stages, then with fewer ranks for each block, wins.
+
+    Args:
+        task: what is trained.
+        meshes: to choose from; None: all.
+        checkpointing: recompute blocks in the backward pass; None: whichever is faster and fits.
+
+    Raises:
+        ValueError: no mesh spreads the model and the batch over the ranks.
+    """
+    shape, node = task.shape, task.rates.node
+    found = list(meshes or all_meshes(shape, task.ranks, task.sequences, node))
+    if not found:
+        raise ValueError(
+            f"no mesh spreads {shape.layers} layers with {shape.kv_heads} key/value heads and "
+            f"batches of {task.sequences} sequences over {task.ranks} ranks: take other numbers of "
+            "ranks or of batch tokens"
+        )
+    choices = (False, True) if checkpointing is None else (checkpointing,)
+    candidates = [
+        _Candidate(layout, _seconds(task, layout))
+        for mesh in found
+        for layout in _layouts(task, mesh, choices)
+    ]
+    candidates.sort(key=lambda each: _order(each))
+    least: tuple[float, Layout] | None = None
+    for candidate in candidates:
+        needed = _estimate(task, candidate.layout, least)
+        if needed is None:
+            continue
+        if needed <= task.usable * SLACK:
+            plan = make_plan(task, candidate.layout)
+            if plan.fits:
+                return plan
+            needed = plan.memory.total
+        if least is None or needed < least[0]:
+            least = needed, candidate.layout
+    assert least is not None
+    return make_plan(task, least[1])
+
+
+def find_rows(task: Task, mesh: Mesh, checkpointing: bool | None) -> Plan:
+    """Return the plan of a given mesh, as :func:`find_layout` chooses the rest.
+
+    Args:
+        task: what is trained.
+        mesh: of the ranks.
+        checkpointing: recompute blocks in the backward pass; None: whichever is faster and fits.
+
+    Raises:
+        ValueError: a mesh that the model or the batch cannot be spread over.
+    """
+    mesh.check(task.shape, task.ranks, task.sequences)
+    return find_layout(task, [mesh], checkpointing)
+
+
+def _order(candidate: _Candidate) -> tuple[float, int, int, int, int]:
+    layout = candidate.layout
+    mesh = layout.mesh
+    seconds = float(f"{candidate.seconds:.4g}")
+    return seconds, mesh.pipeline, mesh.tensor, mesh.sequence, layout.rows
+
+
+def _layouts(task: Task, mesh: Mesh, choices: Sequence[bool]) -> Iterator[Layout]:
+    """Yield the layouts of a mesh."""
+    own, tokens = task.sequences // mesh.readers, task.shape.length // mesh.sequence
+    for checkpointing in choices:
+        rows = 1
+        while own % rows == 0 and (rows == 1 or rows * tokens <= LARGEST):
+            yield Layout(mesh=mesh, rows=rows, checkpointing=checkpointing)
+            rows *= 2
+
+
+def _seconds(task: Task, layout: Layout) -> float:
+    """Return the time of a step by its slowest stage."""
+    mesh, shape, each = layout.mesh, task.shape, layout.each(task)
+    times = []
+    for stage in distinct_stages(shape.layers, mesh.pipeline):
+        found = collectives(stage, shape, mesh, each)
+        times.append(step_time(stage, shape, mesh, each, found, task.rates).total)
+    return max(times)
+
+
+def _estimate(
+    task: Task, layout: Layout, least: tuple[float, Layout] | None
+) -> float | None:
+    """Return about the bytes of the rank that needs most; None if more than enough is known.
+
+    That is: what it holds alone is too much, and more than the least so far.
+    """
+    shape, mesh = task.shape, layout.mesh
+    stages = distinct_stages(shape.layers, mesh.pipeline)
+    held = max(stage.held(shape, mesh).total for stage in stages)
+    if held > task.usable and least is not None and held > least[0]:
+        return None
+    needed = []
+    for stage in stages:
+        part = layout.part(task, stage)
+        needed.append(rank_memory(task, layout, stage, _estimated_run(part)).total)
+    return max(needed)
+
+
+def _estimated_run(part: PartialModel) -> StageMemory:
+    """Return about what :func:`run_stage` does, from two short runs: bytes go with the tokens."""
+    tokens = part.rows * part.tokens
+    runs = []
+    for length in SAMPLED:
+        shape = dataclasses.replace(part.shape, length=length, layers=1)
+        runs.append(run_stage(dataclasses.replace(part, shape=shape, sequence=1, rows=1)))
+    low, high = (dataclasses.asdict(run) for run in runs)
+    scaled = {}
+    for name, bytes_of in low.items():
+        if name != "used":
+            slope = (high[name] - bytes_of) / (SAMPLED[1] - SAMPLED[0])
+            scaled[name] = max(0, round(bytes_of + slope * (tokens - SAMPLED[0])))
+    return StageMemory(**scaled, used=runs[1].used)
