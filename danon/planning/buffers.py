@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from danon.planning.mesh import Mesh
 from danon.planning.model_shape import ModelShape, TensorShape
 from danon.planning.stages import MASTER, Stage, padded_shard
 
-__all__ = ["Buffers", "buffers_of", "gathered_numbers"]
+__all__ = ["Buffers", "buffers_of", "gathered_by_block", "gathered_numbers"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def buffers_of(stage: Stage, shape: ModelShape, mesh: Mesh, dtype: torch.dtype) 
     if mesh.holders == 1:
         buckets = held if mesh.data > 1 else 0
         return Buffers(*[buckets] * 6, step=buckets + held)
-    block = gathered_numbers(shape.block_shapes(mesh.tensor).values(), mesh.holders)
+    block = gathered_by_block(shape, mesh.tensor, mesh.holders)
     root = gathered_numbers(stage.root_shapes(shape).values(), mesh.holders)
     there, one, reduced = root * dtype.itemsize, block * dtype.itemsize, block * MASTER
     return Buffers(
@@ -80,3 +81,15 @@ def gathered_numbers(shapes: Iterable[TensorShape], holders: int) -> int:
     """
     return sum(padded_shard(shape, holders) for shape in shapes) * holders
 
+
+
+@functools.cache
+def gathered_by_block(shape: ModelShape, tensor: int, holders: int) -> int:
+    """Return :func:`gathered_numbers` of a block.
+
+    Args:
+        shape: of the model.
+        tensor: ranks that share each block.
+        holders: ranks that each tensor is split over.
+    """
+    return gathered_numbers(shape.block_shapes(tensor).values(), holders)

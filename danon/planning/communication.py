@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from danon.config import UCSAConfig
-from danon.planning.buffers import gathered_numbers
+from danon.planning.buffers import gathered_by_block, gathered_numbers
 from danon.planning.mesh import Mesh
 from danon.planning.model_shape import ModelShape, TensorShape
 from danon.planning.stages import MASTER, Stage, padded_shard
@@ -82,11 +82,9 @@ def collectives(
         each: its micro-batches.
         used: names of a block's parameters that get a gradient; None: all.
     """
-    blocks = shape.block_shapes(mesh.tensor)
-    named = blocks if used is None else {name: blocks[name] for name in blocks if name in set(used)}
     found = [
-        *_of_parameters(stage, shape, mesh, each, named),
-        *_of_tensors(stage, shape, mesh, each, blocks),
+        *_of_parameters(stage, shape, mesh, each, used),
+        *_of_tensors(stage, shape, mesh, each),
         *_of_stages(stage, shape, mesh, each),
         *_of_sequences(stage, shape, mesh, each),
     ]
@@ -94,7 +92,7 @@ def collectives(
 
 
 def _of_parameters(
-    stage: Stage, shape: ModelShape, mesh: Mesh, each: Pass, used: dict[str, TensorShape]
+    stage: Stage, shape: ModelShape, mesh: Mesh, each: Pass, used: Iterable[str] | None
 ) -> Iterator[Collective]:
     """Yield the gathering of parameters and the reduction of gradients."""
     root, layers = stage.root_shapes(shape), stage.layers
@@ -115,8 +113,10 @@ def _of_parameters(
                 once=True,
             )
         return
-    whole = gathered_numbers(shape.block_shapes(mesh.tensor).values(), mesh.holders)
-    trained = gathered_numbers(used.values(), mesh.holders)
+    trained = whole = gathered_by_block(shape, mesh.tensor, mesh.holders)
+    if used is not None:
+        blocks_of = shape.block_shapes(mesh.tensor)
+        trained = gathered_numbers((blocks_of[name] for name in used), mesh.holders)
     outside = gathered_numbers(root.values(), mesh.holders)
     groups = layers + bool(root)
     where = ("shard x sequence" if mesh.sequence > 1 else "shard", mesh.holders)
@@ -171,9 +171,7 @@ def _activations(shape: ModelShape, mesh: Mesh, each: Pass) -> int:
     return each.rows * shape.length // mesh.sequence * shape.width * each.dtype.itemsize
 
 
-def _of_tensors(
-    stage: Stage, shape: ModelShape, mesh: Mesh, each: Pass, blocks: dict[str, TensorShape]
-) -> Iterator[Collective]:
+def _of_tensors(stage: Stage, shape: ModelShape, mesh: Mesh, each: Pass) -> Iterator[Collective]:
     """Yield the sums over ranks that share heads and inner width."""
     if mesh.tensor == 1:
         return
@@ -181,6 +179,7 @@ def _of_tensors(
     count = each.count * stage.layers * (6 if each.checkpointing else 4)
     size = count * _activations(shape, mesh, each)
     yield Collective("all-reduce", "tensor", "activations", count, size, ranks, spread, waits=True)
+    blocks = shape.block_shapes(mesh.tensor)
     learned = [x for name, x in blocks.items() if name.startswith("mixer.")]
     bytes_of = stage.layers * MASTER * sum(padded_shard(x, mesh.holders) for x in learned)
     yield Collective(
@@ -250,10 +249,8 @@ def _of_sequences(
         spread,
         waits=True,
     )
-    config = shape.config(mesh.tensor)
-    if shape.mechanism in ("ucsa", "hybrid"):
-        block = config.query_block if isinstance(config, UCSAConfig) else UCSAConfig.query_block
-        numbers = each.rows * block * shape.width // mesh.tensor
+    if shape.mechanism in ("ucsa", "hybrid"):  # a hybrid may select UCSA
+        numbers = each.rows * UCSAConfig.query_block * shape.width // mesh.tensor
         yield Collective(
             "send",
             "sequence",

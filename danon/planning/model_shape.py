@@ -164,7 +164,7 @@ class ModelShape:
         Args:
             tensor: as in :meth:`block`.
         """
-        return _block_shapes(dataclasses.replace(self, layers=1, vocab=1), tensor)
+        return _block_shapes(self, tensor)
 
     def visible_pairs(self) -> int:
         """Count the (query, entry) pairs of one head in a sequence.

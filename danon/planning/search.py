@@ -10,13 +10,13 @@ from danon.planning.activations import PartialModel, StageMemory, run_stage
 from danon.planning.communication import collectives
 from danon.planning.mesh import Mesh, all_meshes
 from danon.planning.plan import Layout, Plan, Task, make_plan, rank_memory
-from danon.planning.stages import distinct_stages
+from danon.planning.stages import MASTER, distinct_stages
 from danon.planning.step_time import step_time
 
 __all__ = ["find_layout", "find_rows"]
 
-SAMPLED = (4096, 8192)
-"""Tokens of the two runs that the bytes of other numbers of tokens are estimated from."""
+SAMPLED = 8192
+"""Tokens of the run that the bytes of other numbers of tokens are estimated from."""
 LARGEST = 65536
 """Tokens of a micro-batch of several sequences, at most; more gains no speed."""
 SLACK = 1.02
@@ -135,16 +135,21 @@ def _estimate(
 
 
 def _estimated_run(part: PartialModel) -> StageMemory:
-    """Return about what :func:`run_stage` does, from two short runs: bytes go with the tokens."""
-    tokens = part.rows * part.tokens
-    runs = []
-    for length in SAMPLED:
-        shape = dataclasses.replace(part.shape, length=length, layers=1)
-        runs.append(run_stage(dataclasses.replace(part, shape=shape, sequence=1, rows=1)))
-    low, high = (dataclasses.asdict(run) for run in runs)
-    scaled = {}
-    for name, bytes_of in low.items():
-        if name != "used":
-            slope = (high[name] - bytes_of) / (SAMPLED[1] - SAMPLED[0])
-            scaled[name] = max(0, round(bytes_of + slope * (tokens - SAMPLED[0])))
-    return StageMemory(**scaled, used=runs[1].used)
+    """Return about what :func:`run_stage` does: bytes of a short sequence, times the tokens.
+
+    The gradient of the embedding is as large for any number of tokens.
+    """
+    shape = dataclasses.replace(part.shape, length=SAMPLED, layers=1)
+    run = run_stage(dataclasses.replace(part, shape=shape, sequence=1, rows=1))
+    times = part.rows * part.tokens / SAMPLED
+    itemsize = part.dtype.itemsize if part.sharded else MASTER
+    embedding = shape.vocab * shape.width * itemsize * (part.first or part.last)
+    fixed = {"tail": embedding}
+    if part.last:
+        fixed |= dict.fromkeys(("head", "backward", "after"), embedding)
+    scaled = {
+        name: max(0, round(fixed.get(name, 0) + (size - fixed.get(name, 0)) * times))
+        for name, size in dataclasses.asdict(run).items()
+        if name != "used"
+    }
+    return StageMemory(**scaled, used=run.used)

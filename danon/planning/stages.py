@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -123,8 +124,13 @@ class Stage:
             shape: of the model.
             mesh: of the ranks.
         """
-        block = HeldBytes.of(shape.block_shapes(mesh.tensor).values(), mesh.holders)
+        block = _held_by_block(shape, mesh.tensor, mesh.holders)
         return block * self.layers + HeldBytes.of(self.root_shapes(shape).values(), mesh.holders)
+
+
+@functools.cache
+def _held_by_block(shape: ModelShape, tensor: int, holders: int) -> HeldBytes:
+    return HeldBytes.of(shape.block_shapes(tensor).values(), holders)
 
 
 def all_stages(layers: int, stages: int) -> Iterator[Stage]:

@@ -78,6 +78,7 @@ def _pairs(shape: ModelShape) -> int:
     return shape.visible_pairs()
 
 
+@functools.lru_cache(maxsize=64)
 def forward_flops(shape: ModelShape, tensor: int) -> tuple[float, float]:
     """Return operations of the forward pass of a whole sequence: of a block, and of the head.
 
