@@ -137,19 +137,21 @@ def _estimate(
 def _estimated_run(part: PartialModel) -> StageMemory:
     """Return about what :func:`run_stage` does: bytes of a short sequence, times the tokens.
 
-    The gradient of the embedding is as large for any number of tokens.
+    The gradient of the embedding is as large for any number of tokens. One run stands for all
+    stages with a head, another one for the others.
     """
     shape = dataclasses.replace(part.shape, length=SAMPLED, layers=1)
-    run = run_stage(dataclasses.replace(part, shape=shape, sequence=1, rows=1))
+    sampled = dataclasses.replace(part, shape=shape, sequence=1, rows=1, first=part.last)
+    run = run_stage(sampled)
     times = part.rows * part.tokens / SAMPLED
     itemsize = part.dtype.itemsize if part.sharded else MASTER
-    embedding = shape.vocab * shape.width * itemsize * (part.first or part.last)
-    fixed = {"tail": embedding}
-    if part.last:
-        fixed |= dict.fromkeys(("head", "backward", "after"), embedding)
+    embedding = shape.vocab * shape.width * itemsize
+    fixed = dict.fromkeys(("head", "backward", "after", "tail"), embedding * part.last)
     scaled = {
         name: max(0, round(fixed.get(name, 0) + (size - fixed.get(name, 0)) * times))
         for name, size in dataclasses.asdict(run).items()
         if name != "used"
     }
+    if part.first and not part.last:
+        scaled["tail"] += embedding
     return StageMemory(**scaled, used=run.used)
