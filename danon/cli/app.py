@@ -16,6 +16,7 @@ from danon.cli.doctor import doctor
 from danon.cli.explain import explain
 from danon.cli.gate import gate
 from danon.cli.history import history
+from danon.cli.plan import plan
 from danon.cli.record import record
 from danon.cli.report import report
 from danon.cli.train import train
@@ -70,6 +71,7 @@ _COMMANDS = (
     history,
     calibrate,
     train,
+    plan,
     doctor,
 )
 for _command in _COMMANDS:

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterable
 
 import typer
 
-__all__ = ["integer", "number", "one_of", "some_of", "tokens"]
+__all__ = ["integer", "number", "one_of", "parameters", "some_of", "tokens"]
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20}
+DECIMAL = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 MAX_TOKENS = 2**40
 """Largest length that is believed to be meant; no machine holds such a sequence."""
+MAX_PARAMETERS = 1e14
+"""Largest model that is believed to be meant."""
 
 
 def tokens(text: str | int) -> int:
@@ -70,6 +73,27 @@ def number(text: str | float) -> float:
         value = math.nan
     if not value > 0:  # nor not a number
         raise typer.BadParameter(f"{text!r}: must be a number above 0")
+    return value
+
+
+def parameters(text: str | float) -> float:
+    """Read a number of parameters, such as ``350M``, ``7B``, ``1.3B`` or ``1T``.
+
+    Args:
+        text: what the user typed.
+
+    Returns:
+        The number; M is a million, B 1e9 and T 1e12.
+
+    Raises:
+        typer.BadParameter: the text is no such number.
+    """
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([kmbt]?)", str(text).strip().lower())
+    value = float(match[1]) * DECIMAL[match[2]] if match else 0.0
+    if not 1 <= value <= MAX_PARAMETERS:
+        raise typer.BadParameter(
+            f"{text!r}: must be a number of parameters, such as 350M, 7B or 1.5T, at most 100T"
+        )
     return value
 
 

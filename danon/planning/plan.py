@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,25 @@ from danon.planning.model_shape import ModelShape
 from danon.planning.stages import HeldBytes, Stage, distinct_stages
 from danon.planning.step_time import Rates, StepTime, step_time
 
-__all__ = ["DTYPES", "RESERVE", "Layout", "Plan", "RankMemory", "Task", "make_plan"]
+__all__ = [
+    "DTYPES",
+    "RESERVE",
+    "Layout",
+    "Plan",
+    "RankMemory",
+    "Task",
+    "default_batch",
+    "make_plan",
+    "rank_memory",
+]
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 RESERVE = 0.1
 """Share of a device that stays free for libraries, the allocator's gaps and its tables."""
+
+
+BATCH = 4 * 2**20
+"""Tokens of a step, if not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +224,15 @@ class Plan:
                 "shares": self.time.shares(),
             },
         }
+
+
+def default_batch(length: int) -> int:
+    """Return the tokens of a step of about BATCH tokens: a power of two of sequences.
+
+    Args:
+        length: tokens of a sequence.
+    """
+    return length * 2 ** max(0, int(math.log2(BATCH / length)))
 
 
 def make_plan(task: Task, layout: Layout) -> Plan:

@@ -10,7 +10,7 @@ from danon.planning.activations import PartialModel, StageMemory, run_stage
 from danon.planning.communication import collectives
 from danon.planning.mesh import Mesh, all_meshes
 from danon.planning.plan import Layout, Plan, Task, make_plan, rank_memory
-from danon.planning.stages import MASTER, distinct_stages
+from danon.planning.stages import MASTER, Stage, distinct_stages
 from danon.planning.step_time import step_time
 
 __all__ = ["find_layout", "find_rows"]
@@ -57,7 +57,7 @@ def find_layout(task: Task, meshes: Sequence[Mesh] | None, checkpointing: bool |
         for layout in _layouts(task, mesh, choices)
     ]
     candidates.sort(key=lambda each: _order(each))
-    least: tuple[float, Layout] | None = None
+    least: tuple[float, Layout] | None = None  # if nothing fits
     for candidate in candidates:
         needed = _estimate(task, candidate.layout, least)
         if needed is None:
@@ -115,23 +115,36 @@ def _seconds(task: Task, layout: Layout) -> float:
     return max(times)
 
 
-def _estimate(
-    task: Task, layout: Layout, least: tuple[float, Layout] | None
-) -> float | None:
-    """Return about the bytes of the rank that needs most; None if more than enough is known.
+def _estimate(task: Task, layout: Layout, least: tuple[float, Layout] | None) -> float | None:
+    """Return about the bytes of the rank that needs most; None if it is no candidate.
 
-    That is: what it holds alone is too much, and more than the least so far.
+    That is: what it surely needs is too much, and more than the least so far.
     """
     shape, mesh = task.shape, layout.mesh
     stages = distinct_stages(shape.layers, mesh.pipeline)
-    held = max(stage.held(shape, mesh).total for stage in stages)
-    if held > task.usable and least is not None and held > least[0]:
+    surely = max(_at_least(task, layout, stage) for stage in stages)
+    if surely > task.usable and least is not None and surely > least[0]:
         return None
     needed = []
     for stage in stages:
-        part = layout.part(task, stage)
-        needed.append(rank_memory(task, layout, stage, _estimated_run(part)).total)
+        run = _estimated_run(layout.part(task, stage))
+        needed.append(rank_memory(task, layout, stage, run).total)
     return max(needed)
+
+
+def _at_least(task: Task, layout: Layout, stage: Stage) -> int:
+    """Return bytes that a rank needs in any case: what it holds, and what blocks surely keep.
+
+    With checkpointing a block keeps its input; without, also the inputs of its products and both
+    halves of the gated network.
+    """
+    shape, mesh, each = task.shape, layout.mesh, layout.each(task)
+    columns = shape.width
+    if not layout.checkpointing:
+        columns += shape.width + (2 * shape.width + 3 * shape.inner) // mesh.tensor
+    tokens = layout.rows * shape.length // mesh.sequence
+    kept = stage.layers * tokens * columns * each.dtype.itemsize * stage.in_flight(each.count)
+    return stage.held(shape, mesh).total + kept
 
 
 def _estimated_run(part: PartialModel) -> StageMemory:
