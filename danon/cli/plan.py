@@ -89,7 +89,9 @@ def plan(
     node_size: Annotated[int, _size("Devices of a node.")] = 8,
     build: Annotated[
         bool,
-        typer.Option("--build", help="Build the model on fake devices, too, and compare the bytes."),
+        typer.Option(
+            "--build", help="Build the model on fake devices, too, and compare the bytes."
+        ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
@@ -123,9 +125,7 @@ def plan(
                 node=node_size,
             ),
         )
-        status = answer(
-            task, mesh, checkpointing, Console(emoji=False), build=build, as_json=json
-        )
+        status = answer(task, mesh, checkpointing, Console(emoji=False), build=build, as_json=json)
     except ValueError as error:
         refuse(str(error))
     raise typer.Exit(status)

@@ -11,6 +11,7 @@ from rich.text import Text
 from danon.console.exit_status import DONE, NEGATIVE
 from danon.planning.fake_devices import built_bytes
 from danon.planning.mesh import AXES, Mesh, mesh_of
+from danon.planning.model_shape import ModelShape
 from danon.planning.plan import RESERVE, Plan, Task
 from danon.planning.search import find_layout, find_rows
 from danon.planning.stages import HeldBytes
@@ -21,12 +22,12 @@ __all__ = ["answer"]
 
 WORDS = {
     "compute": "compute",
-    "shard": "gathering parameters and reducing gradients",
+    "shard": "gathering parameters",
     "data": "averaging gradients",
     "tensor": "sums within blocks",
-    "sequence": "exchanging keys and values",
-    "pipeline": "sending to other stages",
-    "pipeline bubble": "waiting for other stages",
+    "sequence": "exchanging keys",
+    "pipeline": "sending to stages",
+    "pipeline bubble": "waiting for stages",
 }
 """What a step does, by the names of :meth:`StepTime.shares`."""
 
@@ -81,7 +82,7 @@ def answer(
     console.print()
     console.print(_communication_table(plan))
     for line in _assumptions(plan):
-        console.print(Text(line, style="dim"))
+        console.print(Text(line, style="dim"), soft_wrap=True)
     return DONE if plan.fits else NEGATIVE
 
 
@@ -90,35 +91,38 @@ def _verdict(plan: Plan, *, chosen: bool) -> str:
     room = f"{gigabytes(task.usable)} of {gigabytes(task.device_bytes)} GB"
     if not plan.fits:
         what = "nothing fits: the least needs" if chosen else "does not fit: needs"
-        return f"{what} {needed} GB a device, {room} are usable"
-    which = "fastest mesh that fits: " if chosen else ""
-    return f"{which}{seconds(plan.time.total)} a step, {needed} GB a device ({room} usable)"
+        return f"{what} {needed} GB a device, {room} usable"
+    which = "fastest that fits" if chosen else "fits"
+    return f"{which}: {seconds(plan.time.total)} a step, {needed} GB a device, {room} usable"
 
 
 def _facts(plan: Plan) -> list[tuple[str, str]]:
     task, layout, each = plan.task, plan.layout, plan.layout.each(plan.task)
     shape, mesh = task.shape, layout.mesh
-    heads = f"{shape.heads} heads ({shape.kv_heads} of keys)"
     shares = list(plan.time.shares().items())
     rate = task.batch_tokens / plan.time.total
     state = stream_bytes(shape, task.dtype)
     return [
         ("mesh", f"{describe(mesh)} = {mesh.ranks} devices"),
         ("bound by", ", ".join(f"{WORDS[name]} {share:.0%}" for name, share in shares[:3])),
-        (
-            "model",
-            f"{shape.mechanism}, {count(shape.parameters)} parameters: {shape.layers} layers, "
-            f"width {shape.width}, {heads}, vocabulary {shape.vocab}",
-        ),
+        ("model", f"{shape.mechanism}, {count(shape.parameters)} parameters: {_sizes(shape)}"),
         (
             "step",
-            f"{format_length(task.batch_tokens)} tokens in sequences of "
-            f"{format_length(shape.length)}, {count(rate)} tokens/s; {each.count} x {each.rows} "
-            f"sequences a device group, {task.dtype}, "
-            f"{'blocks recomputed' if layout.checkpointing else 'nothing recomputed'}",
+            f"{format_length(task.batch_tokens)} tokens, {task.sequences} sequences of "
+            f"{format_length(shape.length)}; {count(rate)} tokens/s",
         ),
-        ("stream", f"generating at that length keeps {gigabytes(state)} GB a sequence"),
+        (
+            "pass",
+            f"{each.rows} sequence{'s' * (each.rows > 1)} at a time, {each.count} a step; "
+            f"{task.dtype}, {'blocks' if layout.checkpointing else 'nothing'} recomputed",
+        ),
+        ("stream", f"a sequence that is generated keeps {gigabytes(state)} GB of its past"),
     ]
+
+
+def _sizes(shape: ModelShape) -> str:
+    heads = f"{shape.heads} heads, {shape.kv_heads} of keys"
+    return f"{shape.layers} layers, width {shape.width}, {heads}"
 
 
 def describe(mesh: Mesh) -> str:
@@ -133,10 +137,11 @@ def _memory_table(plan: Plan, built: HeldBytes | None) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column(f"memory of a device{where}", no_wrap=True)
     table.add_column("GB", justify="right", no_wrap=True)
-    rows: list[tuple[str, int, int | None]] = [
-        ("parameters, float32", memory.held.parameters, built and built.parameters),
-        ("gradients, float32", memory.held.gradients, built and built.gradients),
-        ("AdamW's states", memory.held.optimizer, built and built.optimizer),
+    held = memory.held
+    rows = [
+        ("parameters, float32", held.parameters, built and built.parameters),
+        ("gradients, float32", held.gradients, built and built.gradients),
+        ("AdamW's states", held.optimizer, built and built.optimizer),
         ("activations", memory.activations, None),
         ("gathered parameters, buffers", memory.buffers, None),
         ("total", memory.total, None),
@@ -146,7 +151,7 @@ def _memory_table(plan: Plan, built: HeldBytes | None) -> Table:
         table.add_column("", no_wrap=True)
     for name, planned, made in rows:
         cells = [name, gigabytes(planned)]
-        if built is not None and made is not None:
+        if isinstance(made, int):
             equal = "equal" if made == planned else f"{made - planned:+,} bytes"
             cells += [gigabytes(made), equal]
         table.add_row(*cells, style="bold" if name == "total" else "")
@@ -163,7 +168,7 @@ def _communication_table(plan: Plan) -> Table:
     for each in plan.communication:
         table.add_row(
             f"{each.kind}, {each.axis}: {each.content}",
-            str(each.count),
+            count(each.count) if each.count >= 1e5 else str(each.count),
             gigabytes(each.bytes),
             f"{plan.task.rates.seconds(each):.3g}",
         )
@@ -175,19 +180,23 @@ def _communication_table(plan: Plan) -> Table:
 def _assumptions(plan: Plan) -> list[str]:
     rates = plan.task.rates
     return [
-        f"stated, not measured: {rates.flops:.3g} operations/s a device, "
-        f"{rates.link / 1e9:g} GB/s to other nodes,",
-        f"{rates.node_link / 1e9:g} GB/s within a node of {rates.node}. "
-        f"{RESERVE:.0%} of a device stays free. No latency, no input of data.",
+        f"stated, not measured: {rates.flops:.3g} operations/s of a device, "
+        f"{rates.link / 1e9:g} GB/s to other",
+        f"nodes, {rates.node_link / 1e9:g} GB/s within a node of {rates.node}. "
+        f"{RESERVE:.0%} of the memory stays free.",
     ]
 
 
 def gigabytes(size: float) -> str:
     """Format bytes in GB (1e9) with three digits: ``0.047``, ``6.25``, ``71.0``, ``1,975``."""
     value = size / 1e9
+    if value >= 1e5:
+        return count(value)
     if value >= 99.95:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.0995 else f"{value:.3f}"
+    return (
+        f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.0995 else f"{value:.3f}"
+    )
 
 
 def seconds(value: float) -> str:

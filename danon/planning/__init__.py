@@ -1,4 +1,4 @@
-"""Plans of trainings: bytes of a rank, communication and time of a step, before there is a machine."""
+"""Plans of trainings without a device: bytes of a rank, communication and time of a step."""
 
 from danon.planning.mesh import Mesh
 from danon.planning.model_shape import ModelShape, shape_for

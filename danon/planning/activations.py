@@ -203,9 +203,7 @@ class _Run:
             return out
         return run(self.block, x, rotary)
 
-    def _shared_sequence(
-        self, block: Block, x: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def _shared_sequence(self, block: Block, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Run the last rank of a sequence: its own queries, keys and values of all."""
         q, k, v = block.project(x, rotary)
         length = self.part.shape.length
@@ -223,10 +221,10 @@ class _Run:
         return loss
 
     def _keep_auxiliary_loss(self) -> None:
-        """Let a recomputed block not set its auxiliary loss, as it does not where nothing compiles."""
+        """Let a recomputed block keep its auxiliary loss, as it does where nothing compiles."""
         for module in self.block.modules():
             if isinstance(module, BaseAttention):
-                module.set_auxiliary_loss = _ignore  # type: ignore[method-assign]
+                module.set_auxiliary_loss = _ignore  # type: ignore[assignment, method-assign]
 
     def _begin_backward(self, _: Tensor) -> None:
         self.backward_began = self.live.restart()

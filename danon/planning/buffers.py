@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ def buffers_of(stage: Stage, shape: ModelShape, mesh: Mesh, dtype: torch.dtype) 
 
     ``fully_shard`` gathers a block into one buffer and copies it into the parameters. The buffer
     stays until the next block has its own; backward the next one is there already. What is outside
-    of blocks stays gathered from its first use to the end of the backward pass. Gradients are copied
-    into one float32 buffer, which stays until the next block has its own.
+    of blocks stays gathered from its first use to the end of the backward pass. Gradients are
+    copied into one float32 buffer, which stays until the next block has its own.
 
     DDP copies all gradients into buckets. AdamW takes one more copy of the parameters in its step.
 
@@ -57,7 +58,8 @@ def buffers_of(stage: Stage, shape: ModelShape, mesh: Mesh, dtype: torch.dtype) 
     held = stage.held(shape, mesh).parameters
     if mesh.holders == 1:
         buckets = held if mesh.data > 1 else 0
-        return Buffers(*[buckets] * 6, step=buckets + held)
+        phases = (each.name for each in dataclasses.fields(Buffers))
+        return Buffers(**dict.fromkeys(phases, buckets) | {"step": buckets + held})
     block = gathered_by_block(shape, mesh.tensor, mesh.holders)
     root = gathered_numbers(stage.root_shapes(shape).values(), mesh.holders)
     there, one, reduced = root * dtype.itemsize, block * dtype.itemsize, block * MASTER
@@ -80,7 +82,6 @@ def gathered_numbers(shapes: Iterable[TensorShape], holders: int) -> int:
         holders: ranks that each is split over.
     """
     return sum(padded_shard(shape, holders) for shape in shapes) * holders
-
 
 
 @functools.cache

@@ -219,9 +219,7 @@ def _of_stages(stage: Stage, shape: ModelShape, mesh: Mesh, each: Pass) -> Itera
         )
 
 
-def _of_sequences(
-    stage: Stage, shape: ModelShape, mesh: Mesh, each: Pass
-) -> Iterator[Collective]:
+def _of_sequences(stage: Stage, shape: ModelShape, mesh: Mesh, each: Pass) -> Iterator[Collective]:
     """Yield keys and values that the ranks of a sequence give each other."""
     if mesh.sequence == 1:
         return
@@ -232,7 +230,7 @@ def _of_sequences(
     yield Collective(
         "all-gather",
         "sequence",
-        "keys and values",
+        "keys, values",
         2 * again * blocks,
         again * blocks * size,
         ranks,
@@ -242,7 +240,7 @@ def _of_sequences(
     yield Collective(
         "reduce-scatter",
         "sequence",
-        "gradients of keys and values",
+        "gradients of keys, values",
         2 * blocks,
         blocks * size,
         ranks,

@@ -1,8 +1,8 @@
 """The bytes that live while code runs on fake tensors, which have shapes and no memory.
 
-    with fake_devices(), LiveBytes() as live:
-        model(ids)
-        print(live.peak)
+with fake_devices(), LiveBytes() as live:
+    model(ids)
+    print(live.peak)
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         now: bytes that live now.
         peak: most bytes that lived at once since the last :meth:`restart`.
-        plans: what becomes of the plans of unions, row numbers and biases. ``saved``: they are saved
-            for the backward pass, as by compiled code. Uncompiled code does otherwise under
-            checkpointing: the first forward pass keeps them (``kept``), and the repeated one lets
-            them go (``dropped``).
+        plans: what becomes of the plans of unions, row numbers and biases. ``saved``: the backward
+            pass gets them, as in compiled code. Uncompiled code does otherwise under checkpointing:
+            the first forward pass keeps them (``kept``), the repeated one lets them go
+            (``dropped``).
         kept: the plans that a first forward pass keeps.
     """
 
@@ -66,7 +66,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __enter__(self) -> Self:
         """Begin to follow storages."""
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def restart(self) -> int:

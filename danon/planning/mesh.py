@@ -1,4 +1,4 @@
-"""A mesh: the ways in which ranks share the work of a training step, ``Mesh(shard=64, tensor=8)``."""
+"""A mesh: how ranks share the work of a training step, ``Mesh(shard=64, tensor=8)``."""
 
 from __future__ import annotations
 
@@ -100,9 +100,7 @@ class Mesh:
         """Return True if :meth:`check` passes."""
         return all(ok for ok, _ in self._checks(shape, ranks, sequences))
 
-    def _checks(
-        self, shape: ModelShape, ranks: int, sequences: int
-    ) -> Iterator[tuple[bool, str]]:
+    def _checks(self, shape: ModelShape, ranks: int, sequences: int) -> Iterator[tuple[bool, str]]:
         """Yield conditions, each with what is wrong if it does not hold."""
         yield self.ranks == ranks, f"has {self.ranks} ranks, must have {ranks}"
         yield (
@@ -144,7 +142,9 @@ def mesh_of(text: str, ranks: int) -> Mesh:
                 f"{', '.join(AXES)}"
             )
         if not (size.isascii() and size.isdigit() and int(size) >= 1):
-            raise ValueError(f"mesh {text!r}: {name} = {size!r}: must be a whole number, at least 1")
+            raise ValueError(
+                f"mesh {text!r}: {name} = {size!r}: must be a whole number, at least 1"
+            )
         sizes[name] = int(size)
     mesh = Mesh(**sizes)
     if mesh.ranks != ranks:
@@ -180,5 +180,3 @@ def all_meshes(shape: ModelShape, ranks: int, sequences: int, node: int) -> Iter
 def _divisors(number: int, most: int) -> list[int]:
     """Return the divisors of a number up to some size."""
     return [d for d in range(1, min(number, most) + 1) if number % d == 0]
-
-

@@ -1,7 +1,4 @@
-"""The shape of a model of ours, and its parts without memory: ``ModelShape(layers=24, width=2048)``.
-
-A shape is given, or follows from a number of parameters (:func:`shape_for`).
-"""
+"""The shape of a model of ours, given or found by a number of parameters, and its blocks."""
 
 from __future__ import annotations
 
@@ -23,7 +20,13 @@ from danon.models.block import Block
 
 __all__ = ["MECHANISMS", "ModelShape", "TensorShape", "shape_for"]
 
-MECHANISMS = ("msra", "dala", "ucsa", "hybrid")
+CONFIGURATIONS: dict[str, type[AttentionConfig]] = {
+    "msra": MSRAConfig,
+    "dala": DALAConfig,
+    "ucsa": UCSAConfig,
+    "hybrid": SuperHybridConfig,
+}
+MECHANISMS = tuple(CONFIGURATIONS)
 """Mechanisms that a plan can be made for; a hybrid selects one of the others by measurement."""
 
 HEAD_WIDTH = 128
@@ -109,10 +112,7 @@ class ModelShape:
         Args:
             tensor: ranks that share the heads; each has 1 / tensor of them.
         """
-        kind = {"msra": MSRAConfig, "dala": DALAConfig, "ucsa": UCSAConfig}.get(
-            self.mechanism, SuperHybridConfig
-        )
-        return kind(
+        return CONFIGURATIONS[self.mechanism](
             hidden_size=self.width // tensor,
             num_heads=self.heads // tensor,
             num_kv_heads=self.kv_heads // tensor,
@@ -232,7 +232,11 @@ def shape_for(
     for each in widths:
         H, G = _heads(each, heads, kv_heads)
         made = ModelShape(
-            layers=layers or 1, width=each, heads=H, kv_heads=G, **fixed  # type: ignore[arg-type]
+            layers=layers or 1,
+            width=each,
+            heads=H,
+            kv_heads=G,
+            **fixed,  # type: ignore[arg-type]
         )
         if layers is None:
             assert parameters is not None
@@ -244,7 +248,7 @@ def shape_for(
     off = {each: abs(each.parameters / asked - 1) for each in candidates}
     least = max(NEAR, min(off.values()))
     near = [each for each in candidates if off[each] <= least]
-    best = min(near, key=lambda each: (abs(math.log(each.width / each.layers / ASPECT))))
+    best = min(near, key=lambda each: abs(math.log(each.width / each.layers / ASPECT)))
     if off[best] > TOLERANCE:
         given = {"layers": layers, "width": width, "heads": heads, "kv_heads": kv_heads}
         said = ", ".join(f"{name} = {x}" for name, x in given.items() if x is not None)

@@ -232,7 +232,7 @@ def default_batch(length: int) -> int:
     Args:
         length: tokens of a sequence.
     """
-    return length * 2 ** max(0, int(math.log2(BATCH / length)))
+    return length << max(0, int(math.log2(BATCH / length)))
 
 
 def make_plan(task: Task, layout: Layout) -> Plan:

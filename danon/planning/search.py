@@ -1,4 +1,4 @@
-"""The search for the fastest layout that fits: all meshes, sizes of micro-batches, checkpointing."""
+"""The search for the fastest layout that fits: meshes, micro-batches, checkpointing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def find_layout(task: Task, meshes: Sequence[Mesh] | None, checkpointing: bool |
         for mesh in found
         for layout in _layouts(task, mesh, choices)
     ]
-    candidates.sort(key=lambda each: _order(each))
+    candidates.sort(key=_order)
     least: tuple[float, Layout] | None = None  # if nothing fits
     for candidate in candidates:
         needed = _estimate(task, candidate.layout, least)

@@ -1,7 +1,7 @@
-"""The rows of an attention that one rank of a sequence computes: its queries see keys of all ranks.
+"""The rows that the last rank of a sequence computes: its queries see the keys of all ranks.
 
-``attend_rows(attention, q[:, :, start:], k, v, start)`` is ``attention(q, k, v)[:, :, start:]``, for
-causal mechanisms of ours without padding.
+``attend_rows(attention, q[:, :, start:], k, v, start)`` is
+``attention(q, k, v)[:, :, start:]``, for causal mechanisms of ours without padding.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from danon.attention.ucsa.layer import UCSA
 from danon.attention.ucsa.sources import pool_tree, union_sources
 from danon.attention.union.op import BranchCall, Source, union
 from danon.attention.union.tiles import NEAR, batch, near_rects
+from danon.config import UCSAConfig
 
-__all__ = ["attend_rows"]
+__all__ = ["attend_rows", "voters_before"]
 
 
 def attend_rows(
@@ -42,9 +43,9 @@ def attend_rows(
         k: keys (B, G, start + n, D) of all tokens.
         v: values, likewise.
         start: place of the first query.
-        before: the block of queries before ``start`` (B, H, query_block, D), which chooses for the
-            first block of these; only UCSA asks for it. None: the first block itself stands for it,
-            so that the result is right in shape alone.
+        before: queries (B, H, m, D) of the m = :func:`voters_before` tokens before ``start``, which
+            choose for the first block of these; only UCSA asks for them. None: the result is right
+            in shape alone.
 
     Returns:
         (B, H, n, D).
@@ -53,19 +54,38 @@ def attend_rows(
         ValueError: another attention.
     """
     if isinstance(attention, SuperHybrid):
-        return attend_rows(attention.members[attention.choice().name], q, k, v, start, before)
+        member = attention.members[attention.choice().name]
+        assert isinstance(member, BaseAttention)
+        return attend_rows(member, q, k, v, start, before)
     q_, k_, v_ = (x.reshape(-1, x.shape[2], x.shape[3]).contiguous() for x in (q, k, v))
     if isinstance(attention, MSRA):
         out = _msra(attention, q_, k_, v_, start)
     elif isinstance(attention, DALA):
         out = _dala(attention, q_, k_, v_, start)
     elif isinstance(attention, UCSA):
-        chooses = q[:, :, : attention.cfg.query_block] if before is None else before
-        lines = torch.cat((chooses, q), 2).reshape(q_.shape[0], -1, q.shape[3])
+        if before is None:
+            before = q.new_empty(*q.shape[:2], voters_before(attention.cfg, start), q.shape[3])
+        lines = torch.cat((before, q), 2).reshape(q_.shape[0], -1, q.shape[3])
         out = _ucsa(attention, q_, k_, v_, start, lines)
     else:
         raise ValueError(f"{type(attention).__name__}: must be MSRA, DALA, UCSA or a hybrid")
     return out.view(q.shape)
+
+
+def voters_before(config: UCSAConfig, start: int) -> int:
+    """Return how many queries before ``start`` choose for later ones.
+
+    Args:
+        config: of UCSA.
+        start: place of the first query.
+    """
+    first = config.global_tokens + _first_voters(config, start) * config.query_block
+    return max(0, start - first)
+
+
+def _first_voters(c: UCSAConfig, start: int) -> int:
+    """Return the block before the one that ``start`` is in."""
+    return max(0, max(0, start - c.global_tokens) // c.query_block - 1)
 
 
 def _msra(m: MSRA, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
@@ -107,8 +127,8 @@ def _ucsa(m: UCSA, q: Tensor, k: Tensor, v: Tensor, start: int, lines: Tensor) -
     tree = None
     if first_far_block(c, stop) < blocks_of(c, stop):
         tree = pool_tree(m._pooled(c), k, v, None)
-        base = max(0, max(0, start - g) // c.query_block - 1)
-        lines = lines[:, g + base * c.query_block - (stop - lines.shape[1]) :]
+        base = _first_voters(c, start)
+        lines = lines[:, max(0, g - start) :]  # past the first tokens
         calls += FarCalls(c, q, tree[0], lines, None, start, base, m.extra_share).calls()
     sources = union_sources(c, k, v, None, tree)
     return union(q, sources, calls, scale=c.head_dim**-0.5, kernel=c.kernel)[0]

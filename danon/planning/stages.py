@@ -52,9 +52,7 @@ class HeldBytes:
 
     def __mul__(self, times: int) -> HeldBytes:
         """Return the bytes of several of the same."""
-        return HeldBytes(
-            self.parameters * times, self.gradients * times, self.optimizer * times
-        )
+        return HeldBytes(self.parameters * times, self.gradients * times, self.optimizer * times)
 
     @property
     def total(self) -> int:

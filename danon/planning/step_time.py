@@ -144,7 +144,9 @@ def step_time(
     late = beside - compute
     if late > 0:
         exposed["shard"] = exposed.get("shard", 0.0) + late
-    often = compute + sum(
-        rates.seconds(c) for c in communicated if c.waits and not c.once
-    ) + max(0.0, late)
+    often = (
+        compute
+        + sum(rates.seconds(c) for c in communicated if c.waits and not c.once)
+        + max(0.0, late)
+    )
     return StepTime(compute, exposed, often * (mesh.pipeline - 1) / each.count)
