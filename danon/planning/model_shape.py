@@ -17,6 +17,7 @@ from danon.attention.streaming import StreamingAttention
 from danon.attention.ucsa.layer import UCSA
 from danon.config import AttentionConfig, DALAConfig, MSRAConfig, SuperHybridConfig, UCSAConfig
 from danon.models.block import Block
+from danon.planning.live_bytes import fake_devices
 
 __all__ = ["MECHANISMS", "ModelShape", "TensorShape", "shape_for"]
 
@@ -172,7 +173,7 @@ class ModelShape:
         Raises:
             ValueError: no recorded measurement selects a mechanism of a hybrid.
         """
-        with torch.device("meta"):
+        with fake_devices():
             pairs = self.mixer().visible_pairs(self.length)
         assert pairs is not None  # causal mechanisms of ours count them
         return pairs
@@ -232,7 +233,7 @@ def shape_for(
     for each in widths:
         H, G = _heads(each, heads, kv_heads)
         made = ModelShape(
-            layers=layers or 1,
+            layers=1 if layers is None else layers,
             width=each,
             heads=H,
             kv_heads=G,
@@ -279,11 +280,15 @@ def _heads(width: int, heads: int | None, kv_heads: int | None) -> tuple[int, in
 
 
 def _layers(shape: ModelShape, parameters: float) -> int:
-    """Return the layers that bring a shape nearest to a number of parameters; at least 1.
+    """Return the layers that bring a shape near to a number of parameters; at least 1.
 
-    Beyond 16 layers a multiple of 4, beyond 64 of 8, which many numbers of stages divide.
+    Beyond 16 layers a multiple of 4, beyond 64 of 8, which many numbers of stages divide; any
+    number where no such one is near.
     """
     block = sum(map(math.prod, shape.block_shapes(1).values()))
     layers = (parameters - shape.vocab * shape.width) / block
     step = 8 if layers > 64 else 4 if layers > 16 else 1
-    return max(1, step * round(layers / step))
+    even = step * round(layers / step)
+    if abs(even - layers) * block <= NEAR * parameters:
+        return max(1, even)
+    return max(1, round(layers))

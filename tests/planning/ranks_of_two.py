@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import multiprocessing
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,15 +83,23 @@ def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), ids.flatten(), reduction="sum") / ids.numel()
 
 
-def run_case(case: Case) -> dict[str, Any]:
-    """Return the collectives of a step of this rank, and its peak."""
+def run_case(case: Case, *, replicas: int = 1) -> dict[str, Any]:
+    """Return the collectives of a step of this rank, and its peak.
+
+    Args:
+        case: the training.
+        replicas: copies of the sharded model.
+    """
     torch.manual_seed(0)
     shape = case.shape
     model = Backbone(shape.config(), shape.mixer, "lm")
     model.enable_gradient_checkpointing(case.checkpointing)
     called: nn.Module = model
     if case.strategy == "fsdp":
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        holders = dist.get_world_size() // replicas
+        sizes = (replicas, holders) if replicas > 1 else (holders,)
+        names = ("data", "shard")[-len(sizes) :]
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=names)
         dtype = torch.bfloat16 if case.dtype == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for module in (*model.layers, model):
@@ -102,8 +111,11 @@ def run_case(case: Case) -> dict[str, Any]:
     ids = torch.randint(shape.vocab, (1, shape.length))
 
     def step() -> None:
-        for _ in range(case.passes):
-            loss_of(called, ids).backward()
+        for number in range(case.passes):
+            last = number + 1 == case.passes
+            parallel = isinstance(called, DistributedDataParallel)
+            with called.no_sync() if parallel and not last else contextlib.nullcontext():
+                loss_of(called, ids).backward()
 
     step()
     with CountedCollectives() as counted:
@@ -127,10 +139,13 @@ def run(rank: int, cases: list[Case], store: str, out: str) -> None:
 def run_ranks(cases: list[Case], folder: Path) -> list[dict[str, Any]]:
     """Run the cases with two processes and return the results of rank 0."""
     store, out = str(folder / "store"), str(folder / "results.pt")
-    torch.multiprocessing.spawn(run, (cases, store, out), nprocs=RANKS)
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["danon.models", "torch.distributed.fsdp"])
+    ranks = [forks.Process(target=run, args=(rank, cases, store, out)) for rank in range(RANKS)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == [0] * RANKS
     results: list[dict[str, Any]] = torch.load(out, weights_only=False)
     return results
-
-
-if __name__ == "__main__":
-    sys.exit("imported by the tests")
