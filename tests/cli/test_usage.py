@@ -19,14 +19,18 @@ from danon.bench.command import Options, bench
 from danon.cli import options
 from danon.cli.app import app
 from danon.cli.tune import app as tune_app
-from danon.cli.values import integer, number, one_of, some_of, tokens
+from danon.cli.values import integer, number, one_of, parameters, some_of, tokens
 from danon.console import exit_status
 from danon.runs.case import Case, CaseResult
 from danon.runs.journal import Journal
 from danon.runs.run_info import RunInfo
 
 ROOT = Path(__file__).parents[2]
-REQUIRED = {"choose": ["--length", "16k", "--memory-gb", "8"], "tune worker": ["--study", "s"]}
+REQUIRED = {
+    "choose": ["--length", "16k", "--memory-gb", "8"],
+    "plan": ["--gpus", "8", "--params", "1B"],
+    "tune worker": ["--study", "s"],
+}
 """Options without which a command is refused for another reason."""
 WRONG = "no such value"
 
@@ -125,6 +129,20 @@ class TestOptionValues:
             ("gate --reason x", ("--reason 'x'", "only with --accept")),
             ("gate --time-limit-minutes 0", ("--time-limit-minutes '0'", "above 0")),
             ("calibrate --pairs 1", ("--pairs '1'", "at least 2")),
+            ("plan --gpus 8", ("layers is missing", "number of parameters")),
+            ("plan --gpus 8 --params 1k", ("1000 parameters", "nearest model has", "within 5%")),
+            ("plan --gpus 8 --params 1B --heads 7", ("nearest model",)),
+            ("plan --gpus 8 --params 1B --mesh shard=4", ("'shard=4'", "4 ranks, must have 8")),
+            ("plan --gpus 8 --params 1B --mesh x=8", ("'x=8'", "data, shard, tensor")),
+            (
+                "plan --gpus 64 --params 1B --mesh pipeline=64",
+                ("pipeline = 64 stages", "at most the 16 layers"),
+            ),
+            ("plan --gpus 16 --params 1B --mesh tensor=16", ("tensor = 16", "8 key/value heads")),
+            ("plan --gpus 3 --params 1B --mesh sequence=3", ("sequence = 3", "length 8192")),
+            ("plan --gpus 3 --params 1B --mesh data=3", ("data * shard = 3", "512 sequences")),
+            ("plan --gpus 8 --params 1B --batch-tokens 1k", ("batch_tokens = 1024", "8192")),
+            ("plan --gpus 37 --params 1B", ("no mesh spreads 16 layers", "37 ranks")),
             ("tune --trials 3", ("--mechanism is missing", "msra", "--attention file.py:Class")),
             ("tune --mechanism a.py:B", ("--mechanism a.py:B", "--attention")),
             ("tune --attention msra", ("--attention msra", "file.py:Class", "--mechanism")),
@@ -176,6 +194,18 @@ class TestLengths:
 
 
 class TestReaders:
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [("1T", 1e12), ("1.5b", 1.5e9), ("350M", 3.5e8), ("1000", 1e3), (" 7B ", 7e9)],
+    )
+    def test_parameters(self, text: str, value: float) -> None:
+        assert parameters(text) == value
+
+    @pytest.mark.parametrize("text", ["0", "-1B", "1Q", "", "T", "1e9", "1000T", "nan"])
+    def test_what_is_no_number_of_parameters(self, text: str) -> None:
+        with pytest.raises(typer.BadParameter, match="must be a number of parameters"):
+            parameters(text)
+
     def test_numbers_and_names(self) -> None:
         assert integer(2)("2") == 2 and number("0.5") == 0.5
         assert one_of(lambda: ("a", "b"))("b") == "b" and some_of(("a", "b"))("a, b") == "a, b"
