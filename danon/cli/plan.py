@@ -98,7 +98,7 @@ def plan(
     """Plan a training: memory of a device, communication and time of a step, without a device."""
     from danon.cli.plan_terminal import answer
     from danon.planning.model_shape import shape_for
-    from danon.planning.plan import Task, default_batch
+    from danon.planning.step_plan import Task, default_batch
     from danon.planning.step_time import Rates
 
     try:

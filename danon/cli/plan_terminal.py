@@ -9,10 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from danon.console.exit_status import DONE, NEGATIVE
-from danon.planning.fake_devices import built_bytes
 from danon.planning.mesh import AXES, Mesh, mesh_of
 from danon.planning.model_shape import ModelShape
-from danon.planning.plan import RESERVE, Plan, Task
+from danon.planning.step_plan import RESERVE, Plan, Task
 from danon.planning.search import find_layout, find_rows
 from danon.planning.stages import HeldBytes
 from danon.planning.stream_bytes import stream_bytes
@@ -63,6 +62,8 @@ def answer(
         plan = find_rows(task, mesh_of(mesh, task.ranks), checkpointing)
     built = None
     if build:
+        from danon.planning.fake_devices import built_bytes  # imports torch's FSDP: a second
+
         built = built_bytes(plan.memory.stage, task.shape, plan.layout.mesh)
     if as_json:
         figures = plan.to_dict() | {"stream_bytes": stream_bytes(task.shape, task.dtype)}

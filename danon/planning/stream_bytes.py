@@ -14,7 +14,7 @@ from danon.attention.hybrid.layer import SuperHybrid
 from danon.config import AttentionConfig, DALAConfig, MSRAConfig, UCSAConfig
 from danon.config.hybrid import SuperHybridConfig
 from danon.planning.model_shape import ModelShape
-from danon.planning.plan import DTYPES
+from danon.planning.step_plan import DTYPES
 
 __all__ = ["stream_bytes"]
 

@@ -9,7 +9,7 @@ from ranks_of_two import Case, Counts, run_case, run_ranks
 
 from danon.planning import Mesh, ModelShape
 from danon.planning.fake_devices import fake_ranks
-from danon.planning.plan import Layout, Plan, Task, make_plan
+from danon.planning.step_plan import Layout, Plan, Task, make_plan
 from danon.planning.step_time import Rates
 
 RATES = Rates(flops=1e12, link=1e9, node_link=1e10, node=8)

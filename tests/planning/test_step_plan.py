@@ -8,7 +8,7 @@ import json
 import pytest
 
 from danon.planning import Mesh, ModelShape, shape_for
-from danon.planning.plan import Layout, Task, default_batch, make_plan
+from danon.planning.step_plan import Layout, Task, default_batch, make_plan
 from danon.planning.search import find_layout, find_rows
 from danon.planning.step_time import Rates, training_flops
 
