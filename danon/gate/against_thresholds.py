@@ -15,7 +15,7 @@ from danon.gate.relative_times import measure_relative_times
 from danon.gate.result import RECALL, Row
 from danon.gate.sequential_test import SequentialTest
 from danon.gate.thresholds import PORTABLE, Thresholds, ThresholdsError, Timing
-from danon.gate.worker_client import OutputError
+from danon.gate.worker_client import OutputError, WorkerError
 from danon.gate.workspace import Workspace
 from danon.runs.case import Case
 
@@ -57,7 +57,7 @@ def measure_against_thresholds(
 
     Raises:
         ThresholdsError: A trained model is missing or another one.
-        WorkerError: The side does not start, or a worker died.
+        WorkerError: The side does not start or lacks an attention of the user, or a worker died.
     """
     models, head = workspace.committed_models, workspace.side("head")
     _check_models(thresholds, cases, models)
@@ -65,6 +65,7 @@ def measure_against_thresholds(
 
     def compare(cases: Sequence[Case]) -> dict[Case, Row]:
         measured = exact_metrics_of(workspace, head, cases, models)
+        _check_targets(workspace.targets, measured)
         return {
             case: compare_exact(case, _accepted(case, thresholds, metrics, fingerprint), metrics)
             for case, metrics in measured.items()
@@ -96,6 +97,22 @@ def measure_against_thresholds(
         else replace(row, relative_time=timings[row.case.id].relative * row.time_ratio.value)
         for row in decide_rows(cases, compare, test)
     ]
+
+
+def _check_targets(targets: Sequence[str], measured: Mapping[Case, ExactMetrics]) -> None:
+    """Check that the head has every attention of the user.
+
+    Thresholds name the class alone. So a wrong file would look like an attention that was removed.
+
+    Raises:
+        WorkerError: It lacks one.
+    """
+    classes = {target.rpartition(":")[2] for target in targets}
+    for case, metrics in measured.items():
+        if case.attention not in classes or not isinstance(metrics, Missing):
+            continue
+        if metrics.finding == "removed":
+            raise WorkerError(metrics.reason)
 
 
 def _tolerances(timings: Mapping[str, Timing], *, same_machine: bool) -> dict[str, Tolerance]:

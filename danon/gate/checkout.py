@@ -133,14 +133,18 @@ class Repository:
 
     def _files(self, commit: str, into: Path) -> Checkout:
         into.mkdir(parents=True)
+        if self._git("ls-tree", commit):  # tarfile cannot read an archive of no files
+            self._extract(commit, into)
+        subject = self._git("log", "-1", "--format=%s", commit)
+        return Checkout(commit, subject, into)
+
+    def _extract(self, commit: str, into: Path) -> None:
         packed = self._run("archive", "--format=tar", commit)
         try:
             with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
                 archive.extractall(into, map(self._with_link_kept, archive), **SAFE)
         except tarfile.TarError as error:
             raise CheckoutError(f"{commit[:10]} cannot be checked out: {error}") from error
-        subject = self._git("log", "-1", "--format=%s", commit)
-        return Checkout(commit, subject, into)
 
     def _with_link_kept(self, member: tarfile.TarInfo) -> tarfile.TarInfo:
         """Return a member; a symbolic link leads to the file that it has in the repository.

@@ -111,7 +111,8 @@ class Worker:
 
         Returns:
             ``attentions``: the registered names. ``foreign``: by name, the file of each that is
-            not the checkout's. ``left_out``: by name, why an installed package's is missing.
+            not the checkout's. ``left_out``: by name, why a target or an installed package's
+            attention is missing.
 
         Raises:
             RuntimeError: The checkout is a commit of danon with an older layout.
@@ -136,17 +137,21 @@ class Worker:
         registry = importlib.import_module("danon.attention.registry")
         gc.collect()
         gc.freeze()  # or each collection before a sample goes through all of torch
+        absent: dict[str, str] = {}
         for target in targets:
-            registry.load(target)
+            if reason := _lacking(target, root, registry):
+                absent[target.rpartition(":")[2]] = reason
+            else:
+                registry.load(target)
         left_out: dict[str, str] = {}
         if importlib.util.find_spec("danon.attention.installed") is not None:
             left_out = importlib.import_module("danon.attention.installed").load_installed()
         importlib.import_module("danon.attention.tuned_variants").register()
-        names = list(registry.names())
+        names = [name for name in registry.names() if name not in absent]
         files = {name: provenance.foreign_source(registry.get(name), root) for name in names}
         self._recomputation = calls.Recomputation(self._compute, [self._channel])
         foreign = {name: file for name, file in files.items() if file}
-        return {"attentions": names, "foreign": foreign, "left_out": left_out}
+        return {"attentions": names, "foreign": foreign, "left_out": left_out | absent}
 
     def misplaced_module(self) -> str:
         """Say which imported module is not the checkout's although that has it; empty if none."""
@@ -349,6 +354,27 @@ def _check_layout(package: Path) -> None:
                 f"this commit of danon has no danon/{name}: it is from before the present layout "
                 "of packages, and this gate cannot measure it; compare with a later commit"
             )
+
+
+def _lacking(target: str, root: Path, registry: ModuleType) -> str:
+    """Return which part of a target a checkout lacks; empty if it has the file and the class.
+
+    Args:
+        target: ``file.py:Class``.
+        root: the checkout.
+        registry: its module.
+
+    Raises:
+        ValueError: The file does not import.
+    """
+    source, _, name = target.rpartition(":")
+    if source.endswith(".py") and not (root / source).is_file():
+        return f"no file {source}"
+    module, _ = registry.import_target(target, "attention")
+    if hasattr(module, name):
+        return ""
+    classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+    return f"no class {name} in {source}; found: {', '.join(classes) or 'none'}"
 
 
 def _measuring_packages() -> dict[str, ModuleType]:

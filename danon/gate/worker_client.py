@@ -79,7 +79,7 @@ class WorkerClient(WorkerProcess):
     Attributes:
         side: the side that it measures.
         attentions: registered names that the side has.
-        left_out: by name, why an attention of an installed package is missing.
+        left_out: by name, why a target or an attention of an installed package is missing.
 
     Args:
         side: the side to import.
@@ -89,7 +89,7 @@ class WorkerClient(WorkerProcess):
 
     Raises:
         WorkerError: The process does not start: the side cannot be imported, other code was
-            imported in its place, or a target is missing.
+            imported in its place, or a target is no attention.
     """
 
     def __init__(self, side: Side, inputs: Path, log: Path, end: float = math.inf) -> None:

@@ -153,6 +153,30 @@ class TestGate:
         status, said = gated()
         assert status == 0 and "new" in said and "base: RuntimeError: no" in said
 
+    def test_attention_without_a_file_in_one_commit(self, small: Path) -> None:
+        git(small, "rm", "mine.py")  # nothing is left
+        git(small, "commit", "-m", "without")
+        status, said = gated()
+        assert status == 2 and "removed" in said and "head: no file mine.py" in said
+        git(small, "revert", "--no-edit", "HEAD")
+        status, said = gated()
+        assert status == 0 and "new" in said and "base: no file mine.py" in said
+
+    def test_class_that_the_base_lacks_is_new(self, small: Path) -> None:
+        other = MINE.format(work=1).replace("class MyAttention", "class Other")
+        (small / "mine.py").write_text(other)
+        git(small, "commit", "-a", "-m", "another class")
+        git(small, "revert", "--no-edit", "HEAD")
+        status, said = gated()
+        assert status == 0 and "new" in said
+        assert "base: no class MyAttention in mine.py; found: BaseAttention, Other" in said
+
+    def test_attention_that_neither_commit_has_is_refused(self, small: Path) -> None:
+        git(small, "mv", "mine.py", "yours.py")
+        git(small, "commit", "-m", "moved")
+        status, said = gated(base="HEAD")
+        assert status == 6 and said.endswith("danon: head: no file mine.py")
+
     def test_attention_that_neither_side_has_is_refused(self, small: Path) -> None:
         unknown = replace(CASE, attention="msar")
         with pytest.MonkeyPatch.context() as patch:

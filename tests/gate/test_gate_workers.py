@@ -35,6 +35,16 @@ class TestCheckout:
         assert git(repository, "worktree", "list").count("\n") == 0
         assert git(repository, "status", "--porcelain").strip() == "M mine.py"
 
+    def test_commit_without_files(self, repository: Path, tmp_path: Path) -> None:
+        git(repository, "rm", "mine.py")
+        git(repository, "commit", "-m", "nothing left")
+        found = Repository(repository)
+        for checkout in (
+            found.base("HEAD", tmp_path / "base"),
+            found.head(tmp_path / "head", dirty=False),
+        ):
+            assert list(checkout.root.iterdir()) == [] and checkout.subject == "nothing left"
+
     def test_unknown_revision_and_folder_outside_a_repository(
         self, repository: Path, tmp_path: Path
     ) -> None:

@@ -331,7 +331,7 @@ class TestGate:
         timing = found[CASE.id].time
         assert timing is not None and timing.relative < 100
 
-    def test_bad_input(self, own: Path) -> None:
+    def test_bad_input(self, own: Path, forked_workers: None) -> None:
         assert told(calibrate, OPTIONS, 1) == (2, "danon: --pairs 1: must be at least 2")
         (own / THRESHOLDS).parent.mkdir()
         (own / THRESHOLDS).write_text("{}")
@@ -339,6 +339,11 @@ class TestGate:
         git(own, "commit", "-m", "wrong")
         status, said = told(gate, OPTIONS)
         assert status == 7 and "commit: Field required" in said
+        thresholds({CASE.id: threshold()}).write(own / THRESHOLDS)
+        git(own, "commit", "-a", "-m", "right")
+        mistyped = replace(OPTIONS, attentions=("mien.py:MyAttention",))
+        status, said = told(gate, mistyped)
+        assert status == 6 and said.endswith("danon: head: no file mien.py")
 
 
 def test_case_without_threshold_is_new() -> None:
