@@ -29,7 +29,13 @@ def test_file_replaced(tmp_path: Path) -> None:
 def test_file_in_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         replace_file(tmp_path / "none" / "a.json", b"")
-    assert caught.value.filename == str(tmp_path / "none" / "a.json")
+    assert str(caught.value).endswith(f"No such file or directory: '{tmp_path}/none/a.json'")
+
+
+def test_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError) as caught:  # Python's own words name two files
+        replace_file(tmp_path, b"")
+    assert str(caught.value).endswith(f"Is a directory: '{tmp_path}'")
 
 
 def test_folder_replaced(tmp_path: Path) -> None:
