@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 
 from danon.cli.options import RunsFolder, refuse
+from danon.cli.output_files import check_file, exit_if_unwritable
 from danon.cli.recorded_run import find_run
-from danon.console import messages
-from danon.console.exit_status import DONE, NEGATIVE, NOT_WRITTEN
+from danon.console.exit_status import DONE, NEGATIVE
 
 if TYPE_CHECKING:
     from danon.report.comparison import Comparison
@@ -56,24 +56,21 @@ def compare(
     """
     from danon.report.comparison_output import to_json, write_page
     from danon.report.terminal_comparison import print_comparison
-    from danon.runs.files import UNWRITABLE
 
-    comparison = _comparison(runs, attention, beside, results)
     if html is not None:
+        check_file("--html", html)
+    comparison, console = _comparison(runs, attention, beside, results), Console(emoji=False)
+    with exit_if_unwritable():
         try:
-            write_page(comparison, html)
-        except OSError as error:
-            if error.errno not in UNWRITABLE:
-                raise
-            messages.refuse(Console(emoji=False), str(error))
-            raise typer.Exit(NOT_WRITTEN) from error
-    if as_json:
-        print(to_json(comparison))
-    else:
-        console = Console(emoji=False)
-        print_comparison(comparison, console, everything=everything)
-        if html is not None:
-            console.print(f"Page      {html}", soft_wrap=True, highlight=False)
+            if html is not None:
+                write_page(comparison, html)
+        finally:
+            if as_json:
+                print(to_json(comparison))
+            else:
+                print_comparison(comparison, console, everything=everything)
+    if html is not None and not as_json:
+        console.print(f"Page      {html}", soft_wrap=True, highlight=False)
     if all(figure.outcome == "untested" for figure in comparison.figures):
         refuse(f"nothing can be compared: {_why(comparison)}")
     raise typer.Exit(NEGATIVE if comparison.moved or comparison.broken else DONE)

@@ -30,7 +30,8 @@ def find_run(run: Path | None, results: Path, console: Console) -> RecordedRun:
     from danon.runs.journal import RecordedRun, recorded_runs
     from danon.runs.schema import SchemaError
 
-    check_folder("--results", results, write=False)
+    if run is None or not run.is_dir():
+        check_folder("--results", results, write=False)
     if run is None:
         unreadable = list[str]()
         last = next(recorded_runs(results, unreadable.append), None)

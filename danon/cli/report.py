@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from danon.cli.options import RunsFolder, refuse
+from danon.cli.options import RunsFolder
+from danon.cli.output_files import check_file, exit_if_unwritable
 from danon.cli.recorded_run import find_run
-from danon.console import messages
-from danon.console.exit_status import NOT_WRITTEN
 
 __all__ = ["report"]
 
@@ -42,39 +40,22 @@ def report(
     from danon.report.speedup_chart import write_chart
     from danon.report.terminal import print_unmeasured, render
     from danon.report.terminal_summary import print_summary
-    from danon.runs.files import UNWRITABLE
 
     console = Console(emoji=False)
     if picture is not None:
-        _check_picture(picture)
+        check_file("--picture", picture, ".png")
     run = find_run(run_dir, results, console)
     if unmeasured:
         print_unmeasured(run.results, console)
         return
     path, show = run.run_dir / "report.html", render if all_tables else print_summary
-    try:
-        write_report(run.results, run.info, path)
-        if picture is not None:
-            write_chart(run.results, run.info, picture)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        show(run.results, run.info, console)
-        messages.refuse(console, str(error))
-        raise typer.Exit(NOT_WRITTEN) from error
-    show(run.results, run.info, console)
+    with exit_if_unwritable():
+        try:
+            write_report(run.results, run.info, path)
+            if picture is not None:
+                write_chart(run.results, run.info, picture)
+        finally:
+            show(run.results, run.info, console)
     console.print(f"\nReport    {path}", soft_wrap=True, highlight=False)
     if picture is not None:
         console.print(f"Picture   {picture}", soft_wrap=True, highlight=False)
-
-
-def _check_picture(picture: Path) -> None:
-    """Refuse a file that cannot be written, before anything is drawn."""
-    if picture.suffix.lower() != ".png":
-        refuse(f"--picture {picture}: must end in .png")
-    if picture.is_dir():
-        refuse(f"--picture {picture}: is a folder, not a file")
-    if not picture.parent.is_dir():
-        refuse(f"--picture {picture}: there is no folder {picture.parent}")
-    if not os.access(picture if picture.exists() else picture.parent, os.W_OK):
-        refuse(f"--picture {picture}: no permission to write it; another folder may be named")

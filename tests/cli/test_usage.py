@@ -272,7 +272,7 @@ class TestFolders:
     def test_picture_without_permission(
         self, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("danon.cli.report.os.access", lambda path, mode: path != tmp_path)
+        monkeypatch.setattr("danon.cli.output_files.os.access", lambda path, mode: path != tmp_path)
         picture = tmp_path / "a.png"
         check_refused(run("report", str(run_dir), "--picture", str(picture)), "no permission")
         assert not (run_dir / "report.html").exists()
