@@ -288,6 +288,7 @@ def ui(session: nox.Session) -> None:
             serve = [str(BIN / "optuna-dashboard"), studies, "--port", DASHBOARD]
             dashboard = stack.enter_context(subprocess.Popen(serve))
             stack.callback(dashboard.terminate)
+            session.log(f"Studies: http://127.0.0.1:{DASHBOARD}")
         printed = run(session, "python", "-c", PAGE, silent=True).splitlines()
         page = next(line for line in printed if line.startswith("#/"))
         if store.startswith("http"):
@@ -297,7 +298,9 @@ def ui(session: nox.Session) -> None:
             return
         session.log(f"Benches: {ui_address(session.posargs)}/{page}")
         quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        serve = ["mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]
+        # A line for each request would push the addresses off the screen.
+        options = ("--backend-store-uri", store, "--workers", "1", "--uvicorn-opts")
+        serve = ["mlflow", "ui", *options, "--no-access-log"]
         run(session, *serve, *session.posargs, env=quick)
 
 

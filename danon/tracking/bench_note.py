@@ -25,8 +25,6 @@ NOTE = "mlflow.note.content"
 """Tag that MLflow shows as the description of a run or an experiment, in Markdown."""
 NOTE_LENGTH = 7900  # characters; MLflow refuses more than 8000
 MOST_COMPARED = 12  # attentions in the link that compares them; more do not fit MLflow's page
-ADDRESS = "http://127.0.0.1:5000/"
-"""Address that ``nox -s ui`` serves, for a store without a server."""
 LEGEND = (
     "`speed-up`: dense attention's time over the attention's own; `?`: time ran out before the "
     "interval was narrow. `error`: distance from dense attention's output. Columns of a task: "
@@ -55,7 +53,6 @@ def bench_note(
     found: KeyFigures,
     experiment: str,
     runs: Mapping[str, str],
-    uri: str,
 ) -> str:
     """Return the description of a bench.
 
@@ -65,9 +62,7 @@ def bench_note(
         found: its key figures.
         experiment: id of the experiment.
         runs: attention -> id of its run.
-        uri: address of the store.
     """
-    base = f"{uri.rstrip('/')}/" if uri.startswith("http") else ADDRESS
     head = [f"{describe_run(info)}; {'; '.join(describe_machines(results, info))}."]
     if sentences := conclusions(results, info):
         head.append("\n".join(f"- {sentence}" for sentence in sentences))
@@ -86,9 +81,11 @@ def bench_note(
         tail.append(f"**Compare** {' or '.join(links)}.")
     if found.columns:
         page = ui_pages.ranked_page(experiment, info.run_id)
-        tail.append(f"**Choose others**: [list them]({page}), tick two or more, click *Compare*.")
+        tail.append(
+            f"**Other attentions**: [list them]({page}), tick two or more, click *Compare*."
+        )
     page = ui_pages.runs_page(experiment)
-    tail.append(f"**All benches**: [{base}{page}]({page}); tick two or more, click *Compare*.")
+    tail.append(f"**Other benches**: [list them]({page}), tick two or more, click *Compare*.")
     tail.append("Artifacts: `report.html` has every table and chart, `results.json` every figure.")
     missing = [
         f"- {cases.attention}: {cases.status}, {cases.reason}"

@@ -11,6 +11,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING
 
 from danon.report import configuration
+from danon.runs.case import REFERENCE
 from danon.tracking import bench_note, model_registry, run_owners, store, ui_pages
 from danon.tracking.attention_settings import as_text, changed_settings, every_configuration
 from danon.tracking.key_figures import key_figures
@@ -229,7 +230,10 @@ class RunTree:
             "danon.versions": json.dumps(info.versions, sort_keys=True),
         }
         name = bench_note.run_name(info, 0)
-        return self._create(name, self._timestamp, tags, {"commit": info.commit[:10]})
+        # MLflow's compare page draws what differs, runs of one commit too, in ten characters.
+        started = dt.datetime.fromisoformat(info.started)
+        params = {"commit": info.commit[:10], "started": f"{started:%m%d %H:%M}"}
+        return self._create(name, self._timestamp, tags, params)
 
     def _make_child(self, attention: str, rank: int) -> _Run:
         # MLflow lists the latest start first.
@@ -329,11 +333,12 @@ class RunTree:
 
         client, experiment = self._client, self._experiment
         runs = {attention: child.run_id for attention, child in self._children.items()}
-        note = bench_note.bench_note(results, self._info, found, experiment, runs, self._uri)
+        note = bench_note.bench_note(results, self._info, found, experiment, runs)
         metrics = [
             Metric(f"{found.speedup.partition(' ')[2]} {attention}", value, self._timestamp, length)
             for attention, values in found.values.items()
-            if (value := values.get(found.speedup)) is not None
+            if attention != REFERENCE  # always 1
+            and (value := values.get(found.speedup)) is not None
             and (length := found.columns[found.speedup])
         ]
         tags = [RunTag(bench_note.NOTE, note)]
