@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from danon.attention.effective_matrix import EffectiveAttention, value_weights
+from danon.attention.head_share import HeadShare
 from danon.attention.kernels import table
 from danon.attention.keyed_draws import DrawKey
+from danon.attention.sequence_shard import SequenceShard
 from danon.config import AttentionConfig
 from danon.tuned.search_space import Space
 
@@ -67,6 +69,7 @@ class BaseAttention(nn.Module):
         draw_key: key of the random numbers of a training step
             (:mod:`danon.attention.keyed_draws`); None: they come from torch's generator.
         draw_stream: number of the attention in its model, once a key was set.
+        head_share: which heads it has, once :meth:`take_heads` has run; None: all.
     """
 
     description: str = "not stated"
@@ -78,6 +81,7 @@ class BaseAttention(nn.Module):
     config: AttentionConfig
     draw_key: DrawKey | None = None
     draw_stream: int | None = None
+    head_share: HeadShare | None = None
     _auxiliary: Tensor | None = None
 
     def setup_attention(self, config: AttentionConfig) -> None:
@@ -127,6 +131,38 @@ class BaseAttention(nn.Module):
             (B, H, N, D) in the dtype of ``q``; padding gets zeros.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def attend_shard(self, q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard) -> Tensor:
+        """Attend with the queries of a part of a sequence, whose other parts other processes have.
+
+        Args:
+            q: queries of the part (B, H, n, D).
+            k: keys of the part (B, G, n, D); zeros at padding, as in q and v.
+            v: values of the part (B, G, n, D).
+            shard: which tokens these are, and the way to the others.
+
+        Returns:
+            (B, H, n, D), what :meth:`forward` gives these queries in the whole sequence; the
+            auxiliary loss is that of the whole, too.
+
+        Raises:
+            ValueError: the attention cannot do it, or is bidirectional.
+        """
+        raise ValueError(f"{type(self).__name__} takes whole sequences only")
+
+    def take_heads(self, share: HeadShare) -> None:
+        """Compute only some of the heads from now on; other processes compute the others.
+
+        The parameters stay whole. Their gradients are of these heads: the sum over the parts is
+        that of the whole.
+
+        Args:
+            share: which part of the heads.
+
+        Raises:
+            ValueError: the attention cannot do it, or its heads cannot be divided so.
+        """
+        raise ValueError(f"{type(self).__name__} cannot do with a part of its heads")
 
     def auxiliary_loss(self) -> Tensor:
         """Return the loss that the last forward pass adds to that of training, weighted.

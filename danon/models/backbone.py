@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from danon.attention.base import BaseAttention, check_mask
 from danon.attention.padding import Compaction
+from danon.attention.sequence_shard import SequenceShard
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.config import AttentionConfig, ConfigError
 from danon.models.block import Block, rotary_angles
@@ -102,13 +103,21 @@ class Backbone(nn.Module):
         """
         return get_performance_stats(self)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        shard: SequenceShard | None = None,
+    ) -> Tensor:
         """Run the model.
 
         Args:
             input_ids: (B, N) integers below ``vocab_size``.
             attention_mask: (B, N), 1 or True for real tokens, 0 or False for padding, which may
                 stand anywhere and is no part of its sequence; None if all are real.
+            shard: which tokens of their sequences these are, with padding at the end of the
+                sequences only; None: all. See :mod:`danon.distributed.sequence_parallel`.
 
         Returns:
             encoder: (B, N, hidden_size); lm: (B, N, vocab_size); classifier: (B, num_classes).
@@ -119,13 +128,14 @@ class Backbone(nn.Module):
         moved = None if attention_mask is None else Compaction.of(attention_mask)
         if moved is not None:  # once here rather than in every layer
             x, real = moved.compact(x), moved.real
-        positions = torch.arange(input_ids.shape[1], device=x.device)
+        first = 0 if shard is None else shard.start
+        positions = torch.arange(first, first + input_ids.shape[1], device=x.device)
         rotary = rotary_angles(positions, self.config, x)
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rotary, real, use_reentrant=False)
+                x = checkpoint(layer, x, rotary, real, shard, use_reentrant=False)
             else:
-                x = layer(x, rotary, real)
+                x = layer(x, rotary, real, shard)
         x = self.norm(x)
         if self.task == "classifier":
             if real is None:

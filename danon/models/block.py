@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from danon.attention.base import BaseAttention
+from danon.attention.sequence_shard import SequenceShard
 from danon.attention.stream_state import StreamState
 from danon.attention.streaming import StreamingAttention
 from danon.config import AttentionConfig
@@ -35,18 +36,27 @@ class Block(nn.Module):
         self.up = nn.Linear(width, 2 * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        shard: SequenceShard | None = None,
+    ) -> Tensor:
         """Run attention and feed-forward.
 
         Args:
             x: residual stream (B, N, width).
             rotary: cosines and sines of :func:`rotary_angles`.
             mask: padding (B, N) or None.
+            shard: which tokens of their sequences these are, with the mask in it; None: all.
 
         Returns:
             Residual stream (B, N, width).
         """
         q, k, v = self.project(x, rotary)
+        if shard is not None:
+            return self.mix(x, self.mixer.attend_shard(q, k, v, shard))
         return self.mix(x, self.mixer(q, k, v, mask))
 
     def step(

@@ -173,7 +173,7 @@ def test_information_loss_teaches_scores_keys_and_values_and_not_queries() -> No
 
 def test_information_loss_draws_every_position_in_turn() -> None:
     for n in (10, 64, 1000):
-        calls = [_drawn(n, 64, torch.device("cpu")) for _ in range(40)]
+        calls = [_drawn(n, 64, torch.device("cpu"), None, 0) for _ in range(40)]
         assert all(len(call) == min(n, 64) == len(call.unique()) for call in calls)
         assert len(torch.cat(calls).unique()) > 0.9 * n
 

@@ -15,6 +15,7 @@ from danon.attention.dala.modules import (
     select_memory,
 )
 from danon.attention.dala.window import WindowNetwork
+from danon.attention.head_share import HeadShare, narrowed
 from danon.attention.streaming import StreamingAttention
 from danon.config import DALAConfig
 
@@ -46,6 +47,16 @@ class DALABase(StreamingAttention):
             self.router = Router(D, config.router_temperature, config.router_iterations)
         if config.adaptive_window:
             self.window = WindowNetwork(D)
+
+    def take_heads(self, share: HeadShare) -> None:
+        """Compute only some of the heads; see :meth:`BaseAttention.take_heads`."""
+        self.config = self.cfg = narrowed(self.cfg, share.parts)
+        self.head_share = share
+
+    @property
+    def first_head(self) -> int:
+        """Number of the first query head among all: the window goes by the head."""
+        return 0 if self.head_share is None else self.head_share.part * self.cfg.num_heads
 
     def choose_memory(self, k: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Choose the keys that each period remembers.

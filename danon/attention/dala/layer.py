@@ -13,10 +13,12 @@ from danon.attention.base import made_on, without_autocast
 from danon.attention.dala.base import DALABase
 from danon.attention.dala.oracle import oracle, shares
 from danon.attention.dala.paths import Paths, paths_for_chunk, paths_for_sequence
+from danon.attention.dala.sequence_parallel import imbalance_of_shard, paths_for_shard
 from danon.attention.effective_matrix import EffectiveAttention
 from danon.attention.keyed_draws import draw_by_example
 from danon.attention.padding import right_padded, rows_alone
 from danon.attention.registry import register
+from danon.attention.sequence_shard import SequenceShard, on_shard
 from danon.attention.sizing import SINKS, largest_within_budget
 from danon.attention.stream_state import Span, StateTensor, span_of
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
@@ -136,8 +138,18 @@ class DALA(DALABase):
         q_, k_, v_ = (x.reshape(-1, N, D).contiguous() for x in (q, k, v))
         paths = paths_for_sequence(self, q_, k_, v_, seen)
         balanced = self.wants_auxiliary and c.load_balance_weight and paths.shifts
-        self.set_auxiliary_loss(c.load_balance_weight * paths.imbalance(real) if balanced else None)
+        total = None if self.head_share is None else self.head_share.total
+        lost = c.load_balance_weight * paths.imbalance(real, total) if balanced else None
+        self.set_auxiliary_loss(lost)
         return self._attend(q_, paths).view(B, H, N, D)
+
+    @on_shard
+    @without_autocast
+    def attend_shard(self, q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard) -> Tensor:
+        """Attend with a part of a sequence; see :meth:`BaseAttention.attend_shard`."""
+        paths = paths_for_shard(self, q, k, v, shard)
+        self.set_auxiliary_loss(imbalance_of_shard(self, paths, shard))
+        return self._attend(paths.q, paths).view(q.shape)
 
     def _attend(self, q: Tensor, paths: Paths) -> Tensor:
         c, scale = self.cfg, self.cfg.head_dim**-0.5

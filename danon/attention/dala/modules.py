@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -171,7 +173,9 @@ def _squash(x: Tensor) -> Tensor:
     return x * (1 + x.square().sum(-1, keepdim=True)).rsqrt()
 
 
-def load_balance(p: Tensor, counts: Tensor) -> Tensor:
+def load_balance(
+    p: Tensor, counts: Tensor, total: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Return the mean over examples of J sum_j (P_j - 1/J)^2, P the mean of an example's p.
 
     Zero where all paths get the same share, J - 1 where one gets everything. It is the importance
@@ -183,9 +187,13 @@ def load_balance(p: Tensor, counts: Tensor) -> Tensor:
     Args:
         p: distributions of the queries of B examples over J paths (B, n, J).
         counts: (B, n) bool, the queries that count; an example without any has a loss of zero.
+        total: sums a tensor over the processes that have other queries of the examples; None: these
+            are all.
     """
     weight = counts.to(p)[..., None]
-    mean = (p * weight).sum(1) / weight.sum(1).clamp_min(1)
+    sums = torch.cat(((p * weight).sum(1), weight.sum(1)), -1)
+    sums = sums if total is None else total(sums)
+    mean = sums[:, :-1] / sums[:, -1:].clamp_min(1)
     return p.shape[-1] * (mean - mean.mean(-1, keepdim=True)).square().sum(-1).mean()
 
 

@@ -91,7 +91,8 @@ def shares(
         sides.append((states(list(range(periods))[::-1]), 2))
     scale = D**-0.5
     dist = (i - j).abs().double()
-    w = (c.base_window * 2.0 ** (torch.arange(c.num_heads) % 4).double())[:, None]
+    heads = torch.arange(c.num_heads) + module.first_head
+    w = (c.base_window * 2.0 ** (heads % 4).double())[:, None]
     w = w.expand(B, -1, len(rows))
     if c.adaptive_window:
         nothing = torch.zeros(B, G, 2 * D, dtype=k.dtype)

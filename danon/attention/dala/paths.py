@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,30 +92,38 @@ class Paths:
             means.append((kept @ chosen / kept.sum(3, keepdim=True).clamp_min(1)).squeeze(2))
         return torch.cat(means).transpose(0, 1)
 
-    def imbalance(self, real: Tensor | None) -> Tensor:
+    def imbalance(
+        self, real: Tensor | None, total: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Return the load-balance loss over the queries with more than one path.
 
-        ``real``: the tokens that are no padding, (batch * key/value heads, n), or None.
+        Args:
+            real: the tokens that are no padding, (batch * key/value heads, n), or None.
+            total: as of :func:`~danon.attention.dala.modules.load_balance`. None of the queries
+                here needs to have more than one path then.
         """
         c, (X, n, _) = self.m.cfg, self.q.shape
         if real is None:
             real = torch.ones(1, n, dtype=torch.bool, device=self.q.device)
         period_of = (
-            (torch.arange(n, device=self.q.device) - c.global_tokens) // c.period
+            (torch.arange(self.start, self.start + n, device=self.q.device) - c.global_tokens)
+            // c.period
         ).clamp_min(0)
         counts = period_of >= 2
         if not c.is_causal:
             last = (real.sum(1, keepdim=True) - 1 - c.global_tokens) // c.period
             counts = counts | (period_of + 2 <= last)
-        shares = F.pad(torch.stack(self.shifts, -1), (1, 0)).softmax(-1)  # (X, n, paths)
+        shifts = self.shifts or (torch.zeros(X, n, dtype=self.content.dtype).to(self.q.device),) * 2
+        shares = F.pad(torch.stack(shifts, -1), (1, 0)).softmax(-1)  # (X, n, paths)
         counts = (counts & real).repeat_interleave(X // len(real), 0)
         examples = X // c.num_heads
-        return load_balance(shares.view(examples, -1, shares.shape[-1]), counts.view(examples, -1))
+        shares, counts = shares.view(examples, -1, shares.shape[-1]), counts.view(examples, -1)
+        return load_balance(shares, counts, total)
 
     def inverse_squares(self) -> Tensor:
         """Return 1 / w^2 of each query (X, n), w the width of its head and period."""
         c, (X, n, _) = self.m.cfg, self.q.shape
-        heads = torch.arange(X, device=self.q.device) % c.num_heads
+        heads = torch.arange(X, device=self.q.device) % c.num_heads + self.m.first_head
         w = c.base_window * torch.exp2((heads % 4).to(self.content))[:, None]
         if not c.adaptive_window:
             return w.square().reciprocal().expand(X, n)
@@ -171,22 +180,26 @@ class Paths:
         return calls
 
 
-def paths_for_sequence(m: DALABase, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Paths:
-    """Return the paths of whole sequences."""
+def paths_for_sequence(
+    m: DALABase, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, start: int = 0
+) -> Paths:
+    """Return the paths of queries [start, n) of sequences of n tokens; 0 if not causal."""
     c, g = m.cfg, m.cfg.global_tokens
     tail = None if seen is None else seen[:, g:]
     means, count = _means(k[:, g:], v[:, g:], tail, c.period)
     around, n = F.pad(means, (0, 0, 1, 2)), max(1, means.shape[1])
     content = around[:, :n] if c.is_causal else (around[:, :n] + around[:, 2 : n + 2]) / 2
     tokens = Source(k, v, None if seen is None else hide(seen))
-    paths = Paths(m, q, 0, [tokens], content)
-    if len(paths.periods) <= 2:  # nothing is outside the near window
+    first = max(0, start - g) // c.period
+    paths = Paths(m, q, start, [tokens], content[:, first:])
+    if math.ceil((k.shape[1] - g) / c.period) <= 2:  # nothing is outside the near window
         return paths
-    score, paths.index, paths.kept = m.choose_memory(k, seen)
+    score, index, kept = m.choose_memory(k, seen)
+    paths.index, paths.kept = index[first:], kept[first:]
     memory = Source(k, v, F.logsigmoid(score))
     past = m.state.entries(*m.state(means, count))
     paths.sources += [memory, Source(past.k.to(k.dtype), past.v.to(k.dtype), past.bias)]
-    paths.states = ((2, -2),)  # period p sees the state after p - 2
+    paths.states = ((2, first - 2),)  # period p sees the state after p - 2
     state = F.pad(_met(past), (0, 0, 2, 0))[:, :-2]
     if not c.is_causal:
         future = m.state.entries(*m.state(means, count, reverse=True))
@@ -194,7 +207,8 @@ def paths_for_sequence(m: DALABase, q: Tensor, k: Tensor, v: Tensor, seen: Tenso
         paths.states = ((2, -2), (3, 2))
         state = (state + F.pad(_met(future), (0, 0, 0, 2))[:, 2:]) / 2
     if c.use_adaptive_router:
-        paths.route(F.pad(means, (0, 0, 1, 0))[:, :-1, : q.shape[-1]], memory, state)
+        before = F.pad(means, (0, 0, 1, 0))[:, :-1, : q.shape[-1]]
+        paths.route(before[:, first:], memory, state[:, first:])
     return paths
 
 

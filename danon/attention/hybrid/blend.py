@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,11 @@ __all__ = ["label_branches", "loss_terms", "weighted_sum"]
 
 
 def loss_terms(
-    beta: Tensor, w: Tensor, start: Tensor, mask: Tensor | None
+    beta: Tensor,
+    w: Tensor,
+    start: Tensor,
+    mask: Tensor | None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return L_div and L_reg (specification 4.2), means over examples of their real queries.
 
@@ -27,16 +31,20 @@ def loss_terms(
         w: (B, H, N, M) their weights.
         start: (M,), what beta starts from.
         mask: (B, N) padding, or None.
+        total: sums a tensor over the processes that have other queries of the examples; None: these
+            are all.
     """
     real = torch.ones_like(w[:, :, :, 0]) if mask is None else mask.to(w)[:, None]
     real = real.expand(w.shape[:3])[..., None]
-    count = real.sum((1, 2)).clamp_min(1)  # (B, 1)
-    mean = (w * real).sum((1, 2)) / count  # (B, M)
+    away = ((beta - start.to(beta)).square() * real).sum((1, 2, 3))
+    sums = torch.cat(((w * real).sum((1, 2)), real.sum((1, 2)), away[:, None]), -1)
+    sums = sums if total is None else total(sums)
+    count = sums[:, -2:-1].clamp_min(1)  # (B, 1)
+    mean = sums[:, :-2] / count  # (B, M)
     entropy = -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum(-1)
     # An example without a query has no weights, and nothing to keep in use.
     missing = math.log(w.shape[-1]) - entropy.where(mean.sum(-1) > 0, math.log(w.shape[-1]))
-    away = (beta - start.to(beta)).square() * real
-    return missing.mean(), (away.sum((1, 2, 3)) / (count[:, 0] * w.shape[-1])).mean()
+    return missing.mean(), (sums[:, -1] / (count[:, 0] * w.shape[-1])).mean()
 
 
 def weighted_sum(parts: list[Tensor], w: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from typing import Any, Self
 
@@ -14,12 +14,14 @@ from danon import tuned
 from danon.attention.base import without_autocast
 from danon.attention.dala.layer import DALA
 from danon.attention.effective_matrix import EffectiveAttention
+from danon.attention.head_share import HeadShare, narrowed
 from danon.attention.hybrid.blend import label_branches, loss_terms, weighted_sum
 from danon.attention.hybrid.measurements import load
 from danon.attention.hybrid.mechanism_selection import Selection, select_mechanism
 from danon.attention.msra.layer import MSRA
 from danon.attention.padding import right_padded
 from danon.attention.registry import register
+from danon.attention.sequence_shard import SequenceShard, on_shard
 from danon.attention.stream_state import StateTensor
 from danon.attention.streaming import StreamingAttention
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
@@ -219,20 +221,63 @@ class SuperHybrid(StreamingAttention):
         refuse_transforms()
         refuse_meta("q", q)
         N = index(q.shape[2])  # a compiler, too, makes its plan for this length
-        names = self._in_use(N, q.device)
+        total = None if self.head_share is None else self.head_share.total
+
+        def attend(member: StreamingAttention) -> Tensor:
+            out: Tensor = member(q, k, v, mask)
+            return out
+
+        return self._weighed(q, N, mask, total, attend)
+
+    @on_shard
+    @without_autocast
+    def attend_shard(self, q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard) -> Tensor:
+        """Attend with a part of a sequence; see :meth:`BaseAttention.attend_shard`."""
+        mask = shard.real(shard.start, shard.stop, q.device)
+
+        def attend(member: StreamingAttention) -> Tensor:
+            return member.attend_shard(q, k, v, shard)
+
+        return self._weighed(q, shard.length, mask, shard.total, attend)
+
+    def take_heads(self, share: HeadShare) -> None:
+        """Compute only some of the heads; see :meth:`BaseAttention.take_heads`."""
+        self.config = narrowed(self.config, share.parts)  # cfg, which selects, stays the whole's
+        self.head_share = share
+        for name in self.members:
+            self._member(name).take_heads(share)
+
+    def _weighed(
+        self,
+        q: Tensor,
+        length: int,
+        mask: Tensor | None,
+        total: Callable[[Tensor], Tensor] | None,
+        attend: Callable[[StreamingAttention], Tensor],
+    ) -> Tensor:
+        """Return the output of the mechanism in use, or the weighted sum of several.
+
+        Args:
+            q: queries (B, H, n, D).
+            length: tokens of the whole sequence.
+            mask: padding (B, n), or None.
+            total: see :func:`~danon.attention.hybrid.blend.loss_terms`.
+            attend: returns the output of a mechanism.
+        """
+        names = self._in_use(length, q.device)
         for name in self.members:
             if name not in names:
                 self._member(name).set_auxiliary_loss(None)
         if len(names) == 1:
             with label_branches(names[0], None):
-                out: Tensor = self._member(names[0])(q, k, v, mask)
-                return out
+                return attend(self._member(names[0]))
         beta, w = self._weights(q)
-        self._terms = loss_terms(beta, w, self.start, mask) if torch.is_grad_enabled() else None
+        wanted = torch.is_grad_enabled()
+        self._terms = loss_terms(beta, w, self.start, mask, total) if wanted else None
         parts = []
         for name, share in zip(names, w.unbind(-1), strict=True):
-            with label_branches(name, share.reshape(-1, N)):
-                parts.append(self._member(name)(q, k, v, mask))
+            with label_branches(name, share.reshape(-1, q.shape[2])):
+                parts.append(attend(self._member(name)))
         return weighted_sum(parts, w).to(q.dtype)
 
     def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from danon.attention.head_share import HeadShare, narrowed
 from danon.attention.kernels.base import HIDDEN
 from danon.attention.msra.levels import far_rects
 from danon.attention.pooling import ImportancePool, by_pieces, sinusoid, soft_cap
@@ -47,6 +48,11 @@ class MSRABase(StreamingAttention):
             self.fuse_h = nn.Parameter(torch.empty(hidden, D).uniform_(-bound, bound))
             self.fuse_x = nn.Parameter(torch.empty(levels + 1, hidden).uniform_(-bound, bound))
             self.fuse_v = nn.Parameter(torch.zeros(hidden))
+
+    def take_heads(self, share: HeadShare) -> None:
+        """Compute only some of the heads; see :meth:`BaseAttention.take_heads`."""
+        self.config = self.cfg = narrowed(self.cfg, share.parts)
+        self.head_share = share
 
     def attend(
         self, q: Tensor, start: int, sources: list[Source], sinks: int, first: list[int]

@@ -16,8 +16,10 @@ from danon.attention.msra import streaming
 from danon.attention.msra.base import MSRABase
 from danon.attention.msra.levels import far_rects
 from danon.attention.msra.oracle import entries, oracle
+from danon.attention.msra.sequence_parallel import attend_shard
 from danon.attention.padding import right_padded, rows_alone
 from danon.attention.registry import register
+from danon.attention.sequence_shard import SequenceShard, on_shard
 from danon.attention.sizing import SINKS, largest_within_budget
 from danon.attention.stream_state import StateTensor
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
@@ -110,6 +112,12 @@ class MSRA(MSRABase):
         sources = [Source(k_, v_, bias), *self._nodes(k_, v_, seen, len(levels))]
         out = self.attend(q_, 0, sources, 0, [0] * len(sources))
         return out.view(B, H, N, D)
+
+    @on_shard
+    @without_autocast
+    def attend_shard(self, q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard) -> Tensor:
+        """Attend with a part of a sequence; see :meth:`BaseAttention.attend_shard`."""
+        return attend_shard(self, q, k, v, shard)
 
     def init_parts(self, empty: Tensor) -> Mapping[str, StateTensor]:
         """Return the parts of an empty state; see :meth:`StreamingAttention.init_parts`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +14,31 @@ from danon.attention.keyed_draws import DrawKey, draw
 from danon.attention.ucsa.tree import Tree
 from danon.config import UCSAConfig
 
-__all__ = ["information_loss"]
+__all__ = ["Places", "drawn_places", "information_loss", "loss_at"]
 
 LEAVES, QUERIES = 512, 64
 """Leaves and queries that the loss looks at, at most: its cost does not grow with N."""
+
+
+class Places(NamedTuple):
+    """What the loss looks at: leaves (n,) past the global tokens and queries (n,), int64."""
+
+    leaf: Tensor
+    query: Tensor
+
+
+def drawn_places(c: UCSAConfig, length: int, device: torch.device, key: DrawKey | None) -> Places:
+    """Draw the places that the loss of a sequence looks at.
+
+    Args:
+        c: the configuration.
+        length: tokens N.
+        device: of the result.
+        key: see :func:`information_loss`.
+    """
+    leaves = math.ceil((length - c.global_tokens) / c.leaf)
+    leaf = _drawn(leaves, LEAVES, device, key, 0)
+    return Places(leaf, _drawn(length, QUERIES, device, key, 1))
 
 
 def information_loss(
@@ -57,16 +80,40 @@ def information_loss(
     Returns:
         A scalar, float32 or wider, at least 0; 0 where every node equals its tokens.
     """
+    places = drawn_places(c, k.shape[1], k.device, key)
+    return loss_at(c, places, q[:, places.query], k, v, seen, tree, values)
+
+
+def loss_at(
+    c: UCSAConfig,
+    places: Places,
+    asked_q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None,
+    tree: Tree,
+    values: Sequence[Tensor],
+) -> Tensor:
+    """Return the loss of :func:`information_loss` at given places.
+
+    Args:
+        c: the configuration.
+        places: leaves and queries.
+        asked_q: these queries (X, n, D).
+        k: as in :func:`information_loss`.
+        v: likewise.
+        seen: likewise.
+        tree: likewise.
+        values: likewise.
+    """
     (G, N, D), g, wide = k.shape, c.global_tokens, tree.key[0].dtype
-    n = tree.key[0].shape[1]
-    leaf = _drawn(n, LEAVES, k.device, key, 0)
+    leaf, position = places
     token = (leaf[:, None] * c.leaf + torch.arange(c.leaf, device=k.device)).flatten() + g
     real = (token < N).expand(G, -1)
     token = token.clamp_max(N - 1)
     if seen is not None:
         real = real & seen[:, token]
-    position = _drawn(N, QUERIES, k.device, key, 1)
-    ask = q[:, position].detach().to(wide).view(G, -1, D)  # (G, heads of the group * queries, D)
+    ask = asked_q.detach().to(wide).reshape(G, -1, D)  # (G, heads of the group * queries, D)
     asked = torch.ones_like(position, dtype=torch.bool).expand(G, -1)
     asked = (asked if seen is None else seen[:, position]).repeat(1, ask.shape[1] // len(position))
     tokens = [x[:, token].to(wide) for x in (k, v)]

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from danon.attention.base import made_on, without_autocast
 from danon.attention.effective_matrix import EffectiveAttention, pooling_loss
+from danon.attention.head_share import HeadShare, narrowed
 from danon.attention.padding import each_alone, right_padded, rows_alone
 from danon.attention.pooling import ImportancePool
 from danon.attention.registry import register
+from danon.attention.sequence_shard import SequenceShard, on_shard
 from danon.attention.sizing import SINKS, largest_within_budget
 from danon.attention.stream_state import StateTensor
 from danon.attention.streaming import StreamingAttention
@@ -32,6 +34,7 @@ from danon.attention.ucsa.far_entries import (
 from danon.attention.ucsa.information_loss import information_loss
 from danon.attention.ucsa.oracle import oracle, seen, undecided
 from danon.attention.ucsa.recovery import may_be_non_finite, recover, recover_stream
+from danon.attention.ucsa.sequence_parallel import information_loss_of_shard, rows_of_shard
 from danon.attention.ucsa.sources import PooledUCSA, pool_tree, union_sources
 from danon.attention.ucsa.streaming import init_parts, step_parts
 from danon.attention.union.op import BranchCall, Source, observe_branches, union
@@ -247,9 +250,32 @@ class UCSA(StreamingAttention):
             self.recovered += count
         elif tree is not None and c.information_weight and self.wants_auxiliary:
             lost = information_loss(c, q_, k_, v_, real, *tree, key=self.draw_key)
+            lost = information_loss(c, q_, k_, v_, real, *tree, self.draw_key)
+            if self.head_share is not None:
+                lost = self.head_share.total(lost / self.head_share.parts)
             lost = c.information_weight * lost
         self.set_auxiliary_loss(lost)
         return out
+
+    @on_shard
+    @without_autocast
+    def attend_shard(self, q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard) -> Tensor:
+        """Attend with a part of a sequence; see :meth:`BaseAttention.attend_shard`."""
+        c = self.cfg
+        rows = rows_of_shard(self._pooled(c), q, k, v, shard)
+        out, lost = rows.output(), None
+        if c.information_weight and self.wants_auxiliary:
+            lost = information_loss_of_shard(rows, out, shard.draw_key(self))
+        self.set_auxiliary_loss(None if lost is None else c.information_weight * lost)
+        if may_be_non_finite(out):
+            out, count = rows.recovered(out, self.oracle)
+            self.recovered += count
+        return out
+
+    def take_heads(self, share: HeadShare) -> None:
+        """Compute only some of the heads; see :meth:`BaseAttention.take_heads`."""
+        self.config = self.cfg = narrowed(self.cfg, share.parts)
+        self.head_share = share
 
     @property
     def extra_share(self) -> float:
