@@ -162,14 +162,24 @@ class MSRABase(StreamingAttention):
             level: of the children; tokens are level 0.
             first: number of the first node.
         """
-        c = self.cfg
         weight, mass = self.pool.weights(k, v, level, mass)
         k, v = self.pool.reduce(weight, k), self.pool.reduce(weight, v)
-        node = k
+        square = None if square is None else self.pool.reduce(weight, square)
+        return k, v, square, mass, self.attended(k, square, level, first)
+
+    def attended(self, k: Tensor, square: Tensor | None, level: int, first: int = 0) -> Tensor:
+        """Return the keys that queries see of nodes (X, n, D).
+
+        Args:
+            k: mean keys (X, n, D).
+            square: mean squared lengths (X, n, 1), or None.
+            level: of the nodes' children.
+            first: number of the first node.
+        """
+        c, node = self.cfg, k
         if square is not None:
-            square = self.pool.reduce(weight, square)
             stretch = square / k.square().sum(-1, keepdim=True).clamp_min(1e-20)
             node = node * stretch.clamp_min(1.0) ** (c.calibration_factor / 2)
         position = torch.arange(first, first + k.shape[1], device=k.device)
         pe = sinusoid(position, k.shape[-1]).to(k.dtype)
-        return k, v, square, mass, node + self.pe_gain[min(level, c.num_levels - 1)] * pe
+        return node + self.pe_gain[min(level, c.num_levels - 1)] * pe
