@@ -12,7 +12,7 @@ SHIPPED = ("danon", "suites", "baselines", "gate_validation")
 MAX_CODE_LINES, MAX_PARAMETERS = 400, 8
 ONE_FILE_A_THING = {"baselines", "cli", "kernels", "suites", "targets", "tasks"}
 """Folders whose files are called by what they add: a command, a baseline ..."""
-ROLES = {"base", "command", "layer", "oracle", "streaming"}
+ROLES = {"base", "command", "layer", "oracle", "sequence_parallel", "streaming"}
 """Names that say what a module is to its folder."""
 
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from danon.attention.base import BaseAttention, check_inputs
+from danon.attention.sequence_shard import SequenceShard
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms
 from danon.attention.union.op import observe_branches, observer
 
-__all__ = ["Compaction", "each_alone", "right_padded", "rows_alone"]
+__all__ = ["Compaction", "each_alone", "on_shard", "right_padded", "rows_alone"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,5 +209,31 @@ def rows_alone(oracle: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 out = out.index_copy(1, among_rows, oracle(self, *alone, places)[0])
             outs.append(out)
         return torch.stack(outs)
+
+    return run
+
+
+def on_shard(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Check what an attend_shard(self, q, k, v, shard) gets; a decorator.
+
+    Padding, which is zeros in q, k and v and behind the real tokens, gets zeros.
+    """
+
+    @functools.wraps(attend)
+    def run(self: BaseAttention, q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard) -> Tensor:
+        check_inputs(self.config, q, k, v, None)
+        if not self.config.is_causal:
+            raise ValueError(
+                f"{type(self).__name__} is bidirectional: only a causal attention works on parts "
+                "of a sequence"
+            )
+        if q.shape[2] != shard.stop - shard.start:
+            raise ValueError(
+                f"q has {q.shape[2]} tokens: must have {shard.stop - shard.start} like the shard"
+            )
+        with shard.one_attention() as tied:
+            out = tied(attend(self, q, k, v, shard))
+        real = shard.real(shard.start, shard.stop, q.device)
+        return out if real is None else torch.where(real[:, None, :, None], out, 0.0)
 
     return run

@@ -10,26 +10,32 @@ Queries stay where they are, keys and values come: an attention that can do with
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from danon.attention.keyed_draws import DrawKey
 
-if TYPE_CHECKING:
-    from danon.attention.base import BaseAttention
-
-__all__ = ["Range", "SequenceShard", "Wanted", "on_shard"]
+__all__ = ["Drawing", "Range", "SequenceShard", "Wanted"]
 
 Range = tuple[int, int]
 """Rows [a, z)."""
 Wanted = Callable[[int, int], Sequence[Range]]
 """Rows that the process with tokens [start, stop) wants; the same function on every process."""
+
+
+class Drawing(Protocol):
+    """An attention that may draw random numbers in training."""
+
+    draw_key: DrawKey | None
+    draw_stream: int | None
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return an iterator over the parameters."""
 
 
 class SequenceShard(ABC):
@@ -80,7 +86,7 @@ class SequenceShard(ABC):
 
     @abstractmethod
     def one_attention(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        """Return a context for one attention's :meth:`fetch` and :meth:`total`; used by on_shard.
+        """Return a context for one attention's :meth:`fetch` and :meth:`total`.
 
         Its value is called with the output of the attention and returns it: with it, the backward
         pass goes through every exchange, whether or not this process used what it fetched.
@@ -115,34 +121,9 @@ class SequenceShard(ABC):
         """
 
     @abstractmethod
-    def draw_key(self, attention: BaseAttention) -> DrawKey:
+    def draw_key(self, attention: Drawing) -> DrawKey:
         """Return the key of an attention's draws in this forward pass, the same everywhere.
 
         Args:
             attention: its own key, where it has one, is taken.
         """
-
-
-def on_shard(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Check what an attend_shard(self, q, k, v, shard) gets, and hide its padding; a decorator."""
-
-    @functools.wraps(attend)
-    def run(self: Any, q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard) -> Tensor:
-        from danon.attention.base import check_inputs  # base knows this module
-
-        check_inputs(self.config, q, k, v, None)
-        if not self.config.is_causal:
-            raise ValueError(
-                f"{type(self).__name__} is bidirectional: only a causal attention works on parts "
-                "of a sequence"
-            )
-        if q.shape[2] != shard.stop - shard.start:
-            raise ValueError(
-                f"q has {q.shape[2]} tokens: must have {shard.stop - shard.start} like the shard"
-            )
-        with shard.one_attention() as tied:
-            out = tied(attend(self, q, k, v, shard))
-        real = shard.real(shard.start, shard.stop, q.device)
-        return out if real is None else torch.where(real[:, None, :, None], out, 0.0)
-
-    return run

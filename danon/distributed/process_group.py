@@ -22,7 +22,7 @@ BUCKET_BYTES = 32 << 20
 
 @dataclass
 class Traffic:
-    """What a process has sent to others since the last :meth:`reset`.
+    """Bytes and messages that a process has sent to others since the last :meth:`reset`.
 
     Attributes:
         rows_bytes: bytes of rows of tensors and of their gradients.

@@ -26,7 +26,7 @@ from torch import distributed as dist
 
 from danon.attention.base import BaseAttention
 from danon.attention.keyed_draws import DrawKey, number_attentions
-from danon.attention.sequence_shard import Range, SequenceShard, Wanted
+from danon.attention.sequence_shard import Drawing, Range, SequenceShard, Wanted
 from danon.distributed.process_group import Group, Traffic, sum_gradients
 from danon.distributed.row_exchange import RowPlan, fetch_rows
 from danon.models.backbone import Backbone
@@ -68,7 +68,7 @@ class SequenceParallel(nn.Module):
 
     Attributes:
         module: the model.
-        traffic: what this process has sent to others.
+        traffic: bytes and messages that this process has sent to others.
     """
 
     def __init__(self, module: Backbone, group: dist.ProcessGroup | None = None) -> None:
@@ -93,7 +93,7 @@ class SequenceParallel(nn.Module):
 
     @property
     def traffic(self) -> Traffic:
-        """What this process has sent to others."""
+        """Bytes and messages that this process has sent to others."""
         return self._group.traffic
 
     def cut(self, x: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ class ShardOfGroup(SequenceShard):
         """Return a sum over the processes; see :meth:`SequenceShard.total`."""
         return self._group.total(x)
 
-    def draw_key(self, attention: BaseAttention) -> DrawKey:
+    def draw_key(self, attention: Drawing) -> DrawKey:
         """Return an attention's own key, or one that all processes have."""
         if attention.draw_key is not None:
             return attention.draw_key
@@ -294,7 +294,7 @@ class ShardOfGroup(SequenceShard):
 
 
 class _Fetched(NamedTuple):
-    """What an attention has fetched: from what, of whom, which rows, and the rows."""
+    """Rows that an attention has fetched, and of which tensors and processes they are."""
 
     tensors: tuple[Tensor, ...]
     edges: tuple[int, ...]

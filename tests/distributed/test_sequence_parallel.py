@@ -200,28 +200,34 @@ def test_ranks_draw_the_same_without_a_key() -> None:
 
 # What travels
 
+NEAR = 4 + 23
+"""Tokens that the second of two ranks with 75 tokens fetches: the first ones, and those from the
+block of 16 before its own on."""
+ROWS_SENT = {
+    # Tokens, and nodes of four tokens.
+    "msra": (2 * NEAR + 2 * 17, 2 * NEAR + 2 * 17),
+    # Tokens, means of periods, and a memory of 16 with a score each; gradients of all.
+    "dala": (2 * NEAR + 2 * 4 + 2 * 16 + 1, 2 * NEAR + 2 * 4 + 2 * 16 + 1),
+    # Tokens; leaves of four and all their tokens. Without gradients: the leaves' largest and
+    # smallest keys, masses and squared lengths, and queries of 4 heads: 15 that vote, 32 that ask.
+    "ucsa": (
+        2 * NEAR + 2 * 17 + 2 * 71 + 2 * 17 + 2 * 17 / 16 + 2 * 15 + 2 * 32,
+        2 * NEAR + 2 * 17 + 2 * 71,
+    ),
+}
+"""Rows of 16 numbers of each key/value head that go forward from the first rank, and back."""
 
-@pytest.mark.parametrize("kind", ["msra", "dala"])
+
+@pytest.mark.parametrize("kind", [*ROWS_SENT, "blend"])
 def test_bytes_sent(kind: str) -> None:
-    """Keys and values of half the tokens go forward, and as many gradients come back."""
-    for rank in rank_pool(2).run(on_parts, kind, 150, None, torch.float32, {}):
-        assert rank["sent"] == 2 * layers_bytes(150 // 2)
-
-
-def layers_bytes(tokens: int) -> int:
-    """Bytes of keys or values of so many tokens, in all layers of the small models."""
-    layers, batch, heads, width = 2, 2, 2, 16
-    return layers * batch * heads * width * tokens * 4
-
-
-def test_members_of_a_blend_share_what_was_fetched() -> None:
-    voters = 2 * layers_bytes(75 - 60)  # of twice as many query heads: from token 4 + 7 * 8 on
-    asked = 2 * layers_bytes(64)  # at most so many queries ask; some are on the last rank
-    sent = [
-        rank["sent"] for rank in rank_pool(2).run(on_parts, "blend", 150, None, torch.float32, {})
-    ]
-    assert sent[1] == 2 * layers_bytes(75)
-    assert 2 * layers_bytes(75) + voters < sent[0] < 2 * layers_bytes(75) + voters + asked
+    layers, batch, heads, width, bytes_each = 2, 2, 2, 16, 4
+    kinds = ROWS_SENT if kind == "blend" else (kind,)
+    ranks = rank_pool(2).run(on_parts, kind, 150, None, torch.float32, {})
+    for rank, direction in zip(ranks, range(2), strict=True):
+        rows = sum(ROWS_SENT[name][direction] for name in kinds)
+        if kind == "blend":  # all three have the same near tokens here: fetched once
+            rows -= 2 * 2 * NEAR
+        assert rank["sent"] == layers * batch * heads * width * bytes_each * rows
 
 
 # What is refused

@@ -16,9 +16,9 @@ from danon.attention.dala.paths import Paths, paths_for_chunk, paths_for_sequenc
 from danon.attention.dala.sequence_parallel import imbalance_of_shard, paths_for_shard
 from danon.attention.effective_matrix import EffectiveAttention
 from danon.attention.keyed_draws import draw_by_example
-from danon.attention.padding import right_padded, rows_alone
+from danon.attention.padding import on_shard, right_padded, rows_alone
 from danon.attention.registry import register
-from danon.attention.sequence_shard import SequenceShard, on_shard
+from danon.attention.sequence_shard import SequenceShard
 from danon.attention.sizing import SINKS, largest_within_budget
 from danon.attention.stream_state import Span, StateTensor, span_of
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms

@@ -19,9 +19,9 @@ from danon.attention.hybrid.blend import label_branches, loss_terms, weighted_su
 from danon.attention.hybrid.measurements import load
 from danon.attention.hybrid.mechanism_selection import Selection, select_mechanism
 from danon.attention.msra.layer import MSRA
-from danon.attention.padding import right_padded
+from danon.attention.padding import on_shard, right_padded
 from danon.attention.registry import register
-from danon.attention.sequence_shard import SequenceShard, on_shard
+from danon.attention.sequence_shard import SequenceShard
 from danon.attention.stream_state import StateTensor
 from danon.attention.streaming import StreamingAttention
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms

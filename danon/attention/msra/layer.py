@@ -17,9 +17,9 @@ from danon.attention.msra.base import MSRABase
 from danon.attention.msra.levels import far_rects
 from danon.attention.msra.oracle import entries, oracle
 from danon.attention.msra.sequence_parallel import attend_shard
-from danon.attention.padding import right_padded, rows_alone
+from danon.attention.padding import on_shard, right_padded, rows_alone
 from danon.attention.registry import register
-from danon.attention.sequence_shard import SequenceShard, on_shard
+from danon.attention.sequence_shard import SequenceShard
 from danon.attention.sizing import SINKS, largest_within_budget
 from danon.attention.stream_state import StateTensor
 from danon.attention.tensor_checks import refuse_meta, refuse_transforms

@@ -108,13 +108,12 @@ def _nodes(
         means = checkpoint(pooled, k, v, use_reentrant=False)
     else:
         means = pooled(k, v)
-    width = [x.shape[-1] for x in means]
-    (joint,) = shard.fetch(
-        [torch.cat(means, -1).unflatten(0, tuple(heads))],
+    means = shard.fetch(
+        [x.unflatten(0, tuple(heads)) for x in means],
         lambda _, stop: ((0, node_edges(m, (stop,))[0]),),
         edges,
     )
-    k, v, *rest = joint.flatten(0, 1).split(width, -1)
+    k, v, *rest = (x.flatten(0, 1) for x in means)
     square = rest[0] if rest else None
     nodes = []
     for level in range(depth):

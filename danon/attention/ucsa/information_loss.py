@@ -21,10 +21,15 @@ LEAVES, QUERIES = 512, 64
 
 
 class Places(NamedTuple):
-    """What the loss looks at: leaves (n,) past the global tokens and queries (n,), int64."""
+    """Leaves (n,) past the global tokens and queries (n,) that the loss looks at, int64."""
 
     leaf: Tensor
     query: Tensor
+
+    def tokens(self, c: UCSAConfig) -> Tensor:
+        """Return the tokens of the leaves (leaves * leaf,); the last leaf may not be whole."""
+        inside = torch.arange(c.leaf, device=self.leaf.device)
+        return (self.leaf[:, None] * c.leaf + inside).flatten() + c.global_tokens
 
 
 def drawn_places(c: UCSAConfig, length: int, device: torch.device, key: DrawKey | None) -> Places:
@@ -81,15 +86,17 @@ def information_loss(
         A scalar, float32 or wider, at least 0; 0 where every node equals its tokens.
     """
     places = drawn_places(c, k.shape[1], k.device, key)
-    return loss_at(c, places, q[:, places.query], k, v, seen, tree, values)
+    token = places.tokens(c).clamp_max(k.shape[1] - 1)
+    tokens = k[:, token], v[:, token]
+    return loss_at(c, places, k.shape[1], q[:, places.query], tokens, seen, tree, values)
 
 
 def loss_at(
     c: UCSAConfig,
     places: Places,
-    asked_q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    length: int,
+    asked: Tensor,
+    tokens: tuple[Tensor, Tensor],
     seen: Tensor | None,
     tree: Tree,
     values: Sequence[Tensor],
@@ -99,31 +106,32 @@ def loss_at(
     Args:
         c: the configuration.
         places: leaves and queries.
-        asked_q: these queries (X, n, D).
-        k: as in :func:`information_loss`.
-        v: likewise.
-        seen: likewise.
+        length: tokens N.
+        asked: these queries (X, n, D).
+        tokens: keys and values (G, leaves * leaf, D) of the tokens of these leaves; the last one's
+            where there is none.
+        seen: as in :func:`information_loss`.
         tree: likewise.
         values: likewise.
     """
-    (G, N, D), g, wide = k.shape, c.global_tokens, tree.key[0].dtype
-    leaf, position = places
-    token = (leaf[:, None] * c.leaf + torch.arange(c.leaf, device=k.device)).flatten() + g
-    real = (token < N).expand(G, -1)
-    token = token.clamp_max(N - 1)
+    (G, _, D), g, wide = tokens[0].shape, c.global_tokens, tree.key[0].dtype
+    token, position = places.tokens(c), places.query
+    real = (token < length).expand(G, -1)
+    token = token.clamp_max(length - 1)
     if seen is not None:
         real = real & seen[:, token]
-    ask = asked_q.detach().to(wide).reshape(G, -1, D)  # (G, heads of the group * queries, D)
-    asked = torch.ones_like(position, dtype=torch.bool).expand(G, -1)
-    asked = (asked if seen is None else seen[:, position]).repeat(1, ask.shape[1] // len(position))
-    tokens = [x[:, token].to(wide) for x in (k, v)]
-    exact = (ask @ tokens[0].detach().transpose(1, 2)) * D**-0.5
-    total = k.new_zeros((), dtype=wide)
+    ask = asked.detach().to(wide).reshape(G, -1, D)  # (G, heads of the group * queries, D)
+    counted = torch.ones_like(position, dtype=torch.bool).expand(G, -1)
+    counted = counted if seen is None else seen[:, position]
+    counted = counted.repeat(1, ask.shape[1] // len(position))
+    exact_k, exact_v = (x.to(wide) for x in tokens)
+    exact = (ask @ exact_k.detach().transpose(1, 2)) * D**-0.5
+    total = exact_k.new_zeros(())
     for level, (node_k, node_v) in enumerate(zip(tree.key, values, strict=True)):
         span = c.leaf * c.fanout**level
         above = (token - g) // span
         nodes = [x[:, above] for x in (node_k, node_v)]
-        lost = [_lost(x, y, real) for x, y in zip(tokens, nodes, strict=True)]
+        lost = [_lost(x, y, real) for x, y in zip((exact_k, exact_v), nodes, strict=True)]
         shown = real[:, None]
         if c.is_causal:
             ends = (above + 1) * span + g
@@ -134,7 +142,7 @@ def loss_at(
             coarse = coarse + (ask.square() @ spread.transpose(1, 2)).sqrt()
         coarse = coarse * D**-0.5
         together = 1 if c.coarse_nodes else c.leaf
-        far = _divergence(exact, coarse, shown.expand_as(exact), asked, together)
+        far = _divergence(exact, coarse, shown.expand_as(exact), counted, together)
         total = total + (lost[0] + lost[1]) / 2 + c.information_kl * far
     return total / len(tree.key)
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from danon.attention.base import made_on, without_autocast
 from danon.attention.effective_matrix import EffectiveAttention, pooling_loss
 from danon.attention.head_share import HeadShare, narrowed
-from danon.attention.padding import each_alone, right_padded, rows_alone
+from danon.attention.padding import each_alone, on_shard, right_padded, rows_alone
 from danon.attention.pooling import ImportancePool
 from danon.attention.registry import register
-from danon.attention.sequence_shard import SequenceShard, on_shard
+from danon.attention.sequence_shard import SequenceShard
 from danon.attention.sizing import SINKS, largest_within_budget
 from danon.attention.stream_state import StateTensor
 from danon.attention.streaming import StreamingAttention
