@@ -109,5 +109,4 @@ def _work(rank: int, world_size: int, port: int, pipe: Connection) -> None:
         try:
             pipe.send(("", function(*args)))
         except BaseException:  # noqa: BLE001 - told to the test
-        except BaseException:
             pipe.send((traceback.format_exc(), None))

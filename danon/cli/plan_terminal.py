@@ -11,9 +11,9 @@ from rich.text import Text
 from danon.console.exit_status import DONE, NEGATIVE
 from danon.planning.mesh import AXES, Mesh, mesh_of
 from danon.planning.model_shape import ModelShape
-from danon.planning.step_plan import RESERVE, Plan, Task
 from danon.planning.search import find_layout, find_rows
 from danon.planning.stages import HeldBytes
+from danon.planning.step_plan import RESERVE, Plan, Task
 from danon.planning.stream_bytes import stream_bytes
 from danon.report.formatting import format_length
 

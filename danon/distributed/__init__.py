@@ -5,4 +5,3 @@ from danon.distributed.distributed_trainer import DistributedTrainer
 from danon.distributed.dynamic_sharding import DynamicSharding
 
 __all__ = ["AdvancedDistributedTrainer", "DistributedTrainer", "DynamicSharding"]
-"""Models and training on many processes."""

@@ -177,7 +177,7 @@ class SequenceParallel(nn.Module):
         group = self._group
         refused, real, seed = None, [0], 0
         try:
-            self.module._check(input_ids, attention_mask)
+            self.module.check_inputs(input_ids, attention_mask)
             real = _real_tokens(input_ids, attention_mask)
         except ValueError as error:  # raised once the others know of it
             refused = error

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from danon.planning import Mesh, ModelShape, shape_for
-from danon.planning.step_plan import Layout, Task, default_batch, make_plan
 from danon.planning.search import find_layout, find_rows
+from danon.planning.step_plan import Layout, Task, default_batch, make_plan
 from danon.planning.step_time import Rates, training_flops
 
 RATES = Rates(flops=4e14, link=50e9, node_link=450e9, node=8)

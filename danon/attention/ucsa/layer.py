@@ -249,7 +249,6 @@ class UCSA(StreamingAttention):
             out, count = recover((q, k, v), mask, out, again, self.oracle, causal=c.is_causal)
             self.recovered += count
         elif tree is not None and c.information_weight and self.wants_auxiliary:
-            lost = information_loss(c, q_, k_, v_, real, *tree, key=self.draw_key)
             lost = information_loss(c, q_, k_, v_, real, *tree, self.draw_key)
             if self.head_share is not None:
                 lost = self.head_share.total(lost / self.head_share.parts)
