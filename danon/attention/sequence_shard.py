@@ -98,7 +98,8 @@ class SequenceShard(ABC):
     ) -> tuple[Tensor, ...]:
         """Return rows of tensors whose rows are spread over the processes.
 
-        The gradients of what was fetched go back to the process that has the rows, and add up.
+        The gradients of what was fetched go back to the process that has the rows, and add up. So
+        the tensors must need a gradient on all processes or on none, even where they have no rows.
 
         Args:
             tensors: each (B, heads, rows, ...) of one dtype, with the rows of this process.

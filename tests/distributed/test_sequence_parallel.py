@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 from rank_pool import rank_pool
+from small_mechanisms import small_ucsa
 from small_models import KINDS, small_language_model
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from danon import create_msra_model
+from danon import UCSA, create_msra_model
 from danon.attention.keyed_draws import set_draw_key
 from danon.config import AttentionConfig
-from danon.distributed.sequence_parallel import SequenceParallel
+from danon.distributed.process_group import Group
+from danon.distributed.sequence_parallel import SequenceParallel, ShardOfGroup
 from danon.models import Backbone
 from danon.models.short_convolution import ShortConvolution
 
@@ -122,10 +124,10 @@ def test_padding_at_the_end(kind: str, padding: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_shorter_than_the_near_window(kind: str) -> None:
-    """Three ranks with 7 tokens each, of a window of 16."""
-    for length in (21, 91):
+    """Four ranks with 5 to 16 tokens each, where a window or a period has 16."""
+    for length in (21, 39, 61):
         case = kind, length, None, torch.float64
-        assert_equal(on_one(*case), rank_pool(3).run(on_parts, *case, {}), 1e-9, 1e-9)
+        assert_equal(on_one(*case), rank_pool(4).run(on_parts, *case, {}), 1e-9, 1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,6 +230,50 @@ def test_bytes_sent(kind: str) -> None:
         if kind == "blend":  # all three have the same near tokens here: fetched once
             rows -= 2 * 2 * NEAR
         assert rank["sent"] == layers * batch * heads * width * bytes_each * rows
+
+
+# UCSA's recovery
+
+
+def overflowing() -> tuple[UCSA, Tensor, Tensor, Tensor]:
+    """Return an attention and inputs with a query on the last part that float32 cannot hold."""
+    torch.manual_seed(0)
+    module = small_ucsa(True, 2)
+    q = torch.randn(1, 4, 110, 8)
+    k, v = torch.randn(2, 1, 2, 110, 8)
+    k[:, :, 5] *= 30
+    q[0, 1, 100] = k[0, 0, 5].sign() * 1e38
+    return module, q, k, v
+
+
+def recovered_on_parts() -> tuple[Tensor, list[Tensor], int, float]:
+    """Return outputs and gradients of this rank, recovered rows, and the auxiliary loss."""
+    module, *whole = overflowing()
+    rank = joined(small_language_model("msra")).cut(torch.arange(2)[None]).item()
+    shard = ShardOfGroup((0, 55, 110), None, Group.of(None), seed=0)
+    own = [x[:, :, 55 * rank : 55 * (rank + 1)].clone().requires_grad_() for x in whole]
+    out = module.attend_shard(*own, shard)
+    (out[:, :, :-10].sum() + out[:, 1, 45].sum() * rank).backward()
+    gradients = [x.grad for x in own if x.grad is not None]
+    return out.detach(), gradients, module.recovered, module.auxiliary_loss().item()
+
+
+def test_overflow_is_recovered_on_its_part() -> None:
+    module, q, k, v = overflowing()
+    inputs_of_one = [x.requires_grad_() for x in (q, k, v)]
+    want = module(*inputs_of_one)
+    ranks = rank_pool(2).run(recovered_on_parts)
+    out = torch.cat([rank[0] for rank in ranks], 2)
+    assert out.isfinite().all()
+    torch.testing.assert_close(out, want.detach(), rtol=1e-4, atol=1e-4)
+    assert [rank[2] for rank in ranks] == [0, 1]
+    assert [rank[3] for rank in ranks] == [0, 0]  # as in one process: no loss of such a pass
+    counted = want[:, :, [*range(45), *range(55, 100)]].sum() + want[:, 1, 100].sum()
+    counted.backward()
+    for which, x in enumerate(inputs_of_one):
+        assert x.grad is not None
+        got = torch.cat([rank[1][which] for rank in ranks], 2)
+        torch.testing.assert_close(got, x.grad, rtol=1e-4, atol=1e-4)
 
 
 # What is refused

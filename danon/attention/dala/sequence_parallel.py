@@ -211,15 +211,15 @@ def _state(
     first, following = edges[shard.rank], edges[shard.rank + 1]
     own = slice(g + first * period - at, g + following * period - at)
     wide = torch.promote_types(tokens[0].dtype, torch.float32)
-    X, _, D = tokens[0].shape
-    means = tokens[0].new_zeros(X, 0, 2 * D, dtype=wide)
-    if first < following:  # periods end here
+    # Even where no period ends the means hang on the tokens: gradients of others' pass by here.
+    means = torch.cat([x[:, :0] for x in tokens], -1).to(wide)
+    if first < following:
         means = torch.cat([period_means(x[:, own], None, period)[0] for x in tokens], -1)
     (rows,) = shard.fetch(
         (means.unflatten(0, tuple(heads)),), lambda start, _: ((0, first_period(m, start)),), edges
     )
     before = rows.flatten(0, 1)
-    state = before.new_zeros(X, 2, 2 * D)
+    state = before.new_zeros(len(before), 2, before.shape[-1])
     if first:
         states, _ = m.state(before, torch.ones_like(before[..., 0]))
         state = torch.cat((state, states), 1)[:, -2:]
