@@ -23,6 +23,7 @@ MODULES = (
     "danon.optimization.base_optimizer",
     "danon.optimization.dynamic_batches",
     "danon.optimization.mixed_precision",
+    "danon.planning.model_shape",
     "danon.runs.task_registry",
     "danon.training.batch_sizer",
     "danon.training.data_loader",

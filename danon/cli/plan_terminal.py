@@ -28,7 +28,7 @@ WORDS = {
     "pipeline": "sending to stages",
     "pipeline bubble": "waiting for stages",
 }
-"""What a step does, by the names of :meth:`StepTime.shares`."""
+"""Words for the parts of a step, by the names of :meth:`StepTime.shares`."""
 
 
 def answer(

@@ -29,7 +29,7 @@ __all__ = ["PartialModel", "StageMemory", "run_stage"]
 
 @dataclass(frozen=True, kw_only=True)
 class PartialModel:
-    """What one rank runs in a micro-batch, with one block.
+    """The part of a model that one rank runs in a micro-batch, with one block.
 
     Attributes:
         shape: of the model.

@@ -1,4 +1,4 @@
-"""What a rank sends and receives in a step, by collective: how often and how many bytes.
+"""The collectives of a rank in a step: how often, and how many bytes.
 
 The bytes of a collective are those of its whole tensor: what an all-gather makes, what a
 reduce-scatter begins from, what an all-reduce adds up, and what is sent.

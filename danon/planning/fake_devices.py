@@ -46,7 +46,7 @@ def fake_ranks(count: int) -> Iterator[None]:
 
 
 class _Root(nn.Module):
-    """What a stage has beside its blocks, and one block."""
+    """Parameters of a stage outside of blocks, and one block."""
 
     def __init__(self, stage: Stage, shape: ModelShape, tensor: int) -> None:
         super().__init__()

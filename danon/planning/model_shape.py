@@ -208,7 +208,7 @@ def shape_for(
         >>> from danon.planning import shape_for
         >>> shape = shape_for(1e12, length=8192)
         >>> shape.layers, shape.width, f"{shape.parameters:.3g}"
-        (160, 23552, '9.99e+11')
+        (176, 23552, '9.88e+11')
 
     Args:
         parameters: about how many; None: layers and width are given.

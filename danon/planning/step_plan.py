@@ -39,7 +39,7 @@ BATCH = 4 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be trained, and on what.
+    """A model and a batch to train, and the machines.
 
     Attributes:
         shape: of the model.
@@ -87,7 +87,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a task is spread.
+    """A way to spread a task over ranks.
 
     Attributes:
         mesh: of the ranks.
