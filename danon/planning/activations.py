@@ -34,7 +34,7 @@ class PartialModel:
     Attributes:
         shape: of the model.
         tensor: ranks that share each block.
-        sequence: ranks that share a sequence.
+        tokens: tokens of each sequence on this rank: all of them, or the last ones.
         rows: sequences of a micro-batch.
         checkpointing: blocks are recomputed in the backward pass.
         dtype: of the computation.
@@ -47,18 +47,13 @@ class PartialModel:
 
     shape: ModelShape
     tensor: int
-    sequence: int
+    tokens: int
     rows: int
     checkpointing: bool
     dtype: torch.dtype
     sharded: bool
     first: bool
     last: bool
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of each sequence on this rank."""
-        return self.shape.length // self.sequence
 
 
 @dataclass(frozen=True)
@@ -197,7 +192,8 @@ class _Run:
         return torch.zeros(size, dtype=dtype, requires_grad=True)
 
     def _block(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        run = _whole_sequence if self.part.sequence == 1 else self._shared_sequence
+        whole = self.part.tokens == self.part.shape.length
+        run = _whole_sequence if whole else self._shared_sequence
         if self.part.checkpointing:
             out: Tensor = checkpoint(run, self.block, x, rotary, use_reentrant=False)
             return out

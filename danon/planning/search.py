@@ -154,7 +154,7 @@ def _estimated_run(part: PartialModel) -> StageMemory:
     stages with a head, another one for the others.
     """
     shape = dataclasses.replace(part.shape, length=SAMPLED, layers=1)
-    sampled = dataclasses.replace(part, shape=shape, sequence=1, rows=1, first=part.last)
+    sampled = dataclasses.replace(part, shape=shape, tokens=SAMPLED, rows=1, first=part.last)
     run = run_stage(sampled)
     times = part.rows * part.tokens / SAMPLED
     itemsize = part.dtype.itemsize if part.sharded else MASTER

@@ -146,7 +146,8 @@ def all_stages(layers: int, stages: int) -> Iterator[Stage]:
         yield Stage(number, stages, whole + (number in middle))
 
 
-def distinct_stages(layers: int, stages: int) -> list[Stage]:
+@functools.cache
+def distinct_stages(layers: int, stages: int) -> tuple[Stage, ...]:
     """Return the stages among which those with most bytes and most work are.
 
     They are the first, the last, and of those between the first with most blocks.
@@ -157,4 +158,4 @@ def distinct_stages(layers: int, stages: int) -> list[Stage]:
     """
     found = list(all_stages(layers, stages))
     middle = max(found[1:-1], key=lambda stage: stage.layers, default=None)
-    return [found[0], *([] if middle is None else [middle]), *found[1:][-1:]]
+    return (found[0], *(() if middle is None else (middle,)), *found[1:][-1:])

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from danon.planning.activations import PartialModel, StageMemory, run_stage
+from danon.planning.activations import PartialModel, StageMemory
 from danon.planning.buffers import buffers_of
 from danon.planning.communication import Collective, Pass, collectives
 from danon.planning.mesh import Mesh
 from danon.planning.model_shape import ModelShape
+from danon.planning.stage_memory import stage_memory
 from danon.planning.stages import HeldBytes, Stage, distinct_stages
 from danon.planning.step_time import Rates, StepTime, step_time
 
@@ -104,19 +105,18 @@ class Layout:
         count = task.sequences // self.mesh.readers // self.rows
         return Pass(self.rows, count, self.checkpointing, DTYPES[task.dtype])
 
-    def part(self, task: Task, stage: Stage, rows: int | None = None) -> PartialModel:
+    def part(self, task: Task, stage: Stage) -> PartialModel:
         """Return what a rank of a stage runs in a micro-batch, with one block.
 
         Args:
             task: what is trained.
             stage: of the rank.
-            rows: another number of sequences.
         """
         return PartialModel(
             shape=task.shape,
             tensor=self.mesh.tensor,
-            sequence=self.mesh.sequence,
-            rows=rows or self.rows,
+            tokens=task.shape.length // self.mesh.sequence,
+            rows=self.rows,
             checkpointing=self.checkpointing,
             dtype=DTYPES[task.dtype],
             sharded=self.mesh.holders > 1,
@@ -254,7 +254,7 @@ def make_plan(task: Task, layout: Layout) -> Plan:
             f"rows = {layout.rows}: must divide the {own} sequences of a step that a rank reads"
         )
     stages = distinct_stages(shape.layers, mesh.pipeline)
-    runs = {stage: run_stage(layout.part(task, stage)) for stage in stages}
+    runs = {stage: stage_memory(layout.part(task, stage)) for stage in stages}
     memory = max(
         (rank_memory(task, layout, stage, run) for stage, run in runs.items()),
         key=lambda each: each.total,

@@ -22,7 +22,7 @@ def partial(shape: ModelShape, **fields: object) -> PartialModel:
     alone = {
         "shape": shape,
         "tensor": 1,
-        "sequence": 1,
+        "tokens": shape.length,
         "rows": 1,
         "checkpointing": False,
         "dtype": torch.float32,
@@ -86,7 +86,7 @@ def test_bytes_go_with_rows_and_ranks() -> None:
     assert two.held == pytest.approx(2 * one.held, rel=0.01)
     tensor = run_stage(partial(shape, first=False, last=False, tensor=4))
     assert 0.25 < tensor.held / one.held < 0.6
-    sequence = run_stage(partial(shape, first=False, last=False, sequence=8))
+    sequence = run_stage(partial(shape, first=False, last=False, tokens=512))
     assert 0.125 < sequence.held / one.held < 0.4
     narrow = run_stage(partial(shape, dtype=torch.bfloat16, sharded=True, first=False, last=False))
     assert 0.45 < narrow.held / one.held < 0.8
@@ -98,7 +98,7 @@ def test_rank_of_a_sequence(mechanism: str) -> None:
         layers=1, width=64, heads=4, kv_heads=2, vocab=100, length=8192, mechanism=mechanism
     )
     whole = run_stage(partial(shape, first=False, last=False))
-    part = run_stage(partial(shape, first=False, last=False, sequence=4, checkpointing=True))
+    part = run_stage(partial(shape, first=False, last=False, tokens=2048, checkpointing=True))
     assert part.entry < whole.entry / 3 and part.backward < whole.held
 
 

@@ -56,9 +56,9 @@ def test_stages_of_a_pipeline() -> None:
     assert [s.layers for s in all_stages(10, 4)] == [2, 3, 3, 2]
     assert [s.layers for s in all_stages(7, 4)] == [2, 2, 2, 1]
     assert [s.layers for s in all_stages(4, 4)] == [1, 1, 1, 1]
-    assert distinct_stages(10, 4) == [Stage(0, 4, 2), Stage(1, 4, 3), Stage(3, 4, 2)]
-    assert distinct_stages(10, 2) == [Stage(0, 2, 5), Stage(1, 2, 5)]
-    assert distinct_stages(10, 1) == [Stage(0, 1, 10)]
+    assert distinct_stages(10, 4) == (Stage(0, 4, 2), Stage(1, 4, 3), Stage(3, 4, 2))
+    assert distinct_stages(10, 2) == (Stage(0, 2, 5), Stage(1, 2, 5))
+    assert distinct_stages(10, 1) == (Stage(0, 1, 10),)
     assert [s.in_flight(3) for s in all_stages(8, 4)] == [3, 3, 2, 1]
 
 
