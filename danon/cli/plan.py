@@ -83,7 +83,7 @@ def plan(
     link_gb_per_s: Annotated[
         float, _rate("GB a second of a device to other nodes, as you state it.", "RATE")
     ] = 50.0,
-    node_link_gb_per_s: Annotated[
+    node_gb_per_s: Annotated[
         float, _rate("GB a second of a device within its node, as you state it.", "RATE")
     ] = 450.0,
     node_size: Annotated[int, _size("Devices of a node.")] = 8,
@@ -121,7 +121,7 @@ def plan(
             rates=Rates(
                 flops=flops_per_s,
                 link=link_gb_per_s * 1e9,
-                node_link=node_link_gb_per_s * 1e9,
+                node_link=node_gb_per_s * 1e9,
                 node=node_size,
             ),
         )

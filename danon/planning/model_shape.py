@@ -53,7 +53,7 @@ class ModelShape:
         >>> from danon.planning import ModelShape
         >>> shape = ModelShape(layers=2, width=256, heads=4, kv_heads=2, vocab=1000, length=4096)
         >>> shape.parameters
-        1737664
+        1746534
 
     Attributes:
         layers: blocks.
