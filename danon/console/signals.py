@@ -34,10 +34,13 @@ def interruptible() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise :class:`SignalInterrupt` inside the block.
 
     Signals after the first one are ignored, so that they do not stop the cleanup. A signal that is
-    ignored already (``nohup``) stays ignored.
+    ignored already (``nohup``) stays ignored. Calls into Ray replace what a handler raises by a
+    plain KeyboardInterrupt; it becomes the signal's again.
     """
+    received = list[int]()
 
     def end(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         for other in before:
             signal.signal(other, signal.SIG_IGN)
         raise SignalInterrupt(number)
@@ -48,6 +51,10 @@ def interruptible() -> Iterator[None]:
         signal.signal(number, end)
     try:
         yield
+    except KeyboardInterrupt as error:
+        if received and not isinstance(error, SignalInterrupt):
+            raise SignalInterrupt(received[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

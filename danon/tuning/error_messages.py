@@ -31,12 +31,11 @@ def guarded(console: Console, run: Callable[[Path], int]) -> int:
     Returns:
         The function's exit status, or that of the error.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="danon-tune-", ignore_cleanup_errors=True) as scratch,
-        interruptible(),
-    ):
+    folder = tempfile.TemporaryDirectory(prefix="danon-tune-", ignore_cleanup_errors=True)
+    with folder as scratch:
         try:
-            return run(Path(scratch) / "trials.log")
+            with interruptible():
+                return run(Path(scratch) / "trials.log")
         except (ValueError, ClusterError, StudyError, StoreError, TrialError) as error:
             refuse(console, str(error))
             return REFUSED

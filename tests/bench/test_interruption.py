@@ -32,6 +32,16 @@ class TestInterruptible:
         assert status_of(raised.value) == 128 + number
         assert signal.getsignal(number) is before
 
+    def test_signal_that_arrives_in_a_call_into_ray(self) -> None:
+        with pytest.raises(SignalInterrupt, match="SIGTERM"), interruptible():  # noqa: PT012
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except SignalInterrupt:
+                raise KeyboardInterrupt from None  # as ray.wait does
+        with pytest.raises(KeyboardInterrupt) as raised, interruptible():
+            raise KeyboardInterrupt
+        assert not isinstance(raised.value, SignalInterrupt)
+
     def test_second_signal_during_cleanup(self) -> None:
         cleaned = False
         with pytest.raises(SignalInterrupt), interruptible():  # noqa: PT012
