@@ -12,12 +12,19 @@ if TYPE_CHECKING:
     from danon.runs.case import CaseResult
     from danon.runs.run_info import RunInfo
 
-__all__ = ["describe_machine", "describe_machines", "describe_run", "machine_fingerprints"]
+__all__ = [
+    "DIFFERENT",
+    "describe_machine",
+    "describe_machines",
+    "describe_run",
+    "machine_fingerprints",
+]
 
 DIFFERENT = (
     "The machines differ: speed-ups, errors and quality compare, since dense attention is measured "
     "beside each attention; times, rates and training seconds do not."
 )
+"""Note on figures of several machines that are not alike."""
 
 
 def machine_fingerprints(results: Sequence[CaseResult], info: RunInfo) -> list[dict[str, Any]]:

@@ -79,13 +79,11 @@ def print_summary(results: Sequence[CaseResult], info: RunInfo, console: Console
         console: console to print on.
     """
     summary = summarize(results, info)
-    machines = run_origin.describe_machines(results, info)
-    more = f" and {len(machines) - 1} more machines" if len(machines) > 1 else ""
-    above = [
-        Text(""),
-        Text(f"{run_origin.describe_run(info)}; {machines[0]}{more}", style="dim"),
-        Text(""),
-    ]
+    machine, *others = run_origin.describe_machines(results, info)
+    more = len(others) - (run_origin.DIFFERENT in others)
+    if more:
+        machine += f" and {more} more machine{'s' if more > 1 else ''}: danon report --tables"
+    above = [Text(""), Text(f"{run_origin.describe_run(info)}; {machine}", style="dim"), Text("")]
     if not summary.rows:
         above.append(Text("No case has figures."))
     below = [Text(""), *map(Text, conclude(summary)), *_remarks(summary)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from collections.abc import Sequence
@@ -195,3 +196,17 @@ def test_run_without_figures(info: RunInfo) -> None:
     lines = printed([CaseResult(case, "unavailable", "needs CUDA")], info, 80)
     assert "No case has figures." in lines
     assert lines[-1] == "Not measured: gla (unavailable) (why: danon report --unmeasured)."
+
+
+@pytest.mark.parametrize(("count", "words"), [(2, "1 more machine"), (3, "2 more machines")])
+def test_run_on_several_machines(info: RunInfo, count: int, words: str) -> None:
+    nodes = [("a", "2"), ("b", "2"), ("c", "8")][:count]  # the third is of another kind
+    results = [
+        dataclasses.replace(
+            timed(name, 1024, 1.0),
+            place={"host": "vm", "node": node, "machine": {"cpu": "x", "cores": cores}},
+        )
+        for name, (node, cores) in zip(("sdpa", "msra", "ucsa"), nodes, strict=False)
+    ]
+    said = " ".join(printed(results, info, 80))
+    assert f"vm, node a: sdpa (x, 2 cores) and {words}: danon report --tables" in said
