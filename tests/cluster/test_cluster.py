@@ -69,7 +69,7 @@ class Mine(BaseAttention):
 QUICK = "from danon.tuning import measured_case\nmeasured_case.TIMING_S = 0.1\n"
 TUNE = (
     "tune",
-    "--mechanism",
+    "--attention",
     "mine.py:Mine",
     "--objective",
     "speed",
@@ -314,8 +314,10 @@ def test_bench_continues_after_a_node_dies(nodes: Nodes, tmp_path: Path) -> None
     names = {r.case.attention for r in results}
     assert all((found.run_dir / f"benchmark-{name}.json").is_file() for name in names)
     assert {p.name for p in (found.run_dir / "models").iterdir()} == {f"{n}-mqar" for n in names}
+    assert "and 1 more machine: danon report --tables" in " ".join(said.split())
+    report = (found.run_dir / "report.html").read_text(encoding="utf-8")
     for node in nodes.raylets:
-        assert f"node {node[:8]}: " in said
+        assert f"node {node[:8]}: " in report
 
 
 def test_interrupted_bench_on_a_local_ray_leaves_no_process(tmp_path: Path) -> None:
