@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from danon.console.exit_status import DONE, NEGATIVE
+from danon.planning.held_stages import HeldBytes
 from danon.planning.mesh import AXES, Mesh, mesh_of
 from danon.planning.model_shape import ModelShape
 from danon.planning.search import find_layout, find_rows
-from danon.planning.stages import HeldBytes
 from danon.planning.step_plan import RESERVE, Plan, Task
 from danon.planning.stream_bytes import stream_bytes
 from danon.report.formatting import format_length

@@ -41,7 +41,8 @@ class AdvancedDistributedTrainer(DistributedTrainer):
     slowest takes the least measured time. A plain process has the whole model and trains it on the
     same numbers (section "advanced distributed training" of the specification).
 
-    Example:
+    Example::
+
         >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> from danon import create_msra_model

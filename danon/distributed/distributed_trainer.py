@@ -32,7 +32,8 @@ class DistributedTrainer:
     the order of the examples are those of one process, so the strategies differ in memory and
     speed, not in what they train (section "distributed training" of the specification).
 
-    Example:
+    Example::
+
         >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> from danon import create_msra_model

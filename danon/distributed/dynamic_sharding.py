@@ -56,7 +56,8 @@ class DynamicSharding:
     ``torchrun --nproc-per-node 4 script.py`` runs a script with four processes. A plain process
     keeps the whole model (section "dynamic sharding" of the specification).
 
-    Example:
+    Example::
+
         >>> import torch
         >>> from danon import create_msra_model
         >>> from danon.distributed.dynamic_sharding import DynamicSharding

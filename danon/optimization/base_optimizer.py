@@ -31,7 +31,8 @@ class BaseOptimizer(torch.optim.Optimizer):
     ``step`` and ``update_param`` of a subclass run without gradients being recorded, and ``step``
     need not take the closure that torch's may get.
 
-    Example:
+    Example::
+
         >>> import torch
         >>> from danon.optimization import BaseOptimizer
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))

@@ -40,7 +40,8 @@ class DynamicBatchProcessor:
     Between one batch and the next the memory is measured: on a GPU by the allocator, at no cost; on
     a CPU by a trace of the first batch of each size, which is a quarter slower.
 
-    Example:
+    Example::
+
         >>> import torch
         >>> from danon.optimization import DynamicBatchProcessor
         >>> loader = torch.utils.data.DataLoader(torch.arange(20.0), batch_size=4)

@@ -56,7 +56,8 @@ class MixedPrecisionTrainer(BaseTrainer):
     :meth:`danon.training.BaseTrainer.compute_loss`. Batches of one optimizer step count by their
     labels other than ``-100``, without labels by their examples.
 
-    Example:
+    Example::
+
         >>> import torch
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> from danon.optimization import MixedPrecisionTrainer

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from danon.planning.held_stages import MASTER, Stage, padded_shard
 from danon.planning.mesh import Mesh
 from danon.planning.model_shape import ModelShape, TensorShape
-from danon.planning.stages import MASTER, Stage, padded_shard
 
 __all__ = ["Buffers", "buffers_of", "gathered_by_block", "gathered_numbers"]
 

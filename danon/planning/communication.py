@@ -15,9 +15,9 @@ import torch
 
 from danon.config import UCSAConfig
 from danon.planning.buffers import gathered_by_block, gathered_numbers
+from danon.planning.held_stages import MASTER, Stage, padded_shard
 from danon.planning.mesh import Mesh
 from danon.planning.model_shape import ModelShape, TensorShape
-from danon.planning.stages import MASTER, Stage, padded_shard
 
 __all__ = ["Collective", "Kind", "Pass", "collectives"]
 

@@ -2,7 +2,7 @@
 
 A fake process group says that there are as many ranks as asked, and tensors on ``meta`` have no
 memory. All blocks are equal, so one is built, sharded and stepped, and what is outside of blocks
-beside it. It checks the formulas of :mod:`danon.planning.stages`.
+beside it. It checks the formulas of :mod:`danon.planning.held_stages`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from danon.planning.held_stages import HeldBytes, Stage
 from danon.planning.mesh import Mesh
 from danon.planning.model_shape import ModelShape
-from danon.planning.stages import HeldBytes, Stage
 
 __all__ = ["built_bytes", "fake_ranks"]
 

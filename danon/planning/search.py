@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from danon.planning.activations import PartialModel, StageMemory, run_stage
 from danon.planning.communication import collectives
+from danon.planning.held_stages import MASTER, Stage, distinct_stages
 from danon.planning.mesh import Mesh, all_meshes
-from danon.planning.stages import MASTER, Stage, distinct_stages
 from danon.planning.step_plan import Layout, Plan, Task, make_plan, rank_memory
 from danon.planning.step_time import step_time
 

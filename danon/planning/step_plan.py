@@ -11,10 +11,10 @@ import torch
 from danon.planning.activations import PartialModel, StageMemory
 from danon.planning.buffers import buffers_of
 from danon.planning.communication import Collective, Pass, collectives
+from danon.planning.held_stages import HeldBytes, Stage, distinct_stages
 from danon.planning.mesh import Mesh
 from danon.planning.model_shape import ModelShape
 from danon.planning.stage_memory import stage_memory
-from danon.planning.stages import HeldBytes, Stage, distinct_stages
 from danon.planning.step_time import Rates, StepTime, step_time
 
 __all__ = [

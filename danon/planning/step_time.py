@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from danon.planning.communication import Collective, Pass
+from danon.planning.held_stages import Stage
 from danon.planning.mesh import Mesh
 from danon.planning.model_shape import ModelShape
-from danon.planning.stages import Stage
 
 __all__ = ["Rates", "StepTime", "step_time", "training_flops"]
 

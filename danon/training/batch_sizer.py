@@ -22,7 +22,8 @@ FAILED_SHARE = 2
 class BatchSizer:
     """Batch size that grows while the predicted memory is below a limit.
 
-    Example:
+    Example::
+
         >>> from danon.training.batch_sizer import BatchSizer
         >>> sizer = BatchSizer(initial_size=10, max_size=100, growth_rate=2.0, limit_bytes=1000)
         >>> sizer.measured(10, peak_bytes=300)

@@ -37,7 +37,8 @@ class DataLoader(data.DataLoader[_T_co]):
     generators while prefetching: the training's own draws come between. Workers have generators of
     their own.
 
-    Example:
+    Example::
+
         >>> import torch
         >>> from danon.training import DataLoader
         >>> loader = DataLoader(torch.arange(6), batch_size=4)

@@ -25,7 +25,8 @@ class MasterWeights(torch.optim.Optimizer):
     Parameters that were written to since the last step, as by a load of weights, are copied anew. A
     loaded ``master`` counts before the parameter.
 
-    Example:
+    Example::
+
         >>> import torch
         >>> from danon.training.master_weights import MasterWeights
         >>> weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))

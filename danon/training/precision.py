@@ -215,7 +215,8 @@ def enable_mixed_precision(
 
     A second call changes the type at most. float16 needs a ``torch.amp.GradScaler`` in training.
 
-    Example:
+    Example::
+
         >>> import torch
         >>> from danon.utils import enable_mixed_precision
         >>> model = torch.nn.Linear(4, 2)

@@ -87,7 +87,8 @@ class Trainer(BaseTrainer):
     gradients equal those of one large batch. A step without any label leaves the weights as they
     are. UCSA layers that anneal their sparsity are told the step.
 
-    Example:
+    Example::
+
         >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> from danon import create_msra_model

@@ -1,4 +1,4 @@
-"""What the trainer costs beside a loop written by hand: a quiet machine is needed."""
+"""The cost of the trainer beside a loop written by hand: a quiet machine is needed."""
 
 from __future__ import annotations
 

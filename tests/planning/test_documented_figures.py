@@ -11,7 +11,7 @@ from test_activations import measured_peak, planned_peak
 from test_communication import counts, mesh_of, planned
 
 from danon.planning import Mesh, ModelShape, shape_for
-from danon.planning.stages import distinct_stages
+from danon.planning.held_stages import distinct_stages
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/plan.md").read_text(encoding="utf-8")
 PARAMETERS = {"1B": 1e9, "10B": 1e10, "100B": 1e11, "1T": 1e12}

@@ -9,7 +9,7 @@ from torch import distributed as dist
 from danon.models import Backbone
 from danon.planning import Mesh, ModelShape, shape_for
 from danon.planning.fake_devices import built_bytes, fake_ranks
-from danon.planning.stages import HeldBytes, Stage, all_stages, distinct_stages
+from danon.planning.held_stages import HeldBytes, Stage, all_stages, distinct_stages
 
 WORLDS = [8, 256, pytest.param(4096, marks=pytest.mark.slow)]
 

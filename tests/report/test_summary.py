@@ -208,5 +208,5 @@ def test_run_on_several_machines(info: RunInfo, count: int, words: str) -> None:
         )
         for name, (node, cores) in zip(("sdpa", "msra", "ucsa"), nodes, strict=False)
     ]
-    said = " ".join(printed(results, info, 80))
+    said = " ".join(" ".join(printed(results, info, 80)).split())
     assert f"vm, node a: sdpa (x, 2 cores) and {words}: danon report --tables" in said
