@@ -89,7 +89,7 @@ def test_weights_are_those_of_one_process(kind: str, length: str) -> None:
         {"gradient_clipping": 0.01, "label_smoothing": 0.1},
         {"gradient_centralization": True, "gradient_checkpointing": True},
         {"start_size": 0.3, "size_growth": 2.0, "steps": 12},
-        {"max_batch_size": 8, "steps": 10},
+        pytest.param({"max_batch_size": 8, "steps": 10}, marks=pytest.mark.slow),
         {"mixed_precision": "bf16"},
     ],
     ids=lambda settings: next(iter(settings)),

@@ -42,7 +42,10 @@ def test_two_processes_train_as_one(strategy: str, kind: str, length: str, alone
         assert rank["losses"] == pytest.approx(one["losses"], abs=EXACT)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    ["ucsa", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "ucsa")],
+)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_in_float32(strategy: str, kind: str, alone: Any) -> None:
     settings = {"wide": False, "learning_rate": 1e-4}
@@ -73,7 +76,7 @@ def test_a_batch_that_cannot_be_shared_equally(strategy: str, alone: Any) -> Non
     assert distance(alone("ucsa", 90, batch_size=5), both[0]) < EXACT
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_losses_of_twenty_steps(strategy: str, alone: Any) -> None:
     settings = {"steps": 20, "strategy": strategy}
     both = rank_pool(2).run(train_with, "dala", 90, settings)
@@ -151,8 +154,18 @@ def resume(kind: str, strategy: str, directory: str, stop: int | None) -> dict[s
     }
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("strategy", "world"),
+    [
+        ("ddp", 1),
+        ("fsdp", 1),
+        ("fsdp", 4),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("ddp", 2), ("ddp", 4), ("fsdp", 2))
+        ),
+    ],
+)
 def test_a_checkpoint_of_two_ranks_goes_on_with_others(
     strategy: str, world: int, tmp_path: Path
 ) -> None:

@@ -13,8 +13,16 @@ from danon.planning.activations import run_stage
 from danon.planning.stage_memory import stage_memory
 
 
-@pytest.mark.parametrize("sequence", [1, 2, 16])
-@pytest.mark.parametrize("mechanism", ["dala", "ucsa"])
+@pytest.mark.parametrize(
+    ("mechanism", "sequence"),
+    [
+        ("ucsa", 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("ucsa", 1), ("ucsa", 16), ("dala", 1), ("dala", 2), ("dala", 16))
+        ),
+    ],
+)
 def test_shorter_runs(mechanism: str, sequence: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LONGEST", 2**14)
     monkeypatch.setattr(module, "OWN", 3072)
