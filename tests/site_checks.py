@@ -49,6 +49,11 @@ DOCUMENTED = {
     "TrainingConfig.mixed_precision TrainingConfig.gradient_clipping TrainingConfig.warmup_steps",
     "danon.optimization": "DynamicBatchProcessor MixedPrecisionTrainer MixedPrecisionTrainer.train "
     "BaseOptimizer BaseOptimizer.setup_optimizer BaseOptimizer.update_param",
+    "danon.distributed": "DistributedTrainer DistributedTrainer.fit "
+    "DistributedTrainer.set_gradient_accumulation_steps "
+    "DistributedTrainer.enable_advanced_training DistributedTrainer.enable_progressive_training "
+    "DistributedTrainer.enable_dynamic_batching AdvancedDistributedTrainer "
+    "AdvancedDistributedTrainer.set_advanced_options DynamicSharding DynamicSharding.apply",
     "danon.quantization": "quantize_dynamic",
     "danon.utils": "enable_mixed_precision",
 }
@@ -57,11 +62,6 @@ MISSING = {
     "danon": "SystemConfig",
     "danon.config": "SystemConfig",
     "danon.models": "Backbone.optimize_attention",
-    "danon.training": "Trainer.set_gradient_accumulation_steps "
-    "Trainer.enable_advanced_training Trainer.enable_progressive_training "
-    "Trainer.enable_dynamic_batching",
-    "danon.distributed": "DistributedTrainer AdvancedDistributedTrainer "
-    "AdvancedDistributedTrainer.set_advanced_options DynamicSharding",
     "danon.optimization": "MemoryOptimizer MemoryOptimizer.apply_optimizations ComputeOptimizer "
     "AutoOptimizer AutoOptimizer.auto_optimize jit_compile "
     "DynamicBatchInferencer InferenceOptimizer",
@@ -94,8 +94,8 @@ PARTS = (
     "ThreadSafeCache CacheStrategy ThreadManagement"
 )
 """The description's parts of the mechanisms: words for what classes of other names do."""
-COMMANDS = ("bench", "choose", "doctor", "gate", "report", "tune")
-MISSING_COMMANDS = ("plan", "serve")
+COMMANDS = ("bench", "choose", "doctor", "gate", "plan", "report", "train", "tune")
+MISSING_COMMANDS = ("serve",)
 DICTIONARIES = ("attention_config", "training_config")
 MISSING_DICTIONARIES = ("system_config",)
 

@@ -74,7 +74,7 @@ class TensorParallel(nn.Module):
             _narrow(block, self._group)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Run the model, as :meth:`Backbone.forward <danon.models.Backbone.forward>` does.
+        """Run the model, as :meth:`danon.models.Backbone.forward` does.
 
         Args:
             input_ids: (B, N), the same on every process.
