@@ -67,11 +67,12 @@ def _print_result(
     console = Console(emoji=False)
     config = trainer.trainer.config
     losses = [metrics["loss"] for metrics in result.history.values() if "loss" in metrics]
+    passes = "1 pass" if run.epochs == 1 else f"{run.epochs} passes"
     plural = "process" if processes == 1 else "processes"
     messages.say(
         console,
         result.outcome.capitalize(),
-        f"after step {result.step} of {config.steps}: {run.epochs} passes over the data, strategy "
+        f"after step {result.step} of {config.steps}: {passes} over the data, strategy "
         f"{config.strategy}, {processes} {plural}",
     )
     if losses:

@@ -6,6 +6,7 @@ run.fit(run.trainer())
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -136,7 +137,8 @@ class TrainingFile:
         experiment = values.get("experiment")
         if experiment is not None and not isinstance(experiment, str):
             raise ConfigError(f"{path}: experiment = {experiment!r}: must be a name")
-        directory = path.parent / values.get("directory", f"{path.stem}-training")
+        beside = path.parent / values.get("directory", f"{path.stem}-training")
+        directory = Path(os.path.normpath(beside))  # without the dots in between
         found = cls(
             path, directory, experiment, mechanism, model, data, _table(path, values, "training")
         )
