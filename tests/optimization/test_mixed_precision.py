@@ -251,16 +251,6 @@ def test_wrong_loaders_and_numbers_are_refused() -> None:
 
 def test_snippet_of_the_specification() -> None:
     model, train_loader = net(), DataLoader(data(), batch_size=4)
-    trainer = MixedPrecisionTrainer(
-        model,
-        opt_level="O2",
-        keep_batchnorm_fp32=True
-    )  # fmt: off
-
-    # 使用混合精度训练
-    trainer.train(
-        train_loader,
-        epochs=10,
-        accumulation_steps=4
-    )  # fmt: off
+    trainer = MixedPrecisionTrainer(model, opt_level="O2", keep_batchnorm_fp32=True)
+    trainer.train(train_loader, epochs=10, accumulation_steps=4)
     assert trainer.step == 20

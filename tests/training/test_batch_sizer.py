@@ -45,9 +45,8 @@ def test_line_through_two_sizes() -> None:
     assert made.bytes_per_example is None and made.has_measured(10) and not made.has_measured(20)
     made.measured(20, 160)
     assert (made.fixed_bytes, made.bytes_per_example) == (100, 3)
-    assert [made.predicted_bytes(n) for n in (5, 10, 15, 20, 21, 120)] == [
-        130, 130, 160, 160, 163, 460,
-    ]  # fmt: skip
+    predicted = {5: 130, 10: 130, 15: 160, 20: 160, 21: 163, 120: 460}
+    assert {n: made.predicted_bytes(n) for n in predicted} == predicted
     made.measured(10, 100)  # the largest of a size counts
     assert made.bytes_per_example == 3
 
